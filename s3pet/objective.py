@@ -1,0 +1,288 @@
+"""A task on a backbone: batches, a loss, and predictions.
+
+The same task is learnt in two ways. A text-to-text backbone (encoder-decoder or decoder) learns to write the label's
+word and is scored by comparing the likelihoods of all label words; nothing but PET tensors is trained. An encoder gets
+a head on its pooled output, whose parameters are trained with the PET tensors and reported beside the budget, never in
+it. Rows are tokenised once; evaluation runs in order of length.
+
+The head may be run with weights from outside (``head_weights``), so that the search can evaluate any w'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s3pet.backbones import backbone_kind
+from s3pet.errors import TaskError
+from s3pet.tasks import Example, Task
+
+Row = dict[str, Any]
+Batch = dict[str, Tensor]
+POOLINGS = ("pooler", "first", "mean")
+
+
+class Objective(nn.Module):
+    """Base of the three ways a backbone learns a task.
+
+    Attributes:
+        model: the backbone (not a submodule).
+        task: the task.
+        head: the task head, or None.
+        device: where batches go.
+    """
+
+    head: nn.Module | None = None
+
+    def __init__(self, model: nn.Module, task: Task, max_length: int):
+        super().__init__()
+        if task.tokenizer is None:
+            raise TaskError(f"task {task.name!r} has no tokenizer; give one: load_task({task.name!r}, tokenizer)")
+        self.__dict__["model"] = model
+        self.task, self.tokenizer, self.max_length = task, task.tokenizer, max_length
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def head_weights(self) -> list[Tensor]:
+        """Trainable tensors of the head, none for text-to-text backbones."""
+        return [] if self.head is None else list(self.head.parameters())
+
+    @property
+    def head_params(self) -> int:
+        """Trainable parameters of the head; never part of the budget."""
+        return sum(weight.numel() for weight in self.head_weights)
+
+    def encode(self, examples: Sequence[Example]) -> list[Row]:
+        """Tokenise once: rows of ``input_ids`` (list of int) and ``target``."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
+        """Mean training loss of a batch, a scalar."""
+        raise NotImplementedError
+
+    def scores(self, batch: Batch) -> Tensor:
+        """[batch, n_labels] log-likelihoods or logits; [batch, 1] predicted values for a regression head."""
+        raise NotImplementedError
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Pad a list of encoded rows to a batch on the backbone's device."""
+        filler = {"input_ids": self.tokenizer.pad_token_id or 0}
+        batch = {k: _pad([row[k] for row in rows], filler.get(k, 0)) for k in rows[0] if k != "target"}
+        batch["attention_mask"] = _pad([[1] * len(row["input_ids"]) for row in rows], 0)
+        kind = torch.float32 if self.task.regression and self.head is not None else torch.long
+        batch["target"] = torch.tensor([row["target"] for row in rows], dtype=kind)
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    @torch.no_grad()
+    def predict(self, examples: Sequence[Example] | Sequence[Row], batch_size: int = 128) -> list[float]:
+        """Class index (or value) for each example, in evaluation mode and without gradients."""
+        rows = examples if examples and isinstance(examples[0], dict) else self.encode(examples)  # type: ignore[arg-type]
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))  # type: ignore[call-overload,index]
+        modes = {module: module.training for module in (self, self.model)}
+        for module in modes:
+            module.eval()
+        found: list[float] = [0.0] * len(rows)
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            scores = self.scores(self.collate([rows[index] for index in part])).float()  # type: ignore[misc]
+            picks = scores.squeeze(-1) if self.task.regression and self.head else scores.argmax(-1)
+            for index, pick in zip(part, picks.tolist(), strict=True):
+                found[index] = pick
+        for module, mode in modes.items():
+            module.train(mode)
+        if self.task.regression and self.head is None:
+            return [self.task.label_values[int(pick)] for pick in found]
+        return found
+
+    def evaluate(self, examples: Sequence[Example], rows: Sequence[Row] | None = None) -> dict[str, float]:
+        """The task's metrics on these examples, the main one first."""
+        labels = [example.label for example in examples]
+        return self.task.score(self.predict(rows or examples), labels)
+
+    def _target(self, example: Example) -> int | float:
+        if not self.task.regression or self.head is not None:
+            return example.label
+        values = self.task.label_values  # a text-to-text backbone writes the nearest printed value
+        return min(range(len(values)), key=lambda index: abs(values[index] - float(example.label)))
+
+    def _sources(self, examples: Sequence[Example]) -> list[list[int]]:
+        texts = [example.source for example in examples]
+        return self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+
+
+class SequenceToSequence(Objective):
+    """Encoder-decoder: the decoder writes the label word."""
+
+    def __init__(self, model: nn.Module, task: Task, max_length: int):
+        super().__init__(model, task, max_length)
+        words = self.tokenizer(text_target=list(task.label_words))["input_ids"]
+        self.register_buffer("words", _pad(words, -100).to(self.device))  # [n_labels, length], with the end token
+
+    def encode(self, examples: Sequence[Example]) -> list[Row]:
+        pairs = zip(self._sources(examples), examples, strict=True)
+        return [{"input_ids": ids, "target": self._target(example)} for ids, example in pairs]
+
+    def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
+        labels = self.words[batch["target"]]
+        return self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+
+    def scores(self, batch: Batch) -> Tensor:
+        mask = batch["attention_mask"]
+        hidden = self.model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask)
+        n_labels, n_rows = len(self.words), len(mask)
+        hidden.last_hidden_state = hidden.last_hidden_state.repeat_interleave(n_labels, 0)
+        labels = self.words.repeat(n_rows, 1)  # row-major: all label words of row 0, then of row 1, …
+        mask = mask.repeat_interleave(n_labels, 0)
+        logits = self.model(encoder_outputs=hidden, attention_mask=mask, labels=labels).logits
+        return _likelihood(logits, labels).view(n_rows, n_labels)
+
+
+class Causal(Objective):
+    """Decoder: the prompt is continued by the label word."""
+
+    def __init__(self, model: nn.Module, task: Task, max_length: int):
+        super().__init__(model, task, max_length)
+        words = [
+            self.tokenizer(" " + word, add_special_tokens=False)["input_ids"][: max_length // 2]
+            for word in task.label_words
+        ]
+        if len({tuple(word) for word in words}) < len(words):
+            raise TaskError(f"label words {task.label_words} are not distinct tokens for this tokenizer")
+        self.words = words
+
+    def encode(self, examples: Sequence[Example]) -> list[Row]:
+        room = self.max_length - max(map(len, self.words))
+        texts = [example.source for example in examples]
+        prompts = [ids[-room:] for ids in self.tokenizer(texts)["input_ids"]]  # the prompt's end is what matters
+        return [{"input_ids": p, "target": self._target(e)} for p, e in zip(prompts, examples, strict=True)]
+
+    def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
+        ids, labels = self._continued(batch, [[int(pick)] for pick in batch["target"]])
+        logits = self.model(input_ids=ids).logits[:, :-1]
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+
+    def scores(self, batch: Batch) -> Tensor:
+        every = list(range(len(self.words)))
+        ids, labels = self._continued(batch, [every] * len(batch["target"]))
+        logits = self.model(input_ids=ids).logits[:, :-1]
+        return _likelihood(logits, labels[:, 1:]).view(-1, len(every))
+
+    def _continued(self, batch: Batch, picks: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Prompt + label word, padded on the right (a causal mask never looks there), and labels on the word only."""
+        ids, labels = [], []
+        for prompt, mask, chosen in zip(batch["input_ids"], batch["attention_mask"], picks, strict=True):
+            kept = prompt[mask.bool()].tolist()
+            for pick in chosen:
+                ids.append(kept + self.words[pick])
+                labels.append([-100] * len(kept) + self.words[pick])
+        return _pad(ids, self.tokenizer.pad_token_id or 0).to(self.device), _pad(labels, -100).to(self.device)
+
+
+class Head(nn.Module):
+    """Dropout and one linear map on the pooled output: with ``"pooler"`` the standard BERT classification head.
+
+    Args:
+        width: hidden size. n_labels: outputs. dropout: probability. pooling: ``"pooler"`` (the backbone's own, on the
+            first token), ``"first"`` token, or ``"mean"`` over real tokens.
+    """
+
+    def __init__(self, width: int, n_labels: int, dropout: float, pooling: str):
+        super().__init__()
+        self.pooling, self.dropout, self.out = pooling, nn.Dropout(dropout), nn.Linear(width, n_labels)
+
+    def forward(self, output: Any, mask: Tensor) -> Tensor:
+        """[batch, n_labels] from the backbone's output and the attention mask."""
+        if self.pooling == "pooler":
+            pooled = output.pooler_output
+        elif self.pooling == "first":
+            pooled = output.last_hidden_state[:, 0]
+        else:
+            weight = mask.unsqueeze(-1).to(output.last_hidden_state.dtype)
+            pooled = (output.last_hidden_state * weight).sum(1) / weight.sum(1)
+        return self.out(self.dropout(pooled))
+
+
+class Encoder(Objective):
+    """Encoder with a head: cross-entropy, or squared error for regression."""
+
+    def __init__(self, model: nn.Module, task: Task, max_length: int, seed: int, pooling: str | None):
+        super().__init__(model, task, max_length)
+        config = model.config
+        has_pooler = getattr(model, "pooler", None) is not None and not getattr(model, "s3pet_pooler_is_fresh", False)
+        pooling = pooling or ("pooler" if has_pooler else "mean")
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling {pooling!r} is not one of {', '.join(POOLINGS)}")
+        dropout = getattr(config, "classifier_dropout", None)
+        dropout = getattr(config, "hidden_dropout_prob", 0.1) if dropout is None else dropout
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head = Head(config.hidden_size, task.n_labels, dropout, pooling)
+            nn.init.normal_(self.head.out.weight, std=getattr(config, "initializer_range", 0.02))
+            nn.init.zeros_(self.head.out.bias)
+        self.head.to(self.device)
+
+    def encode(self, examples: Sequence[Example]) -> list[Row]:
+        columns = [list(column) for column in zip(*(example.segments for example in examples), strict=True)]
+        encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length)
+        rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+        return [{**row, "target": self._target(example)} for row, example in zip(rows, examples, strict=True)]
+
+    def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
+        logits, target = self._logits(batch, head_weights), batch["target"]
+        if self.task.regression:
+            return F.mse_loss(logits.squeeze(-1), target)
+        return F.cross_entropy(logits, target)
+
+    def scores(self, batch: Batch) -> Tensor:
+        return self._logits(batch)
+
+    def _logits(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
+        output = self.model(**{name: tensor for name, tensor in batch.items() if name != "target"})
+        inputs = (output, batch["attention_mask"])
+        if head_weights is None:
+            return self.head(*inputs)  # type: ignore[misc]
+        names = [name for name, _ in self.head.named_parameters()]  # type: ignore[union-attr]
+        return torch.func.functional_call(self.head, dict(zip(names, head_weights, strict=True)), inputs)  # type: ignore[arg-type]
+
+
+def make_objective(
+    model: nn.Module, task: Task, *, max_length: int = 128, seed: int = 0, pooling: str | None = None
+) -> Objective:
+    """How this backbone learns this task.
+
+    Args:
+        model: from :func:`s3pet.load_backbone`, or any Hugging Face model of a known family. Of a model that carries
+            its own classification head only the encoder is used.
+        task: with its tokenizer.
+        max_length: tokens of an input, longer ones are cut.
+        seed: of a fresh head.
+        pooling: for encoders: ``"pooler"``, ``"first"`` or ``"mean"``; None takes the backbone's own pooler where its
+            weights came with it, else the mean.
+
+    Returns:
+        An objective without trained state, but for a fresh head.
+    """
+    kind = backbone_kind(model)
+    if kind == "encoder-decoder":
+        return SequenceToSequence(model, task, max_length)
+    if kind == "decoder":
+        return Causal(model, task, max_length)
+    return Encoder(getattr(model, "base_model", model), task, max_length, seed, pooling)
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, value)
+
+
+def _likelihood(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-likelihood of each row's labels (−100 is ignored): [rows]."""
+    flat = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none")
+    return -flat.view(labels.shape).sum(-1)

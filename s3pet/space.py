@@ -1,0 +1,416 @@
+"""Where a PET module may go: HF module names → sites; sites × PET modules → candidates with costs.
+
+The only room that knows Hugging Face names. A family of architectures is one row of :data:`FAMILIES`: patterns of
+dotted module names with the role each plays. A *role* is the family-independent name of a place inside a layer —
+``attn.q``, ``ffn.in``, ``cross.norm``; plain ``attn``, ``cross`` and ``ffn`` are a block's output, where adapters sit —
+so that rules, structures and figures read the same for every family. A site's address is ``stack.layer.role``
+(``encoder.3.attn.q``); its ``path`` is the dotted HF name.
+
+Candidates come in one canonical order, which on T5 is the paper's: all projections and norms in ``named_modules()``
+order (LoRA, LNFit, BitFit within one site), then the block adapters in the same order.
+
+Where we depart from the authors' code: a bias on attention keys without rotary positions adds the same number to all
+of a query's scores, which the softmax cancels; such candidates are marked ``inert`` and left out unless
+``keep_inert=True`` (48 of T5-large's 916). Gated FFNs (``wi_0``/``wi_1``) are in the space; theirs drops them silently.
+
+Source: Hu et al. 2022 (arXiv:2206.07382), section 4.1 (S³PET-M and S³PET-L).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from s3pet.backbones import n_parameters
+from s3pet.errors import BackboneError, SpaceError, UnknownSiteError, nearest
+from s3pet.modules import PETS, pet_module
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family of architectures names its places.
+
+    Attributes:
+        model_types: ``config.model_type`` values it serves.
+        sites: rows of (pattern, role). In a pattern ``{stack}`` and ``{layer}`` stand for themselves, and any prefix
+            may precede it; one module may play two roles (a projection that is also its block's output).
+        stack: the stack of sites whose pattern has no ``{stack}``.
+        rotary: keys are rotated after their projection, so a bias on them is not inert.
+    """
+
+    model_types: tuple[str, ...]
+    sites: tuple[tuple[str, str], ...]
+    stack: str = "encoder"
+    rotary: bool = False
+
+
+def _rows(prefix: str, role: str, names: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple((f"{prefix}.{name}", f"{role}.{part}") for part, name in names.items())
+
+
+_T5 = "{stack}.block.{layer}.layer"
+_QKVO = {part: part for part in "qkvo"}
+FAMILIES: dict[str, Family] = {
+    "t5": Family(
+        ("t5", "mt5"),
+        (
+            *_rows(f"{_T5}.0.SelfAttention", "attn", _QKVO),
+            *_rows(f"{_T5}.1.EncDecAttention", "cross", _QKVO),
+            *_rows(f"{_T5}.[12].DenseReluDense", "ffn", {"in": "wi", "out": "wo"}),
+            *_rows(f"{_T5}.[12].DenseReluDense", "ffn", {"gate": "wi_0", "in": "wi_1"}),
+            (f"{_T5}.0.layer_norm", "attn.norm"),
+            ("(?P<stack>decoder).block.{layer}.layer.1.layer_norm", "cross.norm"),
+            ("(?P<stack>encoder).block.{layer}.layer.1.layer_norm", "ffn.norm"),
+            ("(?P<stack>decoder).block.{layer}.layer.2.layer_norm", "ffn.norm"),
+            ("{stack}.final_layer_norm", "final.norm"),
+            (f"{_T5}.0.SelfAttention", "attn"),
+            (f"{_T5}.1.EncDecAttention", "cross"),
+            (f"{_T5}.[12].DenseReluDense", "ffn"),
+        ),
+    ),
+    "bert": Family(
+        ("bert", "roberta", "xlm-roberta", "camembert", "electra"),
+        (
+            ("embeddings.LayerNorm", "embed.norm"),
+            *_rows(
+                "encoder.layer.{layer}.attention", "attn", {"q": "self.query", "k": "self.key", "v": "self.value"}
+            ),
+            *_rows("encoder.layer.{layer}.attention.output", "attn", {"o": "dense", "norm": "LayerNorm"}),
+            ("encoder.layer.{layer}.intermediate.dense", "ffn.in"),
+            *_rows("encoder.layer.{layer}.output", "ffn", {"out": "dense", "norm": "LayerNorm"}),
+            ("encoder.layer.{layer}.attention.output.dense", "attn"),  # adapters sit before dropout and residual
+            ("encoder.layer.{layer}.output.dense", "ffn"),
+        ),
+    ),
+    "llama": Family(
+        ("llama", "mistral", "qwen2"),
+        (
+            *_rows("layers.{layer}.self_attn", "attn", {part: f"{part}_proj" for part in "qkvo"}),
+            *_rows("layers.{layer}.mlp", "ffn", {"gate": "gate_proj", "in": "up_proj", "out": "down_proj"}),
+            ("layers.{layer}.input_layernorm", "attn.norm"),
+            ("layers.{layer}.post_attention_layernorm", "ffn.norm"),
+            ("norm", "final.norm"),
+            ("layers.{layer}.self_attn", "attn"),
+            ("layers.{layer}.mlp", "ffn"),
+        ),
+        stack="decoder",
+        rotary=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a frozen backbone where PET modules may act.
+
+    Attributes:
+        address: ``stack.layer.role``, the family-independent name.
+        path: dotted Hugging Face module name.
+        stack: ``"encoder"`` or ``"decoder"``.
+        layer: index within the stack; None outside the layers.
+        role: ``attn.q`` … ``ffn.norm``, or ``attn``, ``cross``, ``ffn`` for a block's output.
+        kind: ``"linear"``, ``"norm"`` or ``"block"``.
+        d_in: width of the input, in features.
+        d_out: width of the output, in features.
+    """
+
+    address: str
+    path: str
+    stack: str
+    layer: int | None
+    role: str
+    kind: str
+    d_in: int
+    d_out: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Site × PET module × size. ``n_params`` is its cost; ``redundant`` names a candidate that can add the same."""
+
+    site: str
+    path: str
+    stack: str
+    layer: int | None
+    role: str
+    pet: str
+    rank: int | None
+    n_params: int
+    d_in: int
+    d_out: int
+    inert: bool = False
+    redundant: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique within a space: ``encoder.3.attn.q:lora:1``."""
+        return f"{self.site}:{self.pet}" + (f":{self.rank}" if self.rank is not None else "")
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Candidate:
+        """From one row of a table or JSON object; missing values become None, further columns are ignored."""
+        found = {}
+        for field in fields(cls):
+            value = row.get(field.name, field.default)
+            value = None if value is None or value != value or str(value) == "<NA>" else value
+            number = field.name in ("layer", "rank", "n_params", "d_in", "d_out") and value is not None
+            found[field.name] = int(value) if number else value
+        return cls(**{**found, "inert": bool(found["inert"])})
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which PET module goes on which sites.
+
+    Attributes:
+        pet: name of the PET module.
+        roles: patterns of roles (``"attn.[qv]"``, ``"*.norm"``); None: every role the module fits, without the
+            cross-attention projections and blocks unless the space asks for them.
+        stacks: patterns of stacks.
+        layers: layer indices; None means all.
+        ranks: sizes, one candidate each; None: the module's default.
+    """
+
+    pet: str
+    roles: tuple[str, ...] | None = None
+    stacks: tuple[str, ...] = ("*",)
+    layers: tuple[int, ...] | None = None
+    ranks: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, given: Rule | Mapping[str, Any]) -> Rule:
+        """A rule from a mapping (as in a JSON file), with lists or single values; raises SpaceError."""
+        if isinstance(given, Rule):
+            return given
+        if not isinstance(given, Mapping):
+            raise SpaceError(f"a rule is a Rule or a mapping such as {{'pet': 'lora'}}, not {given!r}")
+        names = [field.name for field in fields(cls)]
+        unknown = [key for key in given if key not in names]
+        if unknown or "pet" not in given:
+            raise SpaceError(f"rule {dict(given)!r} has keys {sorted(given)}; expected 'pet' and some of {names[1:]}")
+        many = {k: (v,) if isinstance(v, (str, int)) else v for k, v in given.items() if k != "pet"}
+        return cls(pet=given["pet"], **{k: tuple(v) if v is not None else None for k, v in many.items()})
+
+    def ranks_of(self) -> tuple[int | None, ...]:
+        """Sizes this rule makes."""
+        return self.ranks or (pet_module(self.pet).default_rank,)
+
+    def matches(self, site: Site, cross_attention: bool) -> bool:
+        """Whether the rule puts its module on this site."""
+        if site.kind not in pet_module(self.pet).fits or (self.layers is not None and site.layer not in self.layers):
+            return False
+        if not any(fnmatch.fnmatchcase(site.stack, pattern) for pattern in self.stacks):
+            return False
+        if self.roles is None:
+            return cross_attention or site.kind == "norm" or not site.role.startswith("cross")
+        return any(fnmatch.fnmatchcase(site.role, pattern) for pattern in self.roles)
+
+
+SPACES: dict[str, tuple[Rule, ...]] = {
+    "mixed": (Rule("lora"), Rule("lnfit"), Rule("bitfit"), Rule("lowrank_adapter")),
+    "lora": (Rule("lora"),),
+}
+
+
+@dataclass(frozen=True)
+class Space:
+    """All candidates of a search, in canonical order.
+
+    Attributes:
+        candidates: the candidates.
+        name: ``"mixed"``, ``"lora"`` or ``"custom"``.
+        model_id: where the backbone came from.
+        backbone_params: its parameters; what budgets given as fractions refer to.
+    """
+
+    candidates: tuple[Candidate, ...]
+    name: str
+    model_id: str
+    backbone_params: int
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return iter(self.candidates)
+
+    @property
+    def n_params(self) -> int:
+        """Trainable parameters of all candidates together."""
+        return sum(candidate.n_params for candidate in self.candidates)
+
+    @property
+    def costs(self) -> Tensor:
+        """Trainable parameters of each candidate, float64 [n_candidates]."""
+        return torch.tensor([candidate.n_params for candidate in self.candidates], dtype=torch.float64)
+
+    def table(self) -> pd.DataFrame:
+        """One row per candidate: site, path, stack, layer, role, pet, rank, n_params, inert, …; plain pandas."""
+        return candidate_table(self.candidates)
+
+    def __repr__(self) -> str:
+        kinds = {pet: sum(c.pet == pet for c in self.candidates) for pet in PETS}
+        parts = ", ".join(f"{count} {pet}" for pet, count in kinds.items() if count)
+        return f"Space({self.name!r}: {len(self)} candidates ({parts}), {self.n_params:,} parameters)"
+
+
+def candidate_table(candidates: Sequence[Candidate]) -> pd.DataFrame:
+    """Candidates as a tidy DataFrame; ``layer`` and ``rank`` are nullable integers."""
+    import pandas as pd
+
+    columns = [field.name for field in fields(Candidate)]
+    table = pd.DataFrame([asdict(candidate) for candidate in candidates], columns=columns)
+    return table.astype({"layer": "Int64", "rank": "Int64", "inert": bool})
+
+
+def family_of(model: nn.Module) -> Family:
+    """The row of :data:`FAMILIES` for this model; raises BackboneError naming what is known."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    for family in FAMILIES.values():
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(kind for family in FAMILIES.values() for kind in family.model_types)
+    raise BackboneError(
+        f"no search space is known for model_type {model_type!r} ({type(model).__name__}); known: {known}. "
+        "A new family is one row of s3pet.space.FAMILIES."
+    )
+
+
+def find_sites(model: nn.Module) -> tuple[Site, ...]:
+    """All sites of a model, in ``named_modules()`` order; a module with two roles gives two sites.
+
+    Args:
+        model: a Hugging Face model of a known family, with or without weights (meta device is enough).
+
+    Raises:
+        BackboneError: unknown family, or none of its names is there.
+    """
+    family = family_of(model)
+    patterns = [(re.compile(r"(?:.+\.)?" + _to_regex(pattern)), role) for pattern, role in family.sites]
+    sites: list[Site] = []
+    for path, module in model.named_modules():
+        for pattern, role in patterns:
+            match = pattern.fullmatch(path)
+            if match is None:
+                continue
+            found = match.groupdict()
+            stack = found.get("stack") or family.stack
+            layer = int(found["layer"]) if found.get("layer") else None
+            kind = "norm" if role.endswith(".norm") else "linear" if "." in role else "block"
+            d_in, d_out = _widths(module, kind, model)
+            address = ".".join(str(part) for part in (stack, layer, role) if part is not None)
+            sites.append(Site(address, path, stack, layer, role, kind, d_in, d_out))
+    if not sites:
+        raise BackboneError(f"{type(model).__name__} has none of the module names of its family")
+    return tuple(sites)
+
+
+def make_space(
+    model: nn.Module,
+    rules: str | Sequence[Rule | Mapping[str, Any]] = "mixed",
+    *,
+    keep_inert: bool = False,
+    cross_attention: bool = False,
+) -> Space:
+    """The candidates of a search.
+
+    Args:
+        model: the backbone.
+        rules: ``"mixed"`` (S³PET-M), ``"lora"`` (S³PET-L), or a list of rules.
+        keep_inert: keep candidates that cannot change the model's output (a bias on attention keys).
+        cross_attention: add the cross-attention projections and blocks, which the paper's spaces do not hold. Rules
+            that name their roles say so themselves.
+
+    Returns:
+        The space, in canonical order.
+
+    Raises:
+        SpaceError: unknown name, malformed rule, or a rule that matches nothing. UnknownSiteError: unknown PET module
+            or a role pattern that no site of this model has. BackboneError: unknown family.
+
+    Source:
+        Hu et al. 2022 (arXiv:2206.07382), section 4.1.
+    """
+    if isinstance(rules, str):
+        if rules not in SPACES:
+            raise SpaceError(f"space {rules!r} is not known; {nearest(rules, SPACES)}, or give a list of rules")
+        name, chosen = rules, SPACES[rules]
+    else:
+        name, chosen = "custom", tuple(Rule.of(rule) for rule in rules)
+    if not chosen:
+        raise SpaceError("a space needs at least one rule, such as Rule('lora')")
+    sites = find_sites(model)
+    rotary = family_of(model).rotary or _relative_keys(model)
+    found: dict[tuple, Candidate] = {}
+    for rule in chosen:
+        matched = [(i, site) for i, site in enumerate(sites) if rule.matches(site, cross_attention)]
+        if not matched:
+            _explain_empty(rule, sites)
+        for i, site in matched:
+            for rank in rule.ranks_of():
+                key = (site.kind == "block", i, list(PETS).index(rule.pet), rank or 0)
+                found[key] = _candidate(site, rule.pet, rank, rotary)
+    ordered = [found[key] for key in sorted(found)]
+    kept = [candidate for candidate in ordered if keep_inert or not candidate.inert]
+    if not kept:
+        raise SpaceError("every candidate of these rules is inert (a bias on attention keys); use keep_inert=True")
+    model_id = getattr(model, "s3pet_id", None) or getattr(model.config, "_name_or_path", "") or type(model).__name__
+    return Space(_name_redundant(kept), name, model_id, n_parameters(model))
+
+
+def _candidate(site: Site, pet: str, rank: int | None, rotary: bool) -> Candidate:
+    if rank is not None and rank < 1:
+        raise SpaceError(f"{pet} on {site.address}: rank {rank} must be at least 1")
+    cost = pet_module(pet).cost(site.d_in, site.d_out, rank or 1)
+    inert = pet == "bitfit" and site.role.endswith(".k") and not rotary
+    where = (site.address, site.path, site.stack, site.layer, site.role)
+    return Candidate(*where, pet, rank, cost, site.d_in, site.d_out, inert)
+
+
+def _name_redundant(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """A bias on a block's last projection and the up-bias of that block's adapter add at the same place."""
+    last = {"attn": "attn.o", "cross": "cross.o", "ffn": "ffn.out"}
+    biases = {candidate.site: candidate.name for candidate in candidates if candidate.pet == "bitfit"}
+    named = []
+    for candidate in candidates:
+        if candidate.role in last:
+            beside = f"{candidate.site.removesuffix(candidate.role)}{last[candidate.role]}"
+            candidate = Candidate(**{**asdict(candidate), "redundant": biases.get(beside)})
+        named.append(candidate)
+    return tuple(named)
+
+
+def _explain_empty(rule: Rule, sites: Sequence[Site]) -> None:
+    roles = sorted({site.role for site in sites})
+    for pattern in rule.roles or ():
+        if not fnmatch.filter(roles, pattern):
+            raise UnknownSiteError(f"no site of this model has role {pattern!r}; {nearest(pattern, roles)}")
+    fitting = sorted({site.role for site in sites if site.kind in pet_module(rule.pet).fits})
+    raise SpaceError(f"{rule} matches no site; {rule.pet} fits on {', '.join(fitting) or 'nothing here'}")
+
+
+def _to_regex(pattern: str) -> str:
+    escaped = pattern.replace(".", r"\.")
+    return escaped.replace("{stack}", "(?P<stack>encoder|decoder)").replace("{layer}", r"(?P<layer>\d+)")
+
+
+def _widths(module: nn.Module, kind: str, model: nn.Module) -> tuple[int, int]:
+    if isinstance(module, nn.Linear):
+        return (module.out_features,) * 2 if kind == "block" else (module.in_features, module.out_features)
+    if kind == "norm":
+        return (module.weight.shape[-1],) * 2
+    return (getattr(model.config, "d_model", None) or model.config.hidden_size,) * 2
+
+
+def _relative_keys(model: nn.Module) -> bool:
+    """Relative position embeddings that multiply the keys make their bias matter."""
+    return "relative_key" in str(getattr(model.config, "position_embedding_type", "absolute"))

@@ -1,0 +1,186 @@
+"""Attach candidates to a frozen model by hooks, and take them off without a trace.
+
+A supernet owns the PET tensors of its candidates, nothing of the backbone: one frozen backbone serves every supernet,
+one after the other, and is bit for bit what it was once they are gone. While attached, every site's output is
+
+    h + Σ_i z_i · δ_i(x, h)
+
+with the gates z given by :meth:`Supernet.using` (all 1 without it, which is how a chosen structure is retrained). Only
+PET tensors get gradients; autograd builds no graph below the first site.
+
+As in the authors' code, all candidates of a projection or norm read the site's own input and output; a block's
+adapter reads the block's output with what its projections' candidates have added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s3pet.errors import SearchError, StructureMismatchError
+from s3pet.modules import PETS, pet_module
+from s3pet.space import Candidate, Space
+from s3pet.structure import Structure
+
+_MARK = "_s3pet_attached"
+
+
+class Supernet(nn.Module):
+    """Candidates on a frozen backbone. Calling it runs the backbone with them on.
+
+    Args:
+        model: the backbone; it is frozen while the supernet is attached.
+        candidates: a space, a structure, or a sequence of candidates.
+        seed: of the fresh PET tensors. Each candidate's tensors depend only on the seed and its name, so the same
+            candidate starts the same in every structure.
+
+    Attributes:
+        weights: all PET tensors, in candidate order.
+        keys: their names, ``"<candidate>/<tensor>"``.
+    """
+
+    def __init__(self, model: nn.Module, candidates: Space | Structure | Sequence[Candidate], *, seed: int = 0):
+        super().__init__()
+        if isinstance(candidates, Structure):
+            candidates.check(model)
+        self.candidates = tuple(getattr(candidates, "candidates", candidates))
+        self.__dict__["model"] = model  # not a submodule: state_dict() and parameters() hold PET tensors only
+        self.keys: list[str] = []
+        self._slots: list[list[tuple[str, int]]] = []
+        fresh = []
+        device = next(model.parameters()).device
+        for candidate in self.candidates:
+            slots = []
+            for name, tensor in self._fresh(candidate, seed).items():
+                slots.append((name, len(fresh)))
+                self.keys.append(f"{candidate.name}/{name}")
+                fresh.append(nn.Parameter(tensor.to(device)))
+            self._slots.append(slots)
+        self.weights = nn.ParameterList(fresh)
+        self._now: Sequence[Tensor] = list(self.weights)
+        self._gates: Sequence[Tensor | float] = [1.0] * len(self.candidates)
+        self._handles: list[Any] = []
+        self._flags: list[bool] = []
+
+    @staticmethod
+    def _fresh(candidate: Candidate, seed: int) -> dict[str, Tensor]:
+        digest = hashlib.sha256(f"{seed}:{candidate.name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        return pet_module(candidate.pet).init(candidate.d_in, candidate.d_out, candidate.rank or 1, generator)
+
+    @property
+    def n_params(self) -> int:
+        """Trainable PET parameters."""
+        return sum(weight.numel() for weight in self.weights)
+
+    def attach(self) -> Supernet:
+        """Put the hooks on and freeze the backbone; raises SearchError if another supernet is on."""
+        if getattr(self.model, _MARK, False):
+            raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
+        parameters = list(self.model.parameters())
+        self._flags = [parameter.requires_grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        setattr(self.model, _MARK, True)
+        indexed = enumerate(self.candidates)
+        for (path, _), group in groupby(indexed, key=lambda pair: (pair[1].path, _is_block(pair[1]))):
+            try:
+                site = self.model.get_submodule(path)
+            except AttributeError as error:
+                self.detach()
+                raise StructureMismatchError(f"{path!r} is not in {type(self.model).__name__}") from error
+            self._handles.append(site.register_forward_hook(self._hook([index for index, _ in group])))
+        return self
+
+    def detach(self) -> None:
+        """Take the hooks off and give the backbone its own requires_grad flags back. Safe to call twice."""
+        if not self._flags:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        for parameter, flag in zip(self.model.parameters(), self._flags, strict=True):
+            parameter.requires_grad_(flag)
+        self._flags = []
+        delattr(self.model, _MARK)
+
+    def __enter__(self) -> Supernet:
+        return self if self._flags else self.attach()
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    @contextmanager
+    def using(self, gates: Tensor | None = None, weights: Sequence[Tensor] | None = None) -> Iterator[None]:
+        """Run with these gates and weights instead of 1 and the supernet's own; restored afterwards.
+
+        Args:
+            gates: [n_candidates].
+            weights: tensors in the shapes of ``self.weights``.
+        """
+        before = self._gates, self._now
+        if gates is not None:
+            self._gates = gates.unbind()
+        if weights is not None:
+            self._now = weights
+        try:
+            yield
+        finally:
+            self._gates, self._now = before
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The backbone's own output, with the candidates on for this call."""
+        if self._flags:
+            return self.model(*args, **kwargs)
+        with self:
+            return self.model(*args, **kwargs)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """PET tensors by name, for saving."""
+        return {key: weight.detach() for key, weight in zip(self.keys, self.weights, strict=True)}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Copy saved PET tensors in; raises StructureMismatchError naming what is missing or of another shape."""
+        own = dict(zip(self.keys, self.weights, strict=True))
+        wrong = [key for key in own if key not in tensors or tensors[key].shape != own[key].shape]
+        if wrong:
+            raise StructureMismatchError(f"saved PET tensors lack or misshape {wrong[:3]} ({len(wrong)} in all)")
+        with torch.no_grad():
+            for key, weight in own.items():
+                weight.copy_(tensors[key])
+
+    def _hook(self, indices: list[int]) -> Any:
+        rows = [(index, PETS[self.candidates[index].pet].delta, self._slots[index]) for index in indices]
+
+        def add_deltas(site: nn.Module, inputs: tuple, output: Any) -> Any:
+            h = output[0] if isinstance(output, tuple) else output
+            x = inputs[0] if inputs else h
+            changed = h
+            for index, delta, slots in rows:
+                tensors = {name: self._now[slot] for name, slot in slots}
+                changed = changed + delta(tensors, self._gates[index], x, h, site)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        return add_deltas
+
+
+def attach(model: nn.Module, candidates: Space | Structure | Sequence[Candidate], *, seed: int = 0) -> Supernet:
+    """Fresh candidates on a frozen model; a context manager that takes them off without a trace.
+
+    >>> with attach(model, space) as supernet:  # doctest: +SKIP
+    ...     logits = model(**batch).logits
+
+    Raises:
+        SearchError: a supernet is already attached. StructureMismatchError: a candidate does not fit the model.
+    """
+    return Supernet(model, candidates, seed=seed).attach()
+
+
+def _is_block(candidate: Candidate) -> bool:
+    return "." not in candidate.role
