@@ -1,0 +1,374 @@
+"""The bi-level search: weights, then α, in turns.
+
+Per step, on a frozen backbone with every candidate attached:
+
+    1. w ← AdamW(w, clip(∇_w L_train(w, α)))      on a batch of search_train, gates sampled with noise u
+    2. α ← AdamW(α, clip(hypergradient(w', α)))    on a batch of search_val, at the new weights
+
+The weights go first: at zero deltas α's gradient is exactly zero. ``order="first"`` costs two forward+backward passes
+per step, ``"unrolled"`` three, ``"unrolled_exact"`` a double backward. The backbone is never copied.
+
+Everything random is derived from (seed, step): batches, noise and dropout. A search therefore repeats bit for bit on a
+CPU, continues bit for bit from a checkpoint, and leaves the global random state alone.
+
+Source: Hu et al. 2022 (arXiv:2206.07382), section 3.3 and algorithm 1. Departures, each an option: the authors spend
+five passes on the unrolled form, take α from the step with the best soft validation score (we take the last), and
+train with binary-concrete gates at τ = 1, whose mean exceeds p (see ``sampling``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from s3pet import bilevel
+from s3pet.backbones import backbone_checksum
+from s3pet.checkpoint import load_state, save_state
+from s3pet.errors import SearchError
+from s3pet.gates import GRADIENT_MODES, Budget, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
+from s3pet.objective import Batch, Objective, Row, make_objective
+from s3pet.runs import SearchResult, config_hash, gate_table, refuse_finished, versions
+from s3pet.space import Space
+from s3pet.structure import parse_budget, select_mask
+from s3pet.supernet import Supernet
+from s3pet.tasks import Task
+
+SAMPLINGS = ("concrete", "hard", "mean")
+SCHEDULES = ("linear", "constant")
+Callback = Callable[["Searcher"], Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a search runs; every field is a keyword of :func:`search`.
+
+    Attributes:
+        steps: steps, each one weight and one α update.
+        order: ``"first"``, ``"unrolled"`` or ``"unrolled_exact"``.
+        seed: of everything random.
+        batch_size: examples per batch, in both halves.
+        lr: learning rate of PET weights and head (AdamW, no decay).
+        alpha_lr: learning rate of α (AdamW, no decay).
+        schedule: ``"linear"`` (to 0, as the authors) or ``"constant"``, for both.
+        clip: gradient norm limit of weights and of α.
+        gradient: how α's gradient passes the shift, see :func:`s3pet.gates.shifted_sigmoid`.
+        sampling: ``"concrete"`` (relaxed Bernoulli), ``"hard"`` (straight-through) or ``"mean"`` (gate = probability).
+        sample_temperature: τ of the samples.
+        temperature: β of the shifted sigmoid.
+        max_length: tokens per input.
+        pooling: of an encoder's head.
+        record_every: steps between records of all probabilities; None records about 50 times.
+    """
+
+    steps: int = 300
+    order: str = "first"
+    seed: int = 0
+    batch_size: int = 32
+    lr: float = 3e-3
+    alpha_lr: float = 0.1
+    schedule: str = "linear"
+    clip: float = 2.0
+    gradient: str = "normalized"
+    sampling: str = "concrete"
+    sample_temperature: float = 1.0
+    temperature: float = 1.0
+    max_length: int = 128
+    pooling: str | None = None
+    record_every: int | None = None
+
+    def __post_init__(self) -> None:
+        known = {"order": bilevel.ORDERS, "schedule": SCHEDULES, "gradient": GRADIENT_MODES, "sampling": SAMPLINGS}
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                raise SearchError(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
+        for name in ("steps", "batch_size", "lr", "alpha_lr", "clip", "sample_temperature", "temperature"):
+            if not getattr(self, name) > 0:
+                raise SearchError(f"{name} must be > 0, got {getattr(self, name)}")
+
+
+class Stream:
+    """Shuffled batches of encoded rows, as a function of the step: batch t is the same whoever asks, and when."""
+
+    def __init__(self, rows: Sequence[Row], batch_size: int, seed: int):
+        self.rows, self.size, self.seed = rows, min(batch_size, len(rows)), seed
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def __call__(self, step: int) -> list[Row]:
+        """Rows of the batch at this step; an epoch's last batch may run on into the next epoch."""
+        picked = []
+        for position in range(step * self.size, (step + 1) * self.size):
+            epoch, index = divmod(position, len(self.rows))
+            if epoch != self._epoch:
+                generator = torch.Generator().manual_seed(derive(self.seed, epoch))
+                self._epoch, self._order = epoch, torch.randperm(len(self.rows), generator=generator)
+            picked.append(self.rows[int(self._order[index])])
+        return picked
+
+
+def derive(*numbers: int) -> int:
+    """A 62-bit seed from a tuple of integers, well mixed."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = ((state ^ (number + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9) % 2**64
+        state ^= state >> 31
+    return state % 2**62
+
+
+class Searcher:
+    """State of a running search; callbacks get it at every record.
+
+    Attributes:
+        step: steps done.
+        alpha: structural parameters, float32 [n_candidates].
+        settings, space, budget: what it runs on.
+        history: one dict per step. records: (step, alpha) of every record.
+        settled: overlap (Jaccard) of the chosen set with the one ten records before, in [0, 1].
+    """
+
+    def __init__(self, model: nn.Module, task: Task, space: Space, budget: Budget, settings: Settings):
+        self.settings, self.space, self.budget = settings, space, budget
+        options = {"max_length": settings.max_length, "seed": settings.seed, "pooling": settings.pooling}
+        self.objective: Objective = make_objective(model, task, **options)
+        self.supernet = Supernet(model, space, seed=settings.seed)
+        halves = task.search_split(settings.seed)
+        self.train, self.val = (
+            Stream(self.objective.encode(half), settings.batch_size, derive(settings.seed, tag))
+            for tag, half in enumerate(halves)
+        )
+        device = self.objective.device
+        self.costs = space.costs.to(device, torch.float32)
+        self.alpha = torch.zeros(len(space), device=device)
+        self.weights = [*self.supernet.weights, *self.objective.head_weights]
+        self.alpha_optimizer = torch.optim.AdamW([self.alpha], lr=settings.alpha_lr, weight_decay=0.0)
+        self.weight_optimizer = torch.optim.AdamW(self.weights, lr=settings.lr, weight_decay=0.0)
+        self.step, self.passes, self.seconds = 0, 0, 0.0
+        self.history: list[dict[str, Any]] = []
+        self.records: list[tuple[int, Tensor]] = [(0, self.alpha.clone())]
+        self.settled = float("nan")
+
+    @property
+    def probs(self) -> Tensor:
+        """Probability of each candidate now, float64 [n_candidates]."""
+        return self._probs(self.alpha.double())
+
+    def advance(self) -> None:
+        """One step: weights, then α."""
+        start, s = time.perf_counter(), self.settings
+        factor = 1 - self.step / s.steps if s.schedule == "linear" else 1.0
+        for optimizer, lr in ((self.weight_optimizer, s.lr), (self.alpha_optimizer, s.alpha_lr)):
+            optimizer.param_groups[0]["lr"] = lr * factor
+        train_loss = self._closure(self.objective.collate(self.train(self.step)), phase=0)
+        val_loss = self._closure(self.objective.collate(self.val(self.step)), phase=0 if s.order != "first" else 1)
+        train_value, alpha_gradient, gradients = bilevel.gradients(train_loss, self.alpha, self.weights)
+        before = [w.detach().clone() for w in self.weights] if s.order != "first" else []
+        self._update(self.weight_optimizer, self.weights, gradients)
+        xi = s.lr * factor
+        if s.order == "first":
+            val_value, hyper = bilevel.first_order(val_loss, self.alpha, self.weights)
+        elif s.order == "unrolled":
+            inner = (before, self.weights, alpha_gradient, xi)
+            val_value, hyper = bilevel.unrolled(train_loss, val_loss, self.alpha, *inner)
+        else:
+            val_value, hyper = bilevel.unrolled_exact(train_loss, val_loss, self.alpha, before, xi)
+        self._update(self.alpha_optimizer, [self.alpha], [hyper])
+        self.step += 1
+        self.passes += 2 if s.order == "first" else 3
+        self.seconds += time.perf_counter() - start
+        row = {"step": self.step, "loss_train": train_value, "loss_val": val_value, "lr": xi}
+        self.history.append({**row, "alpha_lr": s.alpha_lr * factor})
+
+    def record(self) -> bool:
+        """Note all probabilities; returns False, taking the step back to the last record, if the search diverged."""
+        for row in reversed(self.history):  # the only place where losses leave the device
+            if not isinstance(row["loss_train"], Tensor):
+                break
+            row["loss_train"], row["loss_val"] = float(row["loss_train"]), float(row["loss_val"])
+        last = self.history[-1]
+        if not all(abs(last[key]) < float("inf") for key in ("loss_train", "loss_val")) or not bool(
+            torch.isfinite(self.alpha).all()
+        ):
+            self.alpha = self.records[-1][1].clone()
+            return False
+        self.records.append((self.step, self.alpha.clone()))
+        then = self.records[max(0, len(self.records) - 11)][1]
+        masks = [self._mask(self.probs), self._mask(self._probs(then.double()))]
+        self.settled = float((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
+        return True
+
+    def sampling_gap(self) -> float:
+        """Expected cost of the sampled supernet over the budget."""
+        if self.settings.sampling == "mean":
+            return 1.0
+        s = self.settings
+        return sampling_gap(
+            self.probs, self.costs.double(), temperature=s.sample_temperature, hard=s.sampling == "hard"
+        )
+
+    def result(self, config: dict[str, Any], metrics: dict[str, Any]) -> SearchResult:
+        """What has been found so far."""
+        import pandas as pd
+
+        names = [candidate.name for candidate in self.space]
+        rows = []
+        for step, alpha in self.records:
+            alpha = alpha.double()
+            values = {"alpha": alpha.cpu().numpy(), "prob": self._probs(alpha).cpu().numpy()}
+            rows.append(pd.DataFrame({"candidate": names, "step": step, **values}))
+        gates = gate_table(self.space, self.alpha, self.probs.cpu(), self.budget.n_params)
+        extra = {
+            "steps": self.step,
+            "passes": self.passes,
+            "seconds": round(self.seconds, 3),
+            "head_params": self.objective.head_params,
+            "sampling_gap": self.sampling_gap(),
+            "settled": self.settled,
+            "max_prob": float(self.probs.max()),
+            "uniform_prob": self.budget.n_params / self.space.n_params,
+        }
+        history = pd.DataFrame(self.history)
+        return SearchResult(self.space, config, gates, history, pd.concat(rows), {**extra, **metrics})
+
+    def _closure(self, batch: Batch, phase: int) -> bilevel.Loss:
+        seed = derive(self.settings.seed, 7, self.step, phase)
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.rand(len(self.space), generator=generator).to(self.alpha.device)
+        n_pet, s = len(self.supernet.weights), self.settings
+
+        def loss(alpha: Tensor, weights: Sequence[Tensor]) -> Tensor:
+            gates = self._probs(alpha)
+            if s.sampling != "mean":
+                gates = sample_gates(gates, noise, temperature=s.sample_temperature, hard=s.sampling == "hard")
+            torch.manual_seed(seed)  # the same dropout in every pass over this batch
+            with self.supernet.using(gates, weights[:n_pet]):
+                return self.objective.loss(batch, weights[n_pet:] or None)
+
+        return loss
+
+    def _probs(self, alpha: Tensor) -> Tensor:
+        s = self.settings
+        options: Any = {"temperature": s.temperature, "gradient": s.gradient, "check": False}
+        return shifted_sigmoid(alpha, self.costs.to(alpha.dtype), self.budget.n_params, **options)
+
+    def _mask(self, probs: Tensor) -> Tensor:
+        return select_mask(probs, self.space.costs, self.budget.n_params)
+
+    def _update(self, optimizer: torch.optim.Optimizer, tensors: list[Tensor], gradients: list[Tensor]) -> None:
+        for tensor, gradient in zip(tensors, gradients, strict=True):
+            tensor.grad = gradient
+        nn.utils.clip_grad_norm_(tensors, self.settings.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def search(
+    model: nn.Module,
+    task: Task,
+    space: Space,
+    *,
+    budget: int | float | str | Budget,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> SearchResult:
+    """Find which PET modules where, under a parameter budget.
+
+    Args:
+        model: the frozen backbone; it is left exactly as it was.
+        task: its training split is halved into search_train and search_val; nothing else of it is touched.
+        space: the candidates.
+        budget: trainable PET parameters, any form :meth:`Budget.parse` reads.
+        out: run folder; with it, the search checkpoints and continues where it was cut off.
+        overwrite: replace a finished run in ``out``.
+        progress: show a bar with loss, expected sampled parameters, and how settled the structure is.
+        callbacks: called with the :class:`Searcher` at every record; one that returns True stops the search, which
+            keeps what it has found. So does an interrupt from the keyboard.
+        **settings: fields of :class:`Settings`: steps, order, seed, batch_size, lr, alpha_lr, …
+
+    Returns:
+        The result; ``result.structure()`` is the structure at the budget.
+
+    Raises:
+        BudgetError: unreadable, below the cheapest candidate, or above the space. SearchError: bad settings, or the
+            search diverged (what was found before is saved in ``out`` and is the error's ``result``). RunError: a
+            finished run is in ``out``.
+    """
+    chosen = Settings(**settings)
+    parsed = parse_budget(space, budget)
+    solve_shift(torch.zeros(len(space)), space.costs, parsed.n_params)  # raises BudgetError above the space
+    folder = Path(out) if out is not None else None
+    if folder is not None:
+        refuse_finished(folder, overwrite)
+    config = {
+        "model": space.model_id,
+        "model_hash": backbone_checksum(model),
+        "backbone_params": space.backbone_params,
+        "task": task.name,
+        "task_hash": task.fingerprint,
+        "space": space.name,
+        "space_hash": config_hash({"candidates": [candidate.name for candidate in space]}),
+        "budget": parsed.n_params,
+        **asdict(chosen),
+        "versions": versions(),
+    }
+    was_training = model.training
+    cuda = [next(model.parameters()).device] if next(model.parameters()).is_cuda else []
+    with torch.random.fork_rng(devices=cuda):
+        searcher = Searcher(model, task, space, parsed, chosen)
+        if folder is not None and not overwrite:
+            load_state(searcher, folder / "checkpoint", config_hash(config))
+        model.train()
+        try:
+            with searcher.supernet:
+                stopped = _run(searcher, folder, config_hash(config), progress, callbacks)
+        finally:
+            model.train(was_training)
+    result = searcher.result(config, {"stopped": stopped})
+    if folder is not None:
+        result.save(folder, overwrite=overwrite)
+    if stopped == "diverged":
+        error = SearchError(
+            f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite. Lower lr "
+            f"({chosen.lr}) or alpha_lr ({chosen.alpha_lr}). The last good state is "
+            + (f"saved in {folder}" if folder else "error.result")
+        )
+        error.result = result  # type: ignore[attr-defined]
+        raise error
+    return result
+
+
+def _run(
+    searcher: Searcher, folder: Path | None, config: str, progress: bool, callbacks: Sequence[Callback]
+) -> str | None:
+    """Advance to the last step; returns why it ended early, or None."""
+    s = searcher.settings
+    every = s.record_every or max(1, s.steps // 50)
+    bar = tqdm(total=s.steps, initial=searcher.step, desc="search", disable=not progress)
+    with bar:
+        try:
+            while searcher.step < s.steps:
+                searcher.advance()
+                bar.update()
+                if searcher.step % every and searcher.step < s.steps:
+                    continue
+                if not searcher.record():
+                    return "diverged"
+                sampled = searcher.sampling_gap() * searcher.budget.n_params
+                loss, settled = searcher.history[-1]["loss_val"], searcher.settled
+                bar.set_postfix_str(f"loss {loss:.3f}, sampled {sampled:,.0f} of {searcher.budget.n_params:,} "
+                                    f"parameters, settled {settled:.2f}")
+                if any([callback(searcher) is True for callback in callbacks]):
+                    return "stopped"
+                if folder is not None and len(searcher.records) % 10 == 1:
+                    save_state(searcher, folder / "checkpoint", config)
+        except KeyboardInterrupt:
+            return "interrupted"
+    return None
