@@ -363,8 +363,8 @@ def _run(
                     return "diverged"
                 sampled = searcher.sampling_gap() * searcher.budget.n_params
                 loss, settled = searcher.history[-1]["loss_val"], searcher.settled
-                bar.set_postfix_str(f"loss {loss:.3f}, sampled {sampled:,.0f} of {searcher.budget.n_params:,} "
-                                    f"parameters, settled {settled:.2f}")
+                note = f"loss {loss:.3f}, sampled {sampled:,.0f} of {searcher.budget.n_params:,} parameters"
+                bar.set_postfix_str(f"{note}, settled {settled:.2f}", refresh=False)
                 if any([callback(searcher) is True for callback in callbacks]):
                     return "stopped"
                 if folder is not None and len(searcher.records) % 10 == 1:

@@ -1,0 +1,377 @@
+"""Train a structure from fresh and evaluate it; the references too.
+
+The chosen candidates get fresh tensors, gates gone, and are trained on the full training split by
+``transformers.Trainer``; the best checkpoint by validation is kept and only then is the test split looked at.
+Checkpoints hold trained tensors only (kilobytes). References run through the same code: ``"full"`` fine-tunes a copy
+of the backbone, ``"head"`` trains the task head alone, ``"zero-shot"`` trains nothing.
+
+Source: Hu et al. 2022 (arXiv:2206.07382), section 4.2: AdamW without decay, linear decay to 0, gradient norm 2.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError
+from s3pet.objective import Objective, Row, make_objective
+from s3pet.runs import versions, write_json
+from s3pet.structure import Structure
+from s3pet.supernet import Supernet
+from s3pet.tasks import Example, Task
+
+Reference = Literal["full", "head", "zero-shot"]
+REFERENCES: tuple[str, ...] = ("full", "head", "zero-shot")
+DEFAULT_LR = {"pet": 3e-3, "head": 3e-3, "full": 5e-4}
+_WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a structure is trained; every field is a keyword of :func:`retrain`.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: examples per step.
+        lr: AdamW's; None takes 3e-3 for PET modules and heads, 5e-4 for full fine-tuning.
+        evaluations: times the validation split is scored, evenly spaced; the best one is kept.
+        clip: gradient norm limit.
+        seed: of fresh tensors, order of batches, dropout.
+        max_length: tokens per input. pooling: of an encoder's head.
+    """
+
+    steps: int = 300
+    batch_size: int = 32
+    lr: float | None = None
+    evaluations: int = 10
+    clip: float = 2.0
+    seed: int = 0
+    max_length: int = 128
+    pooling: str | None = None
+
+
+class Learner(nn.Module):
+    """What is trained — PET tensors, head, or everything — as one module for the Trainer; calls give the loss."""
+
+    def __init__(self, objective: Objective, supernet: Supernet | None, full: bool):
+        super().__init__()
+        self.__dict__["objective"] = objective
+        self.supernet, self.head = supernet, objective.head
+        if full:
+            self.backbone = objective.model
+            for parameter in objective.model.parameters():
+                parameter.requires_grad_(True)
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        """``{"loss": scalar}`` of a collated batch."""
+        return {"loss": self.objective.loss(batch)}
+
+    def train(self, mode: bool = True) -> Learner:
+        """Also switches the frozen backbone's dropout."""
+        self.objective.model.train(mode)
+        return super().train(mode)
+
+    def trained(self) -> dict[str, Tensor]:
+        """Trainable tensors by name, each once."""
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+
+class PetTrainer(Trainer):
+    """``transformers.Trainer`` whose checkpoints hold only trained tensors and whose score is the task's metric."""
+
+    def __init__(self, learner: Learner, args: TrainingArguments, rows: Sequence[Row], validation: tuple, bar: bool):
+        self.validation = validation
+        callbacks: list[TrainerCallback] = [_Bar(args.max_steps)] if bar else []
+        collate = learner.objective.collate
+        super().__init__(learner, args, collate, train_dataset=rows, eval_dataset=rows, callbacks=callbacks)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Scores the validation split; the Trainer keeps the best."""
+        examples, rows = self.validation
+        metrics = self.model.objective.evaluate(examples, rows)
+        score = next(iter(metrics.values()))
+        self.state.log_history.append({"step": self.state.global_step, "score": score})
+        self.model.train()
+        return {"eval_score": score}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.model.trained().items()}, folder / _WEIGHTS)
+
+    def _load_best_model(self) -> None:
+        _copy_in(self.model, load_file(Path(self.state.best_model_checkpoint) / _WEIGHTS))
+
+
+@dataclass
+class TunedModel:
+    """A trained structure on its backbone.
+
+    Attributes:
+        model: call it like the backbone; the backbone itself stays as it was. For ``"full"`` a tuned copy.
+        task: the task.
+        structure: what was trained; None for references.
+        metrics: ``validation`` and ``test`` (main metric), ``n_params`` (PET), ``head_params``, ``seconds``, ….
+        config: recipe, task, model, versions.
+    """
+
+    model: nn.Module
+    task: Task
+    structure: Structure | None
+    metrics: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=dict)
+    objective: Objective | None = None
+
+    def predict(self, examples: Sequence[Example]) -> list[float]:
+        """Class index (or value) for each example of the task."""
+        assert self.objective is not None
+        with _attached(self.model):
+            return self.objective.predict(examples)
+
+    def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
+        """The task's metrics on examples, the main one first."""
+        return self.task.score(self.predict(examples), [example.label for example in examples])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Trained tensors by name: PET and head, or everything for ``"full"``."""
+        assert self.objective is not None
+        if isinstance(self.model, Supernet):
+            tensors = self.model.tensors()
+        elif self.config["structure"] == "full":
+            tensors = {f"backbone/{name}": p.detach() for name, p in self.model.named_parameters()}
+        else:
+            tensors = {}
+        head = self.objective.head
+        return tensors | ({f"head/{k}": v.detach() for k, v in head.named_parameters()} if head else {})
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write trained tensors (safetensors), structure, metrics and config to a folder.
+
+        Raises:
+            RunError: the folder holds a tuned model and ``overwrite`` is not set.
+        """
+        path = Path(path)
+        if (path / _WEIGHTS).exists() and not overwrite:
+            raise RunError(f"{path} holds a tuned model; choose another folder or pass overwrite=True")
+        path.mkdir(parents=True, exist_ok=True)
+        save_file({key: value.cpu().contiguous() for key, value in self.tensors().items()}, path / _WEIGHTS)
+        if self.structure is not None:
+            self.structure.to_json(path / "structure.json")
+        write_json(self.metrics, path / "metrics.json")
+        write_json(self.config, path / "tuned.json")
+        return path
+
+    def __repr__(self) -> str:
+        name = self.config.get("structure")
+        return f"TunedModel({self.task.name}, {name}, test {self.metrics.get('test', float('nan')):.4f})"
+
+
+def retrain(
+    model: nn.Module,
+    task: Task,
+    structure: Structure | Reference,
+    *,
+    out: str | Path | None = None,
+    progress: bool = False,
+    **recipe: Any,
+) -> TunedModel:
+    """Train a structure from fresh on the full training split; best checkpoint by validation; then test.
+
+    Args:
+        model: the backbone; left as it was.
+        task: the task, with its tokenizer.
+        structure: a structure, or ``"full"`` (fine-tune a copy), ``"head"`` (the head alone; of a text-to-text
+            backbone the same as zero-shot), ``"zero-shot"``.
+        out: folder to save the tuned model to.
+        progress: show a bar.
+        **recipe: fields of :class:`Recipe`: steps, batch_size, lr, seed, ….
+
+    Returns:
+        The tuned model; ``.metrics["validation"]`` and ``.metrics["test"]`` are the task's main metric, all metrics
+        are under ``validation_all`` and ``test_all``.
+
+    Raises:
+        StructureMismatchError: the structure is not for this model. SearchError: another supernet is attached, or an
+            unknown reference. RunError: ``out`` holds a tuned model.
+    """
+    chosen = Recipe(**recipe)
+    if not isinstance(structure, Structure) and structure not in REFERENCES:
+        raise SearchError(f"structure {structure!r} is neither a Structure nor one of {', '.join(REFERENCES)}")
+    if out is not None and (Path(out) / _WEIGHTS).exists():
+        raise RunError(f"{out} holds a tuned model; choose another folder")
+    learner, tuned_model, objective = _learner(model, task, structure, chosen)
+    validation = (task.validation, objective.encode(task.validation))
+    was_training, start, log = model.training, time.perf_counter(), []
+    kind = structure if isinstance(structure, str) else "pet"
+    best_step = 0
+    try:
+        with isolated_random(chosen.seed), _attached(tuned_model):
+            if learner.trained() and kind != "zero-shot":
+                rows = objective.encode(task.train)
+                best_step, log = _train(learner, rows, validation, chosen, kind, progress)
+            objective.model.eval()
+            scores = {
+                "validation": objective.evaluate(*validation),
+                "test": objective.evaluate(task.test),
+            }
+    finally:
+        model.train(was_training)
+    metrics: dict[str, Any] = {
+        split: next(iter(found.values())) for split, found in scores.items()
+    }
+    metrics |= {
+        "metric": task.metric,
+        "n_params": structure.n_params if isinstance(structure, Structure) else 0,
+        "backbone_params": sum(p.numel() for p in tuned_model.parameters()) if kind == "full" else 0,
+        "head_params": objective.head_params,
+        "best_step": best_step,
+        "seconds": round(time.perf_counter() - start, 3),
+        **{f"{split}_all": found for split, found in scores.items()},
+        "curve": log,
+    }
+    config = {
+        "structure": kind if kind != "pet" else structure.origin.get("kind", "custom"),  # type: ignore[union-attr]
+        "model": getattr(model, "s3pet_id", type(model).__name__),
+        "task": task.name,
+        "task_hash": task.fingerprint,
+        **asdict(chosen),
+        "lr": chosen.lr or DEFAULT_LR.get(kind),
+        "versions": versions(),
+    }
+    kept = structure if isinstance(structure, Structure) else None
+    tuned = TunedModel(tuned_model, task, kept, metrics, config, objective)
+    if out is not None:
+        tuned.save(out)
+    return tuned
+
+
+def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
+    """Open a saved tuned model on its backbone.
+
+    Raises:
+        RunError: no tuned model there. StructureMismatchError: it is not for this model or task.
+    """
+    path = Path(path)
+    missing = [name for name in (_WEIGHTS, "tuned.json", "metrics.json") if not (path / name).is_file()]
+    if missing:
+        raise RunError(f"{path} holds no tuned model: {', '.join(missing)} missing. Make one: tuned.save({path})")
+    config = json.loads((path / "tuned.json").read_text(encoding="utf-8"))
+    if config["task"] != task.name:
+        raise StructureMismatchError(f"{path} was tuned on task {config['task']!r}, not {task.name!r}")
+    file = path / "structure.json"
+    structure: Any = Structure.from_json(file, model) if file.is_file() else config["structure"]
+    chosen = Recipe(**{key: config[key] for key in Recipe.__dataclass_fields__})
+    learner, tuned_model, objective = _learner(model, task, structure, chosen)
+    tensors = load_file(path / _WEIGHTS)
+    tuned = TunedModel(tuned_model, task, structure if file.is_file() else None, {}, config, objective)
+    own = tuned.tensors()
+    wrong = [key for key in {*own, *tensors} if key not in own or key not in tensors or own[key].shape != tensors[key].shape]
+    if wrong:
+        raise StructureMismatchError(f"{path} does not fit this model: {', '.join(sorted(wrong)[:3])} differ")
+    for key, tensor in own.items():
+        tensor.copy_(tensors[key])  # detached views of the live tensors
+    tuned.metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    objective.model.eval()
+    return tuned
+
+
+@contextmanager
+def isolated_random(seed: int) -> Iterator[None]:
+    """Seed torch, numpy and random inside, and give every global random state back afterwards."""
+    states = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def _learner(
+    model: nn.Module, task: Task, structure: Structure | str, recipe: Recipe
+) -> tuple[Learner, nn.Module, Objective]:
+    full = structure == "full"
+    target = copy.deepcopy(model) if full else model
+    options: Any = {"max_length": recipe.max_length, "seed": recipe.seed, "pooling": recipe.pooling}
+    objective = make_objective(target, task, **options)
+    supernet = Supernet(target, structure, seed=recipe.seed) if isinstance(structure, Structure) else None
+    return Learner(objective, supernet, full), supernet or target, objective
+
+
+def _train(
+    learner: Learner, rows: list[Row], validation: tuple, recipe: Recipe, kind: str, progress: bool
+) -> tuple[int, list[dict[str, float]]]:
+    """Run the Trainer and leave the best checkpoint in the learner; returns its step and the validation curve."""
+    every = max(1, recipe.steps // recipe.evaluations)
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            output_dir=folder,
+            max_steps=recipe.steps,
+            per_device_train_batch_size=recipe.batch_size,
+            learning_rate=recipe.lr or DEFAULT_LR[kind],
+            lr_scheduler_type="linear",
+            weight_decay=0.0,
+            max_grad_norm=recipe.clip,
+            seed=recipe.seed,
+            eval_strategy="steps",
+            eval_steps=every,
+            save_strategy="best",
+            save_only_model=True,
+            save_total_limit=1,
+            metric_for_best_model="score",
+            greater_is_better=True,
+            load_best_model_at_end=True,
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            use_cpu=learner.objective.device.type == "cpu",
+        )
+        trainer = PetTrainer(learner, args, rows, validation, progress)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        curve = [entry for entry in trainer.state.log_history if "score" in entry]
+        return int(trainer.state.best_global_step or 0), curve
+
+
+class _Bar(TrainerCallback):
+    """One tqdm bar; the Trainer's own prints too much in a notebook."""
+
+    def __init__(self, steps: int):
+        from tqdm.auto import tqdm
+
+        self.bar = tqdm(total=steps, desc="retrain")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+def _attached(model: nn.Module) -> Any:
+    return model if isinstance(model, Supernet) else nullcontext()
+
+
+def _copy_in(learner: Learner, tensors: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in learner.named_parameters():
+            if name in tensors:
+                parameter.copy_(tensors[name])
