@@ -1,0 +1,91 @@
+"""Hypergradients against autodiff, in float64, where the second-order part is a large share of the gradient."""
+
+import pytest
+import torch
+
+from s3pet import bilevel
+
+
+def make_problem(seed=0, n=5, d=6):
+    """A smooth two-layer problem whose weights answer strongly to alpha."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x, y = {k: draw(16, d) for k in ("train", "val")}, {k: draw(16, n) for k in ("train", "val")}
+    weights = [0.3 * draw(n, d), 0.3 * draw(n, n)]
+    alpha = 0.3 * draw(n)
+
+    def loss(split):
+        def closure(alpha, weights):
+            hidden = torch.tanh(x[split] @ weights[0].T) * torch.sigmoid(alpha)
+            return ((hidden @ weights[1].T - y[split]) ** 2).mean()
+
+        return closure
+
+    return loss("train"), loss("val"), alpha, weights
+
+
+def directly(train_loss, val_loss, alpha, weights, xi):
+    """d/dα of the whole composition by central differences: nothing shared with the code under test."""
+    found = torch.zeros_like(alpha)
+    for j in range(len(alpha)):
+        values = []
+        for sign in (1, -1):
+            moved = alpha.clone()
+            moved[j] += sign * 1e-5
+            leaves = [w.clone().requires_grad_() for w in weights]
+            inner = torch.autograd.grad(train_loss(moved, leaves), leaves)
+            values.append(val_loss(moved, [w.detach() - xi * g for w, g in zip(leaves, inner, strict=True)]))
+        found[j] = (values[0] - values[1]) / 2e-5
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_unrolled_forms_are_the_derivative_of_the_composition(seed):
+    xi = 1.0
+    train_loss, val_loss, alpha, weights = make_problem(seed)
+    expected = directly(train_loss, val_loss, alpha, weights, xi)
+    _, exact = bilevel.unrolled_exact(train_loss, val_loss, alpha, weights, xi)
+    torch.testing.assert_close(exact, expected, rtol=1e-6, atol=1e-9)
+
+    _, alpha_gradient, gradients = bilevel.gradients(train_loss, alpha, weights)
+    new = [w - xi * g for w, g in zip(weights, gradients, strict=True)]
+    _, first = bilevel.first_order(val_loss, alpha, new)
+    second_order_share = float((exact - first).norm() / exact.norm())
+    assert second_order_share > 0.1, "the problem would not notice a wrong second-order term"
+
+    found = bilevel.unrolled(train_loss, val_loss, alpha, weights, new, alpha_gradient, xi, epsilon=1e-5)[1]
+    torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-6)
+    coarse = bilevel.unrolled(train_loss, val_loss, alpha, weights, new, alpha_gradient, xi)[1]
+    assert float((coarse - exact).norm()) < 0.1 * float((exact - first).norm())
+
+
+def test_first_order_is_the_partial_derivative_at_the_new_weights():
+    _, val_loss, alpha, weights = make_problem()
+    value, found = bilevel.first_order(val_loss, alpha, weights)
+    leaf = alpha.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(val_loss(leaf, weights), leaf)
+    torch.testing.assert_close(found, expected)
+    assert float(value) == float(val_loss(alpha, weights))
+
+
+def test_unrolled_with_no_gradient_left_is_first_order():
+    def flat(alpha, weights):
+        return (alpha * 2).sum() + 0 * weights[0].sum()
+
+    weights = [torch.zeros(3, dtype=torch.float64)]
+    alpha = torch.ones(4, dtype=torch.float64)
+    found = bilevel.unrolled(flat, flat, alpha, weights, weights, torch.full((4,), 2.0).double(), xi=1.0)[1]
+    torch.testing.assert_close(found, torch.full((4,), 2.0, dtype=torch.float64))
+
+
+def test_gradients_are_zero_where_the_loss_does_not_depend():
+    value, alpha_gradient, (one, two) = bilevel.gradients(
+        lambda a, w: (w[0] ** 2).sum(), torch.ones(3), [torch.ones(2), torch.ones(2)]
+    )
+    assert float(value) == 2
+    assert alpha_gradient.tolist() == [0, 0, 0]
+    assert one.tolist() == [2, 2]
+    assert two.tolist() == [0, 0]

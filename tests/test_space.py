@@ -1,0 +1,172 @@
+"""Spaces: the paper's counts and order on T5, every family, inert candidates proven inert."""
+
+import pytest
+import torch
+from tiny import meta_t5, tiny_batch, tiny_bert, tiny_llama, tiny_mt5, tiny_roberta, tiny_t5
+
+from s3pet import Rule, find_sites, make_space
+from s3pet.errors import BackboneError, SpaceError, UnknownSiteError
+from s3pet.space import Candidate
+from s3pet.supernet import attach
+
+FAMILIES = {
+    "t5": tiny_t5,
+    "t5_gated": lambda: tiny_t5(gated=True),
+    "mt5": tiny_mt5,
+    "bert": tiny_bert,
+    "roberta": tiny_roberta,
+    "llama": tiny_llama,
+}
+
+
+@pytest.mark.parametrize(
+    ("size", "mixed", "lora", "inert"),
+    [("small", (232, 236_672), (72, 110_592), 12), ("base", (460, 706_944), (144, 331_776), 24),
+     ("large", (916, 1_881_088), (288, 884_736), 48)],
+)
+def test_spaces_of_the_paper(size, mixed, lora, inert):
+    model = meta_t5(size)
+    space = make_space(model, "mixed", keep_inert=True)
+    assert (len(space), space.n_params) == mixed
+    assert sum(candidate.inert for candidate in space) == inert
+    assert len(make_space(model, "mixed")) == mixed[0] - inert
+    space = make_space(model, "lora")
+    assert (len(space), space.n_params) == lora
+
+
+def authors_order(model):
+    """The authors' list, made anew from their rule: suffixes in named_modules() order, then the block adapters."""
+    linears = [f"SelfAttention.{p}" for p in "qkvo"] + ["DenseReluDense.wi", "DenseReluDense.wo"]
+    names = [name for name, _ in model.named_modules()]
+    found = []
+    for name in names:
+        if any(name.endswith("." + suffix) for suffix in linears):
+            found += [(name, "lora"), (name, "bitfit")]
+        elif name.split(".")[-1] in ("layer_norm", "final_layer_norm"):
+            found += [(name, "lnfit"), (name, "bitfit")]
+    blocks = [name for name in names if name.split(".")[-1] in ("SelfAttention", "DenseReluDense")]
+    return found + [(name, "lowrank_adapter") for name in blocks]
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_candidates_come_in_the_authors_order(size):
+    model = meta_t5(size)
+    space = make_space(model, "mixed", keep_inert=True)
+    assert [(candidate.path, candidate.pet) for candidate in space] == authors_order(model)
+    lora = [(name, pet) for name, pet in authors_order(model) if pet == "lora"]
+    assert [(candidate.path, candidate.pet) for candidate in make_space(model, "lora")] == lora
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_linear_norm_and_block_is_a_site(family):
+    model = FAMILIES[family]()
+    sites = find_sites(model)
+    assert len({site.address for site in sites}) == len(sites)
+    stacks = [model.encoder, model.decoder] if hasattr(model, "decoder") else [getattr(model, "encoder", model)]
+    if family == "llama":
+        stacks = [model.model.layers]
+    wanted = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and any(module is part for stack in stacks for part in stack.modules())
+    }
+    assert wanted == {site.path for site in sites if site.kind == "linear"}
+    norms = {name for name, module in model.named_modules() if "Norm" in type(module).__name__}
+    assert norms == {site.path for site in sites if site.kind == "norm"}
+    for site in sites:
+        module = model.get_submodule(site.path)
+        if site.kind == "linear":
+            assert (site.d_in, site.d_out) == (module.in_features, module.out_features)
+
+
+def test_gated_ffns_are_in_the_space():
+    table = make_space(tiny_t5(gated=True), "lora").table()
+    roles = table[table.layer == 0].groupby("stack").role.apply(list)
+    assert roles["encoder"] == ["attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.in", "ffn.out"]
+
+
+def test_adapters_sit_on_blocks_before_the_residual():
+    table = make_space(tiny_bert(), [Rule("adapter")]).table()
+    assert table.path[0] == "encoder.layer.0.attention.output.dense"
+    assert table["rank"].tolist() == [8] * len(table)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inert_means_that_no_bias_can_change_the_output(family):
+    model = FAMILIES[family]()
+    space = make_space(model, [Rule("bitfit", roles=("attn.k", "cross.k") if "t5" in family else ("attn.k",))],
+                       keep_inert=True, cross_attention=True)  # fmt: skip
+    batch = tiny_batch(model)
+    with torch.no_grad(), attach(model, space) as supernet:
+        before = model(**batch)[0]
+        for weight in supernet.weights:
+            weight.normal_(generator=torch.Generator().manual_seed(0))
+        change = float((model(**batch)[0] - before).abs().max() / before.abs().max())
+    inert = family != "llama"  # rotary positions turn the keys after their bias
+    assert [candidate.inert for candidate in space] == [inert] * len(space)
+    assert (change < 1e-5) == inert, change
+
+
+def test_a_bias_elsewhere_is_not_inert():
+    model = tiny_t5()
+    space = make_space(model, [Rule("bitfit")], cross_attention=True)
+    batch = tiny_batch(model)
+    for index, candidate in enumerate(space):
+        with torch.no_grad(), attach(model, space) as supernet:
+            before = model(**batch)[0]
+            supernet.weights[index].normal_(generator=torch.Generator().manual_seed(0))
+            change = float((model(**batch)[0] - before).abs().max())
+        assert change > 1e-4, candidate.name
+
+
+def test_redundant_candidates_name_their_twin():
+    table = make_space(tiny_t5(), "mixed").table().set_index(["site", "pet"])
+    assert table.redundant["encoder.0.attn", "lowrank_adapter"] == "encoder.0.attn.o:bitfit"
+    assert table.redundant["decoder.1.ffn", "lowrank_adapter"] == "decoder.1.ffn.out:bitfit"
+
+
+def test_cross_attention_is_added_on_request():
+    model = tiny_t5()
+    without, with_it = make_space(model, "mixed"), make_space(model, "mixed", cross_attention=True)
+    added = {candidate.role for candidate in with_it} - {candidate.role for candidate in without}
+    assert added == {"cross.q", "cross.k", "cross.v", "cross.o", "cross"}
+
+
+def test_rules_choose_roles_layers_and_ranks():
+    space = make_space(tiny_t5(), [{"pet": "lora", "roles": "attn.[qv]", "layers": [1], "ranks": [1, 4]}])
+    assert {candidate.layer for candidate in space} == {1}
+    assert [candidate.name for candidate in space][:4] == [
+        "encoder.1.attn.q:lora:1", "encoder.1.attn.q:lora:4", "encoder.1.attn.v:lora:1", "encoder.1.attn.v:lora:4",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rules", "error", "message"),
+    [
+        ("mixd", SpaceError, "nearest: 'mixed'"),
+        ([], SpaceError, "at least one rule"),
+        ([Rule("lora", layers=(99,))], SpaceError, "matches no site"),
+        ([Rule("lora", roles=("attn.queries",))], UnknownSiteError, "no site of this model has role"),
+        ([Rule("lora", roles=("*.norm",))], SpaceError, "fits on"),
+        ([Rule("prefix")], UnknownSiteError, "PET module 'prefix'"),
+        ([{"pet": "lora", "size": 3}], SpaceError, "has keys"),
+        (["lora"], SpaceError, "a rule is"),
+        ([Rule("lora", ranks=(-1,))], SpaceError, "at least 1"),
+        ([Rule("bitfit", roles=("attn.k",))], SpaceError, "inert"),
+    ],
+)
+def test_bad_rules_say_what_is_wrong(rules, error, message):
+    with pytest.raises(error, match=message):
+        make_space(tiny_t5(), rules)
+
+
+def test_unknown_family_says_what_is_known():
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(BackboneError, match="known: t5"):
+        make_space(model)
+
+
+def test_candidates_survive_a_table():
+    space = make_space(tiny_t5(), "mixed", keep_inert=True)
+    rows = space.table().to_dict("records")
+    assert tuple(Candidate.from_row(row) for row in rows) == space.candidates
