@@ -54,6 +54,10 @@ class ExportError(S3PetError, ValueError):
     """A structure that cannot be expressed in the requested format."""
 
 
+class PlotError(S3PetError, ValueError):
+    """A table that cannot be drawn: a missing column, several runs in one table, nothing to show."""
+
+
 def nearest(word: str, known: Iterable[str], n: int = 3) -> str:
     """The ``n`` names closest to ``word``, as a sentence fragment for error messages."""
     known = list(known)

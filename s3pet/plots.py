@@ -1,0 +1,482 @@
+"""Figures of gate tables, structures and scores: functions that take ``ax=None``, return Axes and never ``show()``.
+
+A gate table becomes a *map*: a column for every layer (encoder | decoder), a row for every role × PET pair; `make_grid`
+and `gate_cells` compute it, the ``plot_`` functions draw. What heat maps usually hide is drawn: a place without a
+candidate is hatched (it is not a zero), a candidate that cannot change the model is crossed, and the colour bar marks
+the cut and the uniform start, so that gates which hardly separated look like it. All of it is vector.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Bbox, ScaledTranslation
+
+from s3pet.errors import PlotError, nearest
+
+_BLOCKS = (("attn", "attention", "q k v o"), ("cross", "cross-attention", "q k v o"), ("ffn", "FFN", "in gate out"))
+ROLES = {f"{block}.{part}": (group, part) for block, group, parts in _BLOCKS for part in parts.split()}
+ROLES |= {f"{block}.norm": ("norms", block) for block in ("attn", "cross", "ffn", "embed", "final")}
+ROLES |= {block: ("block adapters", block) for block in ("attn", "cross", "ffn")}
+PETS = {"lora": "LoRA", "lnfit": "LNFit", "bitfit": "BitFit", "lowrank_adapter": "low-rank", "adapter": "bottleneck"}
+LABELS = {"prob": "gate probability", "margin": "margin: probability − cut", "share": "share of the parameters (%)"}
+KINDS = {"searched": ("o", "#0072B2"), "manual": ("^", "#D55E00"), "random": ("s", "#7F7F7F")}  # Okabe–Ito
+OTHER = ("D", "#009E73")
+STYLE: dict[Any, Any] = dict.fromkeys(("font.size", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 7.5)
+STYLE |= {"axes.labelsize": 8, "axes.titlesize": 9.5, "legend.frameon": False, "legend.borderaxespad": 0}
+STYLE |= {"legend.labelspacing": 0.3, "hatch.linewidth": 0.5}
+_SEARCH = ("step", "seed", "task", "budget")  # a map shows one search, so one value of each
+_MAP_COLUMNS = ("stack", "layer", "role", "pet")
+_GAP, _HEADER = 0.7, 1.1  # in cells: between two stacks, height of a group's heading
+
+
+def _table(given: Any, columns: Iterable[str], *, at: str = "gates", one: Iterable[str] = _SEARCH) -> pd.DataFrame:
+    """The table ``given`` or at its attribute; it has all ``columns`` and no two values in a column of ``one``."""
+    table = given if isinstance(given, pd.DataFrame) else getattr(given, at, None)
+    table = table() if callable(table) else table
+    if not isinstance(table, pd.DataFrame):
+        raise PlotError(f"Expected a DataFrame or an object with .{at}, got {type(given).__name__}.")
+    missing = [f"{name!r} ({nearest(name, map(str, table))})" for name in columns if name not in table]
+    if missing or table.empty:
+        lack = f"has no column {', '.join(missing)}" if missing else "is empty"
+        raise PlotError(f"The table {lack}: {len(table)} rows with columns {list(table)}.")
+    for name in one:
+        if name in table and (n := table[name].nunique()) > 1:
+            last = table[name].tolist()[-1]
+            raise PlotError(f"The table mixes {n} values of {name!r}; pick one: table[table[{name!r}] == {last!r}].")
+    return table
+
+
+def _flag(table: pd.DataFrame, name: str) -> pd.Series:
+    return table[name].fillna(False).astype(bool) if name in table else pd.Series(False, table.index)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the rows and columns of a map lie, in cells of 1 × 1 centred on (x, y); y grows downwards."""
+
+    rows: dict[tuple[str, str], float]  # (role, pet) → y
+    columns: dict[tuple[str, str], float]  # (stack, "0", "1", … or "embed", "final") → x
+    headers: dict[str, float]  # group → y of its heading
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height."""
+        return max(self.columns.values()) + 1, max(self.rows.values()) + 1
+
+
+def _columns(table: pd.DataFrame) -> pd.Series:
+    """The column of each candidate: its layer, or for sites outside the layers "embed" or "final"."""
+    layer = pd.to_numeric(table["layer"]).astype("Int64").astype("string")
+    return layer.fillna(table["role"].astype("string").str.partition(".")[0]).astype(object)
+
+
+def make_grid(candidates: pd.DataFrame) -> Grid:
+    """Lay out the map of a table with ``stack, layer, role, pet``.
+
+    Rows are the role × PET pairs in the table, by group. Columns are, per stack, every layer up to the highest (one
+    without candidates keeps its column, so that a hole in the space is seen), "embed" before and "final" after them.
+    """
+    columns: dict[tuple[str, str], float] = {}
+    for stack in sorted(candidates["stack"].unique(), key=lambda name: (name != "encoder", name != "decoder", name)):
+        here = set(_columns(candidates[candidates["stack"] == stack]))
+        n_layers = max((int(name) + 1 for name in here if name.isdigit()), default=0)
+        outside = sorted(name for name in here if not name.isdigit() and name != "embed")
+        start = max(columns.values()) + 1 + _GAP if columns else 0.0
+        names = ["embed"] * ("embed" in here) + [str(i) for i in range(n_layers)] + outside
+        columns |= {(stack, name): start + i for i, name in enumerate(names)}
+    rank = {name: i for names in (ROLES, PETS) for i, name in enumerate(names)}
+    pairs = set(zip(candidates["role"], candidates["pet"], strict=True))
+    rows: dict[tuple[str, str], float] = {}
+    headers: dict[str, float] = {}
+    for role, pet in sorted(pairs, key=lambda pair: [(rank.get(name, 99), name) for name in pair]):
+        headers.setdefault(ROLES.get(role, ("other",))[0], len(rows) + _HEADER * len(headers))
+        rows[role, pet] = len(rows) + _HEADER * len(headers)
+    return Grid(rows, columns, headers)
+
+
+def gate_cells(gates: Any, value: str = "prob", *, grid: Grid | None = None, how: str = "max") -> pd.DataFrame:
+    """One row per occupied cell of the map: what it shows and where.
+
+    Several candidates in one cell (one PET module in several ranks or sizes) are shown by their maximum (``how``:
+    "max", or "sum" for parameters); the cell is chosen if any of them is, inert if all are.
+
+    Args:
+        gates: a gate table, or an object with ``.gates``; ``chosen`` and ``inert`` count as False where absent.
+        value: any numeric column.
+    Returns:
+        ``role, pet, stack, column, value, chosen, inert, n_candidates, x, y``.
+    """
+    table = _table(gates, [*_MAP_COLUMNS, value])
+    if not pd.api.types.is_numeric_dtype(table[value]):
+        raise PlotError(
+            f"Column {value!r} holds {table[value].dtype}; a colour needs numbers, as in 'prob' or 'alpha'."
+        )
+    grid = grid or make_grid(table)
+    flags = {name: _flag(table, name) for name in ("chosen", "inert")}
+    table = table.assign(column=_columns(table), value=table[value].astype(float), **flags)
+    cells = table.groupby(["role", "pet", "stack", "column"], sort=False, observed=True)
+    each = {"value": ("value", how), "chosen": ("chosen", "any"), "inert": ("inert", "all")}
+    frame = cells.agg(**each, n_candidates=("value", "size")).reset_index()
+    frame["x"] = [grid.columns[key] for key in zip(frame["stack"], frame["column"], strict=True)]
+    frame["y"] = [grid.rows[key] for key in zip(frame["role"], frame["pet"], strict=True)]
+    return frame
+
+
+def value_limits(*tables: Any, value: str = "prob") -> tuple[float, float]:
+    """``(vmin, vmax)`` that maps can share: from 0 for what is never negative, symmetric around 0 for margins."""
+    values = np.concatenate(
+        [_table(table, [value], one=())[value].to_numpy(float, na_value=np.nan) for table in tables]
+    )
+    high, low = float(np.nanmax(values)), min(0.0, float(np.nanmin(values)))
+    if value == "margin":
+        high, low = max(high, -low), -max(high, -low)
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
+def _figure(ax: Axes) -> Figure:
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def _squares(ax: Axes, places: Any, gid: str, inset: float = 0.03, **style: Any) -> PolyCollection:
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * (0.5 - inset)
+    squares = PolyCollection([np.array(place) + corners for place in places], gid=gid, **style)
+    ax.add_collection(squares, autolim=False)
+    return squares
+
+
+def _draw_grid(ax: Axes | None, grid: Grid, occupied: pd.DataFrame, *, hatch: bool, wide: bool) -> Axes:
+    """Axes with tick labels, headings, stack names and the places without a candidate."""
+    width, height = grid.size
+    if ax is None:
+        cell = float(np.clip(5.2 / width, 0.155, 0.34))  # inches: 4 + 4 layers fill a column, 24 + 24 a page
+        size = max(1.25 + cell * width + 0.75 * wide, 3.35), 0.9 + 0.165 * height
+        ax = plt.subplots(figsize=size, layout="constrained")[1]
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    taken = set(zip(occupied["x"], occupied["y"], strict=True))
+    absent = [(x, y) for y in grid.rows.values() for x in grid.columns.values() if (x, y) not in taken]
+    if absent and hatch:
+        _squares(
+            ax,
+            absent,
+            "absent",
+            facecolor="none",
+            linewidth=0,
+            hatch="//////",
+            edgecolor="#B0B0B0",
+            label="no candidate here",
+        )
+    elif absent:
+        _squares(ax, absent, "free", facecolor="#F2F2F2", linewidth=0)
+    step_x, step_y = _figure(ax).get_size_inches() * ax.get_position().size * 72 / grid.size  # points per cell, about
+    font = float(np.clip(0.8 * step_y, 4.5, STYLE["font.size"]))
+    every = next((n for n in (1, 2, 4, 5, 10) if n * step_x >= 1.6 * font), 20)
+    ticks = {x: name for (_, name), x in grid.columns.items() if not name.isdigit() or int(name) % every == 0}
+    ax.set_xticks([*ticks], ticks.values(), fontsize=font)
+    for label in ax.get_xticklabels():
+        label.set_rotation(0 if label.get_text().isdigit() or step_x > 2.6 * font else 90)
+    names = [f"{ROLES.get(role, ('', role))[1]}  {PETS.get(pet, pet)}".replace("ffn", "FFN") for role, pet in grid.rows]
+    ax.set_yticks([*grid.rows.values(), *grid.headers.values()], [*names, *grid.headers], fontsize=font)
+    for label in ax.get_yticklabels()[len(names) :]:
+        label.set_fontweight("bold")
+    ax.annotate("layer ", (0, 0), (0, -2), "axes fraction", textcoords="offset points", ha="right", va="top", size=font)
+    ax.tick_params(length=0, pad=2)
+    ax.spines[:].set_visible(False)
+    for stack, group in groupby(grid.columns.items(), key=lambda item: item[0][0]):
+        xs = [x for _, x in group]
+        ax.text((xs[0] + xs[-1]) / 2, -0.6, stack, ha="center", va="bottom", fontsize=font + 1, fontweight="bold")
+        ax.hlines(-0.5, xs[0] - 0.5, xs[-1] + 0.5, color="#404040", linewidth=1, clip_on=False)
+        ax.hlines([*grid.headers.values()][1:], xs[0] - 0.5, xs[-1] + 0.5, color="#A0A0A0", linewidth=0.5)
+        if xs[0] > 0:
+            ax.axvline(xs[0] - 0.5 - _GAP / 2, color="#404040", linewidth=1, gid="stack-separator")
+    return ax
+
+
+def _draw_cells(ax: Axes, cells: pd.DataFrame, cmap: str, norm: Normalize, chosen_label: str) -> PolyCollection:
+    colormap = mpl.colormaps[cmap].with_extremes(bad="#E0E0E0")
+    mesh = _squares(ax, cells[["x", "y"]].to_numpy(), "gates", cmap=colormap, norm=norm, linewidth=0)
+    mesh.set_array(np.ma.masked_invalid(cells["value"].to_numpy(float)))
+    chosen = cells.loc[cells["chosen"], ["x", "y"]].to_numpy()
+    if len(chosen):  # white under black is seen on both ends of the colour map
+        _squares(ax, chosen, "chosen-halo", 0.07, facecolor="none", edgecolor="white", linewidth=2)
+        _squares(ax, chosen, "chosen", 0.07, facecolor="none", edgecolor="black", linewidth=1, label=chosen_label)
+    inert = cells[cells["inert"]]
+    if len(inert):
+        bright = mesh.to_rgba(inert["value"].to_numpy(float))[:, :3] @ [0.299, 0.587, 0.114] > 0.5
+        colours = np.where(bright, "black", "white")
+        ax.scatter(inert["x"], inert["y"], s=9, c=colours, marker="x", linewidths=0.8, gid="inert")
+        ax.plot([], [], "kx", markersize=4, label="inert: cannot act")
+    return mesh
+
+
+def _finish_map(ax: Axes, mesh: PolyCollection | None, value: str, marks: dict[str, float], title: str | None) -> None:
+    """Title, colour bar (unless ``mesh`` is None) with marks, and the legend under the map."""
+    if title:
+        ax.set_title(title, pad=16)
+    if mesh is not None:
+        bar = _figure(ax).colorbar(mesh, ax=ax, aspect=30, pad=0.02, fraction=0.05, label=LABELS.get(value, value))
+        assert bar.solids is not None
+        bar.solids.set(rasterized=False, edgecolor="face")  # vector, and no hairlines between its steps in PDF
+        bar.outline.set_visible(False)
+        for (name, at), line in zip(marks.items(), ("k-", "k:"), strict=False):
+            bar.ax.plot([0, 1], [at, at], "w-", [0, 1], [at, at], line, linewidth=1.2)
+            bar.ax.lines[-2].set_linewidth(2.4)
+            ax.plot([], [], line, linewidth=1.2, label=f"{name} {at:.3g}")
+    inches = ax.get_position().width * _figure(ax).get_figwidth()
+    below = ax.transAxes + ScaledTranslation(-0.8, -0.42, _figure(ax).dpi_scale_trans)
+    legend = ax.legend(loc="upper left", ncols=1 if inches < 3.4 else 2, bbox_to_anchor=(0, 0), bbox_transform=below)
+    legend.set_visible(bool(legend.get_texts()))
+
+
+def _cut_and_start(gates: pd.DataFrame) -> dict[str, float]:
+    """The probability that decided, if known, and the one that all candidates share at uniform alpha (Σ c·p / Σ c)."""
+    cut = {"cut": float((gates["prob"] - gates["margin"]).median())} if "margin" in gates else {}
+    return cut | {"uniform start": float((gates["prob"] * gates["n_params"]).sum() / gates["n_params"].sum())}
+
+
+@mpl.rc_context(STYLE)
+def plot_gates(
+    gates: Any,
+    *,
+    value: str = "prob",
+    ax: Axes | None = None,
+    title: str | None = None,
+    cbar: bool = True,
+    vmin: float | None = None,
+    vmax: float | None = None,
+) -> Axes:
+    """Map of a search: which PET module earned how much, where.
+
+    Colour is ``value``; chosen cells are outlined, inert ones crossed, places without a candidate hatched. Where
+    several candidates fall into one cell (ranks or sizes of one PET module), it shows their maximum. For "prob" the
+    colour bar marks the cut and the uniform start, the probability of every candidate before the search.
+
+    Args:
+        gates: a gate table, or an object with ``.gates`` (a search result or run).
+        value: "prob", "alpha", "margin" (diverging around 0) or any numeric column.
+        ax: where to draw; None makes a figure that fits the number of layers and rows.
+        cbar: whether to draw a colour bar; leave it out in panels that share one.
+        vmin, vmax: colour limits; `value_limits` finds some to share between panels.
+    Raises:
+        PlotError: a column is missing or not numeric, or the table mixes several steps, seeds, tasks or budgets.
+    """
+    cells, table = gate_cells(gates, value), _table(gates, [])
+    low, high = value_limits(table, value=value)
+    low, high = low if vmin is None else vmin, high if vmax is None else vmax
+    ax = _draw_grid(ax, make_grid(table), cells, hatch=True, wide=cbar)
+    mine, costed = table[_flag(table, "chosen")], "n_params" in table
+    spent = f", {int(mine['n_params'].sum()):,} parameters" if costed else ""
+    label = f"chosen: {len(mine):,} of {len(table):,}{spent}"
+    mesh = _draw_cells(ax, cells, "PuOr_r" if value == "margin" else "cividis", Normalize(low, high), label)
+    marks = (
+        {k: at for k, at in _cut_and_start(table).items() if low <= at <= high} if value == "prob" and costed else {}
+    )
+    _finish_map(ax, mesh if cbar else None, value, marks, title)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """Map of a chosen structure: colour is each cell's share of its parameters, the column at the right each row's.
+
+    Args:
+        structure: an object with ``.table()`` of the chosen candidates, or that table; a ``.budget`` is shown.
+        space: all candidates (a table, or an object with ``.table()`` or ``.gates``) for the rows, columns and hatched
+            places of `plot_gates`; without it, only rows and layers in use are known and drawn.
+    Raises:
+        PlotError: a column is missing, nothing is chosen, or a choice is not in the space.
+    """
+    table = _table(structure, [*_MAP_COLUMNS, "n_params"], at="table")
+    context = space if space is not None else table
+    context = _table(context, _MAP_COLUMNS, at="gates" if hasattr(context, "gates") else "table")
+    grid, total = make_grid(context), int(table["n_params"].sum())
+    shares = table.assign(share=100 * table["n_params"] / total, chosen=True)
+    try:
+        cells = gate_cells(shares, "share", grid=grid, how="sum")
+    except KeyError as error:
+        raise PlotError(f"The structure uses {error.args[0]}, which the space does not have.") from error
+    known = cells if space is None else gate_cells(context.assign(one=1.0), "one", grid=grid)
+    ax = _draw_grid(ax, grid, known, hatch=space is not None, wide=True)
+    if space is not None:
+        _squares(ax, known[["x", "y"]].to_numpy(), "free", facecolor="#F2F2F2", linewidth=0)
+    budget = getattr(structure, "budget", None)
+    within = f" of a budget of {int(budget):,}" if isinstance(budget, (int, float)) else ""
+    label = f"chosen: {len(table):,} candidates, {total:,} parameters{within}"
+    mesh = _draw_cells(ax, cells, "cividis_r", Normalize(0, float(cells["value"].max())), label)
+    for y in grid.rows.values():
+        share = cells.loc[cells["y"] == y, "value"].sum()
+        percent = f"{share:.0f} %" if share >= 1 else "< 1 %" if share > 0 else ""
+        ax.text(grid.size[0] - 0.3, y, percent, va="center", fontsize=ax.get_yticklabels()[0].get_fontsize())
+    _finish_map(ax, mesh, "share", {}, title)
+    return ax
+
+
+def summarize_scores(table: pd.DataFrame, score: str = "score") -> pd.DataFrame:
+    """Mean and interval over the runs of each structure (and budget), one row each, in the table's order.
+
+    Returns:
+        ``structure, kind, n_params, mean, low, high, n``. The interval is the 95 % t-interval of the mean from three
+        runs on, and the range of fewer; ``n_params`` is the geometric mean (its axis is logarithmic), nan unless > 0.
+    """
+    from scipy.stats import t  # type: ignore[import-untyped]
+
+    names = ["structure", "kind"] + ["budget"] * ("budget" in table)
+    table = table.assign(_log=np.log(table["n_params"].astype(float).where(table["n_params"] > 0)))
+    groups = table.groupby(names, sort=False, dropna=False, observed=True)
+    means = groups[score].agg(mean="mean", low="min", high="max", n="size")
+    many, n = means["n"] > 2, means["n"].clip(lower=2)
+    half = groups[score].std() / np.sqrt(n) * t.ppf(0.975, n - 1)
+    means = means.assign(low=means["low"].where(~many, means["mean"] - half))
+    means = means.assign(high=means["high"].where(~many, means["mean"] + half))
+    means["n_params"] = np.exp(groups["_log"].agg(lambda logs: logs.mean(skipna=False)))
+    return means.reset_index()
+
+
+@mpl.rc_context(STYLE)
+def plot_comparison(table: Any, *, ax: Axes | None = None, metric: str | None = None, title: str | None = None) -> Axes:
+    """Scores against trainable parameters: every run a point, every structure a mean with its interval over seeds.
+
+    Args:
+        table: one row per run: ``structure`` (name), ``kind`` ("searched", "manual", "random", "reference"),
+            ``n_params`` (trainable PET parameters), ``seed``, ``score``. A reference, such as full fine-tuning, is a
+            horizontal line with its interval as a band; its ``n_params`` is not used.
+        metric: name for the vertical axis, or the column that holds the score.
+    Raises:
+        PlotError: a column is missing, several tasks are mixed, or a structure has a run without parameters.
+    """
+    score = metric if metric and metric in getattr(table, "columns", ()) else "score"
+    table = _table(table, ["structure", "kind", "n_params", "seed", score], at="scores", one=["task"])
+    means = summarize_scores(table, score)
+    lines, means = means[means["kind"] == "reference"], means[means["kind"] != "reference"].reset_index(drop=True)
+    if means["n_params"].isna().any():
+        names = means.loc[means["n_params"].isna(), "structure"].tolist()
+        raise PlotError(f"n_params must be > 0 in every run of {names}, or its kind 'reference': the axis is a log.")
+    ax = ax or plt.subplots(figsize=(5.2, 3.4), layout="constrained")[1]
+    for kind, group in means.groupby("kind", sort=False):
+        marker, colour = KINDS.get(str(kind), OTHER)
+        style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": ""}
+        runs = table[table["kind"] == kind]
+        ax.plot(runs["n_params"], runs[score], markersize=3.5, alpha=0.45, markeredgewidth=0, gid="runs", **style)
+        ax.vlines(group["n_params"], group["low"], group["high"], color=colour, linewidth=1.4, gid="intervals")
+        points: dict[str, Any] = {
+            "markersize": 7,
+            "markeredgecolor": "white",
+            "gid": "means",
+            "label": str(kind),
+        } | style
+        ax.plot(group["n_params"], group["mean"], **points)
+    for row in lines.to_dict("records"):
+        ax.axhspan(row["low"], row["high"], color="black", alpha=0.1, linewidth=0, gid="reference-band")
+        ax.axhline(row["mean"], color="black", linewidth=1, linestyle="--", gid="reference")
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+        ax.annotate(f"{row['structure']} {row['mean']:.3g}", (1, row["mean"]), (0, 2), **place)
+    ax.set_xscale("log")
+    ax.set_xlabel("trainable PET parameters", fontsize=STYLE["axes.labelsize"])
+    ax.set_ylabel(metric or "score", fontsize=STYLE["axes.labelsize"])
+    ax.tick_params(labelsize=STYLE["font.size"])
+    ax.margins(0.12)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_title(title or "", pad=18)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handletextpad=0.2)
+    _place_labels(ax, means)
+    return ax
+
+
+def _place_labels(ax: Axes, means: pd.DataFrame) -> None:
+    """Name each mean where its name covers no point, line or other name, on a thin leader."""
+    _figure(ax).draw_without_rendering()  # settles the layout, so that the extents below are final
+    pad = 4 * _figure(ax).dpi / 72
+    taken = [text.get_window_extent() for text in ax.texts]
+    for line in ax.lines:
+        ends = line.get_transform().transform(np.column_stack(line.get_data(orig=False)).astype(float))
+        taken += [Bbox([end - pad, end + pad]) for end in ends]
+        taken += [Bbox([ends.min(0), ends.max(0) + 1])] * (line.get_gid() == "reference")
+    for low, high in zip(*(ax.transData.transform(means[["n_params", end]]) for end in ("low", "high")), strict=True):
+        taken.append(Bbox([low - [1, 0], high + [1, 0]]))
+    angles = [math.radians(angle) for angle in (0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90)]
+    offsets = [(r * math.cos(a), r * math.sin(a)) for r in (8, 14, 20, 28, 38, 50, 64) for a in angles]
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "gid": "label"}
+    style["arrowprops"] = {"arrowstyle": "-", "color": "#909090", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+    for row in means.sort_values("mean", ascending=False).to_dict("records"):
+        colour = KINDS.get(row["kind"], OTHER)[1]
+        label = ax.annotate(str(row["structure"]), (row["n_params"], row["mean"]), (8, 0), color=colour, **style)
+        tried: list[tuple[int, int, Bbox]] = []
+        while not tried or (tried[-1][0] and len(tried) < len(offsets)):
+            box = _move(label, *offsets[len(tried)])
+            outside = Bbox.union([box, ax.bbox]).bounds != ax.bbox.bounds
+            tried.append((sum(map(box.overlaps, taken)) + 10 * outside, len(tried), box))
+        taken.append(_move(label, *offsets[min(tried, key=lambda trial: trial[:2])[1]]))
+
+
+def _move(label: Annotation, x: float, y: float) -> Bbox:
+    label.set(position=(x, y), ha="left" if x > 1 else "right" if x < -1 else "center")
+    label.get_window_extent()  # moves the text; what it returns includes the leader
+    return Text.get_window_extent(label)
+
+
+def save_figure(figure: Axes | Figure, path: str | Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """Save to ``path`` in each format (a known suffix of ``path`` is dropped) and return the files; PNG at 200 dpi.
+
+    PDF embeds TrueType fonts (type 42; publishers refuse type 3). SVG keeps text as text, to be searched, edited and
+    read aloud, at the price of the viewer's font: take PDF where the look must not change. The same
+    drawing gives the same bytes.
+    """
+    figure = _figure(figure) if isinstance(figure, Axes) else figure
+    known, base = figure.canvas.get_supported_filetypes(), Path(path)
+    if isinstance(formats, str) or not set(formats) <= set(known):
+        raise PlotError(f"Expected a list of formats out of {', '.join(known)}; got {formats!r}.")
+    base = base.with_suffix("") if base.suffix[1:].lower() in known else base
+    base.parent.mkdir(parents=True, exist_ok=True)
+    paths = [base.with_name(f"{base.name}.{name}") for name in formats]
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "s3pet"}):
+        for name, file in zip(formats, paths, strict=True):
+            figure.savefig(file, dpi=200, bbox_inches="tight", metadata=undated.get(name))
+    return paths
+
+
+def describe(gates: Any, *, top: int = 3) -> str:
+    """A gate table in plain language, as alt text: what was chosen, where it lies, how far the gates separated.
+
+    Args:
+        gates: a gate table, or an object with ``.gates``; all columns of a search but ``margin`` are needed.
+        top: how many of the most probable candidates to name.
+    """
+    table = _table(gates, ["site", *_MAP_COLUMNS, "n_params", "prob", "chosen"])
+    mine = table[_flag(table, "chosen")]
+    total, used, n_sites = int(table["n_params"].sum()), int(mine["n_params"].sum()), table["site"].nunique()
+    text = [f"{len(table):,} candidates at {n_sites:,} sites with {total:,} parameters;"]
+    text += [f"{len(mine):,} chosen with {used:,} parameters ({100 * used / total:.3g} %)."]
+    for name, column in (("module", "pet"), ("role", "role"), ("stack", "stack")) if used else ():
+        sizes = mine.groupby(column, observed=True)["n_params"].sum().sort_values(ascending=False, kind="stable")
+        shares = ", ".join(f"{key} {100 * size / used:.0f} %" for key, size in sizes.items())
+        text.append(f"Share of the chosen parameters by {name}: {shares}.")
+    for stack, part in mine.dropna(subset="layer").groupby("stack", observed=True, sort=False):
+        layers, last = part["layer"].astype(int), int(table.loc[table["stack"] == stack, "layer"].max())
+        depth = np.average(layers, weights=part["n_params"])
+        text.append(f"In the {stack}, layers {layers.min()} to {layers.max()} of 0 to {last}, mean depth {depth:.1f}.")
+    best = table.nlargest(top, "prob")[["site", "pet", "prob"]].to_dict("records")
+    text.append("Most probable: " + ", ".join(f"{row['site']} {row['pet']} {row['prob']:.3g}" for row in best) + ".")
+    separation = {"highest probability": table["prob"].max()} | _cut_and_start(table)
+    text.append("Separation: " + ", ".join(f"{name} {number:.3g}" for name, number in separation.items()) + ".")
+    return " ".join(text)
