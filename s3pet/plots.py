@@ -240,7 +240,8 @@ def _finish_map(ax: Axes, mesh: PolyCollection | None, value: str, marks: dict[s
             bar.ax.lines[-2].set_linewidth(2.4)
             ax.plot([], [], line, linewidth=1.2, label=f"{name} {at:.3g}")
     inches = ax.get_position().width * _figure(ax).get_figwidth()
-    below = ax.transAxes + ScaledTranslation(-0.8, -0.42, _figure(ax).dpi_scale_trans)
+    drop = -0.32 if any(label.get_rotation() for label in ax.get_xticklabels()) else -0.22
+    below = ax.transAxes + ScaledTranslation(-0.8, drop, _figure(ax).dpi_scale_trans)
     legend = ax.legend(loc="upper left", ncols=1 if inches < 3.4 else 2, bbox_to_anchor=(0, 0), bbox_transform=below)
     legend.set_visible(bool(legend.get_texts()))
 
