@@ -248,7 +248,8 @@ def _finish_map(ax: Axes, mesh: PolyCollection | None, value: str, marks: dict[s
 
 def _cut_and_start(gates: pd.DataFrame) -> dict[str, float]:
     """The probability that decided, if known, and the one that all candidates share at uniform alpha (Σ c·p / Σ c)."""
-    cut = {"cut": float((gates["prob"] - gates["margin"]).median())} if "margin" in gates else {}
+    known = "margin" in gates and gates["margin"].notna().any()
+    cut = {"cut": float((gates["prob"] - gates["margin"]).median())} if known else {}
     return cut | {"uniform start": float((gates["prob"] * gates["n_params"]).sum() / gates["n_params"].sum())}
 
 
