@@ -1,0 +1,165 @@
+"""An embedded, local or hub backbone with its tokenizer, ready and frozen.
+
+``"pocket-t5"`` is the embedded teaching backbone (``data/pocket``); everything else is a folder or a hub id of an
+encoder, decoder or encoder-decoder. Weights are read from safetensors only; nothing that is read is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from s3pet.errors import BackboneError, nearest
+
+EMBEDDED = {"pocket-t5": "model"}
+
+
+class Backbone(NamedTuple):
+    """A frozen model in evaluation mode, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+def embedded_path() -> Path:
+    """The folder ``data/pocket``: beside the package in a checkout, inside it in a wheel.
+
+    Raises:
+        BackboneError: neither is there.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent / "data" / "pocket", package / "data" / "pocket"):
+        if folder.is_dir():
+            return folder
+    raise BackboneError("the embedded data (data/pocket) is not here; install s3pet from a full checkout or a wheel")
+
+
+def list_backbones() -> list[str]:
+    """Names of the embedded backbones; any local folder or hub id works too."""
+    return sorted(EMBEDDED)
+
+
+def load_backbone(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Backbone:
+    """Load a backbone, frozen and in evaluation mode, and its tokenizer.
+
+    Args:
+        name: ``"pocket-t5"``, a local folder, or a hub id. Encoder-decoders load with their language-model head,
+            decoders too; encoders load bare, since the task brings the head.
+        device: where to put it; None leaves it on the CPU.
+        dtype: of the weights.
+        attn_implementation: ``"eager"`` is needed for ``order="unrolled_exact"``; None takes the library's default.
+        revision: of a hub model.
+        local_files_only: never ask the hub.
+
+    Returns:
+        ``(model, tokenizer)``; ``model.s3pet_id`` is the name, for records.
+
+    Raises:
+        BackboneError: nothing loadable there; the message says what was tried and how to get it.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    where = str(name)
+    if where in EMBEDDED:
+        where = str(embedded_path() / EMBEDDED[where])
+    elif Path(where).is_dir():
+        _check_folder(Path(where))
+    elif where.count("/") > 1 or where.startswith((".", "/", "~")):
+        raise BackboneError(f"{where!r} is no folder here; give a folder with config.json, or a hub id such as 't5-small'")
+    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    options = {**hub, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(where, **hub)
+            if config.is_encoder_decoder:
+                loader: Any = AutoModelForSeq2SeqLM
+            elif any("CausalLM" in kind for kind in getattr(config, "architectures", None) or ()):
+                loader = AutoModelForCausalLM
+            else:
+                loader = AutoModel
+            model, info = loader.from_pretrained(where, config=config, **options)
+            tokenizer = AutoTokenizer.from_pretrained(where, **hub)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BackboneError(
+            f"backbone {str(name)!r} could not be loaded: {reason}. Give one of {', '.join(EMBEDDED)}, a folder with "
+            f"config.json, model.safetensors and a tokenizer, or a hub id while online ({nearest(str(name), EMBEDDED)})"
+        ) from error
+    missing = info.get("missing_keys", ())
+    model.s3pet_pooler_is_fresh = any("pooler" in key for key in missing)
+    lost = [key for key in missing if "pooler" not in key]
+    if lost:
+        raise BackboneError(f"backbone {str(name)!r} lacks weights {lost[:3]} ({len(lost)} in all); its file is not whole")
+    model.s3pet_id = str(name) if not Path(where).is_dir() or str(name) in EMBEDDED else Path(where).resolve().name
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.requires_grad_(False).eval()
+    return Backbone(model.to(device) if device is not None else model, tokenizer)
+
+
+def backbone_kind(model: nn.Module) -> str:
+    """``"encoder-decoder"``, ``"decoder"`` (has a language-model head) or ``"encoder"``."""
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    return "decoder" if "CausalLM" in type(model).__name__ else "encoder"
+
+
+def n_parameters(model: nn.Module) -> int:
+    """Parameters of the backbone, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def backbone_checksum(model: nn.Module) -> str:
+    """SHA-256 over all parameters and buffers with their names, shapes and types."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()], key=lambda pair: pair[0]):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_folder(folder: Path) -> None:
+    """A local folder must hold a config and safetensors; pickled weights are refused with the way out."""
+    if not (folder / "config.json").is_file():
+        raise BackboneError(f"{folder} has no config.json; it is not a Hugging Face model folder")
+    if not any(folder.glob("*.safetensors")):
+        pickled = next(folder.glob("*.bin"), None)
+        why = f"only {pickled.name}, a pickle" if pickled else "no weights"
+        raise BackboneError(
+            f"{folder} holds {why}; s3pet reads safetensors. Convert once where you trust the file: "
+            "AutoModel.from_pretrained(folder).save_pretrained(folder)"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No loading bars and reports from transformers; missing weights are checked here instead."""
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.ERROR)
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()

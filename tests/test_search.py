@@ -1,0 +1,208 @@
+"""The search end to end: a planted site is found, seeds repeat it bit for bit, an interrupted one goes on."""
+
+import pytest
+import torch
+from tiny import tiny_bert, tiny_t5
+from toy import toy_task
+
+from s3pet import Rule, load_run, make_space, search
+from s3pet.backbones import backbone_checksum
+from s3pet.errors import BudgetError, RunError, SearchError
+from s3pet.search import Searcher, Settings, Stream, derive
+
+QUIET = {"progress": False, "batch_size": 16}
+
+
+def planted_t5(useful):
+    """A T5 whose attentions all write nothing (o = 0), but for one: value candidates elsewhere cannot help."""
+    model = tiny_t5()
+    space = make_space(model, [Rule("lora", roles=("attn.v",)), Rule("bitfit", roles=("attn.v",))])
+    with torch.no_grad():
+        for candidate in space:
+            if candidate.site != useful:
+                model.get_submodule(candidate.path.replace(".v", ".o")).weight.zero_()
+    return model, space
+
+
+@pytest.mark.parametrize("useful", ["encoder.0.attn.v", "encoder.1.attn.v"])
+@pytest.mark.parametrize("settings", [{"order": "first"}, {"order": "unrolled"}, {"sampling": "hard"}, {"gradient": "implicit"}])
+def test_the_one_useful_site_is_ranked_first(useful, settings):
+    model, space = planted_t5(useful)
+    lora = next(candidate for candidate in space if candidate.site == useful and candidate.pet == "lora")
+    result = search(model, toy_task(), space, budget=lora.n_params, steps=60, lr=1e-2, **settings, **QUIET)
+    best = result.gates.sort_values("prob", ascending=False).iloc[0]
+    assert (best.site, best.pet) == (useful, "lora")
+    assert result.structure().names == (lora.name,)
+    assert best.prob > 2 * result.metrics["uniform_prob"]
+
+
+@pytest.mark.parametrize("order", ["first", "unrolled", "unrolled_exact"])
+def test_a_seed_repeats_bit_for_bit_and_leaves_the_backbone_and_the_random_state_alone(order):
+    model = tiny_t5(attn_implementation="eager") if order == "unrolled_exact" else tiny_t5()
+    space, checksum = make_space(model, "mixed"), backbone_checksum(model)
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    runs = [search(model, toy_task(), space, budget=300, steps=8, order=order, seed=s, **QUIET) for s in (1, 1, 2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert backbone_checksum(model) == checksum
+    assert not model.training
+    assert runs[0].gates.equals(runs[1].gates)
+    assert runs[0].history.equals(runs[1].history)
+    assert not runs[0].gates.equals(runs[2].gates)
+    assert runs[0].metrics["passes"] == {"first": 16, "unrolled": 24, "unrolled_exact": 24}[order]
+
+
+def test_orders_agree_closely_and_exact_matches_unrolled():
+    model = tiny_t5(attn_implementation="eager")
+    space = make_space(model, "lora")
+    results = {
+        order: search(model, toy_task(), space, budget=300, steps=3, order=order, **QUIET)
+        for order in ("first", "unrolled", "unrolled_exact")
+    }
+    alphas = {order: torch.tensor(result.gates.alpha.to_numpy()) for order, result in results.items()}
+    for order in ("unrolled", "unrolled_exact"):
+        agreement = float((alphas["first"].sign() == alphas[order].sign()).double().mean())
+        assert agreement > 0.8
+
+
+def test_weights_go_first():
+    """At zero deltas α's gradient is exactly zero; after one weight step it is not."""
+    model = tiny_t5()
+    space = make_space(model, "lora")
+    result = search(model, toy_task(), space, budget=300, steps=1, **QUIET)
+    assert (result.gates.alpha.abs() > 0).all()
+
+
+def test_encoder_tasks_train_a_head_beside_the_budget():
+    model = tiny_bert()
+    space = make_space(model, "mixed")
+    result = search(model, toy_task(), space, budget=200, steps=6, **QUIET)
+    assert result.metrics["head_params"] == model.config.hidden_size * 2 + 2
+    assert result.structure().n_params <= 200
+
+
+def test_a_run_folder_holds_everything(tmp_path):
+    model, task = tiny_t5(), toy_task()
+    space = make_space(model, "mixed", keep_inert=True)
+    made = search(model, task, space, budget=300, steps=6, out=tmp_path / "run", **QUIET)
+    again = load_run(tmp_path / "run")
+    assert again.space == made.space
+    assert again.gates.equals(made.gates.astype(again.gates.dtypes))
+    assert again.config == made.config
+    assert again.structure(500) == made.structure(500)
+    table = again.gates
+    assert {"site", "path", "stack", "layer", "role", "pet", "rank", "n_params", "alpha", "prob", "chosen", "margin"} <= set(table)
+    assert table.n_params[table.chosen].sum() == made.structure().n_params <= 300
+    assert float((table.prob * table.n_params).sum()) == pytest.approx(300, rel=1e-5)
+    with pytest.raises(RunError, match="holds a finished run"):
+        search(model, task, space, budget=300, steps=6, out=tmp_path / "run", **QUIET)
+    search(model, task, space, budget=300, steps=6, out=tmp_path / "run", overwrite=True, **QUIET)
+    with pytest.raises(RunError, match="is not a finished run"):
+        load_run(tmp_path)
+
+
+def test_an_interrupted_search_goes_on_bit_for_bit(tmp_path):
+    model, task = tiny_t5(), toy_task()
+    space = make_space(model, "mixed")
+    settings = {"budget": 300, "steps": 30, "record_every": 1, **QUIET}
+    whole = search(model, task, space, **settings)
+
+    class Cut(Exception):
+        pass
+
+    def cut(searcher):
+        if searcher.step == 17:
+            raise Cut
+
+    with pytest.raises(Cut):
+        search(model, task, space, out=tmp_path, callbacks=[cut], **settings)
+    with pytest.raises(RunError, match="with other settings"):
+        search(model, task, space, out=tmp_path, **{**settings, "seed": 1})
+    steps = []
+    rest = search(model, task, space, out=tmp_path, callbacks=[lambda s: steps.append(s.step)], **settings)
+    assert steps[0] == 11, "it should have gone on after the checkpoint at step 10"
+    assert rest.gates.equals(whole.gates)
+    assert rest.history.equals(whole.history)
+    assert rest.trajectory.reset_index(drop=True).equals(whole.trajectory.reset_index(drop=True))
+
+
+def test_a_callback_stops_and_keeps():
+    model = tiny_t5()
+    space = make_space(model, "lora")
+    result = search(model, toy_task(), space, budget=300, steps=50, record_every=5,
+                    callbacks=[lambda searcher: searcher.step >= 10], **QUIET)  # fmt: skip
+    assert (result.metrics["steps"], result.metrics["stopped"]) == (10, "stopped")
+    assert result.structure().n_params <= 300
+
+
+def test_an_interrupt_keeps_what_was_found():
+    def interrupt(searcher):
+        raise KeyboardInterrupt
+
+    model = tiny_t5()
+    result = search(model, toy_task(), make_space(model, "lora"), budget=300, steps=50, callbacks=[interrupt], **QUIET)
+    assert result.metrics["stopped"] == "interrupted"
+
+
+def test_a_diverging_search_keeps_its_last_good_state(tmp_path):
+    model = tiny_t5()
+    space = make_space(model, "lora")
+
+    def poison(searcher):
+        if searcher.step == 4:
+            with torch.no_grad():
+                searcher.weights[0].fill_(float("nan"))
+
+    with pytest.raises(SearchError, match="diverged after step 4") as caught:
+        search(model, toy_task(), space, budget=300, steps=20, record_every=2, callbacks=[poison], out=tmp_path, **QUIET)
+    assert caught.value.result.gates.alpha.notna().all()
+    assert load_run(tmp_path).metrics["stopped"] == "diverged"
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("budget", "settings", "error", "message"),
+    [
+        (0, {}, BudgetError, "must be positive"),
+        ("abc", {}, BudgetError, "is not a number"),
+        (3, {}, BudgetError, "cheapest candidate"),
+        (30_000, {}, BudgetError, "not between 0 and the"),
+        (300, {"order": "second"}, SearchError, "is not one of first"),
+        (300, {"steps": 0}, SearchError, "must be > 0"),
+        (300, {"sampling": "gumbel"}, SearchError, "is not one of"),
+    ],
+)
+def test_bad_input_is_refused_at_the_door(budget, settings, error, message, tmp_path):
+    model = tiny_t5()
+    with pytest.raises(error, match=message):
+        search(model, toy_task(), make_space(model, "lora"), budget=budget, out=tmp_path / "run", **{**QUIET, **settings})
+    assert not (tmp_path / "run").exists()
+
+
+def test_streams_visit_every_row_once_an_epoch():
+    rows = [{"input_ids": [index]} for index in range(10)]
+    stream = Stream(rows, 5, seed=3)
+    epochs = [[row["input_ids"][0] for step in (2 * e, 2 * e + 1) for row in stream(step)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert stream(1) == Stream(rows, 5, seed=3)(1)
+
+
+def test_derived_seeds_do_not_collide():
+    seeds = {derive(a, b, c) for a in range(20) for b in range(20) for c in range(20)}
+    assert len(seeds) == 8000
+
+
+def test_settled_is_one_once_the_chosen_set_no_longer_changes():
+    model = tiny_t5()
+    space = make_space(model, "lora")
+    from s3pet.structure import parse_budget
+
+    searcher = Searcher(model, toy_task(), space, parse_budget(space, 300), Settings(steps=20, batch_size=8))
+    searcher.history.append({"loss_train": 1.0, "loss_val": 1.0})
+    searcher.alpha = torch.linspace(1, 0, len(space))
+    assert searcher.record()
+    for step in range(12):
+        searcher.step = step
+        assert searcher.record()
+    assert searcher.settled == 1.0
