@@ -107,7 +107,7 @@ def load_backbone(
     lost = [key for key in missing if "pooler" not in key]
     if lost:
         raise BackboneError(f"backbone {str(name)!r} lacks weights {lost[:3]} ({len(lost)} in all); its file is not whole")
-    model.s3pet_id = str(name) if not Path(where).is_dir() or str(name) in EMBEDDED else Path(where).resolve().name
+    model.s3pet_id = str(name) if not Path(where).is_dir() or str(name) in EMBEDDED else "/".join(Path(where).resolve().parts[-2:])
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False).eval()

@@ -36,13 +36,12 @@ class Objective(nn.Module):
         device: where batches go.
     """
 
-    head: nn.Module | None = None
-
     def __init__(self, model: nn.Module, task: Task, max_length: int):
         super().__init__()
         if task.tokenizer is None:
             raise TaskError(f"task {task.name!r} has no tokenizer; give one: load_task({task.name!r}, tokenizer)")
         self.__dict__["model"] = model
+        self.head: nn.Module | None = None
         self.task, self.tokenizer, self.max_length = task, task.tokenizer, max_length
 
     @property
@@ -224,10 +223,10 @@ class Encoder(Objective):
         dropout = getattr(config, "hidden_dropout_prob", 0.1) if dropout is None else dropout
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = Head(config.hidden_size, task.n_labels, dropout, pooling)
-            nn.init.normal_(self.head.out.weight, std=getattr(config, "initializer_range", 0.02))
-            nn.init.zeros_(self.head.out.bias)
-        self.head.to(self.device)
+            head = Head(config.hidden_size, task.n_labels, dropout, pooling)
+            nn.init.normal_(head.out.weight, std=getattr(config, "initializer_range", 0.02))
+            nn.init.zeros_(head.out.bias)
+        self.head = head.to(self.device)
 
     def encode(self, examples: Sequence[Example]) -> list[Row]:
         columns = [list(column) for column in zip(*(example.segments for example in examples), strict=True)]

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from tiny import tiny_batch, tiny_bert, tiny_t5
 
-from s3pet import bilevel
+from s3pet import attach, bilevel, make_space
+from s3pet.gates import sample_gates, shifted_sigmoid
 
 
 def make_problem(seed=0, n=5, d=6):
@@ -89,3 +91,36 @@ def test_gradients_are_zero_where_the_loss_does_not_depend():
     assert alpha_gradient.tolist() == [0, 0, 0]
     assert one.tolist() == [2, 2]
     assert two.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("make_model", [lambda: tiny_t5(gated=True), tiny_bert])
+def test_both_unrolled_forms_agree_on_a_real_supernet(make_model):
+    """The same through hooks, gates and a transformer, where weights are far from zero (no delta is the identity)."""
+    model, xi = make_model().double(), 1.0
+    model.set_attn_implementation("eager")
+    space = make_space(model, "mixed")
+    batches = {split: tiny_batch(model, rows=8) for split in ("train", "val")}
+    batches["val"]["input_ids"] = batches["val"]["input_ids"].flip(0, 1)
+    target = torch.randn(8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(4)
+    noise = torch.rand(len(space), generator=generator, dtype=torch.float64)
+    alpha = torch.randn(len(space), generator=generator, dtype=torch.float64)
+    with attach(model, space) as supernet:
+        weights = [0.3 * torch.randn(w.shape, generator=generator, dtype=torch.float64) for w in supernet.weights]
+
+        def loss(split):
+            def closure(alpha, weights):
+                gates = sample_gates(shifted_sigmoid(alpha, space.costs, 0.3 * space.n_params), noise)
+                with supernet.using(gates, weights):
+                    return 30 * ((model(**batches[split])[0].mean((1, 2)) - target) ** 2).mean()
+
+            return closure
+
+        train_loss, val_loss = loss("train"), loss("val")
+        _, exact = bilevel.unrolled_exact(train_loss, val_loss, alpha, weights, xi)
+        _, alpha_gradient, gradients = bilevel.gradients(train_loss, alpha, weights)
+        new = [w - xi * g for w, g in zip(weights, gradients, strict=True)]
+        _, first = bilevel.first_order(val_loss, alpha, new)
+        found = bilevel.unrolled(train_loss, val_loss, alpha, weights, new, alpha_gradient, xi, epsilon=1e-6)[1]
+    assert float((exact - first).norm() / exact.norm()) > 0.1
+    assert float((found - exact).norm() / (exact - first).norm()) < 0.02

@@ -25,7 +25,7 @@ def planted_t5(useful):
 
 
 @pytest.mark.parametrize("useful", ["encoder.0.attn.v", "encoder.1.attn.v"])
-@pytest.mark.parametrize("settings", [{"order": "first"}, {"order": "unrolled"}, {"sampling": "hard"}, {"gradient": "implicit"}])
+@pytest.mark.parametrize("settings", [{"order": "first"}, {"order": "unrolled"}, {"sampling": "mean"}, {"gradient": "implicit"}])
 def test_the_one_useful_site_is_ranked_first(useful, settings):
     model, space = planted_t5(useful)
     lora = next(candidate for candidate in space if candidate.site == useful and candidate.pet == "lora")
@@ -50,19 +50,6 @@ def test_a_seed_repeats_bit_for_bit_and_leaves_the_backbone_and_the_random_state
     assert runs[0].history.equals(runs[1].history)
     assert not runs[0].gates.equals(runs[2].gates)
     assert runs[0].metrics["passes"] == {"first": 16, "unrolled": 24, "unrolled_exact": 24}[order]
-
-
-def test_orders_agree_closely_and_exact_matches_unrolled():
-    model = tiny_t5(attn_implementation="eager")
-    space = make_space(model, "lora")
-    results = {
-        order: search(model, toy_task(), space, budget=300, steps=3, order=order, **QUIET)
-        for order in ("first", "unrolled", "unrolled_exact")
-    }
-    alphas = {order: torch.tensor(result.gates.alpha.to_numpy()) for order, result in results.items()}
-    for order in ("unrolled", "unrolled_exact"):
-        agreement = float((alphas["first"].sign() == alphas[order].sign()).double().mean())
-        assert agreement > 0.8
 
 
 def test_weights_go_first():

