@@ -1,9 +1,10 @@
-"""A named task: rows in three splits, label words, metric; the search's halves are cut from train.
+"""A named task: rows in three splits, label words, metrics; the search's halves are cut from train.
 
 A task knows nothing of models: a text-to-text backbone reads ``source`` and answers with a label word, an encoder reads
 ``segments`` and gets a head. Rules of the splits, the same everywhere: choices (best checkpoint, search) are made on
 train and validation; the test split is scored once. Where no labelled test split exists, the published validation
-split *is* the test split, and a validation split is cut from train.
+split *is* the test split, and a validation split is cut from train. (The authors halve the public validation split by
+the run's seed, so their test rows differ between seeds; we depart, so that scores of different seeds are comparable.)
 """
 
 from __future__ import annotations
@@ -11,27 +12,48 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from s3pet.backbones import embedded_path
-from s3pet.errors import BackboneError, TaskError, UnknownTaskError, nearest
-from s3pet.glue import BENCHMARKS, HUB_NAMES, REGRESSION_RANGE, Entry
+from s3pet.errors import TaskError, UnknownTaskError, nearest
+from s3pet.glue import (
+    BENCHMARKS,
+    ENDINGS,
+    Entry,
+    Row,
+    compute_metric,
+    find_classes,
+    find_columns,
+    find_metrics,
+    number_label,
+    plain_label,
+    printed_values,
+    read_folder,
+    read_hub,
+    read_json,
+)
 
-Row = Mapping[str, Any]
-_COLUMNS = (
-    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
-    ("sentence1",), ("sentence",), ("text",),
-)  # fmt: skip
-_ENDINGS = (".jsonl", ".csv", ".tsv")
-METRICS = ("accuracy", "f1", "f1_macro", "matthews", "pearson", "spearman")
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "valid": "validation", "test": "test"}
+_FIELD = re.compile(r"\{([^{}]+)\}")
+_LEAST = 4  # training rows: two for each half of the search
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row: raw texts for encoders, the prompted text for text-to-text backbones, and the label."""
+    """One row.
+
+    Attributes:
+        segments: one or two raw texts, for encoders.
+        source: the text-to-text input, prompt included.
+        label: class index, or the value for regression.
+    """
 
     segments: tuple[str, ...]
     source: str
@@ -46,7 +68,7 @@ class Task:
         name: ``"pocket/sentiment"``, ``"glue/rte"``, or the folder's name.
         train, validation, test: rows.
         label_words: what a text-to-text backbone writes, one per class; for regression the printed values.
-        label_names: for people.
+        label_names: for people, one per class; empty for regression.
         metrics: names, the main one first.
         regression: the label is a number.
         tokenizer: of the backbone.
@@ -61,7 +83,7 @@ class Task:
     label_names: tuple[str, ...]
     metrics: tuple[str, ...]
     regression: bool = False
-    tokenizer: Any = None
+    tokenizer: PreTrainedTokenizerBase | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -76,39 +98,61 @@ class Task:
 
     @property
     def label_values(self) -> tuple[float, ...]:
-        """The numbers a text-to-text backbone may write for a regression task."""
+        """The numbers a text-to-text backbone may write for a regression task; empty for classes."""
         return tuple(float(word) for word in self.label_words) if self.regression else ()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all rows, label words and metrics."""
-        rows = [[e.segments, e.source, e.label] for part in (self.train, self.validation, self.test) for e in part]
+        """SHA-256 over all rows, label words and metrics, hexadecimal; the tokenizer and the notes do not count."""
+        rows = [[[e.segments, e.source, e.label] for e in part] for part in (self.train, self.validation, self.test)]
         text = json.dumps([rows, self.label_words, self.metrics], ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def search_split(self, seed: int = 0) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-        """Halves of the training split, ``(search_train, search_val)``: disjoint, equal, balanced by class."""
-        order = _shuffled(self.train, seed, "search", stratify=not self.regression)
-        half = len(order) // 2
+        """Halves of the training split, ``(search_train, search_val)``.
+
+        Disjoint, of equal size (an odd row is left out), with each class shared evenly (to one row), rows in their
+        order; the same halves for the same seed.
+        """
+        order = _spread(self.train, f"{seed}-search", stratify=not self.regression)
+        end = len(order) // 2 * 2
         # Neighbours in a stratified order share a class, so every second row gives two balanced halves.
-        return tuple(order[0 : 2 * half : 2]), tuple(order[1 : 2 * half : 2])
+        first, second = (tuple(self.train[i] for i in sorted(order[start:end:2])) for start in (0, 1))
+        return first, second
 
     def subsample(
         self, n_train: int | None = None, n_validation: int | None = None, n_test: int | None = None, seed: int = 0
     ) -> Task:
-        """The same task with at most so many rows in each split, drawn at random."""
-        limits = {"train": n_train, "validation": n_validation, "test": n_test}
-        cut, notes = {}, list(self.notes)
-        for split, limit in limits.items():
+        """The same task with at most so many rows in each split, drawn at random; None keeps a split whole.
+
+        Raises:
+            TaskError: a number below 1, or fewer than 4 training rows.
+        """
+        cut: dict[str, Any] = {}
+        notes = list(self.notes)
+        for split, limit, least in (("train", n_train, _LEAST), ("validation", n_validation, 1), ("test", n_test, 1)):
             rows = getattr(self, split)
+            if limit is not None and limit < least:
+                raise TaskError(f"task {self.name!r}: n_{split}={limit} given; at least {least} rows are needed")
             if limit is not None and limit < len(rows):
                 cut[split] = tuple(random.Random(f"{seed}-{split}").sample(rows, limit))
                 notes.append(f"{split} is {limit} of {len(rows)} rows, drawn with seed {seed}")
         return replace(self, **cut, notes=tuple(notes))
 
-    def score(self, predictions: Sequence[float], labels: Sequence[float]) -> dict[str, float]:
-        """All metrics of the task, the main one first; constant predictions give 0 where a correlation has none."""
-        return {name: _metric(name, predictions, labels) for name in self.metrics}
+    def score(self, predictions: Iterable[float], labels: Iterable[float]) -> dict[str, float]:
+        """All metrics of the task, the main one first; constant predictions give 0 where a correlation has none.
+
+        Args:
+            predictions: class indices, or values for regression, one per row (a list, array or tensor).
+            labels: the same for the truth.
+
+        Raises:
+            TaskError: no rows, or not as many predictions as labels.
+        """
+        found, truth = ([getattr(v, "item", lambda v=v: v)() for v in values] for values in (predictions, labels))
+        if len(found) != len(truth) or not truth:
+            raise TaskError(f"task {self.name!r}: {len(found)} predictions for {len(truth)} labels; give one for each")
+        return {name: compute_metric(name, found, truth) for name in self.metrics}
 
     def __repr__(self) -> str:
         sizes = " / ".join(str(len(part)) for part in (self.train, self.validation, self.test))
@@ -118,262 +162,239 @@ class Task:
 
 def list_tasks() -> list[str]:
     """Names :func:`load_task` knows; any folder of jsonl or csv files is a task too."""
-    try:
-        pocket = sorted(f"pocket/{path.parent.name}" for path in (embedded_path() / "tasks").glob("*/task.json"))
-    except BackboneError:
-        pocket = []
+    folder = _pocket()
+    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder else []
+    pocket = [f"pocket/{path.name}" for path in found if any((path / f"train{ending}").is_file() for ending in ENDINGS)]
     return pocket + [f"{suite}/{name}" for suite, entries in BENCHMARKS.items() for name in entries]
 
 
 def load_task(
     source: str | Path | Mapping[str, Any],
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     path: str | Path | None = None,
     n_train: int | None = None,
     n_validation: int | None = None,
     seed: int = 0,
-    **given: Any,
+    template: str | None = None,
+    label_words: Sequence[str] | None = None,
+    label_names: Sequence[str] | None = None,
+    metric: str | None = None,
+    metrics: Sequence[str] | None = None,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    regression: bool | None = None,
+    name: str | None = None,
 ) -> Task:
     """Load a task by name, from a folder, or from data.
 
+    What is given here wins over ``task.json`` or the benchmark's table, which win over what the rows say.
+
     Args:
         source: ``"pocket/<name>"``, ``"glue/<name>"``, ``"superglue/<name>"``; a folder with ``train``, ``validation``
-            and perhaps ``test`` files (.jsonl, .csv, .tsv) and perhaps a ``task.json``; or a mapping of split names to
-            ``datasets.Dataset`` objects or lists of dicts.
+            (or ``dev``) and perhaps ``test`` files (.jsonl; .csv; .tsv as GLUE writes it, without quoting) and perhaps
+            a ``task.json`` with any of the names below; or a mapping of split names to ``datasets.Dataset`` objects
+            or lists of dicts. A folder named as a GLUE task is read as that task.
         tokenizer: of the backbone.
         path: read a benchmark task from this folder instead of the hub.
         n_train: use at most so many training rows (after validation was cut), drawn with ``seed``.
-        n_validation: rows of a validation split cut from train; None takes a tenth, at most 1,000.
+        n_validation: rows of the validation split; None takes all, or, if it is cut from train, a tenth, at most 1,000.
         seed: of everything drawn here.
-        **given: what the table or ``task.json`` does not say or says otherwise: ``label_words``, ``label_names``,
-            ``text_columns``, ``template``, ``metrics``, ``label_column``, ``regression``, ``name``.
+        template: text-to-text input with columns in braces; None writes ``name column: {column} …``.
+        label_words: one per class, in the order of the label ids; for regression the values that may be written.
+        label_names: for people; also the order of string labels where they differ from the label words.
+        metric: the main one, of accuracy, f1, f1_macro, matthews, pearson, spearman. metrics: all, the main one first.
+        text_columns: which columns hold the texts; None finds the usual names.
+        label_column: None means ``"label"``.
+        regression: the label is a number; None follows the metric.
+        name: of the task, for records.
+
+    Returns:
+        The task; ``notes`` says how its splits were made.
 
     Raises:
-        UnknownTaskError: no such task; names the nearest. TaskError: rows that cannot be used; says which and why.
+        UnknownTaskError: no such task; names the nearest.
+        TaskError: rows or options that cannot be used; says which and why.
     """
-    spec: dict[str, Any] = {}
+    splits, spec, found = _find(source, path)
+    named = {"template": template, "label_words": label_words, "label_names": label_names, "metric": metric,
+             "metrics": metrics, "text_columns": text_columns, "label_column": label_column,
+             "regression": regression}  # fmt: skip
+    given = {option: value for option, value in named.items() if value is not None}
+    if template is not None:
+        spec.pop("fields", None)  # the table's field names belong to the table's prompt
+    task = _build(name or found, splits, spec | given, tokenizer, n_validation, seed)
+    return task.subsample(n_train, n_validation, seed=seed)
+
+
+def _find(source: Any, path: str | Path | None) -> tuple[dict[str, list[Row]], dict[str, Any], str]:
+    """(rows by split, what is known about them, name)."""
+    suite, _, short = source.partition("/") if isinstance(source, str) else ("", "", "")
+    if suite in BENCHMARKS:
+        spec = _benchmark(suite, short)
+        rows = _read(Path(path), spec) if path is not None else read_hub(suite, short)
+        return rows, spec, str(source)
+    if path is not None:
+        raise TaskError(f"path= goes with a benchmark's name such as 'glue/rte'; for {source!r} give the folder itself")
     if isinstance(source, Mapping):
-        splits, name = {split: list(rows) for split, rows in source.items()}, "data"
-    else:
-        name = str(source)
-        suite, _, short = name.partition("/")
-        if suite in BENCHMARKS and not (suite and Path(name).is_dir()):
-            spec = _benchmark(suite, short)
-            splits = _read_folder(Path(path)) if path is not None else _read_hub(suite, short)
-        else:
-            folder = embedded_path() / "tasks" / short if suite == "pocket" else Path(name)
-            if not folder.is_dir():
-                raise UnknownTaskError(f"task {name!r} is neither known nor a folder; {nearest(name, list_tasks())}")
-            splits = _read_folder(folder)
-            name = name if suite == "pocket" else folder.resolve().name
-            if (folder / "task.json").is_file():
-                spec = _json(folder / "task.json")
-                spec.pop("name", None)
-            elif name in BENCHMARKS["glue"]:
-                spec = _benchmark("glue", name)
-    columns, rows = spec.get("text_columns"), splits.get("train")
-    if "validation" in spec and rows and not set(columns) <= set(rows[0]):
-        spec["text_columns"] = None  # a benchmark's rows under other column names: find them by name
-    known = {"label_words", "label_names", "text_columns", "template", "metrics", "label_column", "regression", "name"}
-    if unknown := sorted(set(given) - known):
-        raise TypeError(f"load_task got unexpected {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
-    spec |= given
-    task = _build(spec.get("name", name), splits, spec, tokenizer, n_validation, seed)
-    return task.subsample(n_train, seed=seed)
+        # A datasets.Dataset may know the names, in the order of the ids.
+        column = (getattr(source.get("train"), "features", None) or {}).get("label")
+        spec = {"label_names": names, "label_words": names} if (names := getattr(column, "names", None)) else {}
+        return {str(split): list(rows) for split, rows in source.items()}, spec, "data"
+    if not isinstance(source, str | Path):
+        raise TaskError(
+            f"a {type(source).__name__} is not a task; give a name, a folder, or {{'train': rows, 'validation': rows}}"
+        )
+    pocket = _pocket() if suite == "pocket" else None
+    folder = pocket / short if pocket and short else Path(source)
+    if not folder.is_dir():
+        raise UnknownTaskError(
+            f"task {str(source)!r} is neither known nor a folder; {nearest(str(source), list_tasks())}"
+            + ("; the embedded data (data/pocket) is not here" if suite == "pocket" and not pocket else "")
+        )
+    named = str(source) if pocket else folder.resolve().name
+    known = named.lower().replace("-", "")  # GLUE's own folders are called SST-2, STS-B, …
+    spec = _benchmark("glue", known) if known in BENCHMARKS["glue"] else {}
+    if (folder / "task.json").is_file():
+        spec = read_json(folder / "task.json")
+        named = named if pocket else str(spec.pop("name", named))
+    return _read(folder, spec), spec, named
 
 
 def _benchmark(suite: str, name: str) -> dict[str, Any]:
-    if name == "record":
-        raise TaskError("superglue/record has no fixed labels (its answers are entities of each passage): not supported")
+    if (suite, name) == ("superglue", "record"):
+        raise TaskError(
+            "superglue/record is not a fixed-label task (answers are entities of each passage): not supported"
+        )
     entry: Entry | None = BENCHMARKS[suite].get(name)
     if entry is None:
         raise UnknownTaskError(f"task '{suite}/{name}' is not known; {nearest(f'{suite}/{name}', list_tasks())}")
-    template = entry.prompt or " ".join([name, *(f"{column}: {{{column}}}" for column in entry.columns)])
     return {
         "label_words": entry.label_words or None,
-        "text_columns": entry.columns,
-        "template": template,
+        "fields": entry.columns,
+        "template": entry.prompt or _prompt(name, entry.columns),
         "metrics": entry.metrics,
         "regression": not entry.label_words,
         "validation": entry.validation,
+        "note": entry.note,
     }
+
+
+def _prompt(name: str, columns: Iterable[str]) -> str:
+    return " ".join([name.split("/")[-1], *(f"{column}: {{{column}}}" for column in columns)])
 
 
 def _build(
     name: str, splits: dict[str, list[Row]], spec: dict[str, Any], tokenizer: Any, n_validation: int | None, seed: int
 ) -> Task:
-    renamed = {"dev": "validation", "valid": "validation", spec.get("validation", "validation"): "validation"}
-    splits = {renamed.get(split, split): rows for split, rows in splits.items()}
-    label = spec.get("label_column", "label")
-    for split in ("train", "validation"):
-        if not splits.get(split):
-            raise TaskError(f"task {name!r}: split {split!r} is empty or absent; found {sorted(splits)}")
-    rows = splits["train"]
+    parts = _named(name, splits, spec.get("validation", "validation"))
+    rows, label = parts["train"], spec.get("label_column") or "label"
+    for split, part in parts.items():
+        if wrong := next((row for row in part if not isinstance(row, Mapping)), None):
+            raise TaskError(f"task {name!r}, {split}: a row is a {type(wrong).__name__}; expected dicts of columns")
     if label not in rows[0]:
         raise TaskError(f"task {name!r}: no column {label!r}; columns are {sorted(rows[0])}. Pass label_column=…")
-    columns = _columns(name, rows[0], spec, label)
-    template = spec.get("template") or " ".join([name.split("/")[-1], *(f"{c}: {{{c}}}" for c in columns)])
-    if not all("{" + column + "}" in template for column in columns):  # the table's prompt names other columns
-        template = " ".join([name.split("/")[-1], *(f"{c}: {{{c}}}" for c in columns)])
-    metrics = tuple(spec.get("metrics") or ([spec["metric"]] if spec.get("metric") else ["accuracy"]))
-    if wrong := [metric for metric in metrics if metric not in METRICS]:
-        raise TaskError(f"task {name!r}: metric {wrong[0]!r} is not one of {', '.join(METRICS)}")
-    regression = bool(spec.get("regression", metrics[0] in ("pearson", "spearman")))
-    words, names, index = _labels(name, rows, spec, label, regression)
-    made = {}
-    for split in ("train", "validation", "test"):
-        made[split] = [_example(name, split, i, row, columns, template, label, index) for i, row in
-                       enumerate(splits.get(split, []))]  # fmt: skip
-    notes = []
-    if not made["test"] or all(example is None for example in made["test"]):
-        made["test"] = made["validation"]
-        count = n_validation or max(1, min(1000, len(rows) // 10))
-        if count > len(rows) - 4:
-            raise TaskError(f"task {name!r}: {len(rows)} training rows cannot give {count} for validation; add rows")
-        order = _shuffled(made["train"], seed, "validation", stratify=not regression)
-        picks = {round(k * len(order) / count) for k in range(count)}  # evenly through the classes
-        made["validation"] = [example for k, example in enumerate(order) if k in picks]
-        made["train"] = [example for k, example in enumerate(order) if k not in picks]
-        notes.append(f"test is the published validation split; validation is {len(picks)} rows cut from train, seed {seed}")
-    for split, examples in made.items():
-        if any(example is None for example in examples):
-            raise TaskError(f"task {name!r}, split {split!r}: some rows have no label (−1 or empty); remove them")
-    if len(made["train"]) < 4:
-        raise TaskError(f"task {name!r}: {len(made['train'])} training rows are too few; a search needs at least 4")
-    parts = (tuple(made[split]) for split in ("train", "validation", "test"))
-    return Task(name, *parts, words, names, metrics, regression, tokenizer, tuple(notes))
+    columns, fields = find_columns(name, rows[0], spec)
+    template = spec.get("template") or _prompt(name, fields)
+    if (unknown := set(_FIELD.findall(template)) - set(fields)) or not _FIELD.search(template):
+        what = f"names {sorted(unknown)}, which are no text columns" if unknown else "names no column"
+        raise TaskError(f"task {name!r}: template {template!r} {what}; text columns are {list(fields)}")
+    metrics, regression = find_metrics(name, spec)
+    words, names, index = (printed_values if regression else find_classes)(name, [row.get(label) for row in rows], spec)
+    if "f1" in metrics and len(words) != 2:
+        raise TaskError(f"task {name!r}: metric 'f1' needs two classes, there are {len(words)}; use f1_macro")
+    made: dict[str, list[Example | None]] = {
+        split: [
+            _example(
+                f"task {name!r}, {split} row {i + 1}", row, columns, fields, template, label, index, split == "test"
+            )
+            for i, row in enumerate(part)
+        ]
+        for split, part in parts.items()
+    }
+    if all(example is None or (regression and example.label == -1) for example in made["test"]):
+        made["test"] = []
+    full = {split: [example for example in examples if example is not None] for split, examples in made.items()}
+    for split, examples in full.items():
+        if lost := len(made[split]) - len(examples):
+            raise TaskError(f"task {name!r}, {split}: {lost} rows have no label (−1 or empty); remove them")
+    notes = [spec["note"]] if spec.get("note") else []
+    if full["test"]:
+        notes.append("splits are used as given")
+    else:
+        full["test"] = full["validation"]
+        count = n_validation if n_validation is not None else max(1, min(1000, len(rows) // 10))
+        if not 1 <= count <= len(rows) - _LEAST:
+            raise TaskError(
+                f"task {name!r}: {len(rows)} training rows cannot give {count} for validation and keep {_LEAST}; "
+                "add rows or a test split, or lower n_validation"
+            )
+        order = _spread(full["train"], f"{seed}-validation", stratify=not regression)
+        picks = {order[round(k * len(order) / count)] for k in range(count)}  # evenly through the classes
+        full["validation"] = [example for i, example in enumerate(full["train"]) if i in picks]
+        full["train"] = [example for i, example in enumerate(full["train"]) if i not in picks]
+        notes.append(f"test is the published validation split; validation is {count} rows cut from train, seed {seed}")
+    if len(full["train"]) < _LEAST:
+        raise TaskError(f"task {name!r}: {len(full['train'])} training rows are too few; a search needs {_LEAST}")
+    train, validation, test = (tuple(full[split]) for split in ("train", "validation", "test"))
+    return Task(name, train, validation, test, words, names, metrics, regression, tokenizer, tuple(notes))
 
 
-def _columns(name: str, row: Row, spec: dict[str, Any], label: str) -> tuple[str, ...]:
-    columns = tuple(spec.get("text_columns") or ())
-    if not columns:
-        columns = next((found for found in _COLUMNS if all(column in row for column in found)), ())
-    if not columns or (missing := [column for column in columns if column not in row]):
-        wanted = missing if columns else "a text column (sentence, text, sentence1, …)"
-        raise TaskError(f"task {name!r}: no {wanted} in columns {sorted(row)}. Pass text_columns=(…)")
-    return columns
+def _read(folder: Path, spec: dict[str, Any]) -> dict[str, list[Row]]:
+    return read_folder(folder, [*_SPLITS, *({spec.get("validation", "validation")} - set(_SPLITS))])
 
 
-def _labels(name: str, rows: list[Row], spec: dict[str, Any], label: str, regression: bool) -> tuple:
-    """(label words, label names, value in the file → class index)."""
-    if regression:
-        low, high, step = REGRESSION_RANGE
-        count = round((high - low) / step) + 1
-        words = tuple(spec.get("label_words") or (f"{low + k * step:.1f}" for k in range(count)))
-        return words, (), None
-    values = sorted({row[label] for row in rows if row[label] not in (-1, None, "")}, key=lambda v: (str(type(v)), v))
-    digits = all(isinstance(v, int) or str(v).isdigit() for v in values)
-    n = max(int(v) for v in values) + 1 if digits and values else len(values)
-    words = tuple(spec.get("label_words") or (map(str, range(n)) if digits else map(str, values)))
-    if len(set(words)) < len(words):
-        raise TaskError(f"task {name!r}: label words {words} are not distinct")
-    if n > len(words) or len(words) < 2:
-        raise TaskError(f"task {name!r}: labels {values[:8]} need at least {max(n, 2)} label words, got {words}")
-    index = {str(k): k for k in range(len(words))} if digits else {str(v): k for k, v in enumerate(values)}
-    if spec.get("label_names") and not digits:
-        index = {str(v): k for k, v in enumerate(spec["label_names"])}
-    return words, tuple(spec.get("label_names") or words), index
+def _named(name: str, splits: dict[str, list[Row]], validation: str) -> dict[str, list[Row]]:
+    """Splits under our three names; test may be empty."""
+    known = {**_SPLITS, validation: "validation"}
+    parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
+    for split, rows in splits.items():
+        if (ours := known.get(split)) and rows:
+            if parts[ours]:
+                raise TaskError(f"task {name!r}: {sorted(splits)} hold {ours!r} under two names; keep one")
+            parts[ours] = rows
+    for split in ("train", "validation"):
+        if not parts[split]:
+            raise TaskError(f"task {name!r}: split {split!r} is empty or absent; found {sorted(splits)}")
+    return parts
 
 
 def _example(
-    name: str, split: str, i: int, row: Row, columns: tuple[str, ...], template: str, label: str, index: Any
+    where: str,
+    row: Row,
+    columns: tuple[str, ...],
+    fields: tuple[str, ...],
+    template: str,
+    label: str,
+    index: Any,
+    test: bool,
 ) -> Example | None:
-    where = f"task {name!r}, {split} row {i + 1}"
-    if label not in row or any(row.get(column) is None for column in columns):
+    """One row read; None if it has no label."""
+    if any(row.get(column) is None for column in columns) or (label not in row and not test):
         raise TaskError(f"{where}: needs columns {[*columns, label]}, has {sorted(row)}")
     texts = [str(row[column]).strip() for column in columns]
     segments = (" ".join(texts[:-1]), texts[-1]) if len(texts) > 2 else tuple(texts)
-    source = template
-    for column, text in zip(columns, texts, strict=True):
-        source = source.replace("{" + column + "}", text)
-    value = row[label]
-    if value in (-1, None, "", "-1"):
+    by_field = dict(zip(fields, texts, strict=True))
+    source = _FIELD.sub(lambda match: by_field[match[1]], template)  # one pass: braces in a text stay text
+    value = plain_label(row.get(label))
+    if value is None or (value == -1 and index is not None and -1 not in index):
         return None
     if index is None:
-        try:
-            return Example(segments, source, float(value))
-        except (TypeError, ValueError):
-            raise TaskError(f"{where}: label {value!r} is not a number") from None
-    if str(value) not in index:
-        raise TaskError(f"{where}: label {value!r} is not one of {list(index)}")
-    return Example(segments, source, index[str(value)])
+        return Example(segments, source, number_label(where, value))
+    if value not in index:
+        raise TaskError(f"{where}: label {row[label]!r} is not one of {list(index)}")
+    return Example(segments, source, index[value])
 
 
-def _read_folder(folder: Path) -> dict[str, list[Row]]:
-    if not folder.is_dir():
-        raise TaskError(f"{folder} is not a folder; expected one with train.jsonl and validation.jsonl (or .csv, .tsv)")
-    files = {path.stem: path for ending in _ENDINGS for path in sorted(folder.glob(f"*{ending}"))}
-    if "train" not in files:
-        raise TaskError(f"{folder} has no train file of {', '.join(_ENDINGS)}; it holds {sorted(files) or 'nothing'}")
-    return {split: _read_file(path) for split, path in files.items()}
+def _spread(rows: Sequence[Example], key: str, stratify: bool) -> list[int]:
+    """Row numbers in a seeded order; stratified: grouped by class, so that every stretch holds its share of each."""
+    order = list(range(len(rows)))
+    random.Random(key).shuffle(order)
+    return sorted(order, key=lambda i: rows[i].label) if stratify else order
 
 
-def _read_file(path: Path) -> list[Row]:
-    if path.suffix == ".jsonl":
-        rows = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as error:
-                    raise TaskError(f"{path}, line {number} is not JSON: {error}") from error
-                if not isinstance(rows[-1], dict):
-                    raise TaskError(f"{path}, line {number} is not a JSON object")
-        return rows
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise TaskError(f"{path} cannot be read: {error}") from error
-    return table.to_dict("records")
-
-
-def _read_hub(suite: str, name: str) -> dict[str, list[Row]]:
-    from datasets import load_dataset
-
-    try:
-        data = load_dataset(HUB_NAMES[suite], name)
-    except Exception as error:  # datasets raises many kinds when the hub cannot be reached
-        reason = " ".join(str(error).split())[:200]
-        raise TaskError(
-            f"task '{suite}/{name}' could not be fetched from the hub ({reason}). Give a folder with its train and "
-            f"validation files: load_task('{suite}/{name}', tokenizer, path=…)"
-        ) from error
-    return {split: list(rows) for split, rows in data.items()}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TaskError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise TaskError(f"{path} must hold a JSON object")
-    return found
-
-
-def _shuffled(rows: Sequence[Any], seed: int, purpose: str, stratify: bool) -> list[Any]:
-    """Rows in a seeded order; stratified: grouped by class, so that every stretch holds its share of each."""
-    order = list(rows)
-    random.Random(f"{seed}-{purpose}").shuffle(order)
-    return sorted(order, key=lambda example: example.label) if stratify else order
-
-
-def _metric(name: str, predictions: Sequence[float], labels: Sequence[float]) -> float:
-    from scipy import stats
-    from sklearn import metrics
-
-    if name == "accuracy":
-        return float(metrics.accuracy_score(labels, predictions))
-    if name == "f1":
-        return float(metrics.f1_score(labels, predictions, zero_division=0))
-    if name == "f1_macro":
-        return float(metrics.f1_score(labels, predictions, average="macro", zero_division=0))
-    if name == "matthews":
-        return float(metrics.matthews_corrcoef(labels, predictions)) if len(set(labels)) > 1 else 0.0
-    if len(set(predictions)) < 2 or len(set(labels)) < 2:
-        return 0.0
-    correlate = stats.pearsonr if name == "pearson" else stats.spearmanr
-    return float(correlate(predictions, labels).statistic)
+def _pocket() -> Path | None:
+    """The embedded tasks: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).resolve().parent
+    folders = (root / "data" / "pocket" / "tasks" for root in (package.parent, package))
+    return next((folder for folder in folders if folder.is_dir()), None)
