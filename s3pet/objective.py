@@ -5,6 +5,10 @@ word and is scored by comparing the likelihoods of all label words; nothing but 
 a head on its pooled output, whose parameters are trained with the PET tensors and reported beside the budget, never in
 it. Rows are tokenised once; evaluation runs in order of length.
 
+A text-to-text backbone can learn by either of two losses. ``"choice"`` (default) is the cross-entropy over the label words'
+likelihoods, the very comparison that scores it; ``"lm"`` is the authors' language-model loss on the right word, which
+first of all teaches that *some* label word comes, and under a small budget may teach nothing else.
+
 The head may be run with weights from outside (``head_weights``), so that the search can evaluate any w'.
 """
 
@@ -24,6 +28,7 @@ from s3pet.tasks import Example, Task
 Row = dict[str, Any]
 Batch = dict[str, Tensor]
 POOLINGS = ("pooler", "first", "mean")
+LOSSES = ("choice", "lm")
 
 
 class Objective(nn.Module):
@@ -64,7 +69,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        """Mean training loss of a batch, a scalar."""
+        """Mean training loss of a batch, a scalar; the head may run with weights from outside."""
         raise NotImplementedError
 
     def scores(self, batch: Batch) -> Tensor:
@@ -117,11 +122,30 @@ class Objective(nn.Module):
         return self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
 
 
-class SequenceToSequence(Objective):
+class LabelWords(Objective):
+    """A text-to-text backbone: learns and is scored by its label words."""
+
+    def __init__(self, model: nn.Module, task: Task, max_length: int, loss: str):
+        super().__init__(model, task, max_length)
+        if loss not in LOSSES:
+            raise ValueError(f"loss {loss!r} is not one of {', '.join(LOSSES)}")
+        self.kind = loss
+
+    def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
+        if self.kind == "choice":
+            return F.cross_entropy(self.scores(batch), batch["target"])
+        return self.word_loss(batch)
+
+    def word_loss(self, batch: Batch) -> Tensor:
+        """Language-model loss on the right label word, mean over its tokens."""
+        raise NotImplementedError
+
+
+class SequenceToSequence(LabelWords):
     """Encoder-decoder: the decoder writes the label word."""
 
-    def __init__(self, model: nn.Module, task: Task, max_length: int):
-        super().__init__(model, task, max_length)
+    def __init__(self, model: nn.Module, task: Task, max_length: int, loss: str):
+        super().__init__(model, task, max_length, loss)
         words = self.tokenizer(text_target=list(task.label_words))["input_ids"]
         self.register_buffer("words", _pad(words, -100).to(self.device))  # [n_labels, length], with the end token
 
@@ -129,7 +153,7 @@ class SequenceToSequence(Objective):
         pairs = zip(self._sources(examples), examples, strict=True)
         return [{"input_ids": ids, "target": self._target(example)} for ids, example in pairs]
 
-    def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
+    def word_loss(self, batch: Batch) -> Tensor:
         labels = self.words[batch["target"]]
         return self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
 
@@ -144,11 +168,11 @@ class SequenceToSequence(Objective):
         return _likelihood(logits, labels).view(n_rows, n_labels)
 
 
-class Causal(Objective):
+class Causal(LabelWords):
     """Decoder: the prompt is continued by the label word."""
 
-    def __init__(self, model: nn.Module, task: Task, max_length: int):
-        super().__init__(model, task, max_length)
+    def __init__(self, model: nn.Module, task: Task, max_length: int, loss: str):
+        super().__init__(model, task, max_length, loss)
         words = [
             self.tokenizer(" " + word, add_special_tokens=False)["input_ids"][: max_length // 2]
             for word in task.label_words
@@ -163,7 +187,7 @@ class Causal(Objective):
         prompts = [ids[-room:] for ids in self.tokenizer(texts)["input_ids"]]  # the prompt's end is what matters
         return [{"input_ids": p, "target": self._target(e)} for p, e in zip(prompts, examples, strict=True)]
 
-    def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
+    def word_loss(self, batch: Batch) -> Tensor:
         ids, labels = self._continued(batch, [[int(pick)] for pick in batch["target"]])
         logits = self.model(input_ids=ids).logits[:, :-1]
         return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
@@ -253,7 +277,13 @@ class Encoder(Objective):
 
 
 def make_objective(
-    model: nn.Module, task: Task, *, max_length: int = 128, seed: int = 0, pooling: str | None = None
+    model: nn.Module,
+    task: Task,
+    *,
+    max_length: int = 128,
+    seed: int = 0,
+    pooling: str | None = None,
+    loss: str = "choice",
 ) -> Objective:
     """How this backbone learns this task.
 
@@ -265,15 +295,16 @@ def make_objective(
         seed: of a fresh head.
         pooling: for encoders: ``"pooler"``, ``"first"`` or ``"mean"``; None takes the backbone's own pooler where its
             weights came with it, else the mean.
+        loss: for text-to-text backbones: ``"choice"`` or ``"lm"``.
 
     Returns:
         An objective without trained state, but for a fresh head.
     """
     kind = backbone_kind(model)
     if kind == "encoder-decoder":
-        return SequenceToSequence(model, task, max_length)
+        return SequenceToSequence(model, task, max_length, loss)
     if kind == "decoder":
-        return Causal(model, task, max_length)
+        return Causal(model, task, max_length, loss)
     return Encoder(getattr(model, "base_model", model), task, max_length, seed, pooling)
 
 

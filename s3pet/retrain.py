@@ -51,7 +51,9 @@ class Recipe:
         evaluations: times the validation split is scored, evenly spaced; the best one is kept.
         clip: gradient norm limit.
         seed: of fresh tensors, order of batches, dropout.
-        max_length: tokens per input. pooling: of an encoder's head.
+        max_length: tokens per input.
+        pooling: of an encoder's head.
+        loss: of text-to-text backbones, ``"choice"`` or ``"lm"``, see :mod:`s3pet.objective`.
     """
 
     steps: int = 300
@@ -62,6 +64,7 @@ class Recipe:
     seed: int = 0
     max_length: int = 128
     pooling: str | None = None
+    loss: str = "choice"
 
 
 class Learner(nn.Module):
@@ -309,6 +312,7 @@ def _learner(
     full = structure == "full"
     target = copy.deepcopy(model) if full else model
     options: Any = {"max_length": recipe.max_length, "seed": recipe.seed, "pooling": recipe.pooling}
+    options["loss"] = recipe.loss
     objective = make_objective(target, task, **options)
     supernet = Supernet(target, structure, seed=recipe.seed) if isinstance(structure, Structure) else None
     return Learner(objective, supernet, full), supernet or target, objective

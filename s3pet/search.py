@@ -64,6 +64,7 @@ class Settings:
         temperature: β of the shifted sigmoid.
         max_length: tokens per input.
         pooling: of an encoder's head.
+        loss: of text-to-text backbones, ``"choice"`` or ``"lm"``, see :mod:`s3pet.objective`.
         record_every: steps between records of all probabilities; None records about 50 times.
     """
 
@@ -81,6 +82,7 @@ class Settings:
     temperature: float = 1.0
     max_length: int = 128
     pooling: str | None = None
+    loss: str = "choice"
     record_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -134,7 +136,8 @@ class Searcher:
 
     def __init__(self, model: nn.Module, task: Task, space: Space, budget: Budget, settings: Settings):
         self.settings, self.space, self.budget = settings, space, budget
-        options = {"max_length": settings.max_length, "seed": settings.seed, "pooling": settings.pooling}
+        options: dict[str, Any] = {"max_length": settings.max_length, "seed": settings.seed, "pooling": settings.pooling}
+        options["loss"] = settings.loss
         self.objective: Objective = make_objective(model, task, **options)
         self.supernet = Supernet(model, space, seed=settings.seed)
         halves = task.search_split(settings.seed)

@@ -3,12 +3,10 @@
 import functools
 import random
 
-import torch
-from tiny import tiny_t5
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from s3pet import Rule, load_task, make_space
+from s3pet import load_task
 
 WORDS = [f"w{index}" for index in range(40)]
 
@@ -42,13 +40,10 @@ def toy_task(seed=0):
     return load_task(data, toy_tokenizer(), label_words=("no", "yes"))
 
 
-def planted_t5():
-    """A T5 in which one site alone can solve the task.
-
-    The backbone is random, but the decoder's feed-forward output of layer 1 is cut off except through its candidates:
-    only a bias or LoRA on the last norms can reach the logits. Returns (model, space, address of the useful site).
-    """
-    model = tiny_t5()
-    torch.manual_seed(0)
-    space = make_space(model, [Rule("lora")])
-    return model, space
+@functools.cache
+def toy_regression():
+    """A value from 0 to 2 in the label, one of three words in the text; 60 / 20 / 20 rows."""
+    draw = random.Random(5)
+    rows = [{"sentence1": " ".join(draw.choices(WORDS, k=5) + [WORDS[k % 3]]), "label": float(k % 3)} for k in range(100)]
+    data = {"train": rows[:60], "validation": rows[60:80], "test": rows[80:]}
+    return load_task(data, toy_tokenizer(), metrics=["pearson"], regression=True, label_words=("0", "1", "2"))

@@ -1,0 +1,91 @@
+"""Rooms import only from lower levels, stay small, and execute nothing they read."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "s3pet"
+LEVELS = {
+    "errors": 0, "glue": 0,
+    "modules": 1, "gates": 1, "bilevel": 1, "backbones": 1, "checkpoint": 1,
+    "tasks": 2, "space": 2,
+    "structure": 3, "objective": 3,
+    "supernet": 4, "runs": 4,
+    "search": 5, "retrain": 5,
+    "export": 6, "study": 6, "plots": 6, "comparison": 6,
+    "widgets": 7,
+    "cli": 8, "__main__": 9, "__init__": 9,
+}  # fmt: skip
+ROOMS = sorted(PACKAGE.glob("*.py"))
+
+
+def imported_rooms(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("s3pet"):
+            if node.module == "s3pet":
+                yield from (alias.name for alias in node.names)
+            else:
+                yield node.module.split(".")[1]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("s3pet."))
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.stem)
+def test_rooms_import_only_lower_levels(path):
+    assert path.stem in LEVELS, f"{path.name} has no level; give it one"
+    wrong = [room for room in imported_rooms(ast.parse(path.read_text())) if LEVELS[room] >= LEVELS[path.stem]]
+    assert not wrong, f"{path.stem} (level {LEVELS[path.stem]}) imports {wrong}"
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.stem)
+def test_rooms_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.stem)
+def test_nothing_executes_what_it_reads(path):
+    tree = ast.parse(path.read_text())
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not called & {"eval", "exec", "compile", "input", "__import__"}
+    attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not attributes & {"torch.load", "torch.save", "pickle.load", "pickle.loads", "os.system"}
+    assert "trust_remote_code" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.stem)
+def test_public_things_have_docstrings(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path.stem}.{node.name}"
+
+
+def test_importing_is_quiet_and_lazy():
+    code = (
+        "import sys, warnings; warnings.simplefilter('error'); import s3pet; "
+        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'seaborn', 'pandas', 'ipywidgets'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    assert found.stderr == ""
+
+
+def test_every_public_name_is_there_and_functions_win_over_rooms():
+    import s3pet
+    import s3pet.search as room
+
+    assert len(s3pet.__all__) <= 40
+    for name in s3pet.__all__:
+        assert getattr(s3pet, name) is not None
+    assert callable(s3pet.search)
+    assert callable(s3pet.retrain)
+    assert room is s3pet.search
+    assert s3pet.gates.solve_shift
+    assert s3pet.structure.select_mask
+    with pytest.raises(AttributeError, match="has no attribute 'serach'"):
+        _ = s3pet.serach

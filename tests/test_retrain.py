@@ -1,0 +1,118 @@
+"""Retraining: only what should be trained is trained; saved and loaded it answers the same."""
+
+import pytest
+import torch
+from tiny import tiny_batch, tiny_bert, tiny_t5
+from toy import toy_regression, toy_task
+
+from s3pet import Structure, load_tuned, make_space, manual_structure, random_structure, retrain
+from s3pet.backbones import backbone_checksum
+from s3pet.errors import RunError, SearchError, StructureMismatchError
+
+QUICK = {"steps": 30, "batch_size": 16, "evaluations": 3}
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert])
+@pytest.mark.parametrize("what", ["structure", "full", "head", "zero-shot"])
+def test_the_backbone_stays_and_a_copy_is_tuned(make_model, what):
+    model, task = make_model(), toy_task()
+    structure = random_structure(make_space(model, "mixed"), 400) if what == "structure" else what
+    checksum, state = backbone_checksum(model), torch.get_rng_state()
+    tuned = retrain(model, task, structure, **QUICK)
+    assert backbone_checksum(model) == checksum
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+    assert tuned.metrics["n_params"] == (structure.n_params if what == "structure" else 0)
+    assert tuned.metrics["head_params"] == (66 if make_model is tiny_bert else 0)
+    assert tuned.metrics["test"] == tuned.evaluate(task.test)["accuracy"]
+    changed = backbone_checksum(tuned.model) != checksum if what == "full" else None
+    assert changed in (True, None)
+
+
+def test_training_learns_and_the_best_step_is_kept():
+    model, task = tiny_t5(), toy_task()
+    tuned = retrain(model, task, manual_structure(make_space(model, "mixed"), "lora_all"), steps=150, lr=1e-2)
+    curve = [point["score"] for point in tuned.metrics["curve"]]
+    assert tuned.metrics["validation"] == max(curve)
+    assert tuned.metrics["best_step"] == 15 * (curve.index(max(curve)) + 1)
+    assert tuned.metrics["validation"] > 0.75
+
+
+def test_seeds_repeat_it_bit_for_bit():
+    model, task = tiny_bert(), toy_task()
+    structure = random_structure(make_space(model, "mixed"), 400)
+    first, again, other = (retrain(model, task, structure, seed=seed, **QUICK).tensors() for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert])
+@pytest.mark.parametrize("what", ["structure", "full"])
+def test_saved_and_loaded_it_gives_equal_logits(make_model, what, tmp_path):
+    model, task = make_model(), toy_task()
+    structure = random_structure(make_space(model, "mixed"), 400) if what == "structure" else "full"
+    tuned = retrain(model, task, structure, out=tmp_path / "tuned", **QUICK)
+    again = load_tuned(tmp_path / "tuned", make_model(), task)
+    batch = tiny_batch(model)
+    with torch.no_grad():
+        assert torch.equal(again.model(**batch)[0], tuned.model(**batch)[0])
+        assert not torch.equal(tuned.model(**batch)[0], model(**batch)[0])
+    assert again.predict(task.test) == tuned.predict(task.test)
+    assert again.metrics == tuned.metrics
+    if what == "structure":
+        size = (tmp_path / "tuned" / "weights.safetensors").stat().st_size
+        assert size < 4 * (structure.n_params + tuned.metrics["head_params"]) + 4000, "only trained tensors are saved"
+    with pytest.raises(RunError, match="holds a tuned model"):
+        tuned.save(tmp_path / "tuned")
+    with pytest.raises(RunError, match="holds a tuned model"):
+        retrain(model, task, structure, out=tmp_path / "tuned", **QUICK)
+
+
+def test_checkpoints_hold_trained_tensors_only(monkeypatch):
+    from s3pet.retrain import PetTrainer
+
+    saved = []
+    original = PetTrainer._save
+
+    def spy(self, output_dir=None, state_dict=None):
+        original(self, output_dir, state_dict)
+        from pathlib import Path
+
+        from safetensors.torch import load_file
+
+        saved.append(sum(tensor.numel() for tensor in load_file(Path(output_dir) / "weights.safetensors").values()))
+        assert not list(Path(output_dir).glob("*.bin"))
+
+    monkeypatch.setattr(PetTrainer, "_save", spy)
+    model = tiny_bert()
+    structure = random_structure(make_space(model, "mixed"), 400)
+    retrain(model, toy_task(), structure, **QUICK)
+    assert set(saved) == {structure.n_params + 66}
+
+
+def test_regression_is_scored_by_correlation():
+    tuned = retrain(tiny_bert(), toy_regression(), "head", **QUICK)
+    assert tuned.metrics["metric"] == "pearson"
+    assert -1 <= tuned.metrics["test"] <= 1
+
+
+def test_bad_input_is_refused():
+    model, task = tiny_t5(), toy_task()
+    with pytest.raises(SearchError, match="neither a Structure nor one of full"):
+        retrain(model, task, "fulll")
+    with pytest.raises(StructureMismatchError, match="does not fit"):
+        retrain(model, task, random_structure(make_space(tiny_bert(), "mixed"), 400))
+    with pytest.raises(RunError, match="holds no tuned model"):
+        load_tuned("nowhere", model, task)
+
+
+def test_another_backbone_or_task_is_refused_on_loading(tmp_path):
+    model, task = tiny_t5(), toy_task()
+    retrain(model, task, random_structure(make_space(model, "mixed"), 400), out=tmp_path, steps=2)
+    with pytest.raises(StructureMismatchError):
+        load_tuned(tmp_path, tiny_bert(), task)
+    with pytest.raises(StructureMismatchError, match="was tuned on task"):
+        load_tuned(tmp_path, model, toy_regression().subsample())  # another name is enough
+    empty = Structure((), "tiny")
+    assert retrain(model, task, empty, steps=2).metrics["n_params"] == 0
