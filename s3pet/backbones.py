@@ -111,6 +111,12 @@ def load_backbone(
             f"backbone {given!r} could not be loaded: {reason}. Give one of {', '.join(EMBEDDED)}, a local folder with "
             f"config.json, model.safetensors and a tokenizer, or a hub id while online ({nearest(given, EMBEDDED)})"
         ) from error
+    # Without tokenizer files transformers makes one up of special tokens alone (T5: and a space), silently.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:
+        raise BackboneError(
+            f"backbone {given!r} comes without a tokenizer (no tokenizer.json or vocabulary); put the files of its "
+            "tokenizer in the folder: AutoTokenizer.from_pretrained(original).save_pretrained(folder)"
+        )
     missing = info.get("missing_keys", ())
     lost = sorted(key for key in missing if "pooler" not in key)
     if lost:

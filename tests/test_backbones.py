@@ -46,7 +46,9 @@ FAMILIES = [(tiny_t5, "encoder-decoder", "T5ForConditionalGeneration"), (tiny_ll
 @pytest.mark.parametrize(("make", "kind", "name"), FAMILIES)
 def test_every_family_loads_as_it_was_saved(tmp_path, capfd, caplog, make, kind, name):
     made = make()
-    model, tokenizer = load_backbone(save(made, tmp_path / "models" / "mine"))
+    folder = save(made, tmp_path / "models" / "mine")
+    capfd.readouterr()  # saving has a progress bar
+    model, tokenizer = load_backbone(folder)
     assert (type(model).__name__, backbone_kind(model), backbone_kind(made)) == (name, kind, kind)
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -175,12 +177,17 @@ def test_folders_that_are_not_whole(tmp_path):
     (folder / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(BackboneError, match=r"only pytorch_model\.bin, a pickle.*Convert"):
         load_backbone(folder)
-    with pytest.raises(BackboneError, match="could not be loaded"):
-        load_backbone(save(tiny_bert(), tmp_path / "y", tokenizer=False))
     folder = save(tiny_bert(), tmp_path / "z")
     (folder / "config.json").write_text("{")
     with pytest.raises(BackboneError, match="could not be loaded"):
         load_backbone(folder)
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_t5, tiny_llama])
+def test_a_folder_without_a_tokenizer(tmp_path, make):
+    """Of BERT and T5 transformers makes one up, in which every word is unknown."""
+    with pytest.raises(BackboneError, match=r"without a tokenizer|could not be loaded: .*tokenizer"):
+        load_backbone(save(make(), tmp_path, tokenizer=False))
 
 
 def test_lost_weights_are_named(tmp_path):

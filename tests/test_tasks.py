@@ -98,7 +98,7 @@ def test_pocket_tasks_are_found_on_disk(tmp_path, monkeypatch):
 def test_absent_pocket_data_say_so(monkeypatch):
     monkeypatch.setattr(tasks, "_pocket", lambda: None)
     assert list_tasks()[0] == "glue/cola"
-    with pytest.raises(UnknownTaskError, match="embedded data .* not here"):
+    with pytest.raises(UnknownTaskError, match=r"embedded data .* not here"):
         load_task("pocket/sentiment")
 
 
