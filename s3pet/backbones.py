@@ -77,7 +77,7 @@ def load_backbone(
         BackboneError: nothing loadable there; the message says what was tried and how to get it.
     """
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     where, given = str(name), str(name)
     if where in EMBEDDED:
@@ -92,17 +92,16 @@ def load_backbone(
         raise BackboneError(
             f"{where!r} is no folder here; give a folder with config.json, or a hub id such as 't5-small'"
         )
-    # trust_remote_code=False, not None: with None transformers asks on the terminal.
-    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "trust_remote_code": False}
+    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
     options = {**hub, "dtype": dtype or torch.float32, "use_safetensors": True, "output_loading_info": True}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # weights that are not in the file are the same at every load
-            config = AutoConfig.from_pretrained(where, **hub)
+            config = _read_config(where, given, hub)
             model, info = _loader(config, given).from_pretrained(where, config=config, **options)
-            tokenizer = AutoTokenizer.from_pretrained(where, **hub)
+            tokenizer = AutoTokenizer.from_pretrained(where, config=config, **hub)
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         if isinstance(error, BackboneError):
             raise
@@ -156,6 +155,24 @@ def backbone_checksum(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _read_config(where: str, given: str, hub: dict[str, Any]) -> Any:
+    """The config; what needs code of its repository is refused before transformers asks on the terminal to run it."""
+    from transformers import CONFIG_MAPPING, TOKENIZER_MAPPING, AutoConfig, PreTrainedConfig
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    plain, _ = PreTrainedConfig.get_config_dict(where, **hub)
+    config = None
+    if "auto_map" not in plain or plain.get("model_type") in CONFIG_MAPPING:
+        config = AutoConfig.from_pretrained(where, **hub)
+    if config is None or ("auto_map" in get_tokenizer_config(where, **hub) and type(config) not in TOKENIZER_MAPPING):
+        raise BackboneError(
+            f"backbone {given!r} needs code from its own repository, which s3pet never runs; give a model of a family "
+            "that transformers itself knows"
+        )
+    config.__dict__.pop("auto_map", None)  # a known family: the library's own classes, no question asked
+    return config
 
 
 def _loader(config: Any, given: str) -> Any:

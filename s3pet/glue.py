@@ -1,5 +1,7 @@
 """GLUE and SuperGLUE as rows of a table; how rows, columns and labels are read; how a metric is computed.
 
+Errors here are :class:`RowsError`; :mod:`s3pet.tasks` raises them as ``TaskError`` with the task's name.
+
 Prompts are in T5's style (task name, then field names); label words are natural ones, in the order of the hub's
 label ids. Metrics follow the benchmarks: where a task has several, the first is the main one. ReCoRD has no fixed
 labels and is not supported.
@@ -17,18 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s3pet.errors import TaskError
-
 Row = Mapping[str, Any]
 _COLUMNS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
     ("question", "passage"), ("text1", "text2"), ("sentence1",), ("sentence",), ("text",), ("question",),
 )  # fmt: skip
+SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "valid": "validation", "test": "test"}
 ENDINGS = (".jsonl", ".csv", ".tsv")
 
 CLASS_METRICS = ("accuracy", "f1", "f1_macro", "matthews")
 VALUE_METRICS = ("pearson", "spearman")
 METRICS = CLASS_METRICS + VALUE_METRICS
+
+
+class RowsError(ValueError):
+    """Rows or options that cannot be used, and why."""
 
 
 @dataclass(frozen=True)
@@ -138,22 +143,42 @@ def compute_metric(name: str, predictions: Sequence[float], labels: Sequence[flo
     return value if math.isfinite(value) else 0.0
 
 
-def read_folder(folder: Path, splits: Sequence[str]) -> dict[str, list[Row]]:
-    """Rows of every file called after one of ``splits``; other files of the folder are left alone.
+def read_folder(folder: Path, validation: str | None = None) -> dict[str, list[Row]]:
+    """Rows of every file called after a split; other files of the folder are left alone.
+
+    Args:
+        folder: with train.jsonl and so on.
+        validation: one more name the validation split may have.
 
     Raises:
-        TaskError: no folder, no train file, two files for one split, or a file that cannot be read.
+        RowsError: no folder, no train file, two files for one split, or a file that cannot be read.
     """
     if not folder.is_dir():
-        raise TaskError(f"{folder} is not a folder; expected one with train.jsonl and validation.jsonl (or .csv, .tsv)")
-    found = [path for split in splits for ending in ENDINGS if (path := folder / f"{split}{ending}").is_file()]
+        raise RowsError(f"{folder} is not a folder; expected one with train.jsonl and validation.jsonl (or .csv, .tsv)")
+    names = dict.fromkeys([*SPLITS, validation or "validation"])
+    found = [path for split in names for ending in ENDINGS if (path := folder / f"{split}{ending}").is_file()]
     files = {path.stem: path for path in found}
     if len(files) < len(found):
-        raise TaskError(f"{folder} has two files for one split: {', '.join(path.name for path in found)}; keep one")
+        raise RowsError(f"{folder} has two files for one split: {', '.join(path.name for path in found)}; keep one")
     if "train" not in files:
         held = sorted(path.name for path in folder.iterdir())[:8]
-        raise TaskError(f"{folder} has no train file of {', '.join(ENDINGS)}; it holds {held or 'nothing'}")
+        raise RowsError(f"{folder} has no train file of {', '.join(ENDINGS)}; it holds {held or 'nothing'}")
     return {split: _read_file(path) for split, path in files.items()}
+
+
+def name_splits(splits: dict[str, list[Row]], validation: str | None = None) -> dict[str, list[Row]]:
+    """Splits under our three names; test may be empty. ``validation`` as in :func:`read_folder`."""
+    known = {**SPLITS, validation or "validation": "validation"}
+    parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
+    for split, rows in splits.items():
+        if (ours := known.get(split)) and rows:
+            if parts[ours]:
+                raise RowsError(f"{sorted(splits)} hold {ours!r} under two names; keep one")
+            parts[ours] = rows
+    for split in ("train", "validation"):
+        if not parts[split]:
+            raise RowsError(f"split {split!r} is empty or absent; found {sorted(splits)}")
+    return parts
 
 
 def _read_file(path: Path) -> list[Row]:
@@ -167,7 +192,7 @@ def _read_file(path: Path) -> list[Row]:
                     if line.strip():
                         rows.append(json.loads(line))
                         if not isinstance(rows[-1], dict):
-                            raise TaskError(f"{path}, line {number} is not a JSON object")
+                            raise RowsError(f"{path}, line {number} is not a JSON object")
                 return rows
             tabs = path.suffix == ".tsv"
             quoting: Any = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
@@ -176,29 +201,29 @@ def _read_file(path: Path) -> list[Row]:
             for row in reader:
                 number = reader.line_num
                 if None in row or None in row.values():
-                    raise TaskError(f"{path}, line {number} has not as many cells as the header {reader.fieldnames}")
+                    raise RowsError(f"{path}, line {number} has not as many cells as the header {reader.fieldnames}")
                 rows.append(row)
             return rows
     except UnicodeDecodeError as error:
-        raise TaskError(f"{path} is not UTF-8 text: {error}") from error
+        raise RowsError(f"{path} is not UTF-8 text: {error}") from error
     except json.JSONDecodeError as error:
-        raise TaskError(f"{path}, line {number} is not JSON: {error}") from error
+        raise RowsError(f"{path}, line {number} is not JSON: {error}") from error
     except csv.Error as error:
-        raise TaskError(f"{path}, after line {number}: {error}") from error
+        raise RowsError(f"{path}, after line {number}: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        TaskError: it is not one.
+        RowsError: it is not one.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise TaskError(f"{path} is not JSON: {error}") from error
+        raise RowsError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise TaskError(f"{path} must hold a JSON object")
+        raise RowsError(f"{path} must hold a JSON object")
     return found
 
 
@@ -206,7 +231,7 @@ def read_hub(suite: str, name: str) -> dict[str, list[Row]]:
     """All splits of a benchmark task through ``datasets``.
 
     Raises:
-        TaskError: the hub cannot be reached and the task is not in the local cache.
+        RowsError: the hub cannot be reached and the task is not in the local cache.
     """
     from datasets import load_dataset
 
@@ -214,14 +239,14 @@ def read_hub(suite: str, name: str) -> dict[str, list[Row]]:
         data = load_dataset(HUB_NAMES[suite], name)
     except Exception as error:  # datasets raises many kinds when the hub cannot be reached
         reason = " ".join(str(error).split())[:200]
-        raise TaskError(
+        raise RowsError(
             f"task '{suite}/{name}' could not be fetched from the hub ({reason}). Give a folder with its train and "
             f"validation files: load_task('{suite}/{name}', tokenizer, path=…)"
         ) from error
     return {split: list(rows) for split, rows in data.items()}
 
 
-def find_columns(name: str, row: Row, spec: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def find_columns(row: Row, spec: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(columns of the rows, their names in the prompt): a benchmark's rows may use other names than the table."""
     fields = tuple(spec.get("fields") or ())
     columns = tuple(spec.get("text_columns") or ())
@@ -231,7 +256,7 @@ def find_columns(name: str, row: Row, spec: dict[str, Any]) -> tuple[tuple[str, 
     missing = [column for column in columns if column not in row]
     if missing or not columns or (fields and len(columns) != len(fields)):
         wanted = missing or list(fields) or "text column (sentence, text, sentence1, …)"
-        raise TaskError(f"task {name!r}: no {wanted} in columns {sorted(row)}. Pass text_columns=(…)")
+        raise RowsError(f"no {wanted} in columns {sorted(row)}. Pass text_columns=(…)")
     return columns, fields or columns
 
 
@@ -245,7 +270,7 @@ def plain_label(value: Any) -> Any:
     return value if value is None else int(value) if isinstance(value, int) else str(value)
 
 
-def printed_values(name: str, labels: list[Any], spec: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], None]:
+def printed_values(labels: list[Any], spec: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], None]:
     """(the values that may be written, no names, no index) of a regression."""
     if spec.get("label_words"):
         words = tuple(map(str, spec["label_words"]))
@@ -253,16 +278,16 @@ def printed_values(name: str, labels: list[Any], spec: dict[str, Any]) -> tuple[
         low, high, step = REGRESSION_RANGE
         words = tuple(f"{low + k * step:.1f}" for k in range(round((high - low) / step) + 1))
     else:  # as many steps over the range of the training labels
-        values = [number_label(f"task {name!r}, train row {i + 1}", label) for i, label in enumerate(labels)]
+        values = [number_label(f"train row {i + 1}", label) for i, label in enumerate(labels)]
         low, high = min(values), max(values)
         words = tuple(f"{low + k * (high - low) / 25:.4g}" for k in range(26))
-    found = {number_label(f"task {name!r}: label_words", word) for word in words}
+    found = {number_label("label_words", word) for word in words}
     if len(found) < max(len(words), 2):
-        raise TaskError(f"task {name!r}: values to be written {words[:6]} are not distinct numbers, two or more")
+        raise RowsError(f"values to be written {words[:6]} are not distinct numbers, two or more")
     return words, (), None
 
 
-def find_classes(name: str, labels: list[Any], spec: dict[str, Any]) -> tuple:
+def find_classes(labels: list[Any], spec: dict[str, Any]) -> tuple:
     """(label words, label names, label in the file → class index).
 
     Integers are read by position among the label words (or by value, where all words are integers); strings by name.
@@ -273,12 +298,10 @@ def find_classes(name: str, labels: list[Any], spec: dict[str, Any]) -> tuple:
     named = {key for known in keys for key in known}
     values = {value for value in map(plain_label, labels) if value is not None and (value != -1 or -1 in named)}
     if odd := [value for value in values if not isinstance(value, int | str)]:
-        raise TaskError(f"task {name!r}: label {odd[0]!r} is no class; pass regression=True if labels are numbers")
+        raise RowsError(f"label {odd[0]!r} is no class; pass regression=True if labels are numbers")
     kinds = {type(value) for value in values}
     if len(kinds) != 1:
-        raise TaskError(
-            f"task {name!r}: labels must be all integers or all strings; got {sorted(map(str, values))[:8]}"
-        )
+        raise RowsError(f"labels must be all integers or all strings; got {sorted(map(str, values))[:8]}")
     if not keys:
         keys = [sorted(values)]
         words = tuple(map(str, keys[0]))
@@ -288,39 +311,39 @@ def find_classes(name: str, labels: list[Any], spec: dict[str, Any]) -> tuple:
     if by_name is None and kinds == {int} and not fitting:
         by_name = list(range(len(words)))
     if len(set(words)) < len(words) or not all(word.strip() for word in words):
-        raise TaskError(f"task {name!r}: label words {words} must be distinct and not empty")
+        raise RowsError(f"label words {words} must be distinct and not empty")
     if len(names) != len(words) or len(set(names)) < len(names) or len(words) < 2:
-        raise TaskError(f"task {name!r}: needs two classes or more, with distinct names; words {words}, names {names}")
+        raise RowsError(f"needs two classes or more, with distinct names; words {words}, names {names}")
     if by_name is None:
-        raise TaskError(
-            f"task {name!r}: labels {sorted(values)[:8]} are not among {keys[0]}; pass label_names=(…) with the labels "
+        raise RowsError(
+            f"labels {sorted(values)[:8]} are not among {keys[0]}; pass label_names=(…) with the labels "
             "in the order of the label words"
         )
     return words, names, {key: k for k, key in enumerate(by_name)}
 
 
 def number_label(where: str, value: Any) -> float:
-    """A finite number, or a TaskError that begins with ``where``."""
+    """A finite number, or a RowsError that begins with ``where``."""
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise TaskError(f"{where}: label {value!r} is not a number") from None
+        raise RowsError(f"{where}: label {value!r} is not a number") from None
     if not math.isfinite(number):
-        raise TaskError(f"{where}: label {value!r} is not a finite number")
+        raise RowsError(f"{where}: label {value!r} is not a finite number")
     return number
 
 
-def find_metrics(name: str, spec: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
+def find_metrics(spec: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
     """(metrics, whether the task is a regression), checked against each other."""
     main = [spec["metric"]] if spec.get("metric") else []
     regression = spec.get("regression")
     default = "pearson" if regression else "accuracy"
     metrics = tuple(dict.fromkeys([*main, *(spec.get("metrics") or ([] if main else [default]))]))
     if wrong := [metric for metric in metrics if metric not in METRICS]:
-        raise TaskError(f"task {name!r}: metric {wrong[0]!r} is not one of {', '.join(METRICS)}")
+        raise RowsError(f"metric {wrong[0]!r} is not one of {', '.join(METRICS)}")
     regression = metrics[0] in VALUE_METRICS if regression is None else bool(regression)
     fitting = VALUE_METRICS if regression else CLASS_METRICS
     if wrong := [metric for metric in metrics if metric not in fitting]:
         kind = "a regression" if regression else "a classification"
-        raise TaskError(f"task {name!r} is {kind}: metric {wrong[0]!r} does not fit; use {', '.join(fitting)}")
+        raise RowsError(f"this is {kind}: metric {wrong[0]!r} does not fit; use {', '.join(fitting)}")
     return metrics, regression

@@ -25,10 +25,12 @@ from s3pet.glue import (
     ENDINGS,
     Entry,
     Row,
+    RowsError,
     compute_metric,
     find_classes,
     find_columns,
     find_metrics,
+    name_splits,
     number_label,
     plain_label,
     printed_values,
@@ -40,7 +42,6 @@ from s3pet.glue import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "valid": "validation", "test": "test"}
 _FIELD = re.compile(r"\{([^{}]+)\}")
 _LEAST = 4  # training rows: two for each half of the search
 
@@ -216,14 +217,18 @@ def load_task(
         UnknownTaskError: no such task; names the nearest.
         TaskError: rows or options that cannot be used; says which and why.
     """
-    splits, spec, found = _find(source, path)
     named = {"template": template, "label_words": label_words, "label_names": label_names, "metric": metric,
              "metrics": metrics, "text_columns": text_columns, "label_column": label_column,
              "regression": regression}  # fmt: skip
     given = {option: value for option, value in named.items() if value is not None}
-    if template is not None:
-        spec.pop("fields", None)  # the table's field names belong to the table's prompt
-    task = _build(name or found, splits, spec | given, tokenizer, n_validation, seed)
+    found = str(source) if isinstance(source, str | Path) else "data"
+    try:
+        splits, spec, found = _find(source, path)
+        if template is not None:
+            spec.pop("fields", None)  # the table's field names belong to the table's prompt
+        task = _build(name or found, splits, spec | given, tokenizer, n_validation, seed)
+    except RowsError as error:
+        raise TaskError(f"task {name or found!r}: {error}") from error
     return task.subsample(n_train, n_validation, seed=seed)
 
 
@@ -232,7 +237,7 @@ def _find(source: Any, path: str | Path | None) -> tuple[dict[str, list[Row]], d
     suite, _, short = source.partition("/") if isinstance(source, str) else ("", "", "")
     if suite in BENCHMARKS:
         spec = _benchmark(suite, short)
-        rows = _read(Path(path), spec) if path is not None else read_hub(suite, short)
+        rows = read_folder(Path(path), spec.get("validation")) if path is not None else read_hub(suite, short)
         return rows, spec, str(source)
     if path is not None:
         raise TaskError(f"path= goes with a benchmark's name such as 'glue/rte'; for {source!r} give the folder itself")
@@ -258,7 +263,7 @@ def _find(source: Any, path: str | Path | None) -> tuple[dict[str, list[Row]], d
     if (folder / "task.json").is_file():
         spec = read_json(folder / "task.json")
         named = named if pocket else str(spec.pop("name", named))
-    return _read(folder, spec), spec, named
+    return read_folder(folder, spec.get("validation")), spec, named
 
 
 def _benchmark(suite: str, name: str) -> dict[str, Any]:
@@ -287,27 +292,25 @@ def _prompt(name: str, columns: Iterable[str]) -> str:
 def _build(
     name: str, splits: dict[str, list[Row]], spec: dict[str, Any], tokenizer: Any, n_validation: int | None, seed: int
 ) -> Task:
-    parts = _named(name, splits, spec.get("validation", "validation"))
+    parts = name_splits(splits, spec.get("validation"))
     rows, label = parts["train"], spec.get("label_column") or "label"
     for split, part in parts.items():
         if wrong := next((row for row in part if not isinstance(row, Mapping)), None):
-            raise TaskError(f"task {name!r}, {split}: a row is a {type(wrong).__name__}; expected dicts of columns")
+            raise RowsError(f"{split}: a row is a {type(wrong).__name__}; expected dicts of columns")
     if label not in rows[0]:
-        raise TaskError(f"task {name!r}: no column {label!r}; columns are {sorted(rows[0])}. Pass label_column=…")
-    columns, fields = find_columns(name, rows[0], spec)
+        raise RowsError(f"no column {label!r}; columns are {sorted(rows[0])}. Pass label_column=…")
+    columns, fields = find_columns(rows[0], spec)
     template = spec.get("template") or _prompt(name, fields)
     if (unknown := set(_FIELD.findall(template)) - set(fields)) or not _FIELD.search(template):
         what = f"names {sorted(unknown)}, which are no text columns" if unknown else "names no column"
-        raise TaskError(f"task {name!r}: template {template!r} {what}; text columns are {list(fields)}")
-    metrics, regression = find_metrics(name, spec)
-    words, names, index = (printed_values if regression else find_classes)(name, [row.get(label) for row in rows], spec)
+        raise RowsError(f"template {template!r} {what}; text columns are {list(fields)}")
+    metrics, regression = find_metrics(spec)
+    words, names, index = (printed_values if regression else find_classes)([row.get(label) for row in rows], spec)
     if "f1" in metrics and len(words) != 2:
-        raise TaskError(f"task {name!r}: metric 'f1' needs two classes, there are {len(words)}; use f1_macro")
+        raise RowsError(f"metric 'f1' needs two classes, there are {len(words)}; use f1_macro")
     made: dict[str, list[Example | None]] = {
         split: [
-            _example(
-                f"task {name!r}, {split} row {i + 1}", row, columns, fields, template, label, index, split == "test"
-            )
+            _example(f"{split} row {i + 1}", row, columns, fields, template, label, index, split == "test")
             for i, row in enumerate(part)
         ]
         for split, part in parts.items()
@@ -317,7 +320,7 @@ def _build(
     full = {split: [example for example in examples if example is not None] for split, examples in made.items()}
     for split, examples in full.items():
         if lost := len(made[split]) - len(examples):
-            raise TaskError(f"task {name!r}, {split}: {lost} rows have no label (−1 or empty); remove them")
+            raise RowsError(f"{split}: {lost} rows have no label (−1 or empty); remove them")
     notes = [spec["note"]] if spec.get("note") else []
     if full["test"]:
         notes.append("splits are used as given")
@@ -325,8 +328,8 @@ def _build(
         full["test"] = full["validation"]
         count = n_validation if n_validation is not None else max(1, min(1000, len(rows) // 10))
         if not 1 <= count <= len(rows) - _LEAST:
-            raise TaskError(
-                f"task {name!r}: {len(rows)} training rows cannot give {count} for validation and keep {_LEAST}; "
+            raise RowsError(
+                f"{len(rows)} training rows cannot give {count} for validation and keep {_LEAST}; "
                 "add rows or a test split, or lower n_validation"
             )
         order = _spread(full["train"], f"{seed}-validation", stratify=not regression)
@@ -335,28 +338,9 @@ def _build(
         full["train"] = [example for i, example in enumerate(full["train"]) if i not in picks]
         notes.append(f"test is the published validation split; validation is {count} rows cut from train, seed {seed}")
     if len(full["train"]) < _LEAST:
-        raise TaskError(f"task {name!r}: {len(full['train'])} training rows are too few; a search needs {_LEAST}")
+        raise RowsError(f"{len(full['train'])} training rows are too few; a search needs {_LEAST}")
     train, validation, test = (tuple(full[split]) for split in ("train", "validation", "test"))
     return Task(name, train, validation, test, words, names, metrics, regression, tokenizer, tuple(notes))
-
-
-def _read(folder: Path, spec: dict[str, Any]) -> dict[str, list[Row]]:
-    return read_folder(folder, [*_SPLITS, *({spec.get("validation", "validation")} - set(_SPLITS))])
-
-
-def _named(name: str, splits: dict[str, list[Row]], validation: str) -> dict[str, list[Row]]:
-    """Splits under our three names; test may be empty."""
-    known = {**_SPLITS, validation: "validation"}
-    parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
-    for split, rows in splits.items():
-        if (ours := known.get(split)) and rows:
-            if parts[ours]:
-                raise TaskError(f"task {name!r}: {sorted(splits)} hold {ours!r} under two names; keep one")
-            parts[ours] = rows
-    for split in ("train", "validation"):
-        if not parts[split]:
-            raise TaskError(f"task {name!r}: split {split!r} is empty or absent; found {sorted(splits)}")
-    return parts
 
 
 def _example(
@@ -371,7 +355,7 @@ def _example(
 ) -> Example | None:
     """One row read; None if it has no label."""
     if any(row.get(column) is None for column in columns) or (label not in row and not test):
-        raise TaskError(f"{where}: needs columns {[*columns, label]}, has {sorted(row)}")
+        raise RowsError(f"{where}: needs columns {[*columns, label]}, has {sorted(row)}")
     texts = [str(row[column]).strip() for column in columns]
     segments = (" ".join(texts[:-1]), texts[-1]) if len(texts) > 2 else tuple(texts)
     by_field = dict(zip(fields, texts, strict=True))
@@ -382,7 +366,7 @@ def _example(
     if index is None:
         return Example(segments, source, number_label(where, value))
     if value not in index:
-        raise TaskError(f"{where}: label {row[label]!r} is not one of {list(index)}")
+        raise RowsError(f"{where}: label {row[label]!r} is not one of {list(index)}")
     return Example(segments, source, index[value])
 
 

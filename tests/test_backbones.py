@@ -208,15 +208,29 @@ def test_a_model_that_reads_no_text(tmp_path):
         load_backbone(folder)
 
 
-def test_code_in_a_folder_is_never_run(tmp_path, monkeypatch):
-    folder = save(tiny_bert(), tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}}
-    (folder / "config.json").write_text(json.dumps(config))
+@pytest.mark.parametrize("place", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("known", [True, False])
+def test_code_in_a_folder_is_never_run(tmp_path, monkeypatch, place, known):
+    """A known family loads with the library's classes, an unknown one is refused; nobody is asked, nothing runs."""
+    folder = save(tiny_gpt2(), tmp_path)
+    names = {
+        "config.json": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"},
+        "tokenizer_config.json": {"AutoTokenizer": ["own.T", None]},
+    }
+    config = json.loads((folder / place).read_text())
+    (folder / place).write_text(json.dumps(config | {"auto_map": names[place]}))
+    if not known:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "own"}))
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked on the terminal"))
-    with pytest.raises(BackboneError, match="could not be loaded"):
-        load_backbone(folder)
+    if known:
+        assert type(load_backbone(folder).model) is GPT2LMHeadModel
+    else:
+        with pytest.raises(
+            BackboneError, match="code from its own repository" if place == "config.json" else "could not"
+        ):
+            load_backbone(folder)
     assert not (tmp_path / "ran").exists()
 
 
