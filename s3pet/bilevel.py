@@ -93,7 +93,7 @@ def unrolled(
         (L_val, hypergradient [n_candidates]).
     """
     value, direct, v = gradients(val_loss, alpha, new_weights)
-    norm = torch.sqrt(sum((part.double() ** 2).sum() for part in v))
+    norm = torch.stack([part.double().norm() for part in v]).norm()
     # r·v has norm epsilon; where v vanishes so does the correction, and r stays finite.
     r = (epsilon / norm.clamp_min(1e-12)).to(alpha.dtype)
     moved = [weight.detach() + r * part for weight, part in zip(weights, v, strict=True)]

@@ -62,7 +62,7 @@ def load_state(searcher: Any, folder: Path, config: str) -> bool:
     try:
         with safe_open(path, framework="pt") as file:
             rest = json.loads(file.metadata()["state"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:  # safetensors raises its own, undocumented types for damaged files
         raise RunError(f"{path} cannot be read ({error}); remove it to start this search anew") from error
     if rest["config"] != config:

@@ -92,8 +92,9 @@ def _add_fields(parser: argparse.ArgumentParser, settings: Any, skip: tuple[str,
     for field in fields(settings):
         if field.name not in skip:
             kind = kinds[str(field.type).split(" |")[0]]
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default,
-                                help=f"default {field.default}")
+            parser.add_argument(
+                f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=f"default {field.default}"
+            )
 
 
 def _load(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:

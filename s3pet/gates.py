@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -88,7 +88,8 @@ class Budget:
         how = 'Give parameters (2048), a fraction (0.0001, "1.39e-4"), or a share ("0.01%", "1.39‱").'
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise BudgetError(f"budget {value!r} is a {type(value).__name__}. {how}")
-        number, unit = value, ""
+        number: Any = value
+        unit = ""
         if isinstance(value, str):
             match = re.fullmatch(r"\s*([+-]?[\d_,]*\.?\d+(?:[eE][+-]?\d+)?)\s*([%‰‱]?)\s*", value)
             if match is None:
@@ -115,9 +116,7 @@ class Budget:
         return cls(n_params, total)
 
 
-def solve_shift(
-    alpha: Tensor, costs: Tensor, budget: float, *, temperature: float = 1.0, check: bool = True
-) -> Tensor:
+def solve_shift(alpha: Tensor, costs: Tensor, budget: float, *, temperature: float = 1.0, check: bool = True) -> Tensor:
     """Find the shift ζ at which the expected number of trainable parameters equals the budget.
 
     Solves Σ_i costs_i · σ((alpha_i − ζ)/temperature) = budget. The left side falls monotonically in ζ and the root

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +89,7 @@ def normalize(site: nn.Module, x: Tensor) -> Tensor:
     """
     if isinstance(site, nn.LayerNorm):
         return F.layer_norm(x, site.normalized_shape, None, None, site.eps)
-    epsilon = getattr(site, "variance_epsilon", None)
+    epsilon: Any = getattr(site, "variance_epsilon", None)
     epsilon = getattr(site, "eps", 1e-6) if epsilon is None else epsilon
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)

@@ -5,9 +5,9 @@ word and is scored by comparing the likelihoods of all label words; nothing but 
 a head on its pooled output, whose parameters are trained with the PET tensors and reported beside the budget, never in
 it. Rows are tokenised once; evaluation runs in order of length.
 
-A text-to-text backbone can learn by either of two losses. ``"choice"`` (default) is the cross-entropy over the label words'
-likelihoods, the very comparison that scores it; ``"lm"`` is the authors' language-model loss on the right word, which
-first of all teaches that *some* label word comes, and under a small budget may teach nothing else.
+A text-to-text backbone can learn by either of two losses. ``"choice"`` (default) is the cross-entropy over the label
+words' likelihoods, the very comparison that scores it; ``"lm"`` is the authors' language-model loss on the right word,
+which first of all teaches that *some* label word comes, and under a small budget may teach nothing else.
 
 The head may be run with weights from outside (``head_weights``), so that the search can evaluate any w'.
 """
@@ -41,12 +41,17 @@ class Objective(nn.Module):
         device: where batches go.
     """
 
+    model: Any
+    task: Task
+    head: Any
+    words: Any
+
     def __init__(self, model: nn.Module, task: Task, max_length: int):
         super().__init__()
         if task.tokenizer is None:
             raise TaskError(f"task {task.name!r} has no tokenizer; give one: load_task({task.name!r}, tokenizer)")
         self.__dict__["model"] = model
-        self.head: nn.Module | None = None
+        self.head = None
         self.task, self.tokenizer, self.max_length = task, task.tokenizer, max_length
 
     @property
@@ -238,12 +243,12 @@ class Encoder(Objective):
 
     def __init__(self, model: nn.Module, task: Task, max_length: int, seed: int, pooling: str | None):
         super().__init__(model, task, max_length)
-        config = model.config
+        config: Any = model.config
         has_pooler = getattr(model, "pooler", None) is not None and not getattr(model, "s3pet_pooler_is_fresh", False)
         pooling = pooling or ("pooler" if has_pooler else "mean")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling {pooling!r} is not one of {', '.join(POOLINGS)}")
-        dropout = getattr(config, "classifier_dropout", None)
+        dropout: Any = getattr(config, "classifier_dropout", None)
         dropout = getattr(config, "hidden_dropout_prob", 0.1) if dropout is None else dropout
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

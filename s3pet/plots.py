@@ -1,4 +1,4 @@
-"""Figures of gate tables, structures and scores: functions that take ``ax=None``, return Axes and never ``show()``.
+"""Figures of gate tables and structures: functions that take ``ax=None``, return Axes and never ``show()``.
 
 A gate table becomes a *map*: a column for every layer (encoder | decoder), a row for every role × PET pair; `make_grid`
 and `gate_cells` compute it, the ``plot_`` functions draw. What heat maps usually hide is drawn: a place without a
@@ -8,7 +8,6 @@ the cut and the uniform start, so that gates which hardly separated look like it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,9 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation, Text
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
-from matplotlib.transforms import Bbox, ScaledTranslation
+from matplotlib.transforms import ScaledTranslation
 
 from s3pet.errors import PlotError, nearest
 
@@ -35,8 +32,6 @@ ROLES |= {f"{block}.norm": ("norms", block) for block in ("attn", "cross", "ffn"
 ROLES |= {block: ("block adapters", block) for block in ("attn", "cross", "ffn")}
 PETS = {"lora": "LoRA", "lnfit": "LNFit", "bitfit": "BitFit", "lowrank_adapter": "low-rank", "adapter": "bottleneck"}
 LABELS = {"prob": "gate probability", "margin": "margin: probability − cut", "share": "share of the parameters (%)"}
-KINDS = {"searched": ("o", "#0072B2"), "manual": ("^", "#D55E00"), "random": ("s", "#7F7F7F")}  # Okabe–Ito
-OTHER = ("D", "#009E73")
 STYLE: dict[Any, Any] = dict.fromkeys(("font.size", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 7.5)
 STYLE |= {"axes.labelsize": 8, "axes.titlesize": 9.5, "legend.frameon": False, "legend.borderaxespad": 0}
 STYLE |= {"legend.labelspacing": 0.3, "hatch.linewidth": 0.5}
@@ -45,7 +40,7 @@ _MAP_COLUMNS = ("stack", "layer", "role", "pet")
 _GAP, _HEADER = 0.7, 1.1  # in cells: between two stacks, height of a group's heading
 
 
-def _table(given: Any, columns: Iterable[str], *, at: str = "gates", one: Iterable[str] = _SEARCH) -> pd.DataFrame:
+def as_table(given: Any, columns: Iterable[str], *, at: str = "gates", one: Iterable[str] = _SEARCH) -> pd.DataFrame:
     """The table ``given`` or at its attribute; it has all ``columns`` and no two values in a column of ``one``."""
     table = given if isinstance(given, pd.DataFrame) else getattr(given, at, None)
     table = table() if callable(table) else table
@@ -119,10 +114,11 @@ def gate_cells(gates: Any, value: str = "prob", *, grid: Grid | None = None, how
     Args:
         gates: a gate table, or an object with ``.gates``; ``chosen`` and ``inert`` count as False where absent.
         value: any numeric column.
+
     Returns:
         ``role, pet, stack, column, value, chosen, inert, n_candidates, x, y``.
     """
-    table = _table(gates, [*_MAP_COLUMNS, value])
+    table = as_table(gates, [*_MAP_COLUMNS, value])
     if not pd.api.types.is_numeric_dtype(table[value]):
         raise PlotError(
             f"Column {value!r} holds {table[value].dtype}; a colour needs numbers, as in 'prob' or 'alpha'."
@@ -141,7 +137,7 @@ def gate_cells(gates: Any, value: str = "prob", *, grid: Grid | None = None, how
 def value_limits(*tables: Any, value: str = "prob") -> tuple[float, float]:
     """``(vmin, vmax)`` that maps can share: from 0 for what is never negative, symmetric around 0 for margins."""
     values = np.concatenate(
-        [_table(table, [value], one=())[value].to_numpy(float, na_value=np.nan) for table in tables]
+        [as_table(table, [value], one=())[value].to_numpy(float, na_value=np.nan) for table in tables]
     )
     high, low = float(np.nanmax(values)), min(0.0, float(np.nanmin(values)))
     if value == "margin":
@@ -149,7 +145,8 @@ def value_limits(*tables: Any, value: str = "prob") -> tuple[float, float]:
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
-def _figure(ax: Axes) -> Figure:
+def figure_of(ax: Axes) -> Figure:
+    """The figure an Axes belongs to, through any nesting of subfigures."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure
@@ -185,7 +182,7 @@ def _draw_grid(ax: Axes | None, grid: Grid, occupied: pd.DataFrame, *, hatch: bo
         )
     elif absent:
         _squares(ax, absent, "free", facecolor="#F2F2F2", linewidth=0)
-    step_x, step_y = _figure(ax).get_size_inches() * ax.get_position().size * 72 / grid.size  # points per cell, about
+    step_x, step_y = figure_of(ax).get_size_inches() * ax.get_position().size * 72 / grid.size  # points per cell, about
     font = float(np.clip(0.8 * step_y, 4.5, STYLE["font.size"]))
     every = next((n for n in (1, 2, 4, 5, 10) if n * step_x >= 1.6 * font), 20)
     ticks = {x: name for (_, name), x in grid.columns.items() if not name.isdigit() or int(name) % every == 0}
@@ -231,7 +228,7 @@ def _finish_map(ax: Axes, mesh: PolyCollection | None, value: str, marks: dict[s
     if title:
         ax.set_title(title, pad=16)
     if mesh is not None:
-        bar = _figure(ax).colorbar(mesh, ax=ax, aspect=30, pad=0.02, fraction=0.05, label=LABELS.get(value, value))
+        bar = figure_of(ax).colorbar(mesh, ax=ax, aspect=30, pad=0.02, fraction=0.05, label=LABELS.get(value, value))
         assert bar.solids is not None
         bar.solids.set(rasterized=False, edgecolor="face")  # vector, and no hairlines between its steps in PDF
         bar.outline.set_visible(False)
@@ -239,9 +236,9 @@ def _finish_map(ax: Axes, mesh: PolyCollection | None, value: str, marks: dict[s
             bar.ax.plot([0, 1], [at, at], "w-", [0, 1], [at, at], line, linewidth=1.2)
             bar.ax.lines[-2].set_linewidth(2.4)
             ax.plot([], [], line, linewidth=1.2, label=f"{name} {at:.3g}")
-    inches = ax.get_position().width * _figure(ax).get_figwidth()
+    inches = ax.get_position().width * figure_of(ax).get_figwidth()
     drop = -0.32 if any(label.get_rotation() for label in ax.get_xticklabels()) else -0.22
-    below = ax.transAxes + ScaledTranslation(-0.8, drop, _figure(ax).dpi_scale_trans)
+    below = ax.transAxes + ScaledTranslation(-0.8, drop, figure_of(ax).dpi_scale_trans)
     legend = ax.legend(loc="upper left", ncols=1 if inches < 3.4 else 2, bbox_to_anchor=(0, 0), bbox_transform=below)
     legend.set_visible(bool(legend.get_texts()))
 
@@ -276,10 +273,11 @@ def plot_gates(
         ax: where to draw; None makes a figure that fits the number of layers and rows.
         cbar: whether to draw a colour bar; leave it out in panels that share one.
         vmin, vmax: colour limits; `value_limits` finds some to share between panels.
+
     Raises:
         PlotError: a column is missing or not numeric, or the table mixes several steps, seeds, tasks or budgets.
     """
-    cells, table = gate_cells(gates, value), _table(gates, [])
+    cells, table = gate_cells(gates, value), as_table(gates, [])
     low, high = value_limits(table, value=value)
     low, high = low if vmin is None else vmin, high if vmax is None else vmax
     ax = _draw_grid(ax, make_grid(table), cells, hatch=True, wide=cbar)
@@ -302,12 +300,13 @@ def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None,
         structure: an object with ``.table()`` of the chosen candidates, or that table; a ``.budget`` is shown.
         space: all candidates (a table, or an object with ``.table()`` or ``.gates``) for the rows, columns and hatched
             places of `plot_gates`; without it, only rows and layers in use are known and drawn.
+
     Raises:
         PlotError: a column is missing, nothing is chosen, or a choice is not in the space.
     """
-    table = _table(structure, [*_MAP_COLUMNS, "n_params"], at="table")
+    table = as_table(structure, [*_MAP_COLUMNS, "n_params"], at="table")
     context = space if space is not None else table
-    context = _table(context, _MAP_COLUMNS, at="gates" if hasattr(context, "gates") else "table")
+    context = as_table(context, _MAP_COLUMNS, at="gates" if hasattr(context, "gates") else "table")
     grid, total = make_grid(context), int(table["n_params"].sum())
     shares = table.assign(share=100 * table["n_params"] / total, chosen=True)
     try:
@@ -330,112 +329,6 @@ def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None,
     return ax
 
 
-def summarize_scores(table: pd.DataFrame, score: str = "score") -> pd.DataFrame:
-    """Mean and interval over the runs of each structure (and budget), one row each, in the table's order.
-
-    Returns:
-        ``structure, kind, n_params, mean, low, high, n``. The interval is the 95 % t-interval of the mean from three
-        runs on, and the range of fewer; ``n_params`` is the geometric mean (its axis is logarithmic), nan unless > 0.
-    """
-    from scipy.stats import t  # type: ignore[import-untyped]
-
-    names = ["structure", "kind"] + ["budget"] * ("budget" in table)
-    table = table.assign(_log=np.log(table["n_params"].astype(float).where(table["n_params"] > 0)))
-    groups = table.groupby(names, sort=False, dropna=False, observed=True)
-    means = groups[score].agg(mean="mean", low="min", high="max", n="size")
-    many, n = means["n"] > 2, means["n"].clip(lower=2)
-    half = groups[score].std() / np.sqrt(n) * t.ppf(0.975, n - 1)
-    means = means.assign(low=means["low"].where(~many, means["mean"] - half))
-    means = means.assign(high=means["high"].where(~many, means["mean"] + half))
-    means["n_params"] = np.exp(groups["_log"].agg(lambda logs: logs.mean(skipna=False)))
-    return means.reset_index()
-
-
-@mpl.rc_context(STYLE)
-def plot_comparison(table: Any, *, ax: Axes | None = None, metric: str | None = None, title: str | None = None) -> Axes:
-    """Scores against trainable parameters: every run a point, every structure a mean with its interval over seeds.
-
-    Args:
-        table: one row per run: ``structure`` (name), ``kind`` ("searched", "manual", "random", "reference"),
-            ``n_params`` (trainable PET parameters), ``seed``, ``score``. A reference, such as full fine-tuning, is a
-            horizontal line with its interval as a band; its ``n_params`` is not used.
-        metric: name for the vertical axis, or the column that holds the score.
-    Raises:
-        PlotError: a column is missing, several tasks are mixed, or a structure has a run without parameters.
-    """
-    score = metric if metric and metric in getattr(table, "columns", ()) else "score"
-    table = _table(table, ["structure", "kind", "n_params", "seed", score], at="scores", one=["task"])
-    means = summarize_scores(table, score)
-    lines, means = means[means["kind"] == "reference"], means[means["kind"] != "reference"].reset_index(drop=True)
-    if means["n_params"].isna().any():
-        names = means.loc[means["n_params"].isna(), "structure"].tolist()
-        raise PlotError(f"n_params must be > 0 in every run of {names}, or its kind 'reference': the axis is a log.")
-    ax = ax or plt.subplots(figsize=(5.2, 3.4), layout="constrained")[1]
-    for kind, group in means.groupby("kind", sort=False):
-        marker, colour = KINDS.get(str(kind), OTHER)
-        style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": ""}
-        runs = table[table["kind"] == kind]
-        ax.plot(runs["n_params"], runs[score], markersize=3.5, alpha=0.45, markeredgewidth=0, gid="runs", **style)
-        ax.vlines(group["n_params"], group["low"], group["high"], color=colour, linewidth=1.4, gid="intervals")
-        points: dict[str, Any] = {
-            "markersize": 7,
-            "markeredgecolor": "white",
-            "gid": "means",
-            "label": str(kind),
-        } | style
-        ax.plot(group["n_params"], group["mean"], **points)
-    for row in lines.to_dict("records"):
-        ax.axhspan(row["low"], row["high"], color="black", alpha=0.1, linewidth=0, gid="reference-band")
-        ax.axhline(row["mean"], color="black", linewidth=1, linestyle="--", gid="reference")
-        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
-        ax.annotate(f"{row['structure']} {row['mean']:.3g}", (1, row["mean"]), (0, 2), **place)
-    ax.set_xscale("log")
-    ax.set_xlabel("trainable PET parameters", fontsize=STYLE["axes.labelsize"])
-    ax.set_ylabel(metric or "score", fontsize=STYLE["axes.labelsize"])
-    ax.tick_params(labelsize=STYLE["font.size"])
-    ax.margins(0.12)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.set_title(title or "", pad=18)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handletextpad=0.2)
-    _place_labels(ax, means)
-    return ax
-
-
-def _place_labels(ax: Axes, means: pd.DataFrame) -> None:
-    """Name each mean where its name covers no point, line or other name, on a thin leader."""
-    _figure(ax).draw_without_rendering()  # settles the layout, so that the extents below are final
-    pad = 4 * _figure(ax).dpi / 72
-    taken = [text.get_window_extent() for text in ax.texts]
-    for line in ax.lines:
-        ends = line.get_transform().transform(np.column_stack(line.get_data(orig=False)).astype(float))
-        taken += [Bbox([end - pad, end + pad]) for end in ends]
-        taken += [Bbox([ends.min(0), ends.max(0) + 1])] * (line.get_gid() == "reference")
-    for low, high in zip(*(ax.transData.transform(means[["n_params", end]]) for end in ("low", "high")), strict=True):
-        taken.append(Bbox([low - [1, 0], high + [1, 0]]))
-    angles = [math.radians(angle) for angle in (0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90)]
-    offsets = [(r * math.cos(a), r * math.sin(a)) for r in (8, 14, 20, 28, 38, 50, 64) for a in angles]
-    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "gid": "label"}
-    style["arrowprops"] = {"arrowstyle": "-", "color": "#909090", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
-    for row in means.sort_values("mean", ascending=False).to_dict("records"):
-        colour = KINDS.get(row["kind"], OTHER)[1]
-        label = ax.annotate(str(row["structure"]), (row["n_params"], row["mean"]), (8, 0), color=colour, **style)
-        tried: list[tuple[int, int, Bbox]] = []
-        while not tried or (tried[-1][0] and len(tried) < len(offsets)):
-            box = _move(label, *offsets[len(tried)])
-            outside = Bbox.union([box, ax.bbox]).bounds != ax.bbox.bounds
-            tried.append((sum(map(box.overlaps, taken)) + 10 * outside, len(tried), box))
-        taken.append(_move(label, *offsets[min(tried, key=lambda trial: trial[:2])[1]]))
-
-
-def _move(label: Annotation, x: float, y: float) -> Bbox:
-    label.set(position=(x, y), ha="left" if x > 1 else "right" if x < -1 else "center")
-    label.get_window_extent()  # moves the text; what it returns includes the leader
-    return Text.get_window_extent(label)
-
-
 def save_figure(figure: Axes | Figure, path: str | Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
     """Save to ``path`` in each format (a known suffix of ``path`` is dropped) and return the files; PNG at 200 dpi.
 
@@ -443,7 +336,7 @@ def save_figure(figure: Axes | Figure, path: str | Path, formats: Sequence[str] 
     read aloud, at the price of the viewer's font: take PDF where the look must not change. The same
     drawing gives the same bytes.
     """
-    figure = _figure(figure) if isinstance(figure, Axes) else figure
+    figure = figure_of(figure) if isinstance(figure, Axes) else figure
     known, base = figure.canvas.get_supported_filetypes(), Path(path)
     if isinstance(formats, str) or not set(formats) <= set(known):
         raise PlotError(f"Expected a list of formats out of {', '.join(known)}; got {formats!r}.")
@@ -464,7 +357,7 @@ def describe(gates: Any, *, top: int = 3) -> str:
         gates: a gate table, or an object with ``.gates``; all columns of a search but ``margin`` are needed.
         top: how many of the most probable candidates to name.
     """
-    table = _table(gates, ["site", *_MAP_COLUMNS, "n_params", "prob", "chosen"])
+    table = as_table(gates, ["site", *_MAP_COLUMNS, "n_params", "prob", "chosen"])
     mine = table[_flag(table, "chosen")]
     total, used, n_sites = int(table["n_params"].sum()), int(mine["n_params"].sum()), table["site"].nunique()
     text = [f"{len(table):,} candidates at {n_sites:,} sites with {total:,} parameters;"]

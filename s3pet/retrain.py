@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError
+from s3pet.errors import RunError, SearchError, StructureMismatchError
 from s3pet.objective import Objective, Row, make_objective
 from s3pet.runs import versions, write_json
 from s3pet.structure import Structure
@@ -69,6 +69,8 @@ class Recipe:
 
 class Learner(nn.Module):
     """What is trained — PET tensors, head, or everything — as one module for the Trainer; calls give the loss."""
+
+    objective: Objective
 
     def __init__(self, objective: Objective, supernet: Supernet | None, full: bool):
         super().__init__()
@@ -186,7 +188,7 @@ class TunedModel:
 def retrain(
     model: nn.Module,
     task: Task,
-    structure: Structure | Reference,
+    structure: Structure | Reference | str,
     *,
     out: str | Path | None = None,
     progress: bool = False,
@@ -218,7 +220,7 @@ def retrain(
         raise RunError(f"{out} holds a tuned model; choose another folder")
     learner, tuned_model, objective = _learner(model, task, structure, chosen)
     validation = (task.validation, objective.encode(task.validation))
-    was_training, start, log = model.training, time.perf_counter(), []
+    was_training, start, log = model.training, time.perf_counter(), list[dict[str, float]]()
     kind = structure if isinstance(structure, str) else "pet"
     best_step = 0
     try:
@@ -233,9 +235,7 @@ def retrain(
             }
     finally:
         model.train(was_training)
-    metrics: dict[str, Any] = {
-        split: next(iter(found.values())) for split, found in scores.items()
-    }
+    metrics: dict[str, Any] = {split: next(iter(found.values())) for split, found in scores.items()}
     metrics |= {
         "metric": task.metric,
         "n_params": structure.n_params if isinstance(structure, Structure) else 0,
@@ -282,7 +282,9 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
     tensors = load_file(path / _WEIGHTS)
     tuned = TunedModel(tuned_model, task, structure if file.is_file() else None, {}, config, objective)
     own = tuned.tensors()
-    wrong = [key for key in {*own, *tensors} if key not in own or key not in tensors or own[key].shape != tensors[key].shape]
+    wrong = [
+        key for key in {*own, *tensors} if key not in own or key not in tensors or own[key].shape != tensors[key].shape
+    ]
     if wrong:
         raise StructureMismatchError(f"{path} does not fit this model: {', '.join(sorted(wrong)[:3])} differ")
     for key, tensor in own.items():
@@ -295,7 +297,7 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
 @contextmanager
 def isolated_random(seed: int) -> Iterator[None]:
     """Seed torch, numpy and random inside, and give every global random state back afterwards."""
-    states = random.getstate(), np.random.get_state()
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the Trainer seeds it
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -303,7 +305,7 @@ def isolated_random(seed: int) -> Iterator[None]:
             yield
         finally:
             random.setstate(states[0])
-            np.random.set_state(states[1])
+            np.random.set_state(states[1])  # noqa: NPY002
 
 
 def _learner(

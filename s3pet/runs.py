@@ -120,7 +120,7 @@ def load_run(path: str | Path) -> SearchResult:
         raise RunError(f"{path} is not a finished run: {', '.join(missing)} missing. Make one: search(…, out={path})")
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     gates = pd.read_parquet(path / "gates.parquet")
-    candidates = tuple(Candidate.from_row(row) for row in gates.to_dict("records"))
+    candidates = tuple(Candidate.from_row(row) for row in gates.to_dict("records"))  # type: ignore[arg-type]
     space = Space(candidates, config["space"], config["model"], config["backbone_params"])
     metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     tables = (gates, pd.read_parquet(path / "history.parquet"), pd.read_parquet(path / "trajectory.parquet"))

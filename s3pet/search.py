@@ -136,7 +136,11 @@ class Searcher:
 
     def __init__(self, model: nn.Module, task: Task, space: Space, budget: Budget, settings: Settings):
         self.settings, self.space, self.budget = settings, space, budget
-        options: dict[str, Any] = {"max_length": settings.max_length, "seed": settings.seed, "pooling": settings.pooling}
+        options: dict[str, Any] = {
+            "max_length": settings.max_length,
+            "seed": settings.seed,
+            "pooling": settings.pooling,
+        }
         options["loss"] = settings.loss
         self.objective: Objective = make_objective(model, task, **options)
         self.supernet = Supernet(model, space, seed=settings.seed)
@@ -368,7 +372,8 @@ def _run(
                 loss, settled = searcher.history[-1]["loss_val"], searcher.settled
                 note = f"loss {loss:.3f}, sampled {sampled:,.0f} of {searcher.budget.n_params:,} parameters"
                 bar.set_postfix_str(f"{note}, settled {settled:.2f}", refresh=False)
-                if any([callback(searcher) is True for callback in callbacks]):
+                stops = [callback(searcher) is True for callback in callbacks]  # every one is called
+                if any(stops):
                     return "stopped"
                 if folder is not None and len(searcher.records) % 10 == 1:
                     save_state(searcher, folder / "checkpoint", config)

@@ -1,10 +1,7 @@
 """Where a PET module may go: HF module names → sites; sites × PET modules → candidates with costs.
 
-The only room that knows Hugging Face names. A family of architectures is one row of :data:`FAMILIES`: patterns of
-dotted module names with the role each plays. A *role* is the family-independent name of a place inside a layer —
-``attn.q``, ``ffn.in``, ``cross.norm``; plain ``attn``, ``cross`` and ``ffn`` are a block's output, where adapters sit —
-so that rules, structures and figures read the same for every family. A site's address is ``stack.layer.role``
-(``encoder.3.attn.q``); its ``path`` is the dotted HF name.
+A site's address is ``stack.layer.role`` (``encoder.3.attn.q``), the same for every family of architectures, so that
+rules, structures and figures read alike; its ``path`` is the dotted Hugging Face name (:mod:`s3pet.families`).
 
 Candidates come in one canonical order, which on T5 is the paper's: all projections and norms in ``named_modules()``
 order (LoRA, LNFit, BitFit within one site), then the block adapters in the same order.
@@ -19,7 +16,6 @@ Source: Hu et al. 2022 (arXiv:2206.07382), section 4.1 (S³PET-M and S³PET-L).
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -29,83 +25,11 @@ from torch import Tensor, nn
 
 from s3pet.backbones import n_parameters
 from s3pet.errors import BackboneError, SpaceError, UnknownSiteError, nearest
+from s3pet.families import bias_on_keys_matters, family_of
 from s3pet.modules import PETS, pet_module
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass(frozen=True)
-class Family:
-    """How one family of architectures names its places.
-
-    Attributes:
-        model_types: ``config.model_type`` values it serves.
-        sites: rows of (pattern, role). In a pattern ``{stack}`` and ``{layer}`` stand for themselves, and any prefix
-            may precede it; one module may play two roles (a projection that is also its block's output).
-        stack: the stack of sites whose pattern has no ``{stack}``.
-        rotary: keys are rotated after their projection, so a bias on them is not inert.
-    """
-
-    model_types: tuple[str, ...]
-    sites: tuple[tuple[str, str], ...]
-    stack: str = "encoder"
-    rotary: bool = False
-
-
-def _rows(prefix: str, role: str, names: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple((f"{prefix}.{name}", f"{role}.{part}") for part, name in names.items())
-
-
-_T5 = "{stack}.block.{layer}.layer"
-_QKVO = {part: part for part in "qkvo"}
-FAMILIES: dict[str, Family] = {
-    "t5": Family(
-        ("t5", "mt5"),
-        (
-            *_rows(f"{_T5}.0.SelfAttention", "attn", _QKVO),
-            *_rows(f"{_T5}.1.EncDecAttention", "cross", _QKVO),
-            *_rows(f"{_T5}.[12].DenseReluDense", "ffn", {"in": "wi", "out": "wo"}),
-            *_rows(f"{_T5}.[12].DenseReluDense", "ffn", {"gate": "wi_0", "in": "wi_1"}),
-            (f"{_T5}.0.layer_norm", "attn.norm"),
-            ("(?P<stack>decoder).block.{layer}.layer.1.layer_norm", "cross.norm"),
-            ("(?P<stack>encoder).block.{layer}.layer.1.layer_norm", "ffn.norm"),
-            ("(?P<stack>decoder).block.{layer}.layer.2.layer_norm", "ffn.norm"),
-            ("{stack}.final_layer_norm", "final.norm"),
-            (f"{_T5}.0.SelfAttention", "attn"),
-            (f"{_T5}.1.EncDecAttention", "cross"),
-            (f"{_T5}.[12].DenseReluDense", "ffn"),
-        ),
-    ),
-    "bert": Family(
-        ("bert", "roberta", "xlm-roberta", "camembert", "electra"),
-        (
-            ("embeddings.LayerNorm", "embed.norm"),
-            *_rows(
-                "encoder.layer.{layer}.attention", "attn", {"q": "self.query", "k": "self.key", "v": "self.value"}
-            ),
-            *_rows("encoder.layer.{layer}.attention.output", "attn", {"o": "dense", "norm": "LayerNorm"}),
-            ("encoder.layer.{layer}.intermediate.dense", "ffn.in"),
-            *_rows("encoder.layer.{layer}.output", "ffn", {"out": "dense", "norm": "LayerNorm"}),
-            ("encoder.layer.{layer}.attention.output.dense", "attn"),  # adapters sit before dropout and residual
-            ("encoder.layer.{layer}.output.dense", "ffn"),
-        ),
-    ),
-    "llama": Family(
-        ("llama", "mistral", "qwen2"),
-        (
-            *_rows("layers.{layer}.self_attn", "attn", {part: f"{part}_proj" for part in "qkvo"}),
-            *_rows("layers.{layer}.mlp", "ffn", {"gate": "gate_proj", "in": "up_proj", "out": "down_proj"}),
-            ("layers.{layer}.input_layernorm", "attn.norm"),
-            ("layers.{layer}.post_attention_layernorm", "ffn.norm"),
-            ("norm", "final.norm"),
-            ("layers.{layer}.self_attn", "attn"),
-            ("layers.{layer}.mlp", "ffn"),
-        ),
-        stack="decoder",
-        rotary=True,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -158,9 +82,9 @@ class Candidate:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Candidate:
         """From one row of a table or JSON object; missing values become None, further columns are ignored."""
-        found = {}
+        found: dict[str, Any] = {}
         for field in fields(cls):
-            value = row.get(field.name, field.default)
+            value: Any = row.get(field.name, field.default)
             value = None if value is None or value != value or str(value) == "<NA>" else value
             number = field.name in ("layer", "rank", "n_params", "d_in", "d_out") and value is not None
             found[field.name] = int(value) if number else value
@@ -197,7 +121,7 @@ class Rule:
         unknown = [key for key in given if key not in names]
         if unknown or "pet" not in given:
             raise SpaceError(f"rule {dict(given)!r} has keys {sorted(given)}; expected 'pet' and some of {names[1:]}")
-        many = {k: (v,) if isinstance(v, (str, int)) else v for k, v in given.items() if k != "pet"}
+        many: dict[str, Any] = {k: (v,) if isinstance(v, (str, int)) else v for k, v in given.items() if k != "pet"}
         return cls(pet=given["pet"], **{k: tuple(v) if v is not None else None for k, v in many.items()})
 
     def ranks_of(self) -> tuple[int | None, ...]:
@@ -272,19 +196,6 @@ def candidate_table(candidates: Sequence[Candidate]) -> pd.DataFrame:
     return table.astype({"layer": "Int64", "rank": "Int64", "inert": bool})
 
 
-def family_of(model: nn.Module) -> Family:
-    """The row of :data:`FAMILIES` for this model; raises BackboneError naming what is known."""
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    for family in FAMILIES.values():
-        if model_type in family.model_types:
-            return family
-    known = ", ".join(kind for family in FAMILIES.values() for kind in family.model_types)
-    raise BackboneError(
-        f"no search space is known for model_type {model_type!r} ({type(model).__name__}); known: {known}. "
-        "A new family is one row of s3pet.space.FAMILIES."
-    )
-
-
 def find_sites(model: nn.Module) -> tuple[Site, ...]:
     """All sites of a model, in ``named_modules()`` order; a module with two roles gives two sites.
 
@@ -295,7 +206,7 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
         BackboneError: unknown family, or none of its names is there.
     """
     family = family_of(model)
-    patterns = [(re.compile(r"(?:.+\.)?" + _to_regex(pattern)), role) for pattern, role in family.sites]
+    patterns = family.compiled()
     sites: list[Site] = []
     for path, module in model.named_modules():
         for pattern, role in patterns:
@@ -349,7 +260,7 @@ def make_space(
     if not chosen:
         raise SpaceError("a space needs at least one rule, such as Rule('lora')")
     sites = find_sites(model)
-    rotary = family_of(model).rotary or _relative_keys(model)
+    keys_matter = bias_on_keys_matters(model)
     found: dict[tuple, Candidate] = {}
     for rule in chosen:
         matched = [(i, site) for i, site in enumerate(sites) if rule.matches(site, cross_attention)]
@@ -358,7 +269,7 @@ def make_space(
         for i, site in matched:
             for rank in rule.ranks_of():
                 key = (site.kind == "block", i, list(PETS).index(rule.pet), rank or 0)
-                found[key] = _candidate(site, rule.pet, rank, rotary)
+                found[key] = _candidate(site, rule.pet, rank, keys_matter)
     ordered = [found[key] for key in sorted(found)]
     kept = [candidate for candidate in ordered if keep_inert or not candidate.inert]
     if not kept:
@@ -367,11 +278,11 @@ def make_space(
     return Space(_name_redundant(kept), name, model_id, n_parameters(model))
 
 
-def _candidate(site: Site, pet: str, rank: int | None, rotary: bool) -> Candidate:
+def _candidate(site: Site, pet: str, rank: int | None, keys_matter: bool) -> Candidate:
     if rank is not None and rank < 1:
         raise SpaceError(f"{pet} on {site.address}: rank {rank} must be at least 1")
     cost = pet_module(pet).cost(site.d_in, site.d_out, rank or 1)
-    inert = pet == "bitfit" and site.role.endswith(".k") and not rotary
+    inert = pet == "bitfit" and site.role.endswith(".k") and not keys_matter
     where = (site.address, site.path, site.stack, site.layer, site.role)
     return Candidate(*where, pet, rank, cost, site.d_in, site.d_out, inert)
 
@@ -398,19 +309,9 @@ def _explain_empty(rule: Rule, sites: Sequence[Site]) -> None:
     raise SpaceError(f"{rule} matches no site; {rule.pet} fits on {', '.join(fitting) or 'nothing here'}")
 
 
-def _to_regex(pattern: str) -> str:
-    escaped = pattern.replace(".", r"\.")
-    return escaped.replace("{stack}", "(?P<stack>encoder|decoder)").replace("{layer}", r"(?P<layer>\d+)")
-
-
-def _widths(module: nn.Module, kind: str, model: nn.Module) -> tuple[int, int]:
+def _widths(module: Any, kind: str, model: Any) -> tuple[int, int]:
     if isinstance(module, nn.Linear):
         return (module.out_features,) * 2 if kind == "block" else (module.in_features, module.out_features)
     if kind == "norm":
         return (module.weight.shape[-1],) * 2
     return (getattr(model.config, "d_model", None) or model.config.hidden_size,) * 2
-
-
-def _relative_keys(model: nn.Module) -> bool:
-    """Relative position embeddings that multiply the keys make their bias matter."""
-    return "relative_key" in str(getattr(model.config, "position_embedding_type", "absolute"))

@@ -45,15 +45,18 @@ class Supernet(nn.Module):
         keys: their names, ``"<candidate>/<tensor>"``.
     """
 
+    model: Any  # kept out of the submodules, so nn.Module's own attribute types do not apply
+
     def __init__(self, model: nn.Module, candidates: Space | Structure | Sequence[Candidate], *, seed: int = 0):
         super().__init__()
         if isinstance(candidates, Structure):
             candidates.check(model)
-        self.candidates = tuple(getattr(candidates, "candidates", candidates))
+        chosen = candidates.candidates if isinstance(candidates, (Space, Structure)) else candidates
+        self.candidates = tuple(chosen)
         self.__dict__["model"] = model  # not a submodule: state_dict() and parameters() hold PET tensors only
         self.keys: list[str] = []
         self._slots: list[list[tuple[str, int]]] = []
-        fresh = []
+        fresh: list[nn.Parameter] = []
         device = next(model.parameters()).device
         for candidate in self.candidates:
             slots = []

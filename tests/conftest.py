@@ -22,7 +22,9 @@ def no_network():
     patch, connect = pytest.MonkeyPatch(), socket.socket.connect
 
     def guarded(self, address):
-        if self.family == socket.AF_UNIX or (isinstance(address, tuple) and address[0] in ("127.0.0.1", "::1", "localhost")):
+        if self.family == socket.AF_UNIX or (
+            isinstance(address, tuple) and address[0] in ("127.0.0.1", "::1", "localhost")
+        ):
             return connect(self, address)
         raise RuntimeError(f"a test tried to reach {address!r}; tests are offline")
 

@@ -33,9 +33,15 @@ def test_cost_is_the_number_of_trainable_parameters(pet, rank):
 
 @pytest.mark.parametrize(
     ("pet", "size", "cost"),
-    [("lora", (1024, 4096), 5120), ("bitfit", (1024, 4096), 4096), ("lnfit", (1024, 1024), 1024),
-     ("lowrank_adapter", (1024, 1024), 3168), ("lowrank_adapter", (512, 512), 1584), ("lowrank_adapter", (768, 768), 2376),
-     ("lowrank_adapter", (16, 16), 51)],
+    [
+        ("lora", (1024, 4096), 5120),
+        ("bitfit", (1024, 4096), 4096),
+        ("lnfit", (1024, 1024), 1024),
+        ("lowrank_adapter", (1024, 1024), 3168),
+        ("lowrank_adapter", (512, 512), 1584),
+        ("lowrank_adapter", (768, 768), 2376),
+        ("lowrank_adapter", (16, 16), 51),
+    ],
 )
 def test_costs_of_the_paper(pet, size, cost):
     assert pet_module(pet).cost(*size, 1) == cost

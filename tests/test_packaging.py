@@ -52,7 +52,9 @@ def test_the_lock_is_what_runs():
 
     locked = pins()
     for name in ("torch", "transformers", "pandas", "matplotlib", "safetensors", "pytest", "ruff"):
-        assert version(name).split("+")[0] in locked[name], f"{name} differs from the lock; run make clean, then make test"
+        assert version(name).split("+")[0] in locked[name], (
+            f"{name} differs from the lock; run make clean, then make test"
+        )
 
 
 def test_conda_environment_is_the_same_project():

@@ -25,7 +25,9 @@ def planted_t5(useful):
 
 
 @pytest.mark.parametrize("useful", ["encoder.0.attn.v", "encoder.1.attn.v"])
-@pytest.mark.parametrize("settings", [{"order": "first"}, {"order": "unrolled"}, {"sampling": "mean"}, {"gradient": "implicit"}])
+@pytest.mark.parametrize(
+    "settings", [{"order": "first"}, {"order": "unrolled"}, {"sampling": "mean"}, {"gradient": "implicit"}]
+)
 def test_the_one_useful_site_is_ranked_first(useful, settings):
     model, space = planted_t5(useful)
     lora = next(candidate for candidate in space if candidate.site == useful and candidate.pet == "lora")
@@ -78,7 +80,20 @@ def test_a_run_folder_holds_everything(tmp_path):
     assert again.config == made.config
     assert again.structure(500) == made.structure(500)
     table = again.gates
-    assert {"site", "path", "stack", "layer", "role", "pet", "rank", "n_params", "alpha", "prob", "chosen", "margin"} <= set(table)
+    assert {
+        "site",
+        "path",
+        "stack",
+        "layer",
+        "role",
+        "pet",
+        "rank",
+        "n_params",
+        "alpha",
+        "prob",
+        "chosen",
+        "margin",
+    } <= set(table)
     assert table.n_params[table.chosen].sum() == made.structure().n_params <= 300
     assert float((table.prob * table.n_params).sum()) == pytest.approx(300, rel=1e-5)
     with pytest.raises(RunError, match="holds a finished run"):
@@ -141,7 +156,9 @@ def test_a_diverging_search_keeps_its_last_good_state(tmp_path):
                 searcher.weights[0].fill_(float("nan"))
 
     with pytest.raises(SearchError, match="diverged after step 4") as caught:
-        search(model, toy_task(), space, budget=300, steps=20, record_every=2, callbacks=[poison], out=tmp_path, **QUIET)
+        search(
+            model, toy_task(), space, budget=300, steps=20, record_every=2, callbacks=[poison], out=tmp_path, **QUIET
+        )
     assert caught.value.result.gates.alpha.notna().all()
     assert load_run(tmp_path).metrics["stopped"] == "diverged"
     assert not any(module._forward_hooks for module in model.modules())
@@ -162,7 +179,9 @@ def test_a_diverging_search_keeps_its_last_good_state(tmp_path):
 def test_bad_input_is_refused_at_the_door(budget, settings, error, message, tmp_path):
     model = tiny_t5()
     with pytest.raises(error, match=message):
-        search(model, toy_task(), make_space(model, "lora"), budget=budget, out=tmp_path / "run", **{**QUIET, **settings})
+        search(
+            model, toy_task(), make_space(model, "lora"), budget=budget, out=tmp_path / "run", **{**QUIET, **settings}
+        )
     assert not (tmp_path / "run").exists()
 
 

@@ -21,8 +21,11 @@ FAMILIES = {
 
 @pytest.mark.parametrize(
     ("size", "mixed", "lora", "inert"),
-    [("small", (232, 236_672), (72, 110_592), 12), ("base", (460, 706_944), (144, 331_776), 24),
-     ("large", (916, 1_881_088), (288, 884_736), 48)],
+    [
+        ("small", (232, 236_672), (72, 110_592), 12),
+        ("base", (460, 706_944), (144, 331_776), 24),
+        ("large", (916, 1_881_088), (288, 884_736), 48),
+    ],
 )
 def test_spaces_of_the_paper(size, mixed, lora, inert):
     model = meta_t5(size)

@@ -17,7 +17,9 @@ def toy_tokenizer():
     special = ["<pad>", "</s>", "<unk>", "yes", "no"]
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + WORDS)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 1)])
+    inner.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 1)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
@@ -36,7 +38,10 @@ def toy_rows(n, seed):
 @functools.cache
 def toy_task(seed=0):
     """400 / 100 / 100 rows."""
-    data = {name: toy_rows(n, seed * 10 + k) for k, (name, n) in enumerate([("train", 400), ("validation", 100), ("test", 100)])}
+    data = {
+        name: toy_rows(n, seed * 10 + k)
+        for k, (name, n) in enumerate([("train", 400), ("validation", 100), ("test", 100)])
+    }
     return load_task(data, toy_tokenizer(), label_words=("no", "yes"))
 
 
@@ -44,6 +49,8 @@ def toy_task(seed=0):
 def toy_regression():
     """A value from 0 to 2 in the label, one of three words in the text; 60 / 20 / 20 rows."""
     draw = random.Random(5)
-    rows = [{"sentence1": " ".join(draw.choices(WORDS, k=5) + [WORDS[k % 3]]), "label": float(k % 3)} for k in range(100)]
+    rows = [
+        {"sentence1": " ".join(draw.choices(WORDS, k=5) + [WORDS[k % 3]]), "label": float(k % 3)} for k in range(100)
+    ]
     data = {"train": rows[:60], "validation": rows[60:80], "test": rows[80:]}
     return load_task(data, toy_tokenizer(), metrics=["pearson"], regression=True, label_words=("0", "1", "2"))
