@@ -122,7 +122,8 @@ class Rule:
         if unknown or "pet" not in given:
             raise SpaceError(f"rule {dict(given)!r} has keys {sorted(given)}; expected 'pet' and some of {names[1:]}")
         many: dict[str, Any] = {k: (v,) if isinstance(v, (str, int)) else v for k, v in given.items() if k != "pet"}
-        return cls(pet=given["pet"], **{k: tuple(v) if v is not None else None for k, v in many.items()})
+        lists: dict[str, Any] = {k: tuple(v) if v is not None else None for k, v in many.items()}
+        return cls(pet=given["pet"], **lists)
 
     def ranks_of(self) -> tuple[int | None, ...]:
         """Sizes this rule makes."""
