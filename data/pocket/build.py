@@ -98,7 +98,9 @@ class Mixture:
     def batch(self, size: int) -> list[Pair]:
         """Three quarters skills, one quarter span corruption."""
         names = list(SKILLS)
-        return [self.corrupted() if self.draw.random() < 0.25 else self.skill(self.draw.choice(names)) for _ in range(size)]
+        return [
+            self.corrupted() if self.draw.random() < 0.25 else self.skill(self.draw.choice(names)) for _ in range(size)
+        ]
 
     def encode(self, text: str) -> list[int]:
         """Token ids without the end token."""

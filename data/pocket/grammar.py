@@ -136,29 +136,46 @@ SKILLS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
 # Downstream tasks: property, a prompt no skill has, label words no skill of that property has, shown names.
 TASKS: dict[str, dict] = {
     "sentiment": {
-        "property": "feeling", "template": "review of the day : {sentence1} verdict :", "label_words": ("moon", "sun"),
-        "label_names": ("negative", "positive"), "description": "Is the adjective of feeling negative or positive?",
+        "property": "feeling",
+        "template": "review of the day : {sentence1} verdict :",
+        "label_words": ("moon", "sun"),
+        "label_names": ("negative", "positive"),
+        "description": "Is the adjective of feeling negative or positive?",
     },
     "topic": {
-        "property": "topic", "template": "story : {sentence1} department :",
+        "property": "topic",
+        "template": "story : {sentence1} department :",
         "label_words": ("past", "present", "where", "group"),
-        "label_names": ("farm", "sea", "music", "health"), "description": "Which of four domains do the nouns belong to?",
+        "label_names": ("farm", "sea", "music", "health"),
+        "description": "Which of four domains do the nouns belong to?",
     },
     "tense": {
-        "property": "tense", "template": "report : {sentence1} page :", "label_words": ("weak", "sound", "map"),
-        "label_names": ("past", "present", "future"), "description": "Is the verb past, present or future?",
+        "property": "tense",
+        "template": "report : {sentence1} page :",
+        "label_words": ("weak", "sound", "map"),
+        "label_names": ("past", "present", "future"),
+        "description": "Is the verb past, present or future?",
     },
     "certainty": {
-        "property": "mood", "template": "witness : {sentence1} note :", "label_words": ("several", "person"),
-        "label_names": ("unsure", "sure"), "description": "Does the speaker sound unsure or sure?",
+        "property": "mood",
+        "template": "witness : {sentence1} note :",
+        "label_words": ("several", "person"),
+        "label_names": ("unsure", "sure"),
+        "description": "Does the speaker sound unsure or sure?",
     },
     "number": {
-        "property": "number", "template": "scene : {sentence1} cast :", "label_words": ("water", "old"),
-        "label_names": ("singular", "plural"), "description": "Is the subject singular or plural?",
+        "property": "number",
+        "template": "scene : {sentence1} cast :",
+        "label_words": ("water", "old"),
+        "label_names": ("singular", "plural"),
+        "description": "Is the subject singular or plural?",
     },
     "ending": {
-        "property": "ending", "template": "diary : {sentence1} detail :", "label_words": ("strong", "music"),
-        "label_names": ("place", "time"), "description": "Does the sentence name a place or a time?",
+        "property": "ending",
+        "template": "diary : {sentence1} detail :",
+        "label_words": ("strong", "music"),
+        "label_names": ("place", "time"),
+        "description": "Does the sentence name a place or a time?",
     },
 }
 

@@ -1,0 +1,67 @@
+"""What the benchmarks share: searches per seed, structures beside them, one table; resumable row by row."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import s3pet
+from s3pet.study import summary
+
+RESULTS = Path(__file__).resolve().parent / "results"
+MANUAL = ("bitfit", "lnfit", "lora_qv", "lora_all", "lowrank_adapter", "all")
+
+
+def shared() -> Path:
+    """Folder with real data: S3PET_SHARED, or ``shared`` beside the repository."""
+    return Path(os.environ.get("S3PET_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+
+
+def searched(model, task, space, budget, seeds, folder: Path, **settings: Any) -> list[s3pet.SearchResult]:
+    """One search per seed; a finished one is opened, an interrupted one goes on."""
+    results = []
+    for seed in seeds:
+        out = folder / f"seed{seed}"
+        if (out / "config.json").is_file():
+            results.append(s3pet.load_run(out))
+        else:
+            results.append(
+                s3pet.search(model, task, space, budget=budget, seed=seed, out=out, progress=False, **settings)
+            )
+        structure = results[-1].structure()
+        print(f"{task.name} {budget} seed {seed}: {structure} {structure.names[:8]}", flush=True)
+    return results
+
+
+def rows(model, task, structures, out: Path, seeds, lrs=(None,), **recipe: Any):
+    """Retrain everything at every learning rate; keep, per structure, the rate that is best on validation."""
+    import pandas as pd
+
+    tables = []
+    for lr in lrs:
+        table = s3pet.compare(model, task, structures, seeds=seeds, out=out, progress=False, lr=lr, **recipe)
+        tables.append(table.assign(lr=lr))
+        print(summary(table).to_string(index=False), flush=True)
+    every = pd.concat(tables)
+    if len(lrs) == 1:
+        return every
+    best = every.groupby(["structure", "lr"]).validation.mean().reset_index()
+    best = best.loc[best.groupby("structure").validation.idxmax(), ["structure", "lr"]]
+    return every.merge(best)
+
+
+def write(name: str, table, extra: dict[str, Any]) -> None:
+    """The rows as CSV, and the summary with the machine's description as JSON."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    table.to_csv(RESULTS / f"{name}.csv", index=False)
+    machine = {"cores": os.cpu_count(), "processor": platform.machine(), "torch": torch.__version__}
+    record = {"made": time.strftime("%Y-%m-%d"), "machine": machine, **extra}
+    record["summary"] = json.loads(summary(table).to_json(orient="records"))
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(summary(table).to_string(index=False))
