@@ -316,7 +316,9 @@ def _learner(
     options: Any = {"max_length": recipe.max_length, "seed": recipe.seed, "pooling": recipe.pooling}
     options["loss"] = recipe.loss
     objective = make_objective(target, task, **options)
-    supernet = Supernet(target, structure, seed=recipe.seed) if isinstance(structure, Structure) else None
+    # Without candidates a supernet still freezes the backbone while it is attached, which a head alone needs.
+    candidates = structure if isinstance(structure, Structure) else ()
+    supernet = None if full else Supernet(target, candidates, seed=recipe.seed)
     return Learner(objective, supernet, full), supernet or target, objective
 
 

@@ -30,6 +30,13 @@ def test_it_is_small_and_frozen(pocket):
     assert len(make_space(pocket.model, "mixed", keep_inert=True)) == 4 * 18 + 4 * 20 + 4
 
 
+def test_any_hugging_face_code_loads_it_in_one_dtype():
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(POCKET / "model")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_there_are_at_least_four_tasks():
     assert len(NAMES) >= 4
     assert {f"pocket/{name}" for name in NAMES} <= set(list_tasks())

@@ -188,6 +188,8 @@ def main() -> None:
     log = pretrain(model, tokenizer.get_vocab(), arguments.steps, arguments.seed)
     model.half().save_pretrained(HERE / "model")
     tokenizer.save_pretrained(HERE / "model")
+    config = HERE / "model" / "config.json"  # float16 is how the weights are kept, not how they are to be used
+    config.write_text(config.read_text(encoding="utf-8").replace('"dtype": "float16"', '"dtype": "float32"'))
     record = {
         "seed": arguments.seed,
         "steps": arguments.steps,
