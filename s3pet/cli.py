@@ -176,13 +176,13 @@ def _demo(task_name: str, out: Path) -> None:
     task = s3pet.load_task(task_name, tokenizer)
     space = s3pet.make_space(model, "mixed")
     print(f"{task_name} on {space.model_id} ({space.backbone_params:,} parameters), {space}")
-    result = s3pet.search(model, task, space, budget="0.2%", steps=200, out=out, overwrite=True)
+    result = s3pet.search(model, task, space, budget="0.2%", steps=200, batch_size=16, out=out, overwrite=True)
     _figures(result)
     structures: dict[str, Any] = {"searched": result.structure()}
     structures["random"] = [s3pet.random_structure(space, result.budget, seed=seed) for seed in range(5)]
     structures |= {name: s3pet.manual_structure(space, name) for name in ("bitfit", "lnfit", "lora_qv", "all")}
     structures |= {"full": "full", "zero-shot": "zero-shot"}
-    table = s3pet.compare(model, task, structures, steps=200)
+    table = s3pet.compare(model, task, structures, steps=300, batch_size=16, evaluations=5)
     table.to_csv(out / "comparison.csv", index=False)
     s3pet.save_figure(s3pet.plot_comparison(table), out / "figures" / "comparison")
     s3pet.save_figure(s3pet.plot_structure(result.structure()), out / "figures" / "structure")

@@ -3,6 +3,7 @@
 import torch
 from transformers import (
     BertConfig,
+    BertForSequenceClassification,
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
@@ -35,7 +36,7 @@ def _ready(model, seed=0, std=0.3):
     return model.eval()
 
 
-def _t5(config_class, model_class, seed, **options):
+def _t5(config_class, model_class, seed, std=0.3, **options):
     return _ready(
         model_class(
             config_class(
@@ -51,14 +52,20 @@ def _t5(config_class, model_class, seed, **options):
             )
         ),
         seed,
+        std,
     )
 
 
-def tiny_t5(gated=False, seed=0, attn_implementation=None):
-    """Two + two layers; ``gated`` gives T5 v1.1's wi_0 and wi_1."""
+def tiny_t5(gated=False, seed=0, attn_implementation=None, std=0.3):
+    """Two + two layers; ``gated`` gives T5 v1.1's wi_0 and wi_1; with a small ``std`` attention is nearly uniform."""
     kind = "gated-gelu" if gated else "relu"
     return _t5(
-        T5Config, T5ForConditionalGeneration, seed, feed_forward_proj=kind, attn_implementation=attn_implementation
+        T5Config,
+        T5ForConditionalGeneration,
+        seed,
+        std,
+        feed_forward_proj=kind,
+        attn_implementation=attn_implementation,
     )
 
 
@@ -80,6 +87,11 @@ _ENCODER = {
 def tiny_bert(seed=0):
     """Two layers, bare encoder with pooler."""
     return _ready(BertModel(BertConfig(**_ENCODER)), seed)
+
+
+def tiny_classifier(seed=0):
+    """A BERT that carries a classification head of its own, as users may bring it; only its encoder is used."""
+    return _ready(BertForSequenceClassification(BertConfig(**_ENCODER)), seed)
 
 
 def tiny_roberta(seed=0):

@@ -46,6 +46,19 @@ def toy_task(seed=0):
 
 
 @functools.cache
+def easy_task():
+    """One of two words is in every sentence and is the answer: what a single rank-1 module can learn. 400/100/100."""
+    draw = random.Random(7)
+    rows = []
+    for index in range(600):
+        words = [*draw.choices(WORDS[4:], k=4), WORDS[index % 2]]
+        draw.shuffle(words)
+        rows.append({"sentence1": " ".join(words), "label": index % 2})
+    data = {"train": rows[:400], "validation": rows[400:500], "test": rows[500:]}
+    return load_task(data, toy_tokenizer(), label_words=("no", "yes"))
+
+
+@functools.cache
 def toy_regression():
     """A value from 0 to 2 in the label, one of three words in the text; 60 / 20 / 20 rows."""
     draw = random.Random(5)

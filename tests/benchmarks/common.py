@@ -15,7 +15,7 @@ import s3pet
 from s3pet.study import summary
 
 RESULTS = Path(__file__).resolve().parent / "results"
-MANUAL = ("bitfit", "lnfit", "lora_qv", "lora_all", "lowrank_adapter", "all")
+MANUAL = ("bitfit", "lnfit", "lora_qv", "lora_all", "lowrank_adapter")
 
 
 def shared() -> Path:

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/sampling.py                       # resumable
 
-For every setting, task and seed: one search at 0.2 % of the backbone, its structure retrained at 0.2 % and, cut from the
-same search, at 0.05 %; the validation score of both, the gap between the sampled supernet's cost and the budget, and how
-far the gates separated. Random structures of the same cost stand beside them. The test split is never scored.
+For every setting, task and seed: one search at 0.2 % of the backbone, its structure retrained at 0.2 % and, cut from
+the same search, at 0.05 %; the validation score of both, the gap between the sampled supernet's cost and the budget,
+and how far the gates separated. Random structures of the same cost stand beside them. The test split is never scored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "concrete τ=0.5": {"sample_temperature": 0.5},
     "hard": {"sampling": "hard"},
     "mean": {"sampling": "mean"},
-    "concrete τ=1, lr 3e-3": {"lr": 3e-3},
+    "concrete τ=1, lr 1e-2": {"lr": 1e-2},
 }
 
 
