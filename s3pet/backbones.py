@@ -97,7 +97,7 @@ def load_backbone(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # weights that are not in the file are the same at every load
             config = _read_config(where, given, hub)
             model, info = _loader(config, given).from_pretrained(where, config=config, **options)
@@ -211,7 +211,7 @@ def _check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No loading bars and reports from transformers; missing weights are checked here instead."""
     from transformers.utils import logging as hf_logging
 

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from s3pet.backbones import quiet_transformers
 from s3pet.errors import RunError, SearchError, StructureMismatchError
 from s3pet.objective import Objective, Row, make_objective
 from s3pet.runs import versions, write_json
@@ -251,6 +252,7 @@ def retrain(
         "model": getattr(model, "s3pet_id", type(model).__name__),
         "task": task.name,
         "task_hash": task.fingerprint,
+        "label_words": list(task.label_words),
         **asdict(chosen),
         "lr": chosen.lr or DEFAULT_LR.get(kind),
         "versions": versions(),
@@ -273,8 +275,11 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
     if missing:
         raise RunError(f"{path} holds no tuned model: {', '.join(missing)} missing. Make one: tuned.save({path})")
     config = json.loads((path / "tuned.json").read_text(encoding="utf-8"))
-    if config["task"] != task.name:
-        raise StructureMismatchError(f"{path} was tuned on task {config['task']!r}, not {task.name!r}")
+    if (config["task"], config["label_words"]) != (task.name, list(task.label_words)):
+        raise StructureMismatchError(
+            f"{path} was tuned on task {config['task']!r} with label words {config['label_words'][:4]}, not on "
+            f"{task.name!r} with {list(task.label_words[:4])}"
+        )
     file = path / "structure.json"
     structure: Any = Structure.from_json(file, model) if file.is_file() else config["structure"]
     chosen = Recipe(**{key: config[key] for key in Recipe.__dataclass_fields__})
@@ -327,7 +332,7 @@ def _train(
 ) -> tuple[int, list[dict[str, float]]]:
     """Run the Trainer and leave the best checkpoint in the learner; returns its step and the validation curve."""
     every = max(1, recipe.steps // recipe.evaluations)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
         args = TrainingArguments(
             output_dir=folder,
             max_steps=recipe.steps,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import tiny_batch, tiny_bert, tiny_t5
-from toy import toy_regression, toy_task
+from toy import easy_task, toy_regression, toy_task
 
 from s3pet import Structure, load_tuned, make_space, manual_structure, random_structure, retrain
 from s3pet.backbones import backbone_checksum
@@ -31,12 +31,13 @@ def test_the_backbone_stays_and_a_copy_is_tuned(make_model, what):
 
 
 def test_training_learns_and_the_best_step_is_kept():
-    model, task = tiny_t5(), toy_task()
-    tuned = retrain(model, task, manual_structure(make_space(model, "mixed"), "lora_all"), steps=150, lr=1e-2)
+    model, task = tiny_t5(std=0.15), easy_task()
+    structure = manual_structure(make_space(model, "mixed"), "lora_all")
+    tuned = retrain(model, task, structure, steps=150, lr=1e-2, batch_size=16)
     curve = [point["score"] for point in tuned.metrics["curve"]]
     assert tuned.metrics["validation"] == max(curve)
     assert tuned.metrics["best_step"] == 15 * (curve.index(max(curve)) + 1)
-    assert tuned.metrics["validation"] > 0.75
+    assert tuned.metrics["validation"] > 0.9
 
 
 def test_seeds_repeat_it_bit_for_bit():
@@ -113,6 +114,6 @@ def test_another_backbone_or_task_is_refused_on_loading(tmp_path):
     with pytest.raises(StructureMismatchError):
         load_tuned(tmp_path, tiny_bert(), task)
     with pytest.raises(StructureMismatchError, match="was tuned on task"):
-        load_tuned(tmp_path, model, toy_regression().subsample())  # another name is enough
+        load_tuned(tmp_path, model, toy_regression())
     empty = Structure((), "tiny")
     assert retrain(model, task, empty, steps=2).metrics["n_params"] == 0
