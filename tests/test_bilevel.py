@@ -95,7 +95,11 @@ def test_gradients_are_zero_where_the_loss_does_not_depend():
 
 @pytest.mark.parametrize("make_model", [lambda: tiny_t5(gated=True), tiny_bert])
 def test_both_unrolled_forms_agree_on_a_real_supernet(make_model):
-    """The same through hooks, gates and a transformer, where weights are far from zero (no delta is the identity)."""
+    """The same through hooks, gates and a transformer, where weights are far from zero (no delta is the identity).
+
+    T5's norms compute in float32 whatever the model's type, so ε cannot be arbitrarily small: 1e-4 is in the middle of
+    the range where the one-sided difference is neither truncated nor rounded.
+    """
     model, xi = make_model().double(), 1.0
     model.set_attn_implementation("eager")
     space = make_space(model, "mixed")
@@ -121,6 +125,6 @@ def test_both_unrolled_forms_agree_on_a_real_supernet(make_model):
         _, alpha_gradient, gradients = bilevel.gradients(train_loss, alpha, weights)
         new = [w - xi * g for w, g in zip(weights, gradients, strict=True)]
         _, first = bilevel.first_order(val_loss, alpha, new)
-        found = bilevel.unrolled(train_loss, val_loss, alpha, weights, new, alpha_gradient, xi, epsilon=1e-6)[1]
+        found = bilevel.unrolled(train_loss, val_loss, alpha, weights, new, alpha_gradient, xi, epsilon=1e-4)[1]
     assert float((exact - first).norm() / exact.norm()) > 0.1
     assert float((found - exact).norm() / (exact - first).norm()) < 0.02
