@@ -23,17 +23,16 @@ import s3pet
 RECIPE = {"steps": 200, "batch_size": 16, "evaluations": 5}
 SETTINGS: dict[str, dict[str, Any]] = {
     "concrete τ=1": {},
-    "concrete τ=0.5": {"sample_temperature": 0.5},
+    "concrete τ=0.3": {"sample_temperature": 0.3},
     "hard": {"sampling": "hard"},
     "mean": {"sampling": "mean"},
-    "concrete τ=1, lr 1e-2": {"lr": 1e-2},
 }
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", default=["number", "sentiment"])
+    parser.add_argument("tasks", nargs="*", default=["number", "ending"])
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/sampling"))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
