@@ -15,9 +15,6 @@ from typing import Any
 import s3pet
 from s3pet.errors import S3PetError
 
-MANUAL = ("bitfit", "lnfit", "lora_qv", "lora_all", "lowrank_adapter", "adapter", "all")
-REFERENCES = ("full", "head", "zero-shot")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Errors of the library are printed in one line, without a traceback."""
@@ -31,8 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from s3pet.retrain import Recipe
+    from s3pet.retrain import REFERENCES, Recipe
     from s3pet.search import Settings
+    from s3pet.structure import MANUAL
 
     parser = argparse.ArgumentParser(prog="s3pet", description="Which PET modules where, found by search.")
     parser.add_argument("--version", action="version", version=f"s3pet {s3pet.__version__}")
@@ -48,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
 
     made = commands.add_parser("retrain", help="train a structure from fresh and evaluate it")
     _add_common(made)
-    made.add_argument("structure", help=f"structure.json, a run folder, or one of {', '.join(MANUAL + REFERENCES)}")
+    made.add_argument(
+        "structure", help=f"structure.json, a run folder, or one of {', '.join([*MANUAL, 'all', *REFERENCES])}"
+    )
     made.add_argument("--budget", help="cut a run's search at this budget instead")
     made.add_argument("--out", type=Path, help="folder to save the tuned model to")
     _add_fields(made, Recipe)
@@ -119,15 +119,18 @@ def _search(arguments: argparse.Namespace) -> None:
 
 
 def _structure(given: str, space: Any, model: Any, budget: str | None) -> Any:
+    from s3pet.retrain import REFERENCES
+    from s3pet.structure import MANUAL
+
     if given in REFERENCES:
         return given
-    if given in MANUAL:
+    if given in MANUAL or given == "all":
         return s3pet.manual_structure(model if given == "adapter" else space, given)
     path = Path(given)
     if path.is_dir():
         return s3pet.load_run(path).structure(budget)
     if not path.is_file():
-        known = ", ".join(MANUAL + REFERENCES)
+        known = ", ".join([*MANUAL, "all", *REFERENCES])
         raise s3pet.errors.RunError(f"{given!r} is no structure file, no run folder, and none of {known}")
     return s3pet.Structure.from_json(path, model)
 

@@ -2,21 +2,12 @@
 
 import pytest
 import torch
-from tiny import meta_t5, tiny_batch, tiny_bert, tiny_llama, tiny_mt5, tiny_roberta, tiny_t5
+from tiny import FAMILIES, meta_t5, tiny_batch, tiny_bert, tiny_t5
 
 from s3pet import Rule, find_sites, make_space
 from s3pet.errors import BackboneError, SpaceError, UnknownSiteError
 from s3pet.space import Candidate
 from s3pet.supernet import attach
-
-FAMILIES = {
-    "t5": tiny_t5,
-    "t5_gated": lambda: tiny_t5(gated=True),
-    "mt5": tiny_mt5,
-    "bert": tiny_bert,
-    "roberta": tiny_roberta,
-    "llama": tiny_llama,
-}
 
 
 @pytest.mark.parametrize(

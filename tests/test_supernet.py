@@ -2,22 +2,13 @@
 
 import pytest
 import torch
-from tiny import tiny_batch, tiny_bert, tiny_llama, tiny_mt5, tiny_roberta, tiny_t5
+from tiny import FAMILIES, tiny_batch, tiny_bert, tiny_t5
 
 from s3pet import Rule, attach, make_space, random_structure
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import SearchError, StructureMismatchError
 from s3pet.modules import PETS
 from s3pet.supernet import Supernet
-
-FAMILIES = {
-    "t5": tiny_t5,
-    "t5_gated": lambda: tiny_t5(gated=True),
-    "mt5": tiny_mt5,
-    "bert": tiny_bert,
-    "roberta": tiny_roberta,
-    "llama": tiny_llama,
-}
 
 
 def randomize(supernet, std=0.3):

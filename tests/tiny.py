@@ -105,6 +105,16 @@ def tiny_llama(seed=0):
     return _ready(LlamaForCausalLM(LlamaConfig(**config, num_key_value_heads=2, max_position_embeddings=64)), seed)
 
 
+FAMILIES = {
+    "t5": tiny_t5,
+    "t5_gated": lambda: tiny_t5(gated=True),
+    "mt5": tiny_mt5,
+    "bert": tiny_bert,
+    "roberta": tiny_roberta,
+    "llama": tiny_llama,
+}
+
+
 def tiny_batch(model, rows=3, length=7):
     """Inputs for a forward pass, seeded."""
     ids = torch.randint(5, 45, (rows, length), generator=torch.Generator().manual_seed(1))
