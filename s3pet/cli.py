@@ -174,12 +174,12 @@ def _figures(result: s3pet.SearchResult) -> None:
 
 
 def _demo(task_name: str, out: Path) -> None:
-    """Search at 0.2 % of the pocket backbone and compare; the whole path once through."""
+    """Search at 0.05 % of the pocket backbone and compare; the whole path once through."""
     model, tokenizer = s3pet.load_backbone("pocket-t5")
     task = s3pet.load_task(task_name, tokenizer)
     space = s3pet.make_space(model, "mixed")
     print(f"{task_name} on {space.model_id} ({space.backbone_params:,} parameters), {space}")
-    result = s3pet.search(model, task, space, budget="0.2%", steps=200, batch_size=16, out=out, overwrite=True)
+    result = s3pet.search(model, task, space, budget="0.05%", steps=200, batch_size=16, out=out, overwrite=True)
     _figures(result)
     structures: dict[str, Any] = {"searched": result.structure()}
     structures["random"] = [s3pet.random_structure(space, result.budget, seed=seed) for seed in range(5)]
