@@ -29,8 +29,7 @@ _ROOMS = {
     "runs": ("SearchResult", "load_run"),
     "retrain": ("retrain", "load_tuned"),
     "study": ("compare",),
-    "plots": ("plot_gates", "plot_structure", "save_figure", "describe"),
-    "comparison": ("plot_comparison",),
+    "plots": ("plot_gates", "plot_structure", "plot_comparison", "figure_style", "save_figure", "describe"),
     "errors": ("S3PetError",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
@@ -38,10 +37,9 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 if TYPE_CHECKING:
     from s3pet import errors, gates, structure
     from s3pet.backbones import list_backbones, load_backbone
-    from s3pet.comparison import plot_comparison
     from s3pet.errors import S3PetError
     from s3pet.gates import Budget
-    from s3pet.plots import describe, plot_gates, plot_structure, save_figure
+    from s3pet.plots import describe, figure_style, plot_comparison, plot_gates, plot_structure, save_figure
     from s3pet.retrain import load_tuned, retrain
     from s3pet.runs import SearchResult, load_run
     from s3pet.search import search

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from s3pet import comparison, plots
+from s3pet import plots
 from s3pet.errors import PlotError, S3PetError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -113,7 +113,13 @@ def test_cell_is_the_maximum_over_ranks_by_hand():
     gates = pd.DataFrame(rows, columns=["stack", "layer", "role", "pet", "rank", "prob", "chosen", "inert"])
     cells = plots.gate_cells(gates).set_index("column")
     assert cells.loc["0", ["value", "chosen", "inert", "n_candidates"]].tolist() == [0.7, True, False, 3]
-    assert cells.loc["1", ["value", "chosen", "inert", "x", "y"]].tolist() == [0.2, False, True, 1.0, plots._HEADER]
+    assert cells.loc["1", ["value", "chosen", "inert", "x", "y"]].tolist() == [
+        0.2,
+        False,
+        True,
+        1.0,
+        plots.maps._HEADER,
+    ]
 
 
 def test_layers_as_float_or_object_give_the_same_cells():
@@ -283,19 +289,19 @@ def test_summary_matches_scipy():
     from scipy import stats
 
     scores = make_scores()
-    row = comparison.summarize_scores(scores).set_index("structure").loc["BitFit"]
+    row = plots.summarize_scores(scores).set_index("structure").loc["BitFit"]
     runs = scores.loc[scores["structure"] == "BitFit", "score"]
     low, high = stats.t.interval(0.95, 4, loc=runs.mean(), scale=stats.sem(runs))
     assert (row["mean"], row["low"], row["high"]) == pytest.approx((runs.mean(), low, high))
-    two = comparison.summarize_scores(scores[scores["seed"] < 2]).set_index("structure").loc["BitFit"]
+    two = plots.summarize_scores(scores[scores["seed"] < 2]).set_index("structure").loc["BitFit"]
     assert (two["low"], two["high"]) == (runs.iloc[:2].min(), runs.iloc[:2].max())
-    one = comparison.summarize_scores(scores[scores["seed"] < 1]).set_index("structure").loc["BitFit"]
+    one = plots.summarize_scores(scores[scores["seed"] < 1]).set_index("structure").loc["BitFit"]
     assert one["low"] == one["high"] == one["mean"] and one["n"] == 1
 
 
 def test_plot_comparison_points_means_and_reference():
     scores = make_scores()
-    ax = comparison.plot_comparison(scores, metric="accuracy")
+    ax = plots.plot_comparison(scores, metric="accuracy")
     assert ax.get_xscale() == "log" and ax.get_ylabel() == "accuracy"
     assert sum(len(line.get_xdata()) for line in by_gid(ax, "runs")) == 25
     means = {line.get_label(): line for line in by_gid(ax, "means")}
@@ -311,7 +317,7 @@ def test_plot_comparison_points_means_and_reference():
 
 @pytest.mark.parametrize("size", [(5.2, 3.4), (3.35, 2.6)])
 def test_comparison_labels_do_not_overlap(size):
-    ax = comparison.plot_comparison(make_scores(), ax=plt.subplots(figsize=size, layout="constrained")[1])
+    ax = plots.plot_comparison(make_scores(), ax=plt.subplots(figsize=size, layout="constrained")[1])
     ax.figure.draw_without_rendering()
     texts = [text for text in ax.texts if text.get_text()]
     boxes = [Text.get_window_extent(text) for text in texts]
@@ -322,11 +328,11 @@ def test_comparison_labels_do_not_overlap(size):
 def test_comparison_refuses_mixed_tasks_and_unplottable_sizes():
     scores = make_scores()
     with pytest.raises(PlotError, match="mixes 2 values of 'task'"):
-        comparison.plot_comparison(pd.concat([scores.assign(task="a"), scores.assign(task="b")]))
+        plots.plot_comparison(pd.concat([scores.assign(task="a"), scores.assign(task="b")]))
     with pytest.raises(PlotError, match=r"n_params must be > 0 .*BitFit"):
-        comparison.plot_comparison(scores.assign(n_params=scores["n_params"].mask(scores["structure"] == "BitFit", 0)))
+        plots.plot_comparison(scores.assign(n_params=scores["n_params"].mask(scores["structure"] == "BitFit", 0)))
     with pytest.raises(PlotError, match="no column 'kind'"):
-        comparison.plot_comparison(scores.drop(columns="kind"))
+        plots.plot_comparison(scores.drop(columns="kind"))
 
 
 # -------------------------------------------------------------------------------------------------- files
@@ -335,7 +341,7 @@ def test_comparison_refuses_mixed_tasks_and_unplottable_sizes():
 def draw(kind: str):
     gates = make_gates(24, 24)
     if kind == "comparison":
-        return comparison.plot_comparison(make_scores())
+        return plots.plot_comparison(make_scores())
     return plots.plot_gates(gates) if kind == "gates" else plots.plot_structure(make_structure(gates), space=gates)
 
 

@@ -1,7 +1,8 @@
-"""Build the pocket: tokenizer, pre-trained T5 and downstream tasks, all from the grammar and one seed.
+"""Build the pocket: tokenizer, two pre-trained T5s and downstream tasks, all from the grammar and one seed.
 
-    python data/pocket/build.py                # everything, about a quarter of an hour on two cores
-    python data/pocket/build.py --tasks-only   # only the task files, seconds
+    python data/pocket/build.py                             # everything, about half an hour on two cores
+    python data/pocket/build.py --backbones pocket-t5-deep  # one backbone
+    python data/pocket/build.py --backbones                 # only the task files, seconds
 
 Pre-training is T5's own recipe in small: three quarters supervised skills (seven properties, four or five prompts with
 label words each), one quarter span corruption, so that the backbone knows the properties and a few parameters can
@@ -26,6 +27,10 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 HERE = Path(__file__).resolve().parent
 SENTINELS = [f"<extra_id_{index}>" for index in range(20)]
 SIZES = {"train": 2000, "validation": 400, "test": 500}
+BACKBONES = {  # the second has another depth and width: does a structure of the one serve the other?
+    "pocket-t5": ("model", {"num_layers": 4, "d_model": 128, "d_ff": 256, "d_kv": 32}),
+    "pocket-t5-deep": ("model-deep", {"num_layers": 6, "d_model": 96, "d_ff": 192, "d_kv": 24}),
+}
 Pair = tuple[list[int], list[int]]
 
 
@@ -48,15 +53,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(vocab_size: int) -> T5ForConditionalGeneration:
-    """1.35 M parameters: 4 + 4 layers of width 128."""
+def make_model(vocab_size: int, size: dict[str, int]) -> T5ForConditionalGeneration:
+    """A T5 with four heads and random weights."""
     return T5ForConditionalGeneration(
         T5Config(
             vocab_size=vocab_size,
-            d_model=128,
-            d_ff=256,
-            d_kv=32,
-            num_layers=4,
+            **size,
             num_heads=4,
             dropout_rate=0.1,
             relative_attention_num_buckets=16,
@@ -172,27 +174,19 @@ def write_tasks(seed: int) -> None:
         (folder / "task.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tasks-only", action="store_true")
-    arguments = parser.parse_args()
-    write_tasks(arguments.seed)
-    if arguments.tasks_only:
-        return
-    torch.manual_seed(arguments.seed)
+def build_backbone(folder: str, size: dict[str, int], steps: int, seed: int) -> None:
+    """Pre-train one backbone; its weights go to ``folder``, the log of its training beside them."""
+    torch.manual_seed(seed)
     tokenizer = make_tokenizer()
-    model = make_model(len(tokenizer))
-    log = pretrain(model, tokenizer.get_vocab(), arguments.steps, arguments.seed)
-    model.half().save_pretrained(HERE / "model")
-    tokenizer.save_pretrained(HERE / "model")
-    config = HERE / "model" / "config.json"  # float16 is how the weights are kept, not how they are to be used
+    model = make_model(len(tokenizer), size)
+    log = pretrain(model, tokenizer.get_vocab(), steps, seed)
+    model.half().save_pretrained(HERE / folder)
+    tokenizer.save_pretrained(HERE / folder)
+    config = HERE / folder / "config.json"  # float16 is how the weights are kept, not how they are to be used
     config.write_text(config.read_text(encoding="utf-8").replace('"dtype": "float16"', '"dtype": "float32"'))
     record = {
-        "seed": arguments.seed,
-        "steps": arguments.steps,
+        "seed": seed,
+        "steps": steps,
         "batch_size": 64,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "torch": torch.__version__,
@@ -200,7 +194,19 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "pretraining": log,
     }
-    (HERE / "build_log.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (HERE / folder / "build_log.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--backbones", nargs="*", choices=[*BACKBONES], default=[*BACKBONES])
+    arguments = parser.parse_args()
+    write_tasks(arguments.seed)
+    for name in arguments.backbones:
+        build_backbone(*BACKBONES[name], arguments.steps, arguments.seed)
 
 
 if __name__ == "__main__":

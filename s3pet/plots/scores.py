@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -19,10 +17,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from s3pet.errors import PlotError
-from s3pet.plots import STYLE, as_table, figure_of
-
-KINDS = {"searched": ("o", "#0072B2"), "manual": ("^", "#D55E00"), "random": ("s", "#7F7F7F")}  # Okabe–Ito
-OTHER = ("D", "#009E73")
+from s3pet.plots.style import KINDS, OTHER, as_table, figure_of, new_axes, style, styled
 
 
 def summarize_scores(table: pd.DataFrame, score: str = "score") -> pd.DataFrame:
@@ -46,7 +41,7 @@ def summarize_scores(table: pd.DataFrame, score: str = "score") -> pd.DataFrame:
     return means.reset_index()
 
 
-@mpl.rc_context(STYLE)
+@styled
 def plot_comparison(table: Any, *, ax: Axes | None = None, metric: str | None = None, title: str | None = None) -> Axes:
     """Scores against trainable parameters: every run a point, every structure a mean with its interval over seeds.
 
@@ -66,34 +61,27 @@ def plot_comparison(table: Any, *, ax: Axes | None = None, metric: str | None = 
     if means["n_params"].isna().any():
         names = means.loc[means["n_params"].isna(), "structure"].tolist()
         raise PlotError(f"n_params must be > 0 in every run of {names}, or its kind 'reference': the axis is a log.")
-    ax = ax or plt.subplots(figsize=(5.2, 3.4), layout="constrained")[1]
+    ax = ax or new_axes(5.2, 3.4)
     for kind, group in means.groupby("kind", sort=False):
         marker, colour = KINDS.get(str(kind), OTHER)
-        style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": ""}
+        look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": ""}
         runs = table[table["kind"] == kind]
-        ax.plot(runs["n_params"], runs[score], markersize=3.5, alpha=0.45, markeredgewidth=0, gid="runs", **style)
+        ax.plot(runs["n_params"], runs[score], markersize=3.5, alpha=0.45, markeredgewidth=0, gid="runs", **look)
         ax.vlines(group["n_params"], group["low"], group["high"], color=colour, linewidth=1.4, gid="intervals")
-        points: dict[str, Any] = {
-            "markersize": 7,
-            "markeredgecolor": "white",
-            "gid": "means",
-            "label": str(kind),
-        } | style
-        ax.plot(group["n_params"], group["mean"], **points)
+        look |= {"markersize": 7, "markeredgecolor": style().ground, "label": str(kind)}
+        ax.plot(group["n_params"], group["mean"], gid="means", **look)
     for row in lines.to_dict("records"):
-        ax.axhspan(row["low"], row["high"], color="black", alpha=0.1, linewidth=0, gid="reference-band")
-        ax.axhline(row["mean"], color="black", linewidth=1, linestyle="--", gid="reference")
+        ax.axhspan(row["low"], row["high"], color=style().ink, alpha=0.1, linewidth=0, gid="reference-band")
+        ax.axhline(row["mean"], color=style().ink, linewidth=1, linestyle="--", gid="reference")
         place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
         ax.annotate(f"{row['structure']} {row['mean']:.3g}", (1, row["mean"]), (0, 2), **place)
     ax.set_xscale("log")
-    ax.set_xlabel("trainable PET parameters", fontsize=STYLE["axes.labelsize"])
-    ax.set_ylabel(metric or "score", fontsize=STYLE["axes.labelsize"])
-    ax.tick_params(labelsize=STYLE["font.size"])
+    ax.set_xlabel("trainable PET parameters")
+    ax.set_ylabel(metric or "score")
     ax.margins(0.12)
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.spines[["top", "right"]].set_visible(False)
     ax.set_title(title or "", pad=18)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handletextpad=0.2)
     _place_labels(ax, means)
@@ -113,11 +101,11 @@ def _place_labels(ax: Axes, means: pd.DataFrame) -> None:
         taken.append(Bbox([low - [1, 0], high + [1, 0]]))
     angles = [math.radians(angle) for angle in (0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90)]
     offsets = [(r * math.cos(a), r * math.sin(a)) for r in (8, 14, 20, 28, 38, 50, 64) for a in angles]
-    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "gid": "label"}
-    style["arrowprops"] = {"arrowstyle": "-", "color": "#909090", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+    look: dict[str, Any] = {"textcoords": "offset points", "va": "center", "gid": "label"}
+    look["arrowprops"] = {"arrowstyle": "-", "color": style().grey, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
     for row in means.sort_values("mean", ascending=False).to_dict("records"):
         colour = KINDS.get(row["kind"], OTHER)[1]
-        label = ax.annotate(str(row["structure"]), (row["n_params"], row["mean"]), (8, 0), color=colour, **style)
+        label = ax.annotate(str(row["structure"]), (row["n_params"], row["mean"]), (8, 0), color=colour, **look)
         tried: list[tuple[int, int, Bbox]] = []
         while not tried or (tried[-1][0] and len(tried) < len(offsets)):
             box = _move(label, *offsets[len(tried)])

@@ -1,4 +1,4 @@
-"""Figures of gate tables and structures: functions that take ``ax=None``, return Axes and never ``show()``.
+"""Maps: layers × module types.
 
 A gate table becomes a *map*: a column for every layer (encoder | decoder), a row for every role × PET pair; `make_grid`
 and `gate_cells` compute it, the ``plot_`` functions draw. What heat maps usually hide is drawn: a place without a
@@ -8,57 +8,28 @@ the cut and the uniform start, so that gates which hardly separated look like it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from s3pet.errors import PlotError, nearest
+from s3pet.errors import PlotError
+from s3pet.plots.style import PETS, as_table, figure_of, flag, new_axes, style, styled
 
 _BLOCKS = (("attn", "attention", "q k v o"), ("cross", "cross-attention", "q k v o"), ("ffn", "FFN", "in gate out"))
 ROLES = {f"{block}.{part}": (group, part) for block, group, parts in _BLOCKS for part in parts.split()}
 ROLES |= {f"{block}.norm": ("norms", block) for block in ("attn", "cross", "ffn", "embed", "final")}
 ROLES |= {block: ("block adapters", block) for block in ("attn", "cross", "ffn")}
-PETS = {"lora": "LoRA", "lnfit": "LNFit", "bitfit": "BitFit", "lowrank_adapter": "low-rank", "adapter": "bottleneck"}
 LABELS = {"prob": "gate probability", "margin": "margin: probability − cut", "share": "share of the parameters (%)"}
-STYLE: dict[Any, Any] = dict.fromkeys(("font.size", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 7.5)
-STYLE |= {"axes.labelsize": 8, "axes.titlesize": 9.5, "legend.frameon": False, "legend.borderaxespad": 0}
-STYLE |= {"legend.labelspacing": 0.3, "hatch.linewidth": 0.5}
-_SEARCH = ("step", "seed", "task", "budget")  # a map shows one search, so one value of each
-_MAP_COLUMNS = ("stack", "layer", "role", "pet")
+MAP_COLUMNS = ("stack", "layer", "role", "pet")
 _GAP, _HEADER = 0.7, 1.1  # in cells: between two stacks, height of a group's heading
-
-
-def as_table(given: Any, columns: Iterable[str], *, at: str = "gates", one: Iterable[str] = _SEARCH) -> pd.DataFrame:
-    """The table ``given`` or at its attribute; it has all ``columns`` and no two values in a column of ``one``."""
-    table = given if isinstance(given, pd.DataFrame) else getattr(given, at, None)
-    table = table() if callable(table) else table
-    if not isinstance(table, pd.DataFrame):
-        raise PlotError(f"Expected a DataFrame or an object with .{at}, got {type(given).__name__}.")
-    missing = [f"{name!r} ({nearest(name, map(str, table))})" for name in columns if name not in table]
-    if missing or table.empty:
-        lack = f"has no column {', '.join(missing)}" if missing else "is empty"
-        raise PlotError(f"The table {lack}: {len(table)} rows with columns {list(table)}.")
-    for name in one:
-        if name in table and (n := table[name].nunique()) > 1:
-            last = table[name].tolist()[-1]
-            raise PlotError(f"The table mixes {n} values of {name!r}; pick one: table[table[{name!r}] == {last!r}].")
-    return table
-
-
-def _flag(table: pd.DataFrame, name: str) -> pd.Series:
-    return table[name].fillna(False).astype(bool) if name in table else pd.Series(False, table.index)
 
 
 @dataclass(frozen=True)
@@ -118,13 +89,13 @@ def gate_cells(gates: Any, value: str = "prob", *, grid: Grid | None = None, how
     Returns:
         ``role, pet, stack, column, value, chosen, inert, n_candidates, x, y``.
     """
-    table = as_table(gates, [*_MAP_COLUMNS, value])
+    table = as_table(gates, [*MAP_COLUMNS, value])
     if not pd.api.types.is_numeric_dtype(table[value]):
         raise PlotError(
             f"Column {value!r} holds {table[value].dtype}; a colour needs numbers, as in 'prob' or 'alpha'."
         )
     grid = grid or make_grid(table)
-    flags = {name: _flag(table, name) for name in ("chosen", "inert")}
+    flags = {name: flag(table, name) for name in ("chosen", "inert")}
     table = table.assign(column=_columns(table), value=table[value].astype(float), **flags)
     cells = table.groupby(["role", "pet", "stack", "column"], sort=False, observed=True)
     each = {"value": ("value", how), "chosen": ("chosen", "any"), "inert": ("inert", "all")}
@@ -145,13 +116,6 @@ def value_limits(*tables: Any, value: str = "prob") -> tuple[float, float]:
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
-def figure_of(ax: Axes) -> Figure:
-    """The figure an Axes belongs to, through any nesting of subfigures."""
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    return figure
-
-
 def _squares(ax: Axes, places: Any, gid: str, inset: float = 0.03, **style: Any) -> PolyCollection:
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * (0.5 - inset)
     squares = PolyCollection([np.array(place) + corners for place in places], gid=gid, **style)
@@ -163,9 +127,9 @@ def _draw_grid(ax: Axes | None, grid: Grid, occupied: pd.DataFrame, *, hatch: bo
     """Axes with tick labels, headings, stack names and the places without a candidate."""
     width, height = grid.size
     if ax is None:
-        cell = float(np.clip(5.2 / width, 0.155, 0.34))  # inches: 4 + 4 layers fill a column, 24 + 24 a page
-        size = max(1.25 + cell * width + 0.75 * wide, 3.35), 0.9 + 0.165 * height
-        ax = plt.subplots(figsize=size, layout="constrained")[1]
+        frame, page = 1.25 + 0.75 * wide, style().page / style().scale
+        cell = float(np.clip((page - frame) / width, 0.09, 0.34))  # inches: 4 + 4 layers fill a column, 24 + 24 a page
+        ax = new_axes(max(frame + cell * width, 3.35), 0.9 + 0.165 * height)
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     taken = set(zip(occupied["x"], occupied["y"], strict=True))
     absent = [(x, y) for y in grid.rows.values() for x in grid.columns.values() if (x, y) not in taken]
@@ -177,13 +141,13 @@ def _draw_grid(ax: Axes | None, grid: Grid, occupied: pd.DataFrame, *, hatch: bo
             facecolor="none",
             linewidth=0,
             hatch="//////",
-            edgecolor="#B0B0B0",
+            edgecolor=style().faint,
             label="no candidate here",
         )
     elif absent:
-        _squares(ax, absent, "free", facecolor="#F2F2F2", linewidth=0)
+        _squares(ax, absent, "free", facecolor=style().pale, linewidth=0)
     step_x, step_y = figure_of(ax).get_size_inches() * ax.get_position().size * 72 / grid.size  # points per cell, about
-    font = float(np.clip(0.8 * step_y, 4.5, STYLE["font.size"]))
+    font = float(np.clip(0.8 * step_y, 0.6 * style().font, style().font))
     every = next((n for n in (1, 2, 4, 5, 10) if n * step_x >= 1.6 * font), 20)
     ticks = {x: name for (_, name), x in grid.columns.items() if not name.isdigit() or int(name) % every == 0}
     ax.set_xticks([*ticks], ticks.values(), fontsize=font)
@@ -199,10 +163,10 @@ def _draw_grid(ax: Axes | None, grid: Grid, occupied: pd.DataFrame, *, hatch: bo
     for stack, group in groupby(grid.columns.items(), key=lambda item: item[0][0]):
         xs = [x for _, x in group]
         ax.text((xs[0] + xs[-1]) / 2, -0.6, stack, ha="center", va="bottom", fontsize=font + 1, fontweight="bold")
-        ax.hlines(-0.5, xs[0] - 0.5, xs[-1] + 0.5, color="#404040", linewidth=1, clip_on=False)
-        ax.hlines([*grid.headers.values()][1:], xs[0] - 0.5, xs[-1] + 0.5, color="#A0A0A0", linewidth=0.5)
+        ax.hlines(-0.5, xs[0] - 0.5, xs[-1] + 0.5, color=style().ink, linewidth=1, clip_on=False)
+        ax.hlines([*grid.headers.values()][1:], xs[0] - 0.5, xs[-1] + 0.5, color=style().faint, linewidth=0.5)
         if xs[0] > 0:
-            ax.axvline(xs[0] - 0.5 - _GAP / 2, color="#404040", linewidth=1, gid="stack-separator")
+            ax.axvline(xs[0] - 0.5 - _GAP / 2, color=style().ink, linewidth=1, gid="stack-separator")
     return ax
 
 
@@ -243,14 +207,14 @@ def _finish_map(ax: Axes, mesh: PolyCollection | None, value: str, marks: dict[s
     legend.set_visible(bool(legend.get_texts()))
 
 
-def _cut_and_start(gates: pd.DataFrame) -> dict[str, float]:
+def cut_and_start(gates: pd.DataFrame) -> dict[str, float]:
     """The probability that decided, if known, and the one that all candidates share at uniform alpha (Σ c·p / Σ c)."""
     known = "margin" in gates and gates["margin"].notna().any()
     cut = {"cut": float((gates["prob"] - gates["margin"]).median())} if known else {}
     return cut | {"uniform start": float((gates["prob"] * gates["n_params"]).sum() / gates["n_params"].sum())}
 
 
-@mpl.rc_context(STYLE)
+@styled
 def plot_gates(
     gates: Any,
     *,
@@ -281,18 +245,16 @@ def plot_gates(
     low, high = value_limits(table, value=value)
     low, high = low if vmin is None else vmin, high if vmax is None else vmax
     ax = _draw_grid(ax, make_grid(table), cells, hatch=True, wide=cbar)
-    mine, costed = table[_flag(table, "chosen")], "n_params" in table
+    mine, costed = table[flag(table, "chosen")], "n_params" in table
     spent = f", {int(mine['n_params'].sum()):,} parameters" if costed else ""
     label = f"chosen: {len(mine):,} of {len(table):,}{spent}"
     mesh = _draw_cells(ax, cells, "PuOr_r" if value == "margin" else "cividis", Normalize(low, high), label)
-    marks = (
-        {k: at for k, at in _cut_and_start(table).items() if low <= at <= high} if value == "prob" and costed else {}
-    )
+    marks = {k: at for k, at in cut_and_start(table).items() if low <= at <= high} if value == "prob" and costed else {}
     _finish_map(ax, mesh if cbar else None, value, marks, title)
     return ax
 
 
-@mpl.rc_context(STYLE)
+@styled
 def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None, title: str | None = None) -> Axes:
     """Map of a chosen structure: colour is each cell's share of its parameters, the column at the right each row's.
 
@@ -304,9 +266,9 @@ def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None,
     Raises:
         PlotError: a column is missing, nothing is chosen, or a choice is not in the space.
     """
-    table = as_table(structure, [*_MAP_COLUMNS, "n_params"], at="table")
+    table = as_table(structure, [*MAP_COLUMNS, "n_params"], at="table")
     context = space if space is not None else table
-    context = as_table(context, _MAP_COLUMNS, at="gates" if hasattr(context, "gates") else "table")
+    context = as_table(context, MAP_COLUMNS, at="gates" if hasattr(context, "gates") else "table")
     grid, total = make_grid(context), int(table["n_params"].sum())
     shares = table.assign(share=100 * table["n_params"] / total, chosen=True)
     try:
@@ -316,7 +278,7 @@ def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None,
     known = cells if space is None else gate_cells(context.assign(one=1.0), "one", grid=grid)
     ax = _draw_grid(ax, grid, known, hatch=space is not None, wide=True)
     if space is not None:
-        _squares(ax, known[["x", "y"]].to_numpy(), "free", facecolor="#F2F2F2", linewidth=0)
+        _squares(ax, known[["x", "y"]].to_numpy(), "free", facecolor=style().pale, linewidth=0)
     budget = getattr(structure, "budget", None)
     within = f" of a budget of {int(budget):,}" if isinstance(budget, (int, float)) else ""
     label = f"chosen: {len(table):,} candidates, {total:,} parameters{within}"
@@ -327,51 +289,3 @@ def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None,
         ax.text(grid.size[0] - 0.3, y, percent, va="center", fontsize=ax.get_yticklabels()[0].get_fontsize())
     _finish_map(ax, mesh, "share", {}, title)
     return ax
-
-
-def save_figure(figure: Axes | Figure, path: str | Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
-    """Save to ``path`` in each format (a known suffix of ``path`` is dropped) and return the files; PNG at 200 dpi.
-
-    PDF embeds TrueType fonts (type 42; publishers refuse type 3). SVG keeps text as text, to be searched, edited and
-    read aloud, at the price of the viewer's font: take PDF where the look must not change. The same
-    drawing gives the same bytes.
-    """
-    figure = figure_of(figure) if isinstance(figure, Axes) else figure
-    known, base = figure.canvas.get_supported_filetypes(), Path(path)
-    if isinstance(formats, str) or not set(formats) <= set(known):
-        raise PlotError(f"Expected a list of formats out of {', '.join(known)}; got {formats!r}.")
-    base = base.with_suffix("") if base.suffix[1:].lower() in known else base
-    base.parent.mkdir(parents=True, exist_ok=True)
-    paths = [base.with_name(f"{base.name}.{name}") for name in formats]
-    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "s3pet"}):
-        for name, file in zip(formats, paths, strict=True):
-            figure.savefig(file, dpi=200, bbox_inches="tight", metadata=undated.get(name))
-    return paths
-
-
-def describe(gates: Any, *, top: int = 3) -> str:
-    """A gate table in plain language, as alt text: what was chosen, where it lies, how far the gates separated.
-
-    Args:
-        gates: a gate table, or an object with ``.gates``; all columns of a search but ``margin`` are needed.
-        top: how many of the most probable candidates to name.
-    """
-    table = as_table(gates, ["site", *_MAP_COLUMNS, "n_params", "prob", "chosen"])
-    mine = table[_flag(table, "chosen")]
-    total, used, n_sites = int(table["n_params"].sum()), int(mine["n_params"].sum()), table["site"].nunique()
-    text = [f"{len(table):,} candidates at {n_sites:,} sites with {total:,} parameters;"]
-    text += [f"{len(mine):,} chosen with {used:,} parameters ({100 * used / total:.3g} %)."]
-    for name, column in (("module", "pet"), ("role", "role"), ("stack", "stack")) if used else ():
-        sizes = mine.groupby(column, observed=True)["n_params"].sum().sort_values(ascending=False, kind="stable")
-        shares = ", ".join(f"{key} {100 * size / used:.0f} %" for key, size in sizes.items())
-        text.append(f"Share of the chosen parameters by {name}: {shares}.")
-    for stack, part in mine.dropna(subset="layer").groupby("stack", observed=True, sort=False):
-        layers, last = part["layer"].astype(int), int(table.loc[table["stack"] == stack, "layer"].max())
-        depth = np.average(layers, weights=part["n_params"])
-        text.append(f"In the {stack}, layers {layers.min()} to {layers.max()} of 0 to {last}, mean depth {depth:.1f}.")
-    best = table.nlargest(top, "prob")[["site", "pet", "prob"]].to_dict("records")
-    text.append("Most probable: " + ", ".join(f"{row['site']} {row['pet']} {row['prob']:.3g}" for row in best) + ".")
-    separation = {"highest probability": table["prob"].max()} | _cut_and_start(table)
-    text.append("Separation: " + ", ".join(f"{name} {number:.3g}" for name, number in separation.items()) + ".")
-    return " ".join(text)

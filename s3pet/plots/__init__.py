@@ -1,0 +1,19 @@
+"""Figures of gate tables, structures and scores, and what they show in words.
+
+Every ``plot_`` function takes ``ax=None``, returns Axes and never calls ``show()``; it reads a tidy table, or an object
+that has one, so a saved run is enough. Computing and drawing are separate. All of it is vector.
+
+    style     sizes, colours, dark mode, files
+    maps      layers × module types: gates, differences, structures
+    curves    one search over depth and over its steps
+    scores    scores against trainable parameters
+    matrices  task × task, seed × seed
+    words     the same in plain language
+"""
+
+from s3pet.plots.maps import Grid, gate_cells, make_grid, plot_gates, plot_structure, value_limits
+from s3pet.plots.scores import plot_comparison, summarize_scores
+from s3pet.plots.style import figure_style, save_figure
+from s3pet.plots.words import describe
+
+__all__ = [name for name in dir() if not name.startswith("_")]
