@@ -16,4 +16,16 @@ from s3pet.plots.scores import plot_comparison, summarize_scores
 from s3pet.plots.style import figure_style, save_figure
 from s3pet.plots.words import describe
 
-__all__ = [name for name in dir() if not name.startswith("_")]
+__all__ = [
+    "Grid",
+    "describe",
+    "figure_style",
+    "gate_cells",
+    "make_grid",
+    "plot_comparison",
+    "plot_gates",
+    "plot_structure",
+    "save_figure",
+    "summarize_scores",
+    "value_limits",
+]

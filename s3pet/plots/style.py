@@ -114,7 +114,9 @@ class _Restore(AbstractContextManager["Style"]):
 
 
 def figure_style(name: str = "notebook", *, dark: bool = False) -> AbstractContextManager[Style]:
-    """Choose how s3pet's figures look from now on, or inside ``with figure_style(…):`` only.
+    """Choose how s3pet's figures look: from now on, or inside a ``with`` block only.
+
+    ::
 
         with s3pet.figure_style("paper") as style:
             ax = plt.subplots(figsize=(style.column, 3), layout="constrained")[1]
@@ -203,6 +205,6 @@ def save_figure(figure: Axes | Figure, path: str | Path, formats: Sequence[str] 
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "s3pet"}):
         for name, file in zip(formats, paths, strict=True):
-            options = {"facecolor": figure.get_facecolor(), "metadata": undated.get(name)}
-            figure.savefig(file, dpi=200, bbox_inches="tight", **options)
+            ground = figure.get_facecolor()
+            figure.savefig(file, dpi=200, bbox_inches="tight", facecolor=ground, metadata=undated.get(name))
     return paths
