@@ -1,8 +1,8 @@
 """An embedded, local or hub backbone with its tokenizer, ready and frozen.
 
-``"pocket-t5"`` is the embedded teaching backbone (``data/pocket``); everything else is a folder or a hub id of an
-encoder, decoder or encoder-decoder. Weights are read from safetensors only; nothing that is read is executed: no
-pickle, no code of a repository.
+``"pocket-t5"`` is the embedded teaching backbone (``data/pocket``), ``"pocket-t5-deep"`` its sibling of another depth
+and width; everything else is a folder or a hub id of an encoder, decoder or encoder-decoder. Weights are read from
+safetensors only; nothing that is read is executed: no pickle, no code of a repository.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 
 from s3pet.errors import BackboneError, nearest
 
-EMBEDDED = {"pocket-t5": "model"}
+EMBEDDED = {"pocket-t5": "model", "pocket-t5-deep": "model-deep"}
 _CAUSAL = ("ForCausalLM", "LMHeadModel")  # how transformers calls its decoders with a language-model head
 
 
@@ -60,8 +60,8 @@ def load_backbone(
     """Load a backbone, frozen and in evaluation mode, and its tokenizer.
 
     Args:
-        name: ``"pocket-t5"``, a local folder, or a hub id. Encoder-decoders load with their language-model head,
-            decoders too; encoders load bare, since the task brings the head.
+        name: ``"pocket-t5"`` or ``"pocket-t5-deep"``, a local folder, or a hub id. Encoder-decoders load with their
+            language-model head, decoders too; encoders load bare, since the task brings the head.
         device: where to put it; None leaves it on the CPU.
         dtype: of the weights; None means float32, whatever the file holds.
         attn_implementation: ``"eager"`` is needed for ``order="unrolled_exact"``; None takes the library's default.

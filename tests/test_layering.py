@@ -14,12 +14,12 @@ LEVELS = {
     "tasks": 2, "space": 2,
     "structure": 3, "objective": 3,
     "supernet": 4, "runs": 4,
-    "search": 5, "retrain": 5,
+    "search": 5, "retrain": 5, "transfer": 5,
     "export": 6, "study": 6, "plots": 6.3,
     "widgets": 7,
     "cli": 8, "__main__": 9, "__init__": 9,
     # within the figures
-    "plots.style": 6.0, "plots.maps": 6.1, "plots.curves": 6.2, "plots.scores": 6.2, "plots.matrices": 6.2,
+    "plots.style": 6.0, "plots.grid": 6.1, "plots.maps": 6.2, "plots.curves": 6.2, "plots.scores": 6.2, "plots.matrices": 6.2,
     "plots.words": 6.2, "plots.__init__": 6.3,
 }  # fmt: skip
 ROOMS = sorted(PACKAGE.rglob("*.py"))

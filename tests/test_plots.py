@@ -118,7 +118,7 @@ def test_cell_is_the_maximum_over_ranks_by_hand():
         False,
         True,
         1.0,
-        plots.maps._HEADER,
+        plots.grid.HEADER,
     ]
 
 
@@ -260,7 +260,7 @@ def test_plot_structure_shares_and_places():
     assert mesh.get_array().sum() == pytest.approx(100)
     assert n_squares(ax, "chosen") == gates["chosen"].sum() and n_squares(ax, "free") == len(gates)
     assert by_gid(ax, "absent")[0].get_hatch()
-    assert legend_texts(ax)[-1].endswith(f"{structure.n_params:,} parameters of a budget of 4,000")
+    assert any(text.endswith(f"{structure.n_params:,} parameters of a budget of 4,000") for text in legend_texts(ax))
     rows = gates[gates["chosen"] & (gates["role"] == "ffn") & (gates["pet"] == "lowrank_adapter")]
     share = f"{100 * rows['n_params'].sum() / structure.n_params:.0f} %"
     y = plots.make_grid(gates).rows["ffn", "lowrank_adapter"]
@@ -380,7 +380,7 @@ def test_describe_says_true_numbers():
     assert text.startswith(f"{len(gates)} candidates at {gates['site'].nunique()} sites")
     assert f"{len(chosen)} chosen with {used:,} parameters ({100 * used / gates['n_params'].sum():.3g} %)" in text
     lora = chosen.loc[chosen["pet"] == "lora", "n_params"].sum()
-    assert f"lora {100 * lora / used:.0f} %" in text
+    assert f"LoRA {100 * lora / used:.0f} %" in text
     decoder = chosen[(chosen["stack"] == "decoder") & chosen["layer"].notna()]
     depth = np.average(decoder["layer"].astype(int), weights=decoder["n_params"])
     assert f"of 0 to 3, mean depth {depth:.1f}." in text
@@ -388,6 +388,18 @@ def test_describe_says_true_numbers():
     assert f"Most probable: {best['site']} {best['pet']} {best['prob']:.3g}" in text
     assert f"highest probability {gates['prob'].max():.3g}, cut {(gates['prob'] - gates['margin']).iloc[0]:.3g}" in text
     assert f"uniform start {np.average(gates['prob'], weights=gates['n_params']):.3g}" in text
+
+
+def test_describe_says_where_the_budget_goes():
+    gates = make_gates(8, 0).assign(chosen=False)
+    wanted = (gates["role"] == "attn.q") & (gates["pet"] == "lora") & gates["layer"].isin([0, 3, 4, 5])
+    other = (gates["role"] == "final.norm") & (gates["pet"] == "lnfit")
+    text = plots.describe(gates.assign(chosen=(wanted | other).fillna(False)))
+    share = 100 * 4 * 128 / (4 * 128 + 64)
+    assert f"LoRA on encoder attention queries, layers 0 and 3-5 ({share:.0f} %)" in text
+    assert f"LNFit on encoder final norm ({100 - share:.0f} %)." in text
+    inside = (gates["prob"] * gates["n_params"])[wanted | other].sum() / (gates["prob"] * gates["n_params"]).sum()
+    assert f"{100 * inside:.0f} % of the parameters that the gates expect lie on what was chosen." in text
 
 
 def test_describe_works_when_nothing_is_chosen():
@@ -399,3 +411,101 @@ def test_drawing_leaves_the_users_settings_alone():
     before = dict(matplotlib.rcParams)
     plots.plot_gates(make_gates(1, 1))
     assert dict(matplotlib.rcParams) == before
+
+
+# -------------------------------------------------------------------- difference, panels, styles
+
+
+def test_difference_shows_the_sign_and_who_chose():
+    one, other = make_gates(seed=0), make_gates(seed=1)
+    ax = plots.plot_difference(one, other, names=("A", "B"))
+    (mesh,) = by_gid(ax, "gates")
+    low, high = mesh.get_clim()
+    assert low == -high and np.abs(mesh.get_array()).max() == pytest.approx(high)
+    np.testing.assert_allclose(mesh.get_array().sum(), (one["prob"] - other["prob"]).sum())
+    both, mine = one["chosen"] & other["chosen"], one["chosen"] & ~other["chosen"]
+    assert n_squares(ax, "chosen") == both.sum() and f"chosen by A only: {mine.sum()}" in legend_texts(ax)
+    (marks,) = by_gid(ax, "only_one")
+    site = one[mine].iloc[0]
+    grid = plots.make_grid(one)
+    column = "final" if site["layer"] is pd.NA else str(site["layer"])
+    place = (grid.columns[site["stack"], column], grid.rows[site["role"], site["pet"]])
+    assert place in set(zip(*marks.get_data(), strict=True)) and len(marks.get_xdata()) == mine.sum()
+    assert ax.figure.axes[-1].get_ylabel() == "gate probability: A − B"
+    fixed = plots.plot_difference(one, other, limit=2.0)
+    assert by_gid(fixed, "gates")[0].get_clim() == (-2.0, 2.0)
+
+
+def test_panels_share_grid_scale_and_colour_bar():
+    tables = {f"seed {seed}": make_gates(seed=seed).iloc[seed:] for seed in range(4)}  # the first lacks no row
+    axes = plots.plot_gate_panels(tables, columns=2)
+    assert [ax.get_title() for ax in axes] == list(tables)
+    limits = {by_gid(ax, "gates")[0].get_clim() for ax in axes}
+    assert limits == {plots.value_limits(*tables.values())}
+    assert len({(ax.get_xlim(), ax.get_ylim()) for ax in axes}) == 1
+    assert len(axes[0].figure.axes) == 5  # four panels, one colour bar
+    assert axes[0].get_yticklabels() and not axes[1].get_yticklabels()
+    assert {text.get_text() for text in axes[0].figure.legends[0].get_texts()} >= {"chosen", "no candidate here"}
+    with pytest.raises(PlotError, match="got none"):
+        plots.plot_gate_panels({})
+
+
+@pytest.mark.parametrize("layers", [(4, 4), (24, 24), (6, 0)])
+def test_panels_fit_the_page_and_their_texts_do_not_overlap(layers):
+    with plots.figure_style("paper") as style:
+        axes = plots.plot_gate_panels({f"{seed}": make_gates(*layers, bert=layers == (6, 0)) for seed in range(3)})
+    figure = axes[0].figure
+    assert figure.get_size_inches()[0] <= style.page + 0.01
+    figure.draw_without_rendering()
+    labels = [label for ax in axes for label in (*ax.get_xticklabels(), *ax.get_yticklabels(), ax.title)]
+    boxes = [label.get_window_extent() for label in labels if label.get_text()]
+    assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+
+
+def test_frequencies_reach_from_0_to_1():
+    gates = make_gates().assign(frequency=0.25)
+    (mesh,) = by_gid(plots.plot_gates(gates, value="frequency"), "gates")
+    assert mesh.get_clim() == (0.0, 1.0)
+
+
+def test_styles_change_size_and_ground_and_go_back():
+    normal = plots.plot_gates(make_gates(2, 2))
+    with plots.figure_style("talk", dark=True) as style:
+        ax = plots.plot_gates(make_gates(2, 2))
+        assert ax.get_yticklabels()[0].get_fontsize() == style.font > normal.get_yticklabels()[0].get_fontsize()
+        assert matplotlib.colors.same_color(ax.figure.get_facecolor(), style.ground)
+        texts = [*ax.get_yticklabels(), *ax.get_xticklabels(), *ax.texts, *ax.get_legend().get_texts()]
+        assert {text.get_color() for text in texts} == {style.ink}
+    again = plots.plot_gates(make_gates(2, 2))
+    assert again.get_yticklabels()[0].get_fontsize() == normal.get_yticklabels()[0].get_fontsize()
+    with pytest.raises(PlotError, match=r"'slides' is not known; .*talk"):
+        plots.figure_style("slides")
+
+
+def test_a_style_lasts_until_changed():
+    before = plots.style.style()
+    try:
+        plots.figure_style("paper")
+        assert plots.style.style().name == "paper"
+    finally:
+        plots.figure_style(before.name)
+
+
+def contrast(one, other):
+    """Ratio of relative luminances (WCAG 2)."""
+
+    def luminance(colour):
+        rgb = np.array(matplotlib.colors.to_rgb(colour))
+        return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_ink_and_lines_stand_out_from_the_ground(dark):
+    with plots.figure_style("notebook", dark=dark) as style:
+        assert contrast(style.ink, style.ground) > 12
+        assert contrast(style.grey, style.ground) > 4.5
+        for colour in plots.style.PET_COLOURS.values():
+            assert contrast(colour, style.ground) > 2.1

@@ -4,14 +4,16 @@ Every ``plot_`` function takes ``ax=None``, returns Axes and never calls ``show(
 that has one, so a saved run is enough. Computing and drawing are separate. All of it is vector.
 
     style     sizes, colours, dark mode, files
-    maps      layers × module types: gates, differences, structures
+    grid      where things lie on a map of layers × module types
+    maps      the maps: gates, differences, panels, structures
     curves    one search over depth and over its steps
     scores    scores against trainable parameters
     matrices  task × task, seed × seed
     words     the same in plain language
 """
 
-from s3pet.plots.maps import Grid, gate_cells, make_grid, plot_gates, plot_structure, value_limits
+from s3pet.plots.grid import Grid, gate_cells, make_grid, value_limits
+from s3pet.plots.maps import plot_difference, plot_gate_panels, plot_gates, plot_structure
 from s3pet.plots.scores import plot_comparison, summarize_scores
 from s3pet.plots.style import figure_style, save_figure
 from s3pet.plots.words import describe
@@ -23,6 +25,8 @@ __all__ = [
     "gate_cells",
     "make_grid",
     "plot_comparison",
+    "plot_difference",
+    "plot_gate_panels",
     "plot_gates",
     "plot_structure",
     "save_figure",
