@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input $(PIP_ARGS)
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements.lock)
 
-.PHONY: help demo test check format notebooks lab bench pocket lock clean
+.PHONY: help demo test check format notebooks runs lab bench pocket lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -42,9 +42,10 @@ format: $(STAMP)  ## format and sort imports
 	$(BIN)/ruff check --fix .
 
 notebooks: $(STAMP)  ## execute every notebook from a clean kernel, outputs kept
-	@ls notebooks/*.ipynb >/dev/null 2>&1 || { echo "no notebooks yet"; exit 0; }; \
-		for notebook in notebooks/*.ipynb; do \
-			[ -e "$$notebook" ] && $(BIN)/jupyter nbconvert --to notebook --execute --inplace "$$notebook"; done; true
+	$(BIN)/python notebooks/execute.py
+
+runs: $(STAMP)  ## make the saved runs of the notebooks anew (two hours on two cores; resumable)
+	$(BIN)/python data/runs/build.py
 
 lab: $(STAMP)  ## JupyterLab
 	$(BIN)/jupyter lab notebooks
@@ -52,7 +53,7 @@ lab: $(STAMP)  ## JupyterLab
 bench: $(STAMP) $(VENV)/.real-models  ## benchmarks on real data (an hour or more; resumable)
 	$(BIN)/python tests/benchmarks/real_encoder.py
 
-pocket: $(STAMP)  ## build the embedded backbone and its tasks anew (a quarter of an hour)
+pocket: $(STAMP)  ## build the embedded backbones and their tasks anew (half an hour)
 	$(BIN)/python data/pocket/build.py
 
 lock:  ## resolve requirements.lock anew, keeping what need not change (needs uv)

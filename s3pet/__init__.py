@@ -29,7 +29,13 @@ _ROOMS = {
     "runs": ("SearchResult", "load_run"),
     "retrain": ("retrain", "load_tuned"),
     "study": ("compare",),
-    "plots": ("plot_gates", "plot_structure", "plot_comparison", "figure_style", "save_figure", "describe"),
+    "transfer": ("average_gates", "retarget_gates", "agreement"),
+    "plots": (
+        *("plot_gates", "plot_difference", "plot_gate_panels", "plot_structure"),
+        *("plot_profile", "plot_trajectories", "plot_polarisation"),
+        *("plot_comparison", "plot_budget_curve", "plot_transfer", "plot_overlap"),
+        *("figure_style", "save_figure", "describe"),
+    ),
     "errors": ("S3PetError",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
@@ -39,7 +45,22 @@ if TYPE_CHECKING:
     from s3pet.backbones import list_backbones, load_backbone
     from s3pet.errors import S3PetError
     from s3pet.gates import Budget
-    from s3pet.plots import describe, figure_style, plot_comparison, plot_gates, plot_structure, save_figure
+    from s3pet.plots import (
+        describe,
+        figure_style,
+        plot_budget_curve,
+        plot_comparison,
+        plot_difference,
+        plot_gate_panels,
+        plot_gates,
+        plot_overlap,
+        plot_polarisation,
+        plot_profile,
+        plot_structure,
+        plot_trajectories,
+        plot_transfer,
+        save_figure,
+    )
     from s3pet.retrain import load_tuned, retrain
     from s3pet.runs import SearchResult, load_run
     from s3pet.search import search
@@ -48,6 +69,7 @@ if TYPE_CHECKING:
     from s3pet.study import compare
     from s3pet.supernet import Supernet, attach
     from s3pet.tasks import Task, list_tasks, load_task
+    from s3pet.transfer import agreement, average_gates, retarget_gates
 
 __all__ = sorted(_HOME)
 

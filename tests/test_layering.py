@@ -19,8 +19,9 @@ LEVELS = {
     "widgets": 7,
     "cli": 8, "__main__": 9, "__init__": 9,
     # within the figures
-    "plots.style": 6.0, "plots.grid": 6.1, "plots.maps": 6.2, "plots.curves": 6.2, "plots.scores": 6.2, "plots.matrices": 6.2,
-    "plots.words": 6.2, "plots.__init__": 6.3,
+    "plots.style": 6.0, "plots.grid": 6.1, "plots.maps": 6.2,
+    "plots.curves": 6.2, "plots.scores": 6.2, "plots.matrices": 6.2, "plots.words": 6.2,
+    "plots.__init__": 6.3,
 }  # fmt: skip
 ROOMS = sorted(PACKAGE.rglob("*.py"))
 

@@ -5,6 +5,7 @@
 
 Stages, all on the embedded backbones and tasks (a teaching lab, not evidence):
 
+    searches  five searches of every task at 0.2 % of the backbone
     budgets   one search cut at seven budgets, against a search per budget, random and manual structures, fine-tuning
     transfer  structures of every task on every task, of the average of the other tasks' gates, and random ones
     sizes     gates of one backbone carried to another of other depth and width, against its own search and random ones
@@ -68,12 +69,19 @@ class Lab:
         return table.assign(backbone=self.name, backbone_params=self.space.backbone_params).drop(columns="seconds")
 
 
+def searches() -> None:
+    """Five searches of every task."""
+    lab = Lab("pocket-t5")
+    for task in TASKS:
+        lab.searches(task, "0.2%", 5)
+
+
 def budgets(tasks: tuple[str, ...] = ("sentiment", "ending")) -> pd.DataFrame:
     """Score against budget: one search cut at many budgets, a search per budget, random, manual, fine-tuning."""
     lab, tables = Lab("pocket-t5"), []
     for task in tasks:
-        searches = lab.searches(task, "0.2%", 5)[:3]
-        groups: dict = {f"searched {cut}": [run.structure(cut) for run in searches] for cut in CUTS}
+        runs = lab.searches(task, "0.2%", 5)[:3]
+        groups: dict = {f"searched {cut}": [run.structure(cut) for run in runs] for cut in CUTS}
         groups["searched at 0.05%"] = [run.structure() for run in lab.searches(task, "0.05%", 3)]
         groups |= {
             f"random {cut}": [s3pet.random_structure(lab.space, cut, seed=seed) for seed in range(5)] for cut in CUTS
@@ -113,7 +121,7 @@ def sizes(budget: str = "0.05%") -> pd.DataFrame:
     return pd.concat(tables)
 
 
-STAGES = {"budgets": budgets, "transfer": transfer, "sizes": sizes}
+STAGES = {"searches": searches, "budgets": budgets, "transfer": transfer, "sizes": sizes}
 
 
 def main() -> None:
@@ -125,6 +133,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     for stage in arguments.stages:
         table = STAGES[stage]()
+        if table is None:
+            continue
         table.to_csv(HERE / f"{stage}.csv", index=False)
         print(table.groupby(["task", "structure"], sort=False)["score"].agg(["mean", "std", "size"]), flush=True)
 

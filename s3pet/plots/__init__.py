@@ -12,9 +12,11 @@ that has one, so a saved run is enough. Computing and drawing are separate. All 
     words     the same in plain language
 """
 
+from s3pet.plots.curves import plot_polarisation, plot_profile, plot_trajectories, polarisation, profile_shares
 from s3pet.plots.grid import Grid, gate_cells, make_grid, value_limits
 from s3pet.plots.maps import plot_difference, plot_gate_panels, plot_gates, plot_structure
-from s3pet.plots.scores import plot_comparison, summarize_scores
+from s3pet.plots.matrices import plot_overlap, plot_transfer, transfer_matrix
+from s3pet.plots.scores import plot_budget_curve, plot_comparison, summarize_scores
 from s3pet.plots.style import figure_style, save_figure
 from s3pet.plots.words import describe
 
@@ -24,12 +26,21 @@ __all__ = [
     "figure_style",
     "gate_cells",
     "make_grid",
+    "plot_budget_curve",
     "plot_comparison",
     "plot_difference",
     "plot_gate_panels",
     "plot_gates",
+    "plot_overlap",
+    "plot_polarisation",
+    "plot_profile",
     "plot_structure",
+    "plot_trajectories",
+    "plot_transfer",
+    "polarisation",
+    "profile_shares",
     "save_figure",
     "summarize_scores",
+    "transfer_matrix",
     "value_limits",
 ]

@@ -1,0 +1,122 @@
+"""The notebooks: they run from a clean kernel, offline, with their solutions; and they keep the series' form."""
+
+import ast
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+PATHS = sorted(FOLDER.glob("*.ipynb"))
+TITLES = (
+    "00_quickstart",
+    "01_pet_modules",
+    "02_gates_and_budget",
+    "03_search",
+    "04_gate_heatmaps",
+    "05_budgets",
+    "06_transfer",
+    "07_your_model",
+    "08_explorer",
+)
+SOLUTION = re.compile(r"<details>.*?```python\n(.*?)```.*?</details>", re.DOTALL)
+every = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose(notebook):
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def solutions(notebook):
+    return SOLUTION.findall(prose(notebook))
+
+
+@pytest.fixture(scope="module")
+def execute():
+    spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.execute
+
+
+def test_the_series_is_complete_and_the_table_knows_it():
+    assert tuple(path.stem for path in PATHS) == TITLES
+    table = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"\((\w+)\.ipynb\)", table)) == TITLES
+
+
+@every
+def test_outputs_are_kept_and_come_from_one_clean_run(path):
+    notebook = read(path)
+    assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
+    outputs = [output for cell in code(notebook) for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs), "the figures are the product"
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    assert notebook.metadata == {"kernelspec": kernel, "language_info": {"name": "python"}}
+    assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+
+
+@every
+def test_nothing_of_a_machine_is_in_it(path):
+    text = json.dumps(read(path), ensure_ascii=False)
+    text = re.sub(r'"image/png": "[^"]*"', "", text)
+    found = re.findall(r"(?<![\w.:/])/(?:home|root|tmp|work|usr|var|opt|Users|private)/[^\s\"']*|[A-Z]:\\\\\w+", text)
+    assert not found
+
+
+@every
+def test_it_is_small(path):
+    notebook = read(path)
+    assert len(code(notebook)) <= 40
+    assert sum(len([line for line in cell.source.splitlines() if line.strip()]) for cell in code(notebook)) <= 200
+    assert path.stat().st_size <= 400_000
+
+
+@every
+def test_it_has_the_form_of_the_series(path):
+    notebook, text = read(path), prose(read(path))
+    first = code(read(PATHS[0]))[0].source
+    assert code(notebook)[0].source == first
+    assert text.startswith(f"# {path.stem[:2]} · ") and "?" in text.splitlines()[0] + text.splitlines()[2]
+    for part in ("*Predict", "## What could fool us", "Paper and code differ here", "## Exercises"):
+        assert part in text, part
+    assert len(solutions(notebook)) >= 2
+    assert any(isinstance(node, ast.Assert) for cell in code(notebook) for node in ast.walk(ast.parse(cell.source)))
+    following = TITLES[(TITLES.index(path.stem) + 1) % len(TITLES)]
+    assert f"({following}.ipynb)" in text or following == TITLES[0]
+    assert "FINDINGS" not in text and "TODO" not in text
+
+
+@every
+def test_helpers_live_in_the_library(path):
+    for cell in code(read(path)):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
+                assert node.end_lineno - node.lineno <= 5, f"{node.name} belongs in the library"
+
+
+@pytest.mark.slow
+@every
+def test_it_runs_from_a_clean_kernel_with_its_solutions(path, execute, tmp_path):
+    """Asserts in the cells and in the solutions must hold; what is stored is left as it is."""
+    stored, notebook = path.read_bytes(), read(path)
+    notebook.cells += [nbformat.v4.new_code_cell(source) for source in solutions(notebook)]
+    copy = tmp_path / path.name
+    nbformat.write(notebook, copy)
+    ran, _ = execute(copy)
+    outputs = [output for cell in code(ran) for output in cell.outputs]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    assert path.read_bytes() == stored
