@@ -27,7 +27,7 @@ import torch
 from s3pet.errors import RunError
 from s3pet.gates import Budget
 from s3pet.space import Candidate, Space
-from s3pet.structure import Structure, select_mask, select_structure
+from s3pet.structure import Structure, parse_budget, select_mask, select_structure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +71,32 @@ class SearchResult:
         origin |= {key: self.config[key] for key in ("task", "seed", "order", "steps") if key in self.config}
         origin["config_hash"] = config_hash(self.config)
         return select_structure(self.space, self.probs, self.budget if budget is None else budget, origin=origin)
+
+    def gates_at(self, step: int | None = None, budget: int | float | str | Budget | None = None) -> pd.DataFrame:
+        """The gate table as it was at a recorded step, or cut at another budget.
+
+        Args:
+            step: a step of the trajectory; None: the end of the search.
+            budget: what ``chosen`` and ``margin`` are for; None: the searched one.
+
+        Raises:
+            RunError: the step was not recorded. BudgetError: as :meth:`structure`.
+        """
+        import pandas as pd
+
+        alpha, prob = (torch.tensor(self.gates[name].to_numpy("float64")) for name in ("alpha", "prob"))
+        if step is not None:
+            steps = sorted(set(self.trajectory["step"]))
+            if step not in steps:
+                known = f"recorded are {', '.join(f'{s:g}' for s in steps)}" if steps else "it has no trajectory"
+                raise RunError(f"step {step} was not recorded; {known}")
+            then = self.trajectory[self.trajectory["step"] == step].set_index("candidate")
+            names = [candidate.name for candidate in self.space]
+            alpha, prob = (torch.tensor(then.loc[names, name].to_numpy("float64")) for name in ("alpha", "prob"))
+        cut = parse_budget(self.space, self.budget if budget is None else budget)
+        table = gate_table(self.space, alpha, prob, cut.n_params)
+        more = [name for name in self.gates if name not in table]
+        return pd.concat([table, self.gates[more]], axis=1) if more and step is None else table
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the run folder; raises RunError if a finished run is there and ``overwrite`` is not set."""

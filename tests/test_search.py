@@ -119,6 +119,29 @@ def test_a_run_folder_holds_everything(tmp_path):
         load_run(tmp_path)
 
 
+def test_gates_of_any_recorded_step_at_any_budget():
+    model = tiny_t5()
+    made = search(model, toy_task(), make_space(model, "mixed"), budget=300, steps=6, record_every=2, **QUIET)
+    assert made.gates_at().equals(made.gates) and made.gates_at(6).equals(made.gates)
+    assert made.gates_at(0).prob.nunique() == 1
+    then = made.gates_at(4, budget=500)
+    wanted = made.trajectory[made.trajectory.step == 4].prob.to_numpy()
+    assert (then.prob.to_numpy() == wanted).all() and then.alpha.nunique() > 1
+    order, left, taken = sorted(range(len(then)), key=lambda i: -wanted[i]), 500, set()
+    for i in order:  # the walk with a purse, by hand
+        if then.n_params[i] <= left:
+            left, taken = left - then.n_params[i], taken | {i}
+    assert set(then.index[then.chosen]) == taken
+    assert float(then.margin[then.chosen].min()) == 0.0
+    assert made.structure(500).names == tuple(
+        c.name for c, c_taken in zip(made.space, made.gates_at(budget=500).chosen, strict=True) if c_taken
+    )
+    with pytest.raises(RunError, match="step 5 was not recorded; recorded are 0, 2, 4, 6"):
+        made.gates_at(5)
+    with pytest.raises(BudgetError, match="cheapest candidate"):
+        made.gates_at(budget=1)
+
+
 def test_an_interrupted_search_goes_on_bit_for_bit(tmp_path):
     model, task = tiny_t5(), toy_task()
     space = make_space(model, "mixed")
