@@ -33,9 +33,9 @@ def execute(path: Path, timeout: int = 600) -> tuple[nbformat.NotebookNode, floa
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in ("tags",) if key in cell.metadata})
     start = time.perf_counter()
-    NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}
-    ).execute()
+    quiet = ["--log-level=40"]  # errors only: it warns that the sockets of this machine are not encrypted
+    where = {"metadata": {"path": str(HERE)}}
+    NotebookClient(notebook, timeout=timeout, kernel_name="python3", extra_arguments=quiet, resources=where).execute()
     seconds = time.perf_counter() - start
     notebook.metadata = nbformat.from_dict(METADATA)  # what the kernel said about itself goes again
     for cell in notebook.cells:

@@ -364,6 +364,19 @@ def test_drawing_again_gives_the_same_bytes(tmp_path):
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
 
 
+def test_files_carry_their_description(tmp_path):
+    from PIL import Image
+
+    table = make_gates(2, 2)
+    alt = plots.describe(table)
+    png, svg, pdf = plots.save_figure(plots.plot_gates(table), tmp_path / "gates", ["png", "svg", "pdf"], alt=alt)
+    assert Image.open(png).text["Description"] == alt
+    assert alt.split(";")[0] in svg.read_text(encoding="utf-8")
+    assert b"/Subject" in pdf.read_bytes()
+    (bare,) = plots.save_figure(plots.plot_gates(table), tmp_path / "bare", ["png"])
+    assert "Description" not in Image.open(bare).text
+
+
 def test_unknown_format_raises(tmp_path):
     with pytest.raises(PlotError, match="Expected a list of formats"):
         plots.save_figure(plots.plot_gates(make_gates(1, 1)), tmp_path / "a", ("docx",))

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 
 import s3pet
-from s3pet.transfer import average_gates, retarget_gates
+from s3pet.runs import versions, write_json
 
 HERE = Path(__file__).resolve().parent
 ROWS = HERE.parents[1] / "runs" / "data"
@@ -100,7 +100,7 @@ def transfer(budget: str = "0.05%") -> pd.DataFrame:
     for target in TASKS:
         groups: dict = {source: [run.structure() for run in runs] for source, runs in found.items()}
         others = [
-            average_gates([runs[seed] for source, runs in found.items() if source != target]) for seed in range(3)
+            s3pet.average_gates([runs[seed] for source, runs in found.items() if source != target]) for seed in range(3)
         ]
         groups["average of the others"] = [average.structure() for average in others]
         groups["random"] = [s3pet.random_structure(lab.space, budget, seed=seed) for seed in range(5)]
@@ -113,7 +113,7 @@ def sizes(budget: str = "0.05%") -> pd.DataFrame:
     """Gates found on 4 + 4 layers of width 128, carried to 6 + 6 layers of width 96."""
     small, deep, tables = Lab("pocket-t5"), Lab("pocket-t5-deep"), []
     for task in TASKS:
-        carried = [retarget_gates(run, deep.space) for run in small.searches(task, budget, 3)]
+        carried = [s3pet.retarget_gates(run, deep.space) for run in small.searches(task, budget, 3)]
         groups: dict = {"own search": [run.structure() for run in deep.searches(task, budget, 3)]}
         groups["carried over"] = [run.structure() for run in carried]
         groups["random"] = [s3pet.random_structure(deep.space, budget, seed=seed) for seed in range(5)]
@@ -122,6 +122,13 @@ def sizes(budget: str = "0.05%") -> pd.DataFrame:
 
 
 STAGES = {"searches": searches, "budgets": budgets, "transfer": transfer, "sizes": sizes}
+
+
+def write_table(stage: str, table: pd.DataFrame) -> None:
+    """The table of a stage, and beside it what repeats it."""
+    table.to_csv(HERE / f"{stage}.csv", index=False)
+    config = {"stage": stage, "retrain": RECIPE, "search": SEARCH, "rows": len(table), "versions": versions()}
+    write_json(config, HERE / f"{stage}.json")
 
 
 def main() -> None:
@@ -135,7 +142,7 @@ def main() -> None:
         table = STAGES[stage]()
         if table is None:
             continue
-        table.to_csv(HERE / f"{stage}.csv", index=False)
+        write_table(stage, table)
         print(table.groupby(["task", "structure"], sort=False)["score"].agg(["mean", "std", "size"]), flush=True)
 
 

@@ -108,16 +108,26 @@ def _draw_cells(
     entries: Entries = {}
     outlined = cells.loc[cells["chosen"], ["x", "y"]].to_numpy()
     if len(outlined):  # white under black is seen on both ends of the colour map, and on both grounds
-        _squares(ax, outlined, "chosen-halo", 0.07, facecolor="none", edgecolor="white", linewidth=2)
-        _squares(ax, outlined, "chosen", 0.07, facecolor="none", edgecolor="black", linewidth=1)
+        _squares(ax, outlined, "chosen-halo", 0.07, facecolor="none", edgecolor="white", linewidth=2 * style().scale)
+        _squares(ax, outlined, "chosen", 0.07, facecolor="none", edgecolor="black", linewidth=style().scale)
         looks = (("white", 3.0), ("black", 1.0))
         entries[chosen] = tuple(Patch(facecolor="none", edgecolor=colour, linewidth=width) for colour, width in looks)
     inert = cells[cells["inert"]]
     if len(inert):
         bright = mesh.to_rgba(inert["value"].to_numpy(float))[:, :3] @ [0.299, 0.587, 0.114] > 0.5
         colours = np.where(bright, "black", "white")
-        ax.scatter(inert["x"], inert["y"], s=9, c=colours, marker="x", linewidths=0.8, gid="inert")
-        entries["inert: cannot act"] = Line2D([], [], color=style().ink, marker="x", linestyle="", markersize=4)
+        ax.scatter(
+            inert["x"],
+            inert["y"],
+            s=9 * style().scale ** 2,
+            c=colours,
+            marker="x",
+            linewidths=0.8 * style().scale,
+            gid="inert",
+        )
+        entries["inert: cannot act"] = Line2D(
+            [], [], color=style().ink, marker="x", linestyle="", markersize=4 * style().scale
+        )
     return mesh, entries
 
 

@@ -179,9 +179,13 @@ def _draw_points(ax: Axes, runs: pd.DataFrame, means: pd.DataFrame, kind: str, s
     """Runs, intervals and means of structures of one kind; their labels, best first."""
     marker, colour = KINDS.get(kind, OTHER)
     look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": ""}
-    ax.plot(runs["n_params"], runs[score], markersize=3.5, alpha=0.45, markeredgewidth=0, gid="runs", **look)
-    ax.vlines(means["n_params"], means["low"], means["high"], color=colour, linewidth=1.4, gid="intervals")
-    look |= {"markersize": 7, "markeredgecolor": style().ground, "label": kind}
+    ax.plot(
+        runs["n_params"], runs[score], markersize=3.5 * style().scale, alpha=0.45, markeredgewidth=0, gid="runs", **look
+    )
+    ax.vlines(
+        means["n_params"], means["low"], means["high"], color=colour, linewidth=1.4 * style().scale, gid="intervals"
+    )
+    look |= {"markersize": 7 * style().scale, "markeredgecolor": style().ground, "label": kind}
     ax.plot(means["n_params"], means["mean"], gid="means", **look)
     rows = means.sort_values("mean", ascending=False).to_dict("records")
     return [_Label(str(row["structure"]), colour, [(row["n_params"], row["mean"])]) for row in rows]
@@ -193,12 +197,14 @@ def _draw_curve(ax: Axes, runs: pd.DataFrame, means: pd.DataFrame, kind: str, sc
     x, names = means["n_params"], runs["structure"].unique()
     label = str(names[0]) if len(names) == 1 else str(runs["family"].iloc[0])
     look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": ""}
-    ax.plot(runs["n_params"], runs[score], markersize=2.5, alpha=0.45, markeredgewidth=0, gid="runs", **look)
+    ax.plot(
+        runs["n_params"], runs[score], markersize=2.5 * style().scale, alpha=0.45, markeredgewidth=0, gid="runs", **look
+    )
     if len(means) > 1:
         ax.fill_between(x, means["low"], means["high"], color=colour, alpha=0.15, linewidth=0, gid="band")
     else:
-        ax.vlines(x, means["low"], means["high"], color=colour, linewidth=1.4, gid="intervals")
-    look |= {"markerfacecolor": colour if first else style().ground, "markersize": 5.5, "label": label}
+        ax.vlines(x, means["low"], means["high"], color=colour, linewidth=1.4 * style().scale, gid="intervals")
+    look |= {"markerfacecolor": colour if first else style().ground, "markersize": 5.5 * style().scale, "label": label}
     look |= {"markeredgecolor": style().ground if first else colour, "linestyle": "-" if first else "--"}
     ax.plot(x, means["mean"], gid="curve", **look)
     return _Label(label, colour, [*zip(x, means["mean"], strict=True)][::-1])
@@ -207,7 +213,7 @@ def _draw_curve(ax: Axes, runs: pd.DataFrame, means: pd.DataFrame, kind: str, sc
 def _draw_reference(ax: Axes, row: dict[Any, Any], *, strong: bool = True) -> None:
     if strong:
         ax.axhspan(row["low"], row["high"], color=style().ink, alpha=0.1, linewidth=0, gid="reference-band")
-        ax.axhline(row["mean"], color=style().ink, linewidth=1, linestyle="--", gid="reference")
+        ax.axhline(row["mean"], color=style().ink, linewidth=style().scale, linestyle="--", gid="reference")
     else:
         ax.axhline(row["mean"], color=style().grey, linewidth=0.7, linestyle=":", gid="baseline")
 
@@ -266,7 +272,13 @@ def _place_labels(ax: Axes, references: Iterable[tuple[str, float]], labels: Ite
     angles = [math.radians(angle) for angle in (0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90)]
     around = np.array([(r * math.cos(a), r * math.sin(a)) for r in (8, 14, 20, 28, 38, 50, 64) for a in angles])
     look = {"textcoords": "offset points", "gid": "label"}
-    look["arrowprops"] = {"arrowstyle": "-", "color": style().grey, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+    look["arrowprops"] = {
+        "arrowstyle": "-",
+        "color": style().grey,
+        "linewidth": 0.5 * style().scale,
+        "shrinkA": 0,
+        "shrinkB": 3,
+    }
     for text, colour, anchors in labels:
         label = ax.annotate(text, anchors[0], (8, 0), color=_readable(colour), xycoords=ax.transData, **look)
         at, by = np.tile(anchors, (len(around), 1)), np.repeat(around, len(anchors), 0)

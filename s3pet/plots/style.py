@@ -188,12 +188,15 @@ def flag(table: pd.DataFrame, name: str) -> pd.Series:
     return table[name].fillna(False).astype(bool) if name in table else pd.Series(False, table.index)
 
 
-def save_figure(figure: Axes | Figure, path: str | Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
+def save_figure(
+    figure: Axes | Figure, path: str | Path, formats: Sequence[str] = ("png", "pdf"), *, alt: str | None = None
+) -> list[Path]:
     """Save to ``path`` in each format (a known suffix of ``path`` is dropped) and return the files; PNG at 200 dpi.
 
     PDF embeds TrueType fonts (type 42; publishers refuse type 3). SVG keeps text as text, to be searched, edited and
     read aloud, at the price of the viewer's font: take PDF where the look must not change. The same
-    drawing gives the same bytes.
+    drawing gives the same bytes. ``alt``, such as `describe` gives, is kept in the file, as its description (PNG,
+    SVG) or subject (PDF).
     """
     figure = figure_of(figure) if isinstance(figure, Axes) else figure
     known, base = figure.canvas.get_supported_filetypes(), Path(path)
@@ -202,9 +205,11 @@ def save_figure(figure: Axes | Figure, path: str | Path, formats: Sequence[str] 
     base = base.with_suffix("") if base.suffix[1:].lower() in known else base
     base.parent.mkdir(parents=True, exist_ok=True)
     paths = [base.with_name(f"{base.name}.{name}") for name in formats]
-    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    about: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+    if alt:
+        about["pdf"]["Subject"] = about["svg"]["Description"] = about["png"]["Description"] = alt
     with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "s3pet"}):
         for name, file in zip(formats, paths, strict=True):
             ground = figure.get_facecolor()
-            figure.savefig(file, dpi=200, bbox_inches="tight", facecolor=ground, metadata=undated.get(name))
+            figure.savefig(file, dpi=200, bbox_inches="tight", facecolor=ground, metadata=about.get(name))
     return paths
