@@ -16,12 +16,17 @@ LEVELS = {
     "supernet": 4, "runs": 4,
     "search": 5, "retrain": 5, "transfer": 5,
     "export": 6, "study": 6, "plots": 6.3,
-    "widgets": 7,
+    "widgets": 7.2,
     "cli": 8, "__main__": 9, "__init__": 9,
     # within the figures
     "plots.style": 6.0, "plots.grid": 6.1, "plots.maps": 6.2,
     "plots.curves": 6.2, "plots.scores": 6.2, "plots.matrices": 6.2, "plots.words": 6.2,
+    "plots.cuts": 6.25, "plots.choices": 6.27, "plots.lab": 6.2,
     "plots.__init__": 6.3,
+    # within the widgets
+    "widgets.canvas": 7.0, "widgets.shelf": 7.0, "widgets.parts": 7.0, "widgets.recut": 7.0,
+    "widgets.explorer": 7.1, "widgets.comparison": 7.1, "widgets.lab": 7.1,
+    "widgets.__init__": 7.2,
 }  # fmt: skip
 ROOMS = sorted(PACKAGE.rglob("*.py"))
 

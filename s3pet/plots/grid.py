@@ -23,6 +23,7 @@ LABELS |= {"alpha": "α", "frequency": "share of the searches that chose it", "d
 LABELS |= {"prob_spread": "spread of the gate probability (standard deviation)", "n_params": "parameters"}
 DIVERGING = ("margin", "difference")  # 0 is the middle of their scale
 MAP_COLUMNS = ("stack", "layer", "role", "pet")
+_CELL = ["role", "pet", "stack", "column"]
 GAP, HEADER = 0.7, 1.1  # in cells: between two stacks, height of a group's heading
 
 
@@ -91,12 +92,20 @@ def gate_cells(gates: Any, value: str = "prob", *, grid: Grid | None = None, how
     grid = grid or make_grid(table)
     flags = {name: flag(table, name) for name in ("chosen", "inert")}
     table = table.assign(column=_columns(table), value=table[value].astype(float), **flags)
-    cells = table.groupby(["role", "pet", "stack", "column"], sort=False, observed=True)
+    cells = table.groupby(_CELL, sort=False, observed=True)
     each = {"value": ("value", how), "chosen": ("chosen", "any"), "inert": ("inert", "all")}
     frame = cells.agg(**each, n_candidates=("value", "size")).reset_index()
     frame["x"] = [grid.columns[key] for key in zip(frame["stack"], frame["column"], strict=True)]
     frame["y"] = [grid.rows[key] for key in zip(frame["role"], frame["pet"], strict=True)]
     return frame
+
+
+def cell_of(gates: Any, cells: pd.DataFrame) -> np.ndarray:
+    """The row of ``cells``, as `gate_cells` made them, that each candidate falls into: [n_candidates]."""
+    table = as_table(gates, MAP_COLUMNS)
+    at = {key: i for i, key in enumerate(zip(*(cells[name] for name in _CELL), strict=True))}
+    table = table.assign(column=_columns(table))
+    return np.array([at[key] for key in zip(*(table[name] for name in _CELL), strict=True)])
 
 
 def value_limits(*tables: Any, value: str = "prob") -> tuple[float, float]:

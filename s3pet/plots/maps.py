@@ -12,13 +12,13 @@ from itertools import groupby
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -37,7 +37,7 @@ from s3pet.plots.grid import (
     make_grid,
     value_limits,
 )
-from s3pet.plots.style import PETS, as_table, figure_of, flag, new_axes, style, styled
+from s3pet.plots.style import PETS, as_table, figure_of, flag, new_axes, new_figure, style, styled
 from s3pet.transfer import gate_difference
 
 Entries = dict[str, Any]  # label → legend handle
@@ -141,8 +141,8 @@ def _colour_bar(mesh: Any, axes: Any, value: str, marks: dict[str, float]) -> En
     entries: Entries = {}
     lines: tuple[Any, Any] = ("-", ":")
     for (name, at), line in zip(marks.items(), lines, strict=False):
-        bar.ax.plot([0, 1], [at, at], "w-", linewidth=2.4)
-        bar.ax.plot([0, 1], [at, at], "k" + line, linewidth=1.2)
+        bar.ax.plot([0, 1], [at, at], "w-", linewidth=2.4, gid=name)
+        bar.ax.plot([0, 1], [at, at], "k" + line, linewidth=1.2, gid=name)
         entries[f"{name} {at:.3g}"] = Line2D([], [], color=style().ink, linestyle=line, linewidth=1.2)
     return entries
 
@@ -267,6 +267,7 @@ def plot_gate_panels(
     value: str = "prob",
     columns: int | None = None,
     title: str | None = None,
+    figure: Figure | None = None,
 ) -> list[Axes]:
     """Maps of several searches side by side, with one grid and one colour scale.
 
@@ -274,9 +275,10 @@ def plot_gate_panels(
         gates: title of each panel → gate table, or object with ``.gates``. Rows and layers are those of any of them.
         value: as in `plot_gates`.
         columns: panels in a row; None: as many as a page holds.
+        figure: emptied, resized and drawn in; None makes one.
 
     Returns:
-        The Axes of the panels, in order, in one new figure.
+        The Axes of the panels, in order, in one figure.
 
     Raises:
         PlotError: none given, or as `plot_gates`.
@@ -293,9 +295,8 @@ def plot_gate_panels(
     cell = float(np.clip((room / columns - gap) / grid.size[0], 0.085, 0.2))
     rows = -(-len(tables) // columns)
     size = names + bar + columns * (cell * grid.size[0] + gap), rows * (0.55 + 0.145 * grid.size[1]) + 0.45
-    figure, axes = plt.subplots(
-        rows, columns, figsize=np.array(size) * style().scale, layout="constrained", squeeze=False
-    )
+    figure = new_figure(*size, figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
     entries: Entries = {}
     for ax, (name, table) in zip(axes.flat, tables.items(), strict=False):
         cells = gate_cells(table, value, grid=grid)

@@ -159,6 +159,18 @@ def new_axes(width: float | None = None, height: float = 3.0) -> Axes:
     return plt.subplots(figsize=(wide, height * _now.scale), layout="constrained")[1]
 
 
+def new_figure(width: float, height: float, figure: Figure | None = None) -> Figure:
+    """An empty figure of this size in inches at the size of a paper, or ``figure``, emptied and resized."""
+    size = width * _now.scale, height * _now.scale
+    if figure is None:
+        return plt.figure(figsize=size, layout="constrained")
+    figure.clear()
+    figure.set_layout_engine("constrained")
+    figure.set_size_inches(size)
+    figure.set_facecolor(_now.ground)
+    return figure
+
+
 def figure_of(ax: Axes) -> Figure:
     """The figure an Axes belongs to, through any nesting of subfigures."""
     figure = ax.get_figure(root=True)
