@@ -87,8 +87,8 @@ def plot_agreement(pairs: Any, *, value: str = "jaccard", figure: Figure | None 
     """
     table = as_table(pairs, ["first", "second", "group"], one=())
     names, groups = len({*table["first"], *table["second"]}), table["group"].nunique()
-    left, right = min(2.4 + 0.24 * names, 4.6), 2.0 + 0.75 * groups
-    figure = new_figure(left + right, min(2.6 + 0.12 * names, 4.6), figure)
+    left, right, low = min(3.9 + 0.14 * max(names - 4, 0), 6.0), 3.35 + 0.5 * (groups - 1), min(3.0 + 0.1 * names, 4.6)
+    figure = new_figure(left + right, low, figure)
     one, other = figure.subplots(1, 2, width_ratios=(left, right))
     plot_overlap(table, value=value, ax=one)
     plot_overlap(table, value=value, by="group", ax=other)

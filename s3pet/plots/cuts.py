@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -22,6 +23,7 @@ from s3pet.plots.maps import _size, _squares, plot_gates
 from s3pet.plots.style import PET_COLOURS, PETS, as_table, flag, new_axes, new_figure, style, styled
 
 COLUMNS = ["site", *MAP_COLUMNS, "rank", "n_params", "alpha", "prob", "chosen"]
+VEILED = 0.18  # how much of what a filter leaves out is still seen
 PICK = "#E8112D"  # seen on both ends of the maps' colours
 
 
@@ -241,7 +243,10 @@ class CutFigure:
         cells = gate_cells(table, value, grid=grid)
         self._places, self._cell = cells[["x", "y"]].to_numpy(float), cell_of(table, cells)
         self._parts = {artist.get_gid(): artist for artist in self.map.get_children()}
-        veil: dict[str, Any] = {"facecolor": style().ground, "alpha": 0.82, "linewidth": 0}
+        for gid, order in (("chosen-halo", 1.1), ("chosen", 1.1), ("inert", 1.2)):
+            if gid in self._parts:
+                self._parts[gid].set_zorder(order)  # over the veil
+        veil: dict[str, Any] = {"facecolor": style().ground, "alpha": 1 - VEILED, "linewidth": 0}
         self._veil = _squares(self.map, [], "veiled", 0.0, **veil)
         frames = (("picked-halo", "white", 4.0), ("picked", PICK, 2.0))
         self._picked = [
@@ -252,11 +257,20 @@ class CutFigure:
     @property
     def moving(self) -> list[Artist]:
         """What `move` changes."""
-        over = [self._parts[gid] for gid in ("gates", "chosen-halo", "chosen", "inert") if gid in self._parts]
+        over = [self._parts[gid] for gid in ("chosen-halo", "chosen", "inert") if gid in self._parts]
         legend = self.map.get_legend()
         assert legend is not None
         bars = [*self.bar.patches, *self.bar.lines, *self.bar.texts]
-        return [*over, self._veil, *self._picked, legend, *self.colour_bar.lines, *bars, self._heading]
+        return [
+            self._parts["gates"],
+            self._veil,
+            *over,
+            *self._picked,
+            legend,
+            *self.colour_bar.lines,
+            *bars,
+            self._heading,
+        ]
 
     def move(
         self,
@@ -275,15 +289,19 @@ class CutFigure:
         np.fmax.at(shown, self._cell, table[self.value].to_numpy(float, na_value=np.nan))
         values = np.where(np.isneginf(shown), np.nan, shown)
         self._parts["gates"].set_array(np.ma.masked_invalid(values))  # type: ignore[attr-defined]
-        for gid in ("chosen-halo", "chosen"):
+        veiled = np.bincount(self._cell, select_rows(table, pets, layers).to_numpy(), n) == 0
+        self._set(self._veil, veiled, 0.0)
+        faint = np.where(veiled, VEILED, 1.0)
+        outlined = np.bincount(self._cell, chosen, n) > 0
+        for gid, colour in (("chosen-halo", "white"), ("chosen", "black")):
             if gid in self._parts:
-                self._set(self._parts[gid], np.bincount(self._cell, chosen, n) > 0, 0.07)
+                self._set(self._parts[gid], outlined, 0.07)
+                self._parts[gid].set_edgecolor([to_rgba(colour, a) for a in faint[outlined]])  # type: ignore[attr-defined]
         if "inert" in self._parts:
             inert = np.bincount(self._cell, ~flag(table, "inert").to_numpy(), n) == 0
             bright = self._parts["gates"].to_rgba(values[inert])[:, :3] @ [0.299, 0.587, 0.114] > 0.5  # type: ignore[attr-defined]
-            self._parts["inert"].set_color(np.where(bright, "black", "white").tolist())  # type: ignore[attr-defined]
-        seen = select_rows(table, pets, layers).to_numpy()
-        self._set(self._veil, np.bincount(self._cell, seen, n) == 0, -0.08)
+            looks = zip(np.where(bright, "black", "white"), faint[inert], strict=True)
+            self._parts["inert"].set_color([to_rgba(str(colour), a) for colour, a in looks])  # type: ignore[attr-defined]
         picked = np.zeros(n, bool)
         if candidate is not None:
             names = candidate_names(table).tolist()

@@ -7,6 +7,7 @@ separated look like it. All of it is vector.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
@@ -302,7 +303,9 @@ def plot_gate_panels(
         cells = gate_cells(table, value, grid=grid)
         entries |= _draw_grid(ax, grid, cells, names=ax.get_subplotspec().is_first_col())
         entries = _draw_cells(ax, cells, _colours(value), norm, "chosen")[1] | entries
-        ax.set_title(name, pad=14 * style().scale)
+        letters = 72 * (cell * grid.size[0] + gap) * style().scale / 0.62  # that fit over a panel in one point
+        font = float(np.clip(letters / max(map(len, tables)), 0.85 * style().font, 1.27 * style().font))
+        ax.set_title(textwrap.fill(name, max(int(letters / font), 6)), size=font, pad=14 * style().scale)
     for ax in axes.flat[len(tables) :]:
         ax.set_axis_off()
     _colour_bar(ScalarMappable(norm, _colours(value)), axes, value, {})
