@@ -6,7 +6,7 @@ filter without drawing the rest anew: that is what a slider needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,7 +170,7 @@ def plot_cut(
     value: str = "prob",
     vmin: float | None = None,
     vmax: float | None = None,
-    pets: Iterable[str] | None = None,
+    pets: Sequence[str] | None = None,
     layers: tuple[int, int] | None = None,
     candidate: str | None = None,
     title: str | None = None,
@@ -242,6 +242,9 @@ class CutFigure:
         self._heading = self.figure.suptitle(title or "", size=1.1 * style().font)
         cells = gate_cells(table, value, grid=grid)
         self._places, self._cell = cells[["x", "y"]].to_numpy(float), cell_of(table, cells)
+        self._names = candidate_names(table).tolist()
+        self._filter: Any = (None, None)
+        self._seen = np.ones(len(table), bool)
         self._parts = {artist.get_gid(): artist for artist in self.map.get_children()}
         for gid, order in (("chosen-halo", 1.1), ("chosen", 1.1), ("inert", 1.2)):
             if gid in self._parts:
@@ -277,7 +280,7 @@ class CutFigure:
         gates: Any,
         *,
         budget: int | None = None,
-        pets: Iterable[str] | None = None,
+        pets: Sequence[str] | None = None,
         layers: tuple[int, int] | None = None,
         candidate: str | None = None,
         title: str | None = None,
@@ -289,7 +292,9 @@ class CutFigure:
         np.fmax.at(shown, self._cell, table[self.value].to_numpy(float, na_value=np.nan))
         values = np.where(np.isneginf(shown), np.nan, shown)
         self._parts["gates"].set_array(np.ma.masked_invalid(values))  # type: ignore[attr-defined]
-        veiled = np.bincount(self._cell, select_rows(table, pets, layers).to_numpy(), n) == 0
+        if self._filter != (pets, layers):
+            self._filter, self._seen = (pets, layers), select_rows(table, pets, layers).to_numpy()
+        veiled = np.bincount(self._cell, self._seen, n) == 0
         self._set(self._veil, veiled, 0.0)
         faint = np.where(veiled, VEILED, 1.0)
         outlined = np.bincount(self._cell, chosen, n) > 0
@@ -304,10 +309,9 @@ class CutFigure:
             self._parts["inert"].set_color([to_rgba(str(colour), a) for colour, a in looks])  # type: ignore[attr-defined]
         picked = np.zeros(n, bool)
         if candidate is not None:
-            names = candidate_names(table).tolist()
-            if candidate not in names:
-                raise PlotError(f"no candidate is called {candidate!r}; {nearest(candidate, names)}")
-            picked[self._cell[names.index(candidate)]] = True
+            if candidate not in self._names:
+                raise PlotError(f"no candidate is called {candidate!r}; {nearest(candidate, self._names)}")
+            picked[self._cell[self._names.index(candidate)]] = True
         for frame in self._picked:
             self._set(frame, picked, -0.06)
         self._relabel(table, chosen)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,14 +40,20 @@ class Recut:
         self.names = [candidate.name for candidate in self.result.space]
         self.costs = self.result.space.costs
         self._table = self.result.gates.reset_index(drop=True)
-        self._kept = self.result.space.table()
         self._probs = {name: search.probs for name, search in self.searches.items()}
         path = self.result.trajectory
         self.steps: list[int] = [] if path.empty else sorted(int(step) for step in path["step"].unique())
-        self._paths = {}
-        for name in ("alpha", "prob") if self.steps else ():
-            wide = path.pivot(index="step", columns="candidate", values=name)[self.names]
-            self._paths[name] = wide.to_numpy("float64")
+
+    @functools.cached_property
+    def _paths(self) -> dict[str, np.ndarray]:
+        """α and probability of every candidate at every recorded step: [n_steps, n_candidates]."""
+        path = self.result.trajectory
+        wide = {name: path.pivot(index="step", columns="candidate", values=name) for name in ("alpha", "prob")}
+        return {name: table[self.names].to_numpy("float64") for name, table in wide.items()}
+
+    @functools.cached_property
+    def _kept(self) -> pd.DataFrame:
+        return self.result.space.table()
 
     @property
     def total(self) -> int:

@@ -92,10 +92,19 @@ def _folders(root: Path, name: str) -> Iterable[Entry]:
         some = f"{len(folders)} unfinished" if folders else "none"
         raise RunError(f"{root} holds no finished run (a folder with config.json and gates.parquet): {some}. {MADE_BY}")
     for folder in whole:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = _read(folder, lambda folder: json.loads((folder / "config.json").read_text(encoding="utf-8")))
         below = "" if folder == root else folder.relative_to(root).as_posix()
         label = " ".join(part for part in (name, below) if part) or folder.name
-        yield Entry(label, config, functools.cache(functools.partial(load_run, folder)))
+        yield Entry(label, config, functools.cache(functools.partial(_read, folder, load_run)))
+
+
+def _read(folder: Path, how: Callable[[Path], Any]) -> Any:
+    try:
+        return how(folder)
+    except RunError:
+        raise
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise RunError(f"{folder} cannot be read: {error}. Make it again, or give the other runs only.") from error
 
 
 def short_names(entries: Iterable[Entry]) -> dict[str, Entry]:
