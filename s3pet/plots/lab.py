@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from s3pet.gates import GRADIENT_MODES, expected_gates, sample_gates, shifted_sigmoid, solve_shift
 from s3pet.plots.style import new_axes, new_figure, style, styled
@@ -46,7 +47,10 @@ def plot_gate_lab(
     """
     given, beta = (alpha, costs, budget), temperature
     solve_shift(*_tensors(alpha, costs), budget, temperature=beta)  # before anything is wiped
-    axes = new_figure(6.7, 5.0, figure).subplots(2, 2)
+    figure = new_figure(6.7, 5.0, figure)
+    figure.set_layout_engine("none")  # places that stay put while a slider moves
+    margins = {"left": 0.1, "right": 0.985, "bottom": 0.09, "top": 0.94, "wspace": 0.27, "hspace": 0.42}
+    axes = figure.subplots(2, 2, gridspec_kw=margins)
     plot_shift(*given, temperature=beta, ax=axes[0, 0])
     plot_samples(*given, temperature=beta, sample_temperature=sample_temperature, seed=seed, ax=axes[0, 1])
     plot_expected_costs(*given, temperature=beta, sample_temperature=sample_temperature, ax=axes[1, 0])
@@ -144,6 +148,8 @@ def plot_expected_costs(
         ax.text(left, row, f" {left:,.0f}", va="center")
     ax.axvline(budget, color=style().ink, linestyle="--", linewidth=1, gid="budget")
     ax.set(yticks=(0, 1), yticklabels=("Σ c p", "Σ c E[z]"), ylim=(1.5, -0.5), xlabel="parameters (dashed: budget)")
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.set_xlim(0, 1.18 * max(float((c * means).sum()), budget))
     return ax
 
@@ -175,5 +181,5 @@ def plot_gate_gradients(
         ax.bar(at, gradient.numpy(), 0.25, label=mode, gid=f"gradient-{mode}", **look)
     ax.axhline(0, color=style().grey, linewidth=0.8)
     ax.set(xticks=range(len(alpha)), xlabel="candidate j", ylabel=f"∂p{of} / ∂αj")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3, columnspacing=1, handlelength=1.4, handletextpad=0.5)
     return ax
