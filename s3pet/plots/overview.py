@@ -27,8 +27,8 @@ def search_diagnostics(result: Any) -> pd.DataFrame:
 
     Returns:
         One row per recorded step: ``step``; ``expected``, Σ n_params · p over the budget (1 up to rounding);
-        ``sampled``, Σ n_params · E[gate] over the budget, what the supernet trains at; ``settled``, the overlap (Jaccard)
-        of the structure with that of ten records before (of the first one, if there are fewer; nan for that one).
+        ``sampled``, Σ n_params · E[gate] over the budget, what the supernet trains at; ``settled``, the overlap
+        (Jaccard) of the structure with that of ten records before (of the first one, if there are fewer; nan for that).
 
     Raises:
         PlotError: there is no trajectory.

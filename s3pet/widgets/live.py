@@ -1,8 +1,8 @@
 """A search while it runs: how far it is, what it found so far, and a button that stops and keeps.
 
-The search runs in a thread of its own. In a cell that waits for it (`s3pet.search`), a click on the button arrives where the
-front end sends such messages past the waiting cell (JupyterLab 4.4 or newer with ipykernel 7 or newer); everywhere, the
-interrupt of the kernel (■) does the same. `watch` does not wait, so its button works in every front end.
+The search runs in a thread of its own. While a cell waits for it (`s3pet.search`), a click on the button arrives where
+the front end sends such messages past the waiting cell, to a subshell (JupyterLab 4.4 with ipykernel 7, or newer);
+everywhere, interrupting the kernel (■) does the same. `watch` does not wait, so its button works in every front end.
 
 When the search is over, the widget gives way to the static figure of :func:`s3pet.plots.overview.plot_search`, which is
 what a saved notebook keeps.
@@ -67,6 +67,7 @@ class Live(View):
         from IPython.display import display
 
         self._handle = display(self.panel, display_id=True)
+        _answer_in_subshell(self.button)
 
     def conduct(self, function: Callable[[], T]) -> T:
         """Run in a thread and wait, unless this is a thread in the background already."""
@@ -186,8 +187,8 @@ def watch(search: Callable[..., SearchResult], *args: Any, **options: Any) -> Wa
         watched = s3pet.widgets.watch(s3pet.search, model, task, space, budget="0.2%")
         watched.result().structure()  # in a later cell; waits if it must
 
-    While it runs, leave ``model`` alone: it carries the candidates. Other code that draws from torch's global random state
-    meanwhile changes the search's dropout.
+    While it runs, leave ``model`` alone: it carries the candidates. Other code that draws from torch's global random
+    state meanwhile changes the search's dropout.
 
     Args:
         search: `s3pet.search`, or a function that passes ``progress`` on to it and returns its result.
@@ -216,10 +217,20 @@ def watch(search: Callable[..., SearchResult], *args: Any, **options: Any) -> Wa
     return Watch(live, thread, found)
 
 
+def _answer_in_subshell(widget: Any) -> None:
+    """Let the front end choose where a click on the widget is handled.
+
+    ipykernel 7.4 sends it to the shell that the widget spoke from last. That is the one that waits for the search, so
+    the click would be heard when nothing is left to stop. Without that note the kernel does as the front end asks.
+    """
+    if "_reply_subshell_id" in getattr(widget.comm, "__dict__", {}):
+        del widget.comm._reply_subshell_id
+
+
 def _into(function: Callable[[], Any], found: dict[str, Any]) -> None:
     try:
         found["value"] = function()
-    except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+    except BaseException as error:
         found["error"] = error
 
 
