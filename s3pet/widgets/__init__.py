@@ -1,1 +1,5 @@
-"""Widgets."""
+"""Controls around the figures."""
+
+from s3pet.widgets.live import watch
+
+__all__ = ["watch"]

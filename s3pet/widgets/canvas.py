@@ -73,12 +73,14 @@ class Canvas:
                 self.figure.draw_artist(artist)
         self.widget.value = self.png()
 
-    def png(self) -> bytes:
-        """What is shown now, as PNG."""
+    def png(self, compression: int = 1) -> bytes:
+        """What is shown now, as PNG: quick to make (1) or small (9)."""
         from PIL import Image
 
         file = io.BytesIO()
-        Image.fromarray(np.asarray(self._agg.buffer_rgba())).convert("RGB").save(file, "PNG", compress_level=1)
+        Image.fromarray(np.asarray(self._agg.buffer_rgba())).convert("RGB").save(
+            file, "PNG", compress_level=compression
+        )
         return file.getvalue()
 
 

@@ -124,13 +124,12 @@ class Live(View):
         self.draw(result)
         self.bar.value = result.metrics["steps"]
         why = f", {result.metrics['stopped']}" if result.metrics.get("stopped") else ""
-        seconds = result.metrics["seconds"]
-        summary = f"{result.metrics['steps']} steps in {_clock(seconds)}{why}: {result.structure()!r}"
-        self.text.value = html.escape(summary)
+        steps, seconds = f"{result.metrics['steps']} steps{why}", _clock(result.metrics["seconds"])
+        self.text.value = html.escape(f"{steps}, {seconds}: {result.structure()!r}")
         self.panel.children = [self.text, self.canvas.widget]
         if self._handle is not None:
-            picture = b64encode(self.canvas.widget.value).decode()
-            self._handle.update({"image/png": picture, "text/plain": summary}, raw=True)
+            picture = b64encode(self.canvas.png(9)).decode()
+            self._handle.update({"image/png": picture, "text/plain": f"{steps}: {result.structure()!r}"}, raw=True)
 
     def fail(self, error: BaseException) -> None:
         """Say what went wrong, where the search would have been."""
