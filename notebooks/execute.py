@@ -6,7 +6,7 @@
 
 What differs between machines or runs (versions, times, execution order of another session) is stripped, so that a
 notebook changes only if what it says changes. A widget is stored as its picture: without a kernel it could do no more.
-Pictures are stored with a palette of 256 colours, which nobody can tell from all of them in a figure, in half the space.
+Pictures are stored with a palette of 256 colours: in a figure nobody sees the difference, and it takes half the space.
 """
 
 from __future__ import annotations

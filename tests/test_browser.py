@@ -1,11 +1,11 @@
 """The notebooks in a real JupyterLab, in a real browser: what a person would click, and what the page shows then.
 
-Needs Chromium (``CHROMIUM`` names another one than the first found). Screenshots are left in ``runs/browser`` to be looked at.
+Needs Chromium (``CHROMIUM`` names another one than the first found). Screenshots are left in ``runs/browser``, to be
+looked at.
 """
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
