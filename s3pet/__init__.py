@@ -36,6 +36,7 @@ _ROOMS = {
         *("plot_comparison", "plot_budget_curve", "plot_transfer", "plot_overlap"),
         *("figure_style", "save_figure", "describe"),
     ),
+    "environment": ("environment_report",),
     "errors": ("S3PetError",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
@@ -43,6 +44,7 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 if TYPE_CHECKING:
     from s3pet import errors, gates, structure
     from s3pet.backbones import list_backbones, load_backbone
+    from s3pet.environment import environment_report
     from s3pet.errors import S3PetError
     from s3pet.gates import Budget
     from s3pet.plots import (

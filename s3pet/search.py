@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from s3pet import bilevel
 from s3pet.backbones import backbone_checksum
@@ -34,6 +33,7 @@ from s3pet.checkpoint import load_state, save_state
 from s3pet.errors import SearchError
 from s3pet.gates import GRADIENT_MODES, Budget, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
 from s3pet.objective import Batch, Objective, Row, make_objective
+from s3pet.progress import View, make_view
 from s3pet.runs import SearchResult, config_hash, gate_table, refuse_finished, versions
 from s3pet.space import Space
 from s3pet.structure import parse_budget, select_mask
@@ -285,7 +285,7 @@ def search(
     budget: int | float | str | Budget,
     out: str | Path | None = None,
     overwrite: bool = False,
-    progress: bool = True,
+    progress: bool | View = True,
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> SearchResult:
@@ -298,7 +298,8 @@ def search(
         budget: trainable PET parameters, any form :meth:`Budget.parse` reads.
         out: run folder; with it, the search checkpoints and continues where it was cut off.
         overwrite: replace a finished run in ``out``.
-        progress: show a bar with loss, expected sampled parameters, and how settled the structure is.
+        progress: show how it goes: in a notebook a live figure with a button that stops and keeps, elsewhere a bar; or
+            a :class:`s3pet.progress.View` of your own.
         callbacks: called with the :class:`Searcher` at every record; one that returns True stops the search, which
             keeps what it has found. So does an interrupt from the keyboard.
         **settings: fields of :class:`Settings`: steps, order, seed, batch_size, lr, alpha_lr, …
@@ -314,7 +315,7 @@ def search(
     chosen = Settings(**settings)
     parsed = parse_budget(space, budget)
     solve_shift(torch.zeros(len(space)), space.costs, parsed.n_params)  # raises BudgetError above the space
-    folder = Path(out) if out is not None else None
+    folder, view = Path(out) if out is not None else None, make_view(progress)
     if folder is not None:
         refuse_finished(folder, overwrite)
     config = {
@@ -338,12 +339,13 @@ def search(
         model.train()
         try:
             with searcher.supernet:
-                stopped = _run(searcher, folder, config_hash(config), progress, callbacks)
+                stopped = view.conduct(lambda: _run(searcher, folder, config_hash(config), view, callbacks))
         finally:
             model.train(was_training)
     result = searcher.result(config, {"stopped": stopped})
     if folder is not None:
         result.save(folder, overwrite=overwrite)
+    view.finish(result)
     if stopped == "diverged":
         error = SearchError(
             f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite. Lower lr "
@@ -355,31 +357,27 @@ def search(
     return result
 
 
-def _run(
-    searcher: Searcher, folder: Path | None, config: str, progress: bool, callbacks: Sequence[Callback]
-) -> str | None:
+def _run(searcher: Searcher, folder: Path | None, config: str, view: View, callbacks: Sequence[Callback]) -> str | None:
     """Advance to the last step; returns why it ended early, or None."""
     s = searcher.settings
     every = s.record_every or max(1, s.steps // 50)
-    bar = tqdm(total=s.steps, initial=searcher.step, desc="search", disable=not progress)
-    with bar:
-        try:
-            while searcher.step < s.steps:
-                searcher.advance()
-                bar.update()
-                if searcher.step % every and searcher.step < s.steps:
-                    continue
-                if not searcher.record():
-                    return "diverged"
-                sampled = searcher.sampling_gap() * searcher.budget.n_params
-                loss, settled = searcher.history[-1]["loss_val"], searcher.settled
-                note = f"loss {loss:.3f}, sampled {sampled:,.0f} of {searcher.budget.n_params:,} parameters"
-                bar.set_postfix_str(f"{note}, settled {settled:.2f}", refresh=False)
-                stops = [callback(searcher) is True for callback in callbacks]  # every one is called
-                if any(stops):
-                    return "stopped"
-                if folder is not None and len(searcher.records) % 10 == 1:
-                    save_state(searcher, folder / "checkpoint", config)
-        except KeyboardInterrupt:
-            return "interrupted"
+    try:
+        view.start(searcher)
+        while searcher.step < s.steps:
+            searcher.advance()
+            stop = view.advance(searcher)
+            if not stop and searcher.step % every and searcher.step < s.steps:
+                continue
+            if not searcher.record():
+                return "diverged"
+            view.record(searcher)
+            stops = [callback(searcher) is True for callback in callbacks]  # every one is called
+            if stop or any(stops):
+                return "stopped"
+            if folder is not None and len(searcher.records) % 10 == 1:
+                save_state(searcher, folder / "checkpoint", config)
+    except KeyboardInterrupt:
+        return "interrupted"
+    finally:
+        view.end()
     return None

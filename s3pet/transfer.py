@@ -185,7 +185,8 @@ def agreement(
             seeds = rng.integers(2**31, size=draws)
             random = [_mask(one.space, random_structure(one.space, limit, seed=int(s)).names) for s in seeds]
         else:
-            random = [_shuffled(chosen[second], other.gates, within, rng) for _ in range(draws)]
+            kinds = [*other.gates.reset_index(drop=True).groupby([within, "n_params"]).indices.values()]
+            random = [_shuffled(chosen[second], kinds, rng) for _ in range(draws)]
         chance = [_jaccard(chosen[first], mask) for mask in random]
         row |= {"jaccard_chance": float(np.mean(chance)), "jaccard_chance_high": float(np.quantile(chance, 0.95))}
         ranks = [_ranks(result.gates, within) for result in (one, other)]
@@ -251,11 +252,10 @@ def _jaccard(one: np.ndarray, other: np.ndarray) -> float:
     return float((one & other).sum() / either) if either else 1.0
 
 
-def _shuffled(mask: np.ndarray, gates: pd.DataFrame, within: str, rng: np.random.Generator) -> np.ndarray:
-    """The mask with its places shuffled among candidates of equal kind and cost: the structure costs what it did."""
+def _shuffled(mask: np.ndarray, kinds: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """The mask with its places shuffled among rows of equal kind and cost: the structure costs what it did."""
     made = mask.copy()
-    for index in gates.reset_index().groupby([within, "n_params"])["index"]:
-        rows = index[1].to_numpy()
+    for rows in kinds:
         made[rows] = rng.permutation(mask[rows])
     return made
 

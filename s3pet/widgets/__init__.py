@@ -3,6 +3,7 @@
 A widget draws nothing that a plain function of :mod:`s3pet.plots` does not draw, and ``widget.figure()`` gives that
 figure. Without a kernel (GitHub, nbconvert) a saved widget is its last picture.
 
+    live        watch: a search while it runs
     explorer    explore: one saved search at any budget and step, candidate by candidate
     comparison  compare: several searches of one space
     lab         gate_lab: a few gates, for teaching
@@ -15,5 +16,6 @@ figure. Without a kernel (GitHub, nbconvert) a saved widget is its last picture.
 from s3pet.widgets.comparison import compare
 from s3pet.widgets.explorer import explore
 from s3pet.widgets.lab import gate_lab
+from s3pet.widgets.live import watch
 
-__all__ = ["compare", "explore", "gate_lab"]
+__all__ = ["compare", "explore", "gate_lab", "watch"]

@@ -41,6 +41,15 @@ class Canvas:
         self._moving: Sequence[Artist] = ()
         self._background: Any = None
 
+    def clear(self, height: float | None = None) -> Figure:
+        """An empty figure, perhaps of another height in inches."""
+        self.figure.clear()
+        self.figure.set_layout_engine("constrained")
+        self.figure.set_facecolor(style().ground)
+        if height is not None:
+            self.figure.set_figheight(height)
+        return self.figure
+
     def look(self) -> AbstractContextManager[Any]:
         """The figure style in which this canvas was made, whatever is in use now: one picture has one style."""
         return figure_style(self._style.name, dark=self._style.dark)
@@ -72,12 +81,13 @@ class Canvas:
         self.widget.tooltip = alt or None
         self.widget.value = self.png()
 
-    def png(self) -> bytes:
-        """What is shown now, as PNG."""
+    def png(self, compression: int = 1) -> bytes:
+        """What is shown now, as PNG: quick to make (1) or small (9)."""
         from PIL import Image
 
         file = io.BytesIO()
-        Image.fromarray(np.asarray(self._agg.buffer_rgba())).convert("RGB").save(file, "PNG", compress_level=1)
+        image = Image.fromarray(np.asarray(self._agg.buffer_rgba())).convert("RGB")
+        image.save(file, "PNG", compress_level=compression)
         return file.getvalue()
 
 
