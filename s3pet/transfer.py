@@ -185,7 +185,8 @@ def agreement(
             seeds = rng.integers(2**31, size=draws)
             random = [_mask(one.space, random_structure(one.space, limit, seed=int(s)).names) for s in seeds]
         else:
-            kinds = [*other.gates.reset_index(drop=True).groupby([within, "n_params"]).indices.values()]
+            table = other.gates.reset_index(drop=True)
+            kinds = [np.asarray(rows) for rows in table.groupby([within, "n_params"]).indices.values()]
             random = [_shuffled(chosen[second], kinds, rng) for _ in range(draws)]
         chance = [_jaccard(chosen[first], mask) for mask in random]
         row |= {"jaccard_chance": float(np.mean(chance)), "jaccard_chance_high": float(np.quantile(chance, 0.95))}

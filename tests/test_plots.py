@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
 from s3pet import plots
@@ -522,3 +523,31 @@ def test_ink_and_lines_stand_out_from_the_ground(dark):
         assert contrast(style.grey, style.ground) > 4.5
         for colour in plots.style.PET_COLOURS.values():
             assert contrast(colour, style.ground) > 2.1
+
+
+@pytest.mark.parametrize("function", [plots.plot_gates, plots.plot_profile])
+def test_axes_made_without_the_style_get_its_ground_and_ink(function):
+    with plots.figure_style("paper", dark=True) as look:
+        ax = plt.subplots(figsize=(look.column, 3), layout="constrained")[1]
+        function(make_gates(), ax=ax)
+        shown = {to_hex(ax.figure.get_facecolor()), to_hex(ax.get_facecolor())}
+        assert shown == {look.ground.lower()}
+        assert {to_hex(label.get_color()) for label in ax.get_xticklabels()} == {look.ink.lower()}
+    ax = plt.subplots()[1]
+    ax.set_facecolor("beige")
+    plots.plot_gates(make_gates(), ax=ax)
+    assert to_hex(ax.get_facecolor()) == to_hex("beige"), "a light figure of the user's own stays as it is"
+
+
+def test_a_long_legend_does_not_squeeze_the_map_of_a_structure():
+    gates = make_gates()
+    with plots.figure_style("paper") as look:
+        wide = []
+        for budget in (None, 1_234_567):
+            ax = plt.subplots(figsize=(look.column, 3), layout="constrained")[1]
+            plots.plot_structure(make_structure(gates, budget), space=gates, ax=ax)
+            ax.figure.draw_without_rendering()
+            wide.append(ax.get_position().width)
+            text = ax.get_legend().get_window_extent()
+            assert text.x1 <= ax.figure.bbox.x1 + 1
+        assert wide[1] > 0.9 * wide[0] > 0.4

@@ -155,7 +155,10 @@ def _legend(ax: Axes, entries: Entries) -> None:
     shift = ScaledTranslation(-0.8 * style().scale, drop * style().scale, figure_of(ax).dpi_scale_trans)
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": ax.transAxes + shift}
     place |= {"ncols": 1 if inches < 3.4 else 2, "handler_map": {tuple: HandlerTuple(ndivide=1)}}
-    legend = ax.legend(entries.values(), entries, **place)
+    letters = int(
+        (72 * figure_of(ax).get_figwidth() - 5 * style().font) / (0.58 * style().font)
+    )  # in the figure's width
+    legend = ax.legend(entries.values(), [textwrap.fill(name, max(letters, 20)) for name in entries], **place)
     legend.set_visible(bool(entries))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import RLock
 from typing import Any, TypeVar
 
 import matplotlib as mpl
@@ -99,6 +100,7 @@ STYLES = {
     "talk": Style("talk", 13.0, 6.4, 12.8),
 }
 _now = STYLES["notebook"]
+_drawing = RLock()
 
 
 class _Restore(AbstractContextManager["Style"]):
@@ -143,14 +145,30 @@ def style() -> Style:
 
 
 def styled(function: Function) -> Function:
-    """Decorator: draw in the style in use, leaving matplotlib's settings as they were."""
+    """Decorator: draw in the style in use, leaving matplotlib's settings as they were.
+
+    One figure at a time: a search that is watched draws in a thread of its own.
+    """
 
     @functools.wraps(function)
     def drawn(*args: Any, **options: Any) -> Any:
-        with mpl.rc_context(_now.settings):
+        with _drawing, mpl.rc_context(_now.settings):
+            if isinstance(ax := options.get("ax"), Axes) and _now.dark:
+                _darken(ax)
             return function(*args, **options)
 
     return drawn  # type: ignore[return-value]
+
+
+def _darken(ax: Axes) -> None:
+    """The ground and ink of the style on Axes that were made without it."""
+    figure_of(ax).set_facecolor(_now.ground)
+    ax.set_facecolor(_now.ground)
+    ax.tick_params(which="both", color=_now.ink, labelcolor=_now.ink)
+    for text in (ax.title, ax.xaxis.label, ax.yaxis.label):
+        text.set_color(_now.ink)
+    for spine in ax.spines.values():
+        spine.set_edgecolor(_now.grey)
 
 
 def new_axes(width: float | None = None, height: float = 3.0) -> Axes:
