@@ -95,6 +95,23 @@ def test_budget_cuts_the_saved_search_again(run):
         assert widget.canvas.widget.value != before
 
 
+def test_a_front_end_that_rounds_to_steps_keeps_the_searched_budget():
+    widget = explore(RUNS)
+    for model in ("pocket-t5", "pocket-t5-deep"):
+        widget.selectors["model"].value = model
+        slider, budget = widget.budget, widget.recut.result.budget.n_params
+        steps = (math.log10(budget) - slider.min) / slider.step
+        assert steps == pytest.approx(round(steps), abs=1e-6) and 0.005 < slider.step < 0.02
+        slider.value = 10 ** round(slider.min + round(steps) * slider.step, 7)  # as a browser sends it back
+        assert widget.n_params == budget
+
+
+def test_pictures_have_tooltips_that_a_front_end_can_show(run):
+    picture = explore(run).canvas.widget
+    assert 0 < len(picture.tooltip) <= 200
+    assert picture.get_state()["description"] == ""  # the front end reads its length
+
+
 def test_slider_reaches_from_the_cheapest_candidate_to_the_whole_space(run):
     widget = explore(run)
     widget.budget.value = 10**widget.budget.min

@@ -47,9 +47,9 @@ def plot_gate_lab(
     """
     given, beta = (alpha, costs, budget), temperature
     solve_shift(*_tensors(alpha, costs), budget, temperature=beta)  # before anything is wiped
-    figure = new_figure(6.7, 5.0, figure)
+    figure = new_figure(6.2, 4.9, figure)
     figure.set_layout_engine("none")  # places that stay put while a slider moves
-    margins = {"left": 0.1, "right": 0.985, "bottom": 0.09, "top": 0.94, "wspace": 0.27, "hspace": 0.42}
+    margins = {"left": 0.105, "right": 0.985, "bottom": 0.09, "top": 0.94, "wspace": 0.27, "hspace": 0.42}
     axes = figure.subplots(2, 2, gridspec_kw=margins)
     plot_shift(*given, temperature=beta, ax=axes[0, 0])
     plot_samples(*given, temperature=beta, sample_temperature=sample_temperature, seed=seed, ax=axes[0, 1])

@@ -8,6 +8,7 @@ whole figure takes tenths of a second.
 from __future__ import annotations
 
 import io
+import textwrap
 from base64 import b64encode
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -19,10 +20,17 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from traitlets import Unicode
 
 from s3pet.plots.style import figure_style, style
 
 DPI = 96
+
+
+class Picture(W.Image):
+    """An Image that may have a tooltip: ipywidgets 8 fails to show one on a widget without a description."""
+
+    description = Unicode("").tag(sync=True)
 
 
 class Canvas:
@@ -31,13 +39,17 @@ class Canvas:
     Attributes:
         figure: draw in it, inside ``with canvas.look():``, then call `show`.
         widget: the ``ipywidgets.Image``.
+        alt: what it shows, in words.
     """
 
     def __init__(self, width: float = 6.4, height: float = 4.8):
         self._style = style()
         self.figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor=style().ground)
         self._agg = FigureCanvasAgg(self.figure)
-        self.widget = W.Image(format="png", layout=W.Layout(max_width="100%", object_fit="contain"))
+        self.alt = ""
+        self.widget = Picture(
+            format="png", layout=W.Layout(max_width="100%", object_fit="contain", align_self="flex-start")
+        )
         self._moving: Sequence[Artist] = ()
         self._background: Any = None
 
@@ -59,7 +71,7 @@ class Canvas:
 
         Args:
             moving: artists of the figure, drawn last, in this order.
-            alt: what the picture shows, in words, for a tooltip and for screen readers.
+            alt: what the picture shows, in words; its beginning is the tooltip, which screen readers read.
         """
         for artist in moving:
             artist.set_animated(True)
@@ -78,7 +90,7 @@ class Canvas:
                 artist.axes.draw_artist(artist)
             else:
                 self.figure.draw_artist(artist)
-        self.widget.tooltip = alt or None
+        self.alt, self.widget.tooltip = alt, textwrap.shorten(alt, 200, placeholder=" …") or None
         self.widget.value = self.png()
 
     def png(self, compression: int = 1) -> bytes:
@@ -105,5 +117,5 @@ class Panel(W.VBox):
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         if data is not None and self.canvas.widget.value:
             data["image/png"] = b64encode(self.canvas.widget.value).decode()
-            data["text/plain"] = self.canvas.widget.tooltip or f"{type(self).__name__}()"
+            data["text/plain"] = self.canvas.alt or f"{type(self).__name__}()"
         return bundle

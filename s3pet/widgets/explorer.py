@@ -24,6 +24,7 @@ from s3pet.widgets.parts import (
     describe_budget,
     export_figure,
     facts_table,
+    set_budgets,
     set_range,
     whole,
 )
@@ -222,7 +223,7 @@ class Explorer(Panel):
             kept = self.quantity.value if self.quantity.value in quantities else "prob"
             self.quantity.options = [(label, value) for value, label in quantities.items()]
             self.quantity.value = kept
-            set_range(self.budget, np.log10(recut.cheapest), np.log10(recut.total), self._searched())
+            set_budgets(self.budget, recut.cheapest, recut.total, self._searched())
             self.step.options = recut.steps or [0]
             self.step.value = self.step.options[-1]
             self.step.disabled = len(recut.steps) < 2

@@ -30,20 +30,20 @@ class GateLab(Panel):
         given = _checked(candidates)
         self.seed, self._busy = 0, False
         self.alphas, self.costs = [], []
-        thin: dict[str, Any] = {"style": {"description_width": "25px"}, "layout": W.Layout(width="240px")}
-        field: dict[str, Any] = {"style": {"description_width": "30px"}, "layout": W.Layout(width="120px")}
+        thin: dict[str, Any] = {"style": {"description_width": "25px"}, "layout": W.Layout(width="190px")}
+        field: dict[str, Any] = {"style": {"description_width": "30px"}, "layout": W.Layout(width="110px")}
         low, high = min(-4.0, *(alpha for alpha, _ in given)), max(4.0, *(alpha for alpha, _ in given))
         for i, (alpha, cost) in enumerate(given):
             slider = W.FloatSlider(alpha, min=low, max=high, step=0.1, description=f"α{i}", **thin)
             slider.style.handle_color = COLOURS[i % len(COLOURS)]
             self.alphas.append(slider)
             self.costs.append(W.BoundedIntText(cost, min=1, max=10_000_000, description="cost", **field))
-        wide: dict[str, Any] = {"style": {"description_width": "145px"}, "layout": W.Layout(width="360px")}
+        wide: dict[str, Any] = {"style": {"description_width": "95px"}, "layout": W.Layout(width="300px")}
         start = max(1, self.total // 5)
         self.budget = W.IntSlider(start, min=1, max=self.total - 1, description="budget", **wide)
         beta, tau = {"min": -1, "max": 1, "step": 0.02}, {"min": -1.3, "max": 0.5, "step": 0.02}
         self.temperature = W.FloatLogSlider(1.0, **beta, description="temperature β", **wide)
-        self.sample_temperature = W.FloatLogSlider(1.0, **tau, description="sample temperature τ", **wide)
+        self.sample_temperature = W.FloatLogSlider(1.0, **tau, description="sampling τ", **wide)
         options = [(f"p of candidate {i}", i) for i in range(len(given))]
         self.of = W.Dropdown(options=options, description="gradient of", **wide)
         self.again = W.Button(description="other samples", icon="refresh", layout=W.Layout(width="150px"))
@@ -51,7 +51,7 @@ class GateLab(Panel):
         rows = [W.HBox(pair) for pair in zip(self.alphas, self.costs, strict=True)]
         rest = [self.budget, self.temperature, self.sample_temperature, self.of, self.again, self.message]
         self.canvas = Canvas()
-        left = W.VBox([*rows, *rest], layout=W.Layout(width="380px"))
+        left = W.VBox([*rows, *rest], layout=W.Layout(width="312px"))
         super().__init__([W.HBox([left, self.canvas.widget], layout=W.Layout(flex_flow="row wrap"))])
         for control in (*self.alphas, *self.costs, self.budget, self.temperature, self.sample_temperature, self.of):
             control.observe(self._on_change, "value")

@@ -20,11 +20,17 @@ NAMED: dict[str, Any] = {"style": {"description_width": "initial"}}
 
 def budget_slider(low: int, high: int, start: int, **options: Any) -> W.FloatLogSlider:
     """A log slider over budgets in parameters; `whole` reads it."""
-    ends = {"min": math.log10(low), "max": math.log10(high)}
-    layout = W.Layout(width="420px")
-    return W.FloatLogSlider(
-        start, **ends, step=0.005, description="budget", readout_format=",.0f", layout=layout, **options
-    )
+    slider = W.FloatLogSlider(start, min=0, max=20, description="budget", layout=W.Layout(width="420px"), **options)
+    set_budgets(slider, low, high, start)
+    return slider
+
+
+def set_budgets(slider: W.FloatLogSlider, low: int, high: int, start: int) -> None:
+    """Other ends and another value of a budget slider, whose steps meet the value: a front end rounds to steps."""
+    ends = math.log10(low), math.log10(high)
+    set_range(slider, *ends, start)
+    way = math.log10(start) - ends[0]
+    slider.step = way / max(1, round(way / 0.01)) if way > 0 else (ends[1] - ends[0]) / 200 or 0.01
 
 
 def set_range(slider: Any, low: float, high: float, value: Any) -> None:
@@ -38,7 +44,7 @@ def set_range(slider: Any, low: float, high: float, value: Any) -> None:
 
 def whole(slider: W.FloatLogSlider, low: int, high: int) -> int:
     """The budget of a slider, in whole parameters within the ends."""
-    return min(max(math.floor(slider.value + 1e-6), low), high)
+    return min(max(round(slider.value), low), high)
 
 
 def describe_budget(budget: Budget, used: int, n_chosen: int) -> str:
@@ -50,7 +56,7 @@ def describe_budget(budget: Budget, used: int, n_chosen: int) -> str:
 def facts_table(facts: dict[str, str]) -> str:
     """Names and values, as HTML."""
     rows = (
-        f"<tr><td style='opacity:.7;padding-right:1em'>{escape(k)}</td><td>{escape(v)}</td></tr>"
+        f"<tr><td style='opacity:.7;padding-right:1em;white-space:nowrap'>{escape(k)}</td><td>{escape(v)}</td></tr>"
         for k, v in facts.items()
     )
     return f"<table style='line-height:1.5;font-size:90%'>{''.join(rows)}</table>"
