@@ -77,7 +77,7 @@ def test_device_and_attention(tmp_path):
 
 def test_the_embedded_backbone(tmp_path, monkeypatch):
     monkeypatch.setattr(backbones, "embedded_path", lambda: tmp_path)
-    assert list_backbones() == ["pocket-t5"]
+    assert list_backbones() == ["pocket-t5", "pocket-t5-deep"]
     with pytest.raises(BackboneError, match="not in the embedded data"):
         load_backbone("pocket-t5")
     made = tiny_t5().half()

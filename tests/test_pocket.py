@@ -83,8 +83,9 @@ def test_prompts_and_label_words_are_new_for_the_property(grammar):
         assert not any(prompt in task["template"] for prompt, _ in skills)
 
 
-def test_the_skills_were_learnt():
-    log = json.loads((POCKET / "build_log.json").read_text())
+@pytest.mark.parametrize("folder", ["model", "model-deep"])
+def test_the_skills_were_learnt(folder):
+    log = json.loads((POCKET / folder / "build_log.json").read_text())
     last = log["pretraining"][-1]
     accuracies = {key: value for key, value in last.items() if key not in ("step", "loss", "seconds")}
     assert len(accuracies) == 7
