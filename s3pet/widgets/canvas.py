@@ -53,13 +53,11 @@ class Canvas:
         self._moving: Sequence[Artist] = ()
         self._background: Any = None
 
-    def clear(self, height: float | None = None) -> Figure:
-        """An empty figure, perhaps of another height in inches."""
+    def clear(self) -> Figure:
+        """An empty figure."""
         self.figure.clear()
         self.figure.set_layout_engine("constrained")
         self.figure.set_facecolor(style().ground)
-        if height is not None:
-            self.figure.set_figheight(height)
         return self.figure
 
     def look(self) -> AbstractContextManager[Any]:

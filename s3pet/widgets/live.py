@@ -50,6 +50,7 @@ class Live(View):
         )
         self.panel = W.VBox([controls, self.canvas.widget])
         self._handle: Any = None
+        self._state = "…"  # as of the last record: it costs a pass over all candidates
         self._started, self._first, self._told, self._drawn, self._cost = 0.0, 0, 0.0, 0.0, 0.0
 
     @property
@@ -96,12 +97,11 @@ class Live(View):
         if now - self._told > 0.2:
             self._told, self.bar.value = now, searcher.step
             left = (now - self._started) / (searcher.step - self._first) * (searcher.settings.steps - searcher.step)
-            state = describe_state(searcher) if len(searcher.records) > 1 else "…"
-            self.text.value = f"step {searcher.step} of {searcher.settings.steps}, {_clock(left)} left · {state}"
+            self.text.value = f"step {searcher.step} of {searcher.settings.steps}, {_clock(left)} left · {self._state}"
         return self.stopped
 
     def record(self, searcher: Any) -> None:
-        start = time.perf_counter()
+        start, self._state = time.perf_counter(), describe_state(searcher)
         if start - self._drawn < self._cost / SHARE:
             return
         config = {**asdict(searcher.settings), "budget": searcher.budget.n_params}
