@@ -1,0 +1,342 @@
+"""The notebooks in a real JupyterLab, in a real browser: what a person would click, and what the page shows then.
+
+Needs Chromium; the environment variable ``CHROMIUM`` names another one than the first on the path. Screenshots are left
+in ``runs/browser``, to be looked at.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOTS = ROOT / "runs" / "browser"
+TOKEN = "s3pet-test"
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+FLAGS += ["--disable-sync", "--no-first-run", "--disable-dev-shm-usage"]
+WATCHED, LONG = '"steps": 30', '"steps": 3000'  # long enough to be stopped by hand
+WAITING = """stopped = s3pet.search(model, task, space, budget="0.2%", batch_size=16, steps=3000)
+print("ended:", stopped.metrics["stopped"], "| kept:", stopped.structure().n_params <= stopped.budget.n_params)"""
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium, or set CHROMIUM"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The notebooks without outputs, beside the saved runs, in a place of their own."""
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "notebooks").mkdir()
+    (folder / "data").symlink_to(ROOT / "data")
+    for name in ("03_search", "08_explorer"):
+        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        if name == "03_search":
+            (watched,) = [cell for cell in notebook.cells if WATCHED in cell.source]
+            watched.source = watched.source.replace(WATCHED, LONG)
+            notebook.cells.append(nbformat.v4.new_code_cell(WAITING))
+        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
+    return folder
+
+
+@contextmanager
+def server(command, folder, environment, path):
+    """A process that serves on the loopback, until it answers at ``path``; yields its address."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    address, log = f"http://127.0.0.1:{port}", folder / f"{port}.log"
+    with log.open("w") as file:
+        command = [sys.executable, "-m", *command, f"--port={port}"]
+        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            for _ in range(300):
+                try:
+                    urllib.request.urlopen(f"{address}{path}", timeout=60).read()
+                    break
+                except OSError:
+                    assert process.poll() is None, log.read_text()[-2000:]
+                    time.sleep(0.3)
+            else:
+                raise AssertionError(log.read_text()[-2000:])
+            yield address
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def environment(folder):
+    """Environment of a Jupyter that has no settings but ours; ``settings`` is where JupyterLab keeps its own."""
+    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    names += ("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")
+    own = {name: str(folder / "jupyter" / name.lower()) for name in names}
+    own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **own}
+
+
+@pytest.fixture(scope="module")
+def lab(folder, environment):
+    """The address of a JupyterLab that serves the folder."""
+    command = ["jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--ServerApp.root_dir={folder}"]
+    command += [f"--IdentityProvider.token={TOKEN}", "--LabApp.news_url="]
+    with server(command, folder, environment, f"/api/status?token={TOKEN}") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(browser):
+    """A function that opens an address; what the page loads from elsewhere is refused, and noted in ``.elsewhere``."""
+    pages = []
+
+    def opened(address, width=1500, height=1100):
+        page = browser.new_page(viewport={"width": width, "height": height})
+        pages.append(page)
+        page.elsewhere = []
+
+        def gate(route):
+            if route.request.url.startswith(("http://127.0.0.1", "data:", "blob:", "file:")):
+                route.continue_()
+            else:
+                page.elsewhere.append(route.request.url)
+                route.abort()
+
+        page.route("**/*", gate)
+        page.goto(address, timeout=120_000)
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+
+
+@pytest.fixture
+def open_notebook(lab, environment, new_page):
+    """A function that opens a notebook in JupyterLab, in a theme, with a fresh kernel."""
+
+    def opened(name, *, dark=False):
+        settings = Path(environment["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / "apputils-extension"
+        settings.mkdir(parents=True, exist_ok=True)
+        theme = {"theme": f"JupyterLab {'Dark' if dark else 'Light'}"}
+        (settings / "themes.jupyterlab-settings").write_text(json.dumps(theme))
+        (settings / "notification.jupyterlab-settings").write_text(json.dumps({"fetchNews": "false"}))
+        page = new_page(f"{lab}/lab/tree/notebooks/{name}.ipynb?token={TOKEN}&reset")
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000)
+        return page
+
+    return opened
+
+
+def menu(page, name, item):
+    page.get_by_role("menuitem", name=name, exact=True).click()
+    page.get_by_text(item, exact=True).first.click()
+
+
+def cell(page, text):
+    """The code cell whose source has the text; brought into view, because JupyterLab draws only what is seen."""
+    found = page.locator(".jp-CodeCell").filter(has=page.locator(f".jp-InputArea :text({json.dumps(text)})")).first
+    panel = page.locator(".jp-WindowedPanel-outer").first
+    panel.evaluate("panel => panel.scrollTo(0, 0)")
+    for _ in range(100):
+        if found.count():
+            found.scroll_into_view_if_needed()
+            return found
+        panel.evaluate("panel => panel.scrollBy(0, 400)")
+        page.wait_for_timeout(100)
+    raise AssertionError(f"no cell with {text!r}")
+
+
+def finished(page, seconds=240):
+    """Wait until the kernel has run every cell that was asked for; no cell may have failed."""
+    idle = ".jp-Notebook-ExecutionIndicator[data-status='idle']"
+    end = time.monotonic() + seconds
+    while page.locator(".jp-InputPrompt:text-is('[*]:')").count() or not page.locator(idle).count():
+        assert time.monotonic() < end, "the kernel is still busy"
+        assert not errors(page), errors(page)
+        page.wait_for_timeout(300)
+    assert not errors(page), errors(page)
+
+
+def errors(page):
+    return page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").all_text_contents()
+
+
+def until(claim, what, seconds=60):
+    """Wait for a claim about the page; returns its value."""
+    end = time.monotonic() + seconds
+    while not (value := claim()):
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.1)
+    return value
+
+
+def shot(page, name):
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.png")
+
+
+def picture(found):
+    """What identifies the picture in a cell, once it is there."""
+    image = found.locator("img").first
+    image.wait_for(timeout=60_000)
+    until(lambda: image.evaluate("image => image.naturalWidth"), "a picture")
+    return image.get_attribute("src")
+
+
+def slide(found, label, key, times):
+    """Move a slider by its keys, as a person without a mouse does."""
+    handle = found.locator(f".widget-slider:has(label:text-is('{label}')) .noUi-handle").first
+    handle.focus()
+    for _ in range(times):
+        handle.press(key)
+
+
+def spent(found):
+    """(budget, parameters used) as the explorer says them."""
+    words = found.get_by_text("candidates use").first.inner_text()
+    return int(words.split(" ")[0].replace(",", "")), int(words.split(" ")[-1].replace(",", ""))
+
+
+def ground(page, selector):
+    """How bright the background of an element is, 0 to 255."""
+    colour = page.locator(selector).first.evaluate("e => getComputedStyle(e).backgroundColor")
+    return sum(float(part) for part in colour.split("(")[1].rstrip(")").split(",")[:3]) / 3
+
+
+def explore(page, found, name):
+    """Use the explorer: the slider moves budget, choice and picture; returns the budget and what was used."""
+    before, old = spent(found), picture(found)
+    slide(found, "budget", "ArrowLeft", 12)
+    after = until(lambda: (now := spent(found)) != before and now, "another budget")
+    until(lambda: spent(found)[0] < before[0] * 0.9 and picture(found) != old, "another cut")
+    assert spent(found)[1] <= spent(found)[0] and spent(found)[1] < before[1], (before, after)
+    found.get_by_role("button", name="chosen next").click()
+    until(lambda: found.get_by_text("candidate", exact=True).count() and found.locator("td").count() > 6, "the card")
+    page.wait_for_timeout(500)
+    shot(page, name)
+    return spent(found)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_explorer(open_notebook, new_page, folder, dark):
+    theme = "dark" if dark else "light"
+    page = open_notebook("08_explorer", dark=dark)
+    assert (ground(page, ".jp-Notebook") < 100) == dark
+    menu(page, "Run", "Run All Cells")
+    finished(page)
+    found = cell(page, "widgets.explore(")
+    budget, used = explore(page, found, f"explorer_{theme}")
+
+    for label, file, start in (("export figure", f"{theme}/map", b"%PDF"), ("save structure", f"{theme}/one", b"{")):
+        row = found.locator(".widget-hbox", has=page.get_by_role("button", name=label)).last
+        row.locator("input[type=text]").fill(file)
+        row.locator("input[type=text]").press("Tab")
+        row.get_by_role("button", name=label).click()
+        found.get_by_text(f"wrote {file}").first.wait_for(timeout=60_000)
+        (written,) = (folder / "notebooks" / theme).glob(f"{Path(file).name}.*")
+        assert written.read_bytes().startswith(start)
+    saved = json.loads((folder / "notebooks" / theme / "one.json").read_text())
+    assert f"of {budget:,}" in found.get_by_text("wrote").first.inner_text() and len(saved["candidates"]) > 0
+    assert used <= budget
+    row.get_by_role("button", name=label).click()
+    found.get_by_text("exists already").first.wait_for()
+
+    compared = cell(page, "widgets.compare(")
+    old = picture(compared)
+    compared.locator("select", has=page.locator("option:text-is('difference')")).first.select_option("difference")
+    until(lambda: picture(compared) != old, "the difference map")
+    shot(page, f"compare_{theme}")
+    assert not page.elsewhere, "nothing may come from the network"
+
+    if not dark:
+        menu(page, "File", "Save Notebook")
+        path = folder / "notebooks" / "08_explorer.ipynb"
+        until(lambda: '"execution_count": 1' in path.read_text(), "the saved file")
+        shows_its_static_twin(path, folder / "reopened.html", new_page)
+
+
+def shows_its_static_twin(path, target, new_page):
+    """A saved notebook, opened where no kernel runs, has a picture under each widget's cell and under its twin's."""
+    from nbconvert import HTMLExporter
+
+    notebook = nbformat.read(path, as_version=4)
+    assert "widgets" not in notebook.metadata, "GitHub refuses notebooks with half a widget state"
+    for cell in notebook.cells:  # as GitHub shows it: it knows no widgets
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    target.write_text(HTMLExporter(embed_images=True).from_notebook_node(notebook)[0])
+    page = new_page(target.as_uri(), height=1400)
+    for text in ("widgets.explore(", "plot_cut(explorer.gates", "widgets.compare(", "plot_agreement(comparison"):
+        found = page.locator(".jp-CodeCell", has=page.locator(f".jp-InputArea:has-text('{text}')")).first
+        found.scroll_into_view_if_needed()
+        assert found.locator("img").count() == 1, text
+        assert found.locator("img").evaluate("image => image.naturalWidth") > 400
+    shot(page, "reopened")
+
+
+def test_stop_and_keep(open_notebook):
+    """Both buttons: of a search that is watched, and of one that a cell waits for."""
+    page = open_notebook("03_search")
+    menu(page, "Run", "Run All Cells")
+    watched = cell(page, "widgets.watch(")
+    stop(page, watched, "watch")
+    found = cell(page, "stopped = s3pet.search(")
+    stop(page, found, "search")
+    words = found.locator(".jp-OutputArea-output pre:has-text('ended:')").first
+    words.wait_for(timeout=60_000)
+    assert words.inner_text().strip() == "ended: stopped | kept: True"
+    finished(page)
+    assert "overlap with the choice of seed 0" in cell(page, "watched.result()").inner_text()
+    assert not page.elsewhere
+
+
+def stop(page, found, name):
+    """Wait until the search shows something, press its button, and see it give way to the static figure."""
+    button = found.get_by_role("button", name="Stop and keep")
+    button.wait_for(timeout=180_000)
+    found.scroll_into_view_if_needed()
+    found.get_by_text("of 3000").first.wait_for(timeout=60_000)
+    picture(found)
+    page.wait_for_timeout(1500)
+    shot(page, f"{name}_running")
+    button.click()
+    button.wait_for(state="detached", timeout=30_000)
+    picture(found)
+    shot(page, f"{name}_stopped")
+
+
+def test_explorer_as_a_web_page(folder, environment, new_page):
+    """The README's recipe: voila serves the explorer without JupyterLab."""
+    pytest.importorskip("voila", reason="voila is not installed: pip install s3pet[web]")
+    command = ["voila", "notebooks/08_explorer.ipynb", "--no-browser", "--Voila.ip=127.0.0.1"]
+    with server(command, folder, environment, "/static/components/style.css") as address:
+        page = new_page(address)
+        found = page.locator(".widget-vbox", has=page.get_by_role("button", name="save structure")).last
+        found.wait_for(timeout=180_000)
+        found.scroll_into_view_if_needed()
+        explore(page, found, "voila")
+        assert not page.elsewhere
