@@ -153,7 +153,7 @@ def open_notebook(lab, environment, new_page):
 
 def menu(page, name, item):
     page.get_by_role("menuitem", name=name, exact=True).click()
-    page.get_by_text(item, exact=True).first.click()
+    page.locator(f".lm-Menu-itemLabel:text-is('{item}')").click()
 
 
 def cell(page, text):
@@ -267,7 +267,7 @@ def test_explorer(open_notebook, new_page, folder, dark):
 
     compared = cell(page, "widgets.compare(")
     old = picture(compared)
-    compared.locator("select", has=page.locator("option:text-is('difference')")).first.select_option("difference")
+    compared.locator("button:text-is('difference')").click()
     until(lambda: picture(compared) != old, "the difference map")
     shot(page, f"compare_{theme}")
     assert not page.elsewhere, "nothing may come from the network"
@@ -310,7 +310,7 @@ def test_stop_and_keep(open_notebook):
     words.wait_for(timeout=60_000)
     assert words.inner_text().strip() == "ended: stopped | kept: True"
     finished(page)
-    assert "overlap with the choice of seed 0" in cell(page, "watched.result()").inner_text()
+    cell(page, "watched.result()").locator("pre:has-text('overlap with the choice of seed 0')").wait_for()
     assert not page.elsewhere
 
 
