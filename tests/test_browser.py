@@ -87,7 +87,7 @@ def environment(folder):
     names += ("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")
     own = {name: str(folder / "jupyter" / name.lower()) for name in names}
     own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, **own}
+    return {name: value for name, value in os.environ.items() if name != "MPLBACKEND"} | own
 
 
 @pytest.fixture(scope="module")
@@ -185,12 +185,12 @@ def errors(page):
     return page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").all_text_contents()
 
 
-def until(claim, what, seconds=60):
-    """Wait for a claim about the page; returns its value."""
+def until(page, claim, what, seconds=60):
+    """Wait for a claim to hold; returns its value. The page must be waited with: its requests pass through us."""
     end = time.monotonic() + seconds
     while not (value := claim()):
         assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.1)
+        page.wait_for_timeout(100)
     return value
 
 
@@ -203,7 +203,7 @@ def picture(found):
     """What identifies the picture in a cell, once it is there."""
     image = found.locator("img").first
     image.wait_for(timeout=60_000)
-    until(lambda: image.evaluate("image => image.naturalWidth"), "a picture")
+    until(found.page, lambda: image.evaluate("image => image.naturalWidth"), "a picture")
     return image.get_attribute("src")
 
 
@@ -231,11 +231,11 @@ def explore(page, found, name):
     """Use the explorer: the slider moves budget, choice and picture; returns the budget and what was used."""
     before, old = spent(found), picture(found)
     slide(found, "budget", "ArrowLeft", 12)
-    after = until(lambda: (now := spent(found)) != before and now, "another budget")
-    until(lambda: spent(found)[0] < before[0] * 0.9 and picture(found) != old, "another cut")
+    after = until(page, lambda: (now := spent(found)) != before and now, "another budget")
+    until(page, lambda: spent(found)[0] < before[0] * 0.9 and picture(found) != old, "another cut")
     assert spent(found)[1] <= spent(found)[0] and spent(found)[1] < before[1], (before, after)
     found.get_by_role("button", name="chosen next").click()
-    until(lambda: found.get_by_text("candidate", exact=True).count() and found.locator("td").count() > 6, "the card")
+    until(page, lambda: found.get_by_text("candidate", exact=True).count() and found.locator("td").count() > 6, "the card")
     page.wait_for_timeout(500)
     shot(page, name)
     return spent(found)
@@ -268,14 +268,14 @@ def test_explorer(open_notebook, new_page, folder, dark):
     compared = cell(page, "widgets.compare(")
     old = picture(compared)
     compared.locator("button:text-is('difference')").click()
-    until(lambda: picture(compared) != old, "the difference map")
+    until(page, lambda: picture(compared) != old, "the difference map")
     shot(page, f"compare_{theme}")
     assert not page.elsewhere, "nothing may come from the network"
 
     if not dark:
         menu(page, "File", "Save Notebook")
         path = folder / "notebooks" / "08_explorer.ipynb"
-        until(lambda: '"execution_count": 1' in path.read_text(), "the saved file")
+        until(page, lambda: '"execution_count": 1' in path.read_text(), "the saved file")
         shows_its_static_twin(path, folder / "reopened.html", new_page)
 
 
