@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input $(PIP_ARGS)
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements.lock)
 
-.PHONY: help demo test check format notebooks runs lab bench pocket lock clean
+.PHONY: help demo test check format notebooks runs lab page bench pocket lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml requirements.lock tests/real-models.txt
 	@echo "installing into $(VENV) from requirements.lock ..."
 	@$(PIP) --upgrade pip
 	@$(PIP) $(TORCH)
-	@$(PIP) -c requirements.lock -e '.[peft,cluster,test,bench]'
+	@$(PIP) -c requirements.lock -e '.[peft,cluster,test,bench,web]'
 	@touch $@
 
 demo: $(STAMP)  ## the whole path on the embedded backbone: search, retrain, compare, figures in runs/demo
@@ -49,6 +49,9 @@ runs: $(STAMP)  ## make the saved runs of the notebooks anew (two hours on two c
 
 lab: $(STAMP)  ## JupyterLab
 	$(BIN)/jupyter lab notebooks
+
+page: $(STAMP)  ## the explorer of the saved runs as a plain web page, without JupyterLab
+	$(BIN)/voila notebooks/08_explorer.ipynb
 
 bench: $(STAMP) $(VENV)/.real-models  ## benchmarks on real data (an hour or more; resumable)
 	$(BIN)/python tests/benchmarks/real_encoder.py

@@ -17,7 +17,7 @@ from pathlib import Path
 from s3pet.progress import in_notebook
 
 MANAGER = Path("share/jupyter/labextensions/@jupyter-widgets/jupyterlab-manager/package.json")
-EXTRAS = {"peft": "peft", "joblib": "cluster", "dask": "cluster"}
+EXTRAS = {"peft": "peft", "joblib": "cluster", "dask": "cluster", "voila": "web"}
 
 
 @dataclass(frozen=True)

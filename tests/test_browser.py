@@ -156,6 +156,12 @@ def menu(page, name, item):
     page.locator(f".lm-Menu-itemLabel:text-is('{item}')").click()
 
 
+def run_all(page):
+    """Ask for all cells; returns when the first is running."""
+    menu(page, "Run", "Run All Cells")
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='busy']", timeout=60_000)
+
+
 def cell(page, text):
     """The code cell whose source has the text; brought into view, because JupyterLab draws only what is seen."""
     found = page.locator(".jp-CodeCell").filter(has=page.locator(f".jp-InputArea :text({json.dumps(text)})")).first
@@ -235,7 +241,9 @@ def explore(page, found, name):
     until(page, lambda: spent(found)[0] < before[0] * 0.9 and picture(found) != old, "another cut")
     assert spent(found)[1] <= spent(found)[0] and spent(found)[1] < before[1], (before, after)
     found.get_by_role("button", name="chosen next").click()
-    until(page, lambda: found.get_by_text("candidate", exact=True).count() and found.locator("td").count() > 6, "the card")
+    until(
+        page, lambda: found.get_by_text("candidate", exact=True).count() and found.locator("td").count() > 6, "the card"
+    )
     page.wait_for_timeout(500)
     shot(page, name)
     return spent(found)
@@ -246,7 +254,7 @@ def test_explorer(open_notebook, new_page, folder, dark):
     theme = "dark" if dark else "light"
     page = open_notebook("08_explorer", dark=dark)
     assert (ground(page, ".jp-Notebook") < 100) == dark
-    menu(page, "Run", "Run All Cells")
+    run_all(page)
     finished(page)
     found = cell(page, "widgets.explore(")
     budget, used = explore(page, found, f"explorer_{theme}")
@@ -301,7 +309,7 @@ def shows_its_static_twin(path, target, new_page):
 def test_stop_and_keep(open_notebook):
     """Both buttons: of a search that is watched, and of one that a cell waits for."""
     page = open_notebook("03_search")
-    menu(page, "Run", "Run All Cells")
+    run_all(page)
     watched = cell(page, "widgets.watch(")
     stop(page, watched, "watch")
     found = cell(page, "stopped = s3pet.search(")
@@ -324,8 +332,10 @@ def stop(page, found, name):
     page.wait_for_timeout(1500)
     shot(page, f"{name}_running")
     button.click()
-    button.wait_for(state="detached", timeout=30_000)
+    until(page, lambda: not found.locator("button.jupyter-button").count(), "the end of the search", 30)
     picture(found)
+    found.locator("img").first.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
     shot(page, f"{name}_stopped")
 
 

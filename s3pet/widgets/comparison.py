@@ -38,7 +38,10 @@ class Comparison(Panel):
     """
 
     def __init__(self, runs: Any, draws: int = 100):
-        named = {name: entry.open() for name, entry in short_names(find_runs(runs)).items()}
+        entries = find_runs(runs)
+        own = isinstance(runs, Mapping) and len(entries) == len(runs)  # a name for each: the user's
+        found = dict(zip(map(str, runs), entries, strict=True)) if own else short_names(entries)
+        named = {name: entry.open() for name, entry in found.items()}
         _check_same_space(named)
         self.draws, self._busy = draws, False
         self._recuts = {name: Recut({}, result) for name, result in named.items()}

@@ -183,7 +183,9 @@ class Explorer(Panel):
     def _arrange(self) -> list[W.Widget]:
         wrap = W.Layout(flex_flow="row wrap", align_items="center")
         row = W.HBox([*self.selectors.values(), self.quantity], layout=wrap)
-        look = W.VBox([self.candidate, W.HBox([self.earlier, self.later]), self.card], layout=W.Layout(flex="0 0 310px"))
+        look = W.VBox(
+            [self.candidate, W.HBox([self.earlier, self.later]), self.card], layout=W.Layout(flex="0 0 310px")
+        )
         files = W.HBox([self.saving, self.exporting], layout=wrap)
         self.canvas.widget.layout.flex, self.canvas.widget.layout.min_width = "0 1 auto", "420px"
         picture = W.HBox([self.canvas.widget, look])  # side by side: where there is little room, the picture shrinks
