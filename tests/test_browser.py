@@ -6,6 +6,7 @@ in ``runs/browser``, to be looked at.
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -165,9 +166,15 @@ def menu(page, name, item):
 
 
 def run_all(page):
-    """Ask for all cells; returns when the first is running."""
-    menu(page, "Run", "Run All Cells")
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='busy']", timeout=60_000)
+    """Ask for all cells, again if a page that was not ready took no notice; returns when the first is running."""
+    asked = page.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]"))
+    for _ in range(5):
+        menu(page, "Run", "Run All Cells")
+        for _ in range(50):
+            if asked.count():
+                return
+            page.wait_for_timeout(200)
+    raise AssertionError("JupyterLab does not run the cells")
 
 
 def cell(page, text):
