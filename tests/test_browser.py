@@ -349,7 +349,7 @@ def stop(page, found, name):
     button.click()
     until(page, lambda: not found.locator("button.jupyter-button").count(), "the end of the search", 30)
     picture(found)
-    found.locator("img").first.scroll_into_view_if_needed()
+    found.locator("img").first.evaluate("image => image.scrollIntoView()")  # the picture may just be exchanged
     page.wait_for_timeout(500)
     shot(page, f"{name}_stopped")
 
