@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input $(PIP_ARGS)
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements.lock)
 
-.PHONY: help demo test check format notebooks runs lab page bench pocket lock clean
+.PHONY: help demo test check format notebooks runs lab page bench bench-real pocket lock clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): pyproject.toml requirements.lock tests/real-models.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -53,7 +53,10 @@ lab: $(STAMP)  ## JupyterLab
 page: $(STAMP)  ## the explorer of the saved runs as a plain web page, without JupyterLab
 	$(BIN)/voila notebooks/08_explorer.ipynb
 
-bench: $(STAMP) $(VENV)/.real-models  ## benchmarks on real data (an hour or more; resumable)
+bench: $(STAMP)  ## what a search costs beside its frozen backbone (ten minutes)
+	$(BIN)/python tests/benchmarks/speed.py
+
+bench-real: $(STAMP) $(VENV)/.real-models  ## structures on real data (an hour or more; resumable)
 	$(BIN)/python tests/benchmarks/real_encoder.py
 
 pocket: $(STAMP)  ## build the embedded backbones and their tasks anew (half an hour)
