@@ -70,6 +70,9 @@ def load_state(searcher: Any, folder: Path, config: str) -> bool:
             f"{folder.parent} holds an unfinished search with other settings ({rest['config']}, now {config}); "
             "choose another folder, pass the same settings to go on, or overwrite=True to start anew"
         )
+    found = {key: tensor.shape for key, tensor in tensors.items() if key.startswith("weight.")}
+    if found != {f"weight.{index}": weight.shape for index, weight in enumerate(searcher.weights)}:
+        raise RunError(f"{path} is of another version of s3pet; remove it, or overwrite=True, to start anew")
     device = searcher.alpha.device
     with torch.no_grad():
         searcher.alpha.copy_(tensors["alpha"])

@@ -48,6 +48,7 @@ class PetModule:
         cost: (d_in, d_out, rank) → trainable parameters, in closed form.
         shapes: (d_in, d_out, rank) → shape of each tensor.
         delta: (tensors, gate, x, h, site module) → z · δ, the shape of h.
+        gated: the tensors z may multiply beforehand instead: delta is linear in them.
         bounds: (d_in, d_out, rank) → half-width of the uniform initialisation of the tensors not starting at 0.
     """
 
@@ -57,6 +58,7 @@ class PetModule:
     cost: Callable[[int, int, int], int]
     shapes: Callable[[int, int, int], dict[str, tuple[int, ...]]]
     delta: Callable[[Tensors, Tensor | float, Tensor, Tensor, nn.Module], Tensor]
+    gated: tuple[str, ...]
     bounds: Callable[[int, int, int], dict[str, float]]
 
     def init(self, d_in: int, d_out: int, rank: int, generator: torch.Generator) -> Tensors:
@@ -135,6 +137,7 @@ PETS: dict[str, PetModule] = {
             cost=lambda d_in, d_out, r: r * (d_in + d_out),
             shapes=lambda d_in, d_out, r: {"A": (r, d_in), "B": (d_out, r)},
             delta=_lora,
+            gated=("B",),
             bounds=lambda d_in, d_out, r: {"A": 1 / math.sqrt(d_in)},  # Kaiming-uniform with a = √5
         ),
         PetModule(
@@ -144,6 +147,7 @@ PETS: dict[str, PetModule] = {
             cost=lambda d_in, d_out, r: d_out,
             shapes=lambda d_in, d_out, r: {"w": (d_out,)},
             delta=_lnfit,
+            gated=("w",),
             bounds=lambda d_in, d_out, r: {},
         ),
         PetModule(
@@ -153,6 +157,7 @@ PETS: dict[str, PetModule] = {
             cost=lambda d_in, d_out, r: d_out,
             shapes=lambda d_in, d_out, r: {"b": (d_out,)},
             delta=_bitfit,
+            gated=("b",),
             bounds=lambda d_in, d_out, r: {},
         ),
         PetModule(
@@ -169,6 +174,7 @@ PETS: dict[str, PetModule] = {
                 "up_bias": (d,),
             },
             delta=_lowrank_adapter,
+            gated=("up_out", "up_bias"),
             bounds=lambda d_in, d, r: {
                 "down_in": _glorot(d, r),
                 "down_out": _glorot(r, bottleneck(d)),
@@ -182,6 +188,7 @@ PETS: dict[str, PetModule] = {
             cost=lambda d_in, d, k: 2 * d * k + d + k,
             shapes=lambda d_in, d, k: {"W1": (k, d), "b1": (k,), "W2": (d, k), "b2": (d,)},
             delta=_adapter,
+            gated=("W2", "b2"),
             bounds=lambda d_in, d, k: {"W1": 1 / math.sqrt(d)},
         ),
     )

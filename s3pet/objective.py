@@ -160,7 +160,8 @@ class SequenceToSequence(LabelWords):
 
     def word_loss(self, batch: Batch) -> Tensor:
         labels = self.words[batch["target"]]
-        return self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        return self.model(**inputs, labels=labels, use_cache=False).loss
 
     def scores(self, batch: Batch) -> Tensor:
         mask = batch["attention_mask"]
@@ -169,7 +170,7 @@ class SequenceToSequence(LabelWords):
         hidden.last_hidden_state = hidden.last_hidden_state.repeat_interleave(n_labels, 0)
         labels = self.words.repeat(n_rows, 1)  # row-major: all label words of row 0, then of row 1, …
         mask = mask.repeat_interleave(n_labels, 0)
-        logits = self.model(encoder_outputs=hidden, attention_mask=mask, labels=labels).logits
+        logits = self.model(encoder_outputs=hidden, attention_mask=mask, labels=labels, use_cache=False).logits
         return _likelihood(logits, labels).view(n_rows, n_labels)
 
 
@@ -194,13 +195,13 @@ class Causal(LabelWords):
 
     def word_loss(self, batch: Batch) -> Tensor:
         ids, labels = self._continued(batch, [[int(pick)] for pick in batch["target"]])
-        logits = self.model(input_ids=ids).logits[:, :-1]
+        logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
         return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
 
     def scores(self, batch: Batch) -> Tensor:
         every = list(range(len(self.words)))
         ids, labels = self._continued(batch, [every] * len(batch["target"]))
-        logits = self.model(input_ids=ids).logits[:, :-1]
+        logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
         return _likelihood(logits, labels[:, 1:]).view(-1, len(every))
 
     def _continued(self, batch: Batch, picks: list[list[int]]) -> tuple[Tensor, Tensor]:

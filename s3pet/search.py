@@ -132,6 +132,7 @@ class Searcher:
     Attributes:
         step: steps done.
         alpha: structural parameters, float32 [n_candidates].
+        weights: all PET tensors as one vector, then the head's.
         settings, space, budget: what it runs on.
         history: one dict per step. records: (step, alpha) of every record.
         settled: overlap (Jaccard) of the chosen set with the one ten records before, in [0, 1].
@@ -155,7 +156,7 @@ class Searcher:
         device = self.objective.device
         self.costs = space.costs.to(device, torch.float32)
         self.alpha = torch.zeros(len(space), device=device)
-        self.weights = [*self.supernet.weights, *self.objective.head_weights]
+        self.weights = [self.supernet.flatten(), *self.objective.head_weights]
         self.alpha_optimizer = torch.optim.AdamW([self.alpha], lr=settings.alpha_lr, weight_decay=0.0)
         self.weight_optimizer = torch.optim.AdamW(self.weights, lr=settings.lr, weight_decay=0.0)
         self.step, self.passes, self.seconds = 0, 0, 0.0
@@ -249,15 +250,15 @@ class Searcher:
         seed = derive(self.settings.seed, 7, self.step, phase)
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(len(self.space), generator=generator).to(self.alpha.device)
-        n_pet, s = len(self.supernet.weights), self.settings
+        s = self.settings
 
         def loss(alpha: Tensor, weights: Sequence[Tensor]) -> Tensor:
             gates = self._probs(alpha)
             if s.sampling != "mean":
                 gates = sample_gates(gates, noise, temperature=s.sample_temperature, hard=s.sampling == "hard")
             torch.manual_seed(seed)  # the same dropout in every pass over this batch
-            with self.supernet.using(gates, weights[:n_pet]):
-                return self.objective.loss(batch, weights[n_pet:] or None)
+            with self.supernet.using(gates, weights[0]):
+                return self.objective.loss(batch, weights[1:] or None)
 
         return loss
 

@@ -1,4 +1,4 @@
-"""Attach candidates to a frozen model by hooks, and take them off without a trace.
+"""Attach candidates to a frozen model, and take them off without a trace.
 
 A supernet owns the PET tensors of its candidates, nothing of the backbone: one frozen backbone serves every supernet,
 one after the other, and is bit for bit what it was once they are gone. While attached, every site's output is
@@ -9,14 +9,19 @@ with the gates z given by :meth:`Supernet.using` (all 1 without it, which is how
 PET tensors get gradients; autograd builds no graph below the first site.
 
 As in the authors' code, all candidates of a projection or norm read the site's own input and output; a block's
-adapter reads the block's output with what its projections' candidates have added.
+adapter reads the block's output with what its projections' candidates have added. Where :mod:`s3pet.fused` knows the
+site, its forward is replaced while attached; elsewhere a forward hook adds the deltas one by one.
+
+Gates multiply the smallest tensors, all of them in one product: for that the PET tensors are thought of as one vector,
+those that no gate touches first. A search keeps them so (:meth:`Supernet.flatten`), and gets one gradient back.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from s3pet.errors import SearchError, StructureMismatchError
+from s3pet.fused import fused_forward
 from s3pet.modules import PETS, pet_module
 from s3pet.space import Candidate, Space
 from s3pet.structure import Structure
@@ -57,18 +63,30 @@ class Supernet(nn.Module):
         self.keys: list[str] = []
         self._slots: list[list[tuple[str, int]]] = []
         fresh: list[nn.Parameter] = []
+        free: list[int] = []
+        gated: list[int] = []
+        owners: list[int] = []  # of each element of the gated tensors, its candidate
         device = next(model.parameters()).device
-        for candidate in self.candidates:
+        for number, candidate in enumerate(self.candidates):
             slots = []
             for name, tensor in self._fresh(candidate, seed).items():
                 slots.append((name, len(fresh)))
+                if name in PETS[candidate.pet].gated:
+                    gated.append(len(fresh))
+                    owners += [number] * tensor.numel()
+                else:
+                    free.append(len(fresh))
                 self.keys.append(f"{candidate.name}/{name}")
                 fresh.append(nn.Parameter(tensor.to(device)))
             self._slots.append(slots)
         self.weights = nn.ParameterList(fresh)
-        self._now: Sequence[Tensor] = list(self.weights)
-        self._gates: Sequence[Tensor | float] = [1.0] * len(self.candidates)
-        self._handles: list[Any] = []
+        self._order, self._n_free = [*free, *gated], len(free)
+        self._sizes = [fresh[slot].numel() for slot in self._order]
+        self._owners = torch.tensor(owners, dtype=torch.long, device=device)
+        self._gates: Tensor | None = None
+        self._given: Tensor | Sequence[Tensor] = list(self.weights)
+        self._now: Sequence[Tensor] = list(self.weights)  # as given, gates multiplied in
+        self._undo: list[Callable[[], None]] = []
         self._flags: list[bool] = []
 
     @staticmethod
@@ -83,7 +101,7 @@ class Supernet(nn.Module):
         return sum(weight.numel() for weight in self.weights)
 
     def attach(self) -> Supernet:
-        """Put the hooks on and freeze the backbone; raises SearchError if another supernet is on."""
+        """Put the candidates on and freeze the backbone; raises SearchError if another supernet is on."""
         if getattr(self.model, _MARK, False):
             raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
         parameters = list(self.model.parameters())
@@ -98,16 +116,16 @@ class Supernet(nn.Module):
             except AttributeError as error:
                 self.detach()
                 raise StructureMismatchError(f"{path!r} is not in {type(self.model).__name__}") from error
-            self._handles.append(site.register_forward_hook(self._hook([index for index, _ in group])))
+            self._put_on(site, [index for index, _ in group])
         return self
 
     def detach(self) -> None:
-        """Take the hooks off and give the backbone its own requires_grad flags back. Safe to call twice."""
+        """Take the candidates off and give the backbone its own requires_grad flags back. Safe to call twice."""
         if not self._flags:
             return
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        for undo in self._undo:
+            undo()
+        self._undo = []
         for parameter, flag in zip(self.model.parameters(), self._flags, strict=True):
             parameter.requires_grad_(flag)
         self._flags = []
@@ -119,23 +137,44 @@ class Supernet(nn.Module):
     def __exit__(self, *_: object) -> None:
         self.detach()
 
+    def flatten(self) -> Tensor:
+        """All PET tensors as one vector that shares their memory from now on; :meth:`using` takes it as weights."""
+        flat = torch.cat([self.weights[slot].detach().reshape(-1) for slot in self._order])
+        for slot, part in zip(self._order, flat.split(self._sizes), strict=True):
+            self.weights[slot].data = part.view(self.weights[slot].shape)
+        return flat
+
     @contextmanager
-    def using(self, gates: Tensor | None = None, weights: Sequence[Tensor] | None = None) -> Iterator[None]:
+    def using(self, gates: Tensor | None = None, weights: Tensor | Sequence[Tensor] | None = None) -> Iterator[None]:
         """Run with these gates and weights instead of 1 and the supernet's own; restored afterwards.
 
         Args:
             gates: [n_candidates].
-            weights: tensors in the shapes of ``self.weights``.
+            weights: tensors in the shapes of ``self.weights``, or one vector in the order of :meth:`flatten`.
         """
-        before = self._gates, self._now
-        if gates is not None:
-            self._gates = gates.unbind()
-        if weights is not None:
-            self._now = weights
+        before = self._gates, self._given, self._now
+        self._gates = self._gates if gates is None else gates
+        self._given = self._given if weights is None else weights
+        self._now = self._gated()
         try:
             yield
         finally:
-            self._gates, self._now = before
+            self._gates, self._given, self._now = before
+
+    def _gated(self) -> Sequence[Tensor]:
+        """The given weights, each in its shape, the gates multiplied in."""
+        given = self._given
+        if self._gates is None and not isinstance(given, Tensor):
+            return given
+        flat = given if isinstance(given, Tensor) else torch.cat([given[slot].reshape(-1) for slot in self._order])
+        if self._gates is not None:
+            free, gated = flat.split([flat.numel() - len(self._owners), len(self._owners)])
+            gated = gated * self._gates[self._owners]
+            parts = (*free.split(self._sizes[: self._n_free]), *gated.split(self._sizes[self._n_free :]))
+        else:
+            parts = flat.split(self._sizes)
+        found = dict(zip(self._order, parts, strict=True))
+        return [found[slot].view(weight.shape) for slot, weight in enumerate(self.weights)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's own output, with the candidates on for this call."""
@@ -158,19 +197,27 @@ class Supernet(nn.Module):
             for key, weight in own.items():
                 weight.copy_(tensors[key])
 
-    def _hook(self, indices: list[int]) -> Any:
-        rows = [(index, PETS[self.candidates[index].pet].delta, self._slots[index]) for index in indices]
+    def _put_on(self, site: nn.Module, indices: list[int]) -> None:
+        pets = [self.candidates[index].pet for index in indices]
+        slots = [self._slots[index] for index in indices]
+
+        def tensors() -> list[dict[str, Tensor]]:
+            return [{name: self._now[slot] for name, slot in row} for row in slots]
 
         def add_deltas(site: nn.Module, inputs: tuple, output: Any) -> Any:
             h = output[0] if isinstance(output, tuple) else output
             x = inputs[0] if inputs else h
             changed = h
-            for index, delta, slots in rows:
-                tensors = {name: self._now[slot] for name, slot in slots}
-                changed = changed + delta(tensors, self._gates[index], x, h, site)
+            for pet, own in zip(pets, tensors(), strict=True):
+                changed = changed + PETS[pet].delta(own, 1.0, x, h, site)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-        return add_deltas
+        forward = fused_forward(site, pets, tensors)
+        if forward is None:
+            self._undo.append(site.register_forward_hook(add_deltas).remove)
+        else:
+            site.forward = forward  # type: ignore[assignment]
+            self._undo.append(partial(delattr, site, "forward"))
 
 
 def attach(model: nn.Module, candidates: Space | Structure | Sequence[Candidate], *, seed: int = 0) -> Supernet:
