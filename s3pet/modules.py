@@ -3,7 +3,7 @@
 A site is a module m of the frozen backbone with input x and output h = m(x); a candidate replaces h by
 h + z · δ(x, h) with its gate z. Each module kind here is a row of one table, :data:`PETS`: which sites it fits on,
 what it costs, its fresh tensors, and its delta. Deltas are pure functions of their tensors, so the search can evaluate
-any weights w' without touching a parameter; the gate multiplies the smallest tensor, never the activations.
+any weights w' without touching a parameter; gates are multiplied into the last tensors, never the activations.
 
     lora              s · (x Aᵀ) Bᵀ, s = 16/r         cost r (d_in + d_out)
     bitfit            b                                 cost d_out
@@ -47,8 +47,8 @@ class PetModule:
         default_rank: rank (LoRA), bottleneck (adapter) or rank of the factors (low-rank adapter); None if sizeless.
         cost: (d_in, d_out, rank) → trainable parameters, in closed form.
         shapes: (d_in, d_out, rank) → shape of each tensor.
-        delta: (tensors, gate, x, h, site module) → z · δ, the shape of h.
-        gated: the tensors z may multiply beforehand instead: delta is linear in them.
+        delta: (tensors, x, h, site module) → δ, in a shape that adds to h.
+        gated: the last tensors, in which δ is linear: multiplied by z they give z · δ.
         bounds: (d_in, d_out, rank) → half-width of the uniform initialisation of the tensors not starting at 0.
     """
 
@@ -57,7 +57,7 @@ class PetModule:
     default_rank: int | None
     cost: Callable[[int, int, int], int]
     shapes: Callable[[int, int, int], dict[str, tuple[int, ...]]]
-    delta: Callable[[Tensors, Tensor | float, Tensor, Tensor, nn.Module], Tensor]
+    delta: Callable[[Tensors, Tensor, Tensor, nn.Module], Tensor]
     gated: tuple[str, ...]
     bounds: Callable[[int, int, int], dict[str, float]]
 
@@ -97,25 +97,25 @@ def normalize(site: nn.Module, x: Tensor) -> Tensor:
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
 
 
-def _lora(t: Tensors, z: Tensor | float, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
-    return F.linear(F.linear(x, t["A"]), t["B"] * (z * (LORA_ALPHA / t["A"].shape[0])))
+def _lora(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
+    return F.linear(F.linear(x, t["A"]), t["B"] * (LORA_ALPHA / len(t["A"])))
 
 
-def _bitfit(t: Tensors, z: Tensor | float, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
-    return t["b"] * z
+def _bitfit(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
+    return t["b"]
 
 
-def _lnfit(t: Tensors, z: Tensor | float, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
-    return normalize(site, x) * (t["w"] * z)
+def _lnfit(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
+    return normalize(site, x) * t["w"]
 
 
-def _lowrank_adapter(t: Tensors, z: Tensor | float, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
+def _lowrank_adapter(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
     down = F.linear(F.linear(h, t["down_in"]), t["down_out"], t["down_bias"])
-    return F.linear(F.linear(F.gelu(down, approximate="tanh"), t["up_in"]), t["up_out"] * z, t["up_bias"] * z)
+    return F.linear(F.linear(F.gelu(down, approximate="tanh"), t["up_in"]), t["up_out"], t["up_bias"])
 
 
-def _adapter(t: Tensors, z: Tensor | float, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
-    return F.linear(F.gelu(F.linear(h, t["W1"], t["b1"])), t["W2"] * z, t["b2"] * z)
+def _adapter(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
+    return F.linear(F.gelu(F.linear(h, t["W1"], t["b1"])), t["W2"], t["b2"])
 
 
 def bottleneck(d: int) -> int:

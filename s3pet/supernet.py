@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from s3pet.errors import SearchError, StructureMismatchError
-from s3pet.fused import fused_forward
+from s3pet.fused import fused_forward, split
 from s3pet.modules import PETS, pet_module
 from s3pet.space import Candidate, Space
 from s3pet.structure import Structure
@@ -167,14 +167,13 @@ class Supernet(nn.Module):
         if self._gates is None and not isinstance(given, Tensor):
             return given
         flat = given if isinstance(given, Tensor) else torch.cat([given[slot].reshape(-1) for slot in self._order])
+        parts = list(flat.split([flat.numel() - len(self._owners), len(self._owners)]))
         if self._gates is not None:
-            free, gated = flat.split([flat.numel() - len(self._owners), len(self._owners)])
-            gated = gated * self._gates[self._owners]
-            parts = (*free.split(self._sizes[: self._n_free]), *gated.split(self._sizes[self._n_free :]))
-        else:
-            parts = flat.split(self._sizes)
-        found = dict(zip(self._order, parts, strict=True))
-        return [found[slot].view(weight.shape) for slot, weight in enumerate(self.weights)]
+            parts[1] = parts[1] * self._gates.index_select(0, self._owners)
+        shapes = [self.weights[slot].shape for slot in self._order]
+        tensors = (*split(parts[0], shapes[: self._n_free]), *split(parts[1], shapes[self._n_free :]))
+        found = dict(zip(self._order, tensors, strict=True))
+        return [found[slot] for slot in range(len(self.weights))]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's own output, with the candidates on for this call."""
@@ -209,7 +208,7 @@ class Supernet(nn.Module):
             x = inputs[0] if inputs else h
             changed = h
             for pet, own in zip(pets, tensors(), strict=True):
-                changed = changed + PETS[pet].delta(own, 1.0, x, h, site)
+                changed = changed + PETS[pet].delta(own, x, h, site)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         forward = fused_forward(site, pets, tensors)

@@ -52,10 +52,10 @@ def test_delta_is_exactly_zero_at_the_start_and_not_after(pet):
     module, tensors, (d_in, d_out, _) = fresh(pet)
     site = make_site(pet, d_in, d_out)
     x, h = torch.randn(2, 3, d_in), torch.randn(2, 3, d_out)
-    assert torch.equal(h + module.delta(tensors, 1.0, x, h, site), h)
+    assert torch.equal(h + module.delta(tensors, x, h, site), h)
     assert any(not tensor.any() for tensor in tensors.values())
     moved = {name: torch.randn_like(tensor) for name, tensor in tensors.items()}
-    assert float(module.delta(moved, 1.0, x, h, site).detach().abs().max()) > 0.01
+    assert float(module.delta(moved, x, h, site).detach().abs().max()) > 0.01
 
 
 @pytest.mark.parametrize("pet", PETS)
@@ -63,8 +63,9 @@ def test_gate_multiplies_the_delta(pet):
     module, tensors, (d_in, d_out, _) = fresh(pet)
     moved = {name: torch.randn_like(tensor) for name, tensor in tensors.items()}
     x, h, site = torch.randn(2, d_in), torch.randn(2, d_out), make_site(pet, d_in, d_out)
-    full = module.delta(moved, 1.0, x, h, site)
-    torch.testing.assert_close(module.delta(moved, torch.tensor(0.3), x, h, site), 0.3 * full, rtol=1e-4, atol=1e-4)
+    full = module.delta(moved, x, h, site)
+    gated = {name: 0.3 * t if name in module.gated else t for name, t in moved.items()}
+    torch.testing.assert_close(module.delta(gated, x, h, site), 0.3 * full, rtol=1e-4, atol=1e-4)
 
 
 def test_formulas():
@@ -76,22 +77,22 @@ def test_formulas():
     x, h, site = draw(5, 6), draw(5, 8), nn.Linear(6, 8)
     lora = {"A": draw(2, 6), "B": draw(8, 2)}
     expected = (16 / 2) * x @ lora["A"].T @ lora["B"].T
-    torch.testing.assert_close(PETS["lora"].delta(lora, 1.0, x, h, site), expected)
+    torch.testing.assert_close(PETS["lora"].delta(lora, x, h, site), expected)
     adapter = {"W1": draw(3, 8), "b1": draw(3), "W2": draw(8, 3), "b2": draw(8)}
     expected = F.gelu(h @ adapter["W1"].T + adapter["b1"]) @ adapter["W2"].T + adapter["b2"]
-    torch.testing.assert_close(PETS["adapter"].delta(adapter, 1.0, x, h, site), expected)
+    torch.testing.assert_close(PETS["adapter"].delta(adapter, x, h, site), expected)
     low = {k: draw(*v) for k, v in PETS["lowrank_adapter"].shapes(64, 64, 1).items()}
     h = draw(5, 64)
     down = h @ (low["down_out"] @ low["down_in"]).T + low["down_bias"]
     expected = F.gelu(down, approximate="tanh") @ (low["up_out"] @ low["up_in"]).T + low["up_bias"]
-    torch.testing.assert_close(PETS["lowrank_adapter"].delta(low, 1.0, h, h, site), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(PETS["lowrank_adapter"].delta(low, h, h, site), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_lnfit_and_bitfit_change_the_norm_s_own_weight_and_bias():
     norm = nn.LayerNorm(8)
     w, b, x = torch.randn(8), torch.randn(8), torch.randn(4, 8)
     h = norm(x)
-    changed = h + PETS["lnfit"].delta({"w": w}, 1.0, x, h, norm) + PETS["bitfit"].delta({"b": b}, 1.0, x, h, norm)
+    changed = h + PETS["lnfit"].delta({"w": w}, x, h, norm) + PETS["bitfit"].delta({"b": b}, x, h, norm)
     torch.testing.assert_close(changed, F.layer_norm(x, (8,), norm.weight + w, norm.bias + b))
 
 
