@@ -91,6 +91,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+RMS_NORMS = ("T5LayerNorm", "MT5LayerNorm", "LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
+
+
 def family_of(model: nn.Module) -> Family:
     """The row of :data:`FAMILIES` for this model; raises BackboneError naming what is known."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)

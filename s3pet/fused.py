@@ -9,7 +9,7 @@ with all LoRAs of a site side by side in A and B; a norm gets LNFit and BitFit a
 the [tokens, rank] product are kept for the backward pass. Products of small rank are laid out with the rank first,
 which a CPU's matrix kernels run up to twenty times faster than the other way round.
 
-Known are plain ``nn.Linear`` and norms with a weight; any other site takes the general way
+Known are plain ``nn.Linear``, ``nn.LayerNorm`` and the RMS norms of the families; any other site takes the general way
 (:class:`s3pet.supernet.Supernet` adds the deltas behind it), which is also the definition the tests compare with.
 """
 
@@ -22,7 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3pet.families import RMS_NORMS
 from s3pet.modules import LORA_ALPHA, Tensors
+
 
 def fused_forward(
     site: nn.Module, pets: Sequence[str], tensors: Callable[[], list[Tensors]]
@@ -34,13 +36,17 @@ def fused_forward(
         pets: kinds of its candidates.
         tensors: gives the candidates' tensors, gates multiplied in, when the site runs.
     """
-    weight = getattr(site, "weight", None)
+    weight, kind = getattr(site, "weight", None), type(site)
     if "forward" in vars(site) or type(weight) is not nn.Parameter or not weight.is_floating_point():
         return None
-    if type(site) is nn.Linear and set(pets) <= {"lora", "bitfit"}:
-        return lambda x: _linear(site, pets, tensors(), x)
-    if weight.dim() == 1 and set(pets) <= {"lnfit", "bitfit"}:
-        return lambda x: _norm(site, pets, tensors(), x)
+    if kind is nn.Linear and set(pets) <= {"lora", "bitfit"}:
+        return lambda x: _linear(site, tensors(), x)
+    if not set(pets) <= {"lnfit", "bitfit"}:
+        return None
+    if kind is nn.LayerNorm:
+        return lambda x: _layer_norm(site, *_affine(site, tensors()), x)
+    if kind.__name__ in RMS_NORMS and kind.__module__.startswith("transformers."):
+        return lambda x: _RmsNorm.apply(x, *_affine(site, tensors()), site.variance_epsilon, site.weight.dtype)
     return None
 
 
@@ -49,36 +55,33 @@ def split(flat: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
     return _Split.apply(flat, shapes) if shapes else ()
 
 
-def _norm(site: Any, pets: Sequence[str], tensors: list[Tensors], x: Tensor) -> Tensor:
-    """The module's own arithmetic with another weight and bias, so nothing is computed anew but these."""
-    own, shift = site._parameters, _shift(tensors)
-    before = dict(own)
-    own["weight"] = sum((t["w"] for t in tensors if "w" in t), before["weight"])
-    if shift is not None and before.get("bias") is not None:
-        own["bias"], shift = before["bias"] + shift, None
-    try:
-        y = type(site).forward(site, x)
-    finally:
-        own.update(before)
-    return y if shift is None else y + shift.to(y.dtype)
+def _affine(site: Any, tensors: list[Tensors]) -> tuple[Tensor, Tensor | None]:
+    """The site's weight and bias with LNFit and BitFit added."""
+    weight, bias = site.weight, getattr(site, "bias", None)
+    for own in tensors:
+        if "w" in own:
+            weight = weight + own["w"]
+        if "b" in own:
+            bias = own["b"] if bias is None else bias + own["b"]
+    return weight, bias
 
 
-def _linear(site: nn.Linear, pets: Sequence[str], tensors: list[Tensors], x: Tensor) -> Tensor:
-    bias, shift = site.bias, _shift(tensors)
-    if shift is not None:
-        bias = shift if bias is None else bias + shift
+def _layer_norm(site: nn.LayerNorm, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    if weight.dtype == site.weight.dtype:
+        return F.layer_norm(x, site.normalized_shape, weight, bias, site.eps)
+    return F.layer_norm(x.to(weight.dtype), site.normalized_shape, weight, bias, site.eps).to(x.dtype)
+
+
+def _linear(site: nn.Linear, tensors: list[Tensors], x: Tensor) -> Tensor:
+    weight, bias = _affine(site, tensors)
+    bias = None if bias is None else bias.to(weight.dtype)
     loras = [(t["A"], t["B"].T, LORA_ALPHA / len(t["A"])) for t in tensors if "A" in t]
     if not loras:
-        return F.linear(x, site.weight, bias)
+        return F.linear(x, weight, bias)
     if len(loras) == 1:
-        return _Lora.apply(x, site.weight, bias, *loras[0])
+        return _Lora.apply(x, weight, bias, *loras[0])
     a, b = torch.cat([a for a, _, _ in loras]), torch.cat([b * scale for _, b, scale in loras])
-    return _Lora.apply(x, site.weight, bias, a, b, 1.0)
-
-
-def _shift(tensors: list[Tensors]) -> Tensor | None:
-    biases = [t["b"] for t in tensors if "b" in t]
-    return sum(biases[1:], biases[0]) if biases else None
+    return _Lora.apply(x, weight, bias, a, b, 1.0)
 
 
 class _Lora(torch.autograd.Function):
@@ -113,10 +116,50 @@ class _Lora(torch.autograd.Function):
             if of_a:
                 found_a = outer.T @ rows
         if of_bias:
-            found_bias = (g.new_ones(1, len(g)) @ g).squeeze(0)  # a product, faster on a CPU than sum(0)
+            found_bias = _total(g)
         if of_b:
             found_b = ((_read(rows, a, kind) if torch.is_grad_enabled() else inner).T @ g) * ctx.scale
         return found_x, None, found_bias, found_a, found_b, None
+
+
+class _RmsNorm(torch.autograd.Function):
+    """weight · x/√(mean x² + ε) + bias, in the stock modules' order of operations; keeps x and one number a row."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, kind: torch.dtype
+    ) -> Tensor:
+        factor = _factor(x, epsilon)
+        y = weight * (x * factor).to(kind)
+        if bias is not None:
+            y += bias
+        ctx.save_for_backward(x, weight, factor)
+        ctx.epsilon = epsilon
+        return y.to(kind)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        x, weight, factor = ctx.saved_tensors
+        of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            factor = _factor(x, ctx.epsilon)
+        found_x = found_weight = found_bias = None
+        wide, weight = gradient.to(factor.dtype), weight.to(factor.dtype)
+        normal = x * factor
+        product = wide * normal
+        if of_x:
+            along = (product @ weight).unsqueeze(-1) / x.shape[-1]
+            found_x = (wide * weight).addcmul_(normal, along, value=-1).mul_(factor)
+        if of_weight:
+            found_weight = _total(_rows(product))
+        if of_bias:
+            found_bias = _total(_rows(wide))
+        return found_x, found_weight, found_bias, None, None
+
+
+def _factor(x: Tensor, epsilon: float) -> Tensor:
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
 
 
 class _Split(torch.autograd.Function):
@@ -132,6 +175,10 @@ class _Split(torch.autograd.Function):
 
 def _read(rows: Tensor, a: Tensor, kind: torch.dtype) -> Tensor:
     return (a.to(kind) @ rows.to(kind).T).T
+
+
+def _total(rows: Tensor) -> Tensor:
+    return (rows.new_ones(1, len(rows)) @ rows).squeeze(0)  # a product, faster on one core than sum(0)
 
 
 def _rows(x: Tensor) -> Tensor:

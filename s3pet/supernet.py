@@ -208,7 +208,8 @@ class Supernet(nn.Module):
             x = inputs[0] if inputs else h
             changed = h
             for pet, own in zip(pets, tensors(), strict=True):
-                changed = changed + PETS[pet].delta(own, x, h, site)
+                cast = {name: tensor.to(h.dtype) for name, tensor in own.items()}
+                changed = changed + PETS[pet].delta(cast, x, h, site)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         forward = fused_forward(site, pets, tensors)

@@ -1,13 +1,16 @@
 """What a search costs beside its frozen backbone: time of a pass and of a step, memory, import.
 
-    python tests/benchmarks/speed.py [t5-choice t5-lm minilm llama] [--rounds 9] [--threads 1]
+    python tests/benchmarks/speed.py [t5-choice t5-lm minilm llama] [--rounds 9] [--threads 1 2]
 
 ``plain`` is one forward and one backward pass of the very same loss on the stock model: weights frozen, gradients
 wanted at the input embeddings, the same batch, dropout on. A *pass* is what the weight step does with all candidates
 attached (loss, gradients of α and w); a *step* is the whole of ``Searcher.advance``. Every round times each case once,
 one after the other; a ratio is the median over rounds of the case's time over that round's ``plain``. Random weights of
 real sizes, 8 rows of 64 tokens, labels drawn by chance: nothing here is learnt. Memory is the peak of a process of its
-own, above what it held before the first pass.
+own above what it held before the first pass; the ratio counts the backbone's weights in, ``activations`` does not.
+
+glibc is told to keep freed memory (``MALLOC_TRIM_THRESHOLD_``): whether it gives it back between two passes, to fetch
+it again page by page, is chance that moves ratios by several percent either way; ``--allocator default`` lets it be.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ from s3pet.search import Searcher, Settings
 from s3pet.structure import parse_budget
 
 ROWS, TOKENS = 8, 64
+KEEP = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 BUDGET = "0.02%"
 SETTINGS = {"t5-choice": "choice", "t5-lm": "lm", "minilm": "choice", "llama": "choice"}
 AIMS = {
@@ -198,12 +202,14 @@ def child(*arguments: str) -> float:
 
 
 def measure_memory(setting: str) -> list[dict[str, Any]]:
-    """One row per case: MB, and the ratio of peaks above the built model."""
+    """One row per case: MB above the built model, and ratios with and without the backbone's weights."""
     peaks = {case: child(__file__, "--memory", f"{setting}:{case}") for case in ("plain", "first", "unrolled")}
+    weights = sum(p.numel() * p.element_size() for p in make_model(setting).parameters()) / 1e6
     rows: list[dict[str, Any]] = [{"setting": setting, "case": "memory plain", "MB": round(peaks["plain"], 1)}]
     for case in ("first", "unrolled"):
         row: dict[str, Any] = {"setting": setting, "case": f"memory {case}", "MB": round(peaks[case], 1)}
-        rows.append(row | {"ratio": round(peaks[case] / peaks["plain"], 3), "aim": AIMS[f"memory {case}"]})
+        row["ratio"] = round((weights + peaks[case]) / (weights + peaks["plain"]), 3)
+        rows.append(row | {"activations": round(peaks[case] / peaks["plain"], 3), "aim": AIMS[f"memory {case}"]})
     return rows
 
 
@@ -224,7 +230,7 @@ def machine() -> dict[str, Any]:
     from importlib.metadata import version
 
     found = {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count()}
-    found |= {"threads": torch.get_num_threads(), "python": platform.python_version()}
+    found["python"] = platform.python_version()
     return found | {name: version(name) for name in ("torch", "transformers")}
 
 
@@ -233,23 +239,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", default=list(SETTINGS))
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--allocator", choices=("keep", "default"), default="keep")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=RESULTS / "speed.json")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads[0])
+    if arguments.allocator == "keep" and not KEEP.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP})  # read at a process's start
     if arguments.memory:
         print(memory(*arguments.memory.split(":")))
         return
     rows: list[dict[str, Any]] = []
     for setting in arguments.settings:
-        rows += measure(setting, arguments.rounds)
-        rows += measure_memory(setting) if setting == "t5-choice" else []
+        for threads in arguments.threads:
+            torch.set_num_threads(threads)
+            rows += [{"threads": threads, **row} for row in measure(setting, arguments.rounds)]
+        rows += measure_memory(setting) if setting.startswith("t5") else []
     rows += measure_import()
     import pandas as pd
 
     print(pd.DataFrame(rows).to_string(index=False, na_rep=""))
-    record = {"made": time.strftime("%Y-%m-%d"), "machine": machine(), "rounds": arguments.rounds, "rows": rows}
+    record = {"made": time.strftime("%Y-%m-%d"), "machine": machine(), "rounds": arguments.rounds}
+    record |= {"allocator": arguments.allocator, "rows": rows}
     arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
