@@ -66,13 +66,13 @@ def _affine(site: Any, tensors: list[Tensors]) -> tuple[Tensor, Tensor | None]:
     return weight, bias
 
 
-def _layer_norm(site: nn.LayerNorm, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+def _layer_norm(site: Any, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     if weight.dtype == site.weight.dtype:
         return F.layer_norm(x, site.normalized_shape, weight, bias, site.eps)
     return F.layer_norm(x.to(weight.dtype), site.normalized_shape, weight, bias, site.eps).to(x.dtype)
 
 
-def _linear(site: nn.Linear, tensors: list[Tensors], x: Tensor) -> Tensor:
+def _linear(site: Any, tensors: list[Tensors], x: Tensor) -> Tensor:
     weight, bias = _affine(site, tensors)
     bias = None if bias is None else bias.to(weight.dtype)
     loras = [(t["A"], t["B"].T, LORA_ALPHA / len(t["A"])) for t in tensors if "A" in t]
