@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from s3pet.cost import Cost
 from s3pet.errors import RunError
 
 _FILE = "state.safetensors"
@@ -38,8 +39,7 @@ def save_state(searcher: Any, folder: Path, config: str) -> None:
     rest = {
         "config": config,
         "step": searcher.step,
-        "passes": searcher.passes,
-        "seconds": searcher.seconds,
+        "cost": searcher.cost.to_dict(),
         "history": searcher.history,
         "record_steps": [step for step, _ in searcher.records],
     }
@@ -85,7 +85,7 @@ def load_state(searcher: Any, folder: Path, config: str) -> bool:
                 _, index, field = key.split(".")
                 state.setdefault(int(index), {})[field] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    searcher.step, searcher.passes, searcher.seconds = rest["step"], rest["passes"], rest["seconds"]
+    searcher.step, searcher.cost = rest["step"], Cost(**rest["cost"])
     searcher.history = rest["history"]
     searcher.records = list(zip(rest["record_steps"], tensors["records"].to(device), strict=True))
     return True

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from s3pet.retrain import REFERENCES, Recipe
-    from s3pet.search import Settings
+    from s3pet.settings import Settings
     from s3pet.structure import MANUAL
 
     parser = argparse.ArgumentParser(prog="s3pet", description="Which PET modules where, found by search.")
@@ -108,7 +108,7 @@ def _options(arguments: argparse.Namespace, settings: Any) -> dict[str, Any]:
 
 
 def _search(arguments: argparse.Namespace) -> None:
-    from s3pet.search import Settings
+    from s3pet.settings import Settings
 
     model, task, space = _load(arguments)
     options = {**_options(arguments, Settings), "out": arguments.out, "overwrite": arguments.overwrite}
@@ -142,8 +142,8 @@ def _retrain(arguments: argparse.Namespace) -> None:
     structure = _structure(arguments.structure, space, model, arguments.budget)
     options = {**_options(arguments, Recipe), "out": arguments.out, "progress": not arguments.quiet}
     tuned = s3pet.retrain(model, task, structure, **options)
-    shown = ("metric", "validation", "test", "n_params", "head_params", "best_step", "seconds")
-    print("\n".join(f"{name:<12} {tuned.metrics[name]}" for name in shown))
+    shown = ("metric", "validation", "test", "n_params", "head_params", "best_step")
+    print("\n".join(f"{name:<12} {tuned.metrics[name]}" for name in shown), f"{'cost':<12} {tuned.cost}", sep="\n")
 
 
 def _compare(arguments: argparse.Namespace) -> None:

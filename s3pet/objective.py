@@ -39,6 +39,7 @@ class Objective(nn.Module):
         task: the task.
         head: the task head, or None.
         device: where batches go.
+        scored: rows predicted so far.
     """
 
     model: Any
@@ -53,6 +54,7 @@ class Objective(nn.Module):
         self.__dict__["model"] = model
         self.head = None
         self.task, self.tokenizer, self.max_length = task, task.tokenizer, max_length
+        self.scored = 0
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +101,7 @@ class Objective(nn.Module):
         for module in modes:
             module.eval()
         found: list[float] = [0.0] * len(rows)
+        self.scored += len(rows)
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
             scores = self.scores(self.collate([rows[index] for index in part])).float()  # type: ignore[misc]

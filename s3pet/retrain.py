@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from s3pet.backbones import quiet_transformers
+from s3pet.cost import Cost
 from s3pet.errors import RunError, SearchError, StructureMismatchError
 from s3pet.objective import Objective, Row, make_objective
 from s3pet.runs import versions, write_json
@@ -77,6 +78,7 @@ class Learner(nn.Module):
         super().__init__()
         self.__dict__["objective"] = objective
         self.supernet, self.head = supernet, objective.head
+        self.cost = Cost()
         if full:
             self.backbone = objective.model
             for parameter in objective.model.parameters():
@@ -84,6 +86,8 @@ class Learner(nn.Module):
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """``{"loss": scalar}`` of a collated batch."""
+        self.cost.passes += 1
+        self.cost.rows += len(batch["target"])
         return {"loss": self.objective.loss(batch)}
 
     def train(self, mode: bool = True) -> Learner:
@@ -131,7 +135,7 @@ class TunedModel:
         model: call it like the backbone; the backbone itself stays as it was. For ``"full"`` a tuned copy.
         task: the task.
         structure: what was trained; None for references.
-        metrics: ``validation`` and ``test`` (main metric), ``n_params`` (PET), ``head_params``, ``seconds``, ….
+        metrics: ``validation`` and ``test`` (main metric), ``n_params`` (PET), ``head_params``, ``cost``, ….
         config: recipe, task, model, versions.
     """
 
@@ -141,6 +145,11 @@ class TunedModel:
     metrics: dict[str, Any]
     config: dict[str, Any] = field(default_factory=dict)
     objective: Objective | None = None
+
+    @property
+    def cost(self) -> Cost:
+        """What the retraining cost: passes, rows, seconds, peak memory."""
+        return Cost.of(self.metrics)
 
     def predict(self, examples: Sequence[Example]) -> list[float]:
         """Class index (or value) for each example of the task."""
@@ -221,11 +230,11 @@ def retrain(
         raise RunError(f"{out} holds a tuned model; choose another folder")
     learner, tuned_model, objective = _learner(model, task, structure, chosen)
     validation = (task.validation, objective.encode(task.validation))
-    was_training, start, log = model.training, time.perf_counter(), list[dict[str, float]]()
-    kind = structure if isinstance(structure, str) else "pet"
-    best_step = 0
+    kind, start, was_training = structure if isinstance(structure, str) else "pet", time.perf_counter(), model.training
+    best_step, log = 0, list[dict[str, float]]()
     try:
-        with isolated_random(chosen.seed), _attached(tuned_model):
+        watched = learner.cost.watch_memory(objective.device)
+        with isolated_random(chosen.seed), _attached(tuned_model), watched:
             if learner.trained() and kind != "zero-shot":
                 rows = objective.encode(task.train)
                 best_step, log = _train(learner, rows, validation, chosen, kind, progress)
@@ -236,6 +245,7 @@ def retrain(
             }
     finally:
         model.train(was_training)
+    learner.cost.scored, learner.cost.seconds = objective.scored, time.perf_counter() - start
     metrics: dict[str, Any] = {split: next(iter(found.values())) for split, found in scores.items()}
     metrics |= {
         "metric": task.metric,
@@ -243,7 +253,7 @@ def retrain(
         "backbone_params": sum(p.numel() for p in tuned_model.parameters()) if kind == "full" else 0,
         "head_params": objective.head_params,
         "best_step": best_step,
-        "seconds": round(time.perf_counter() - start, 3),
+        "cost": learner.cost.to_dict(),
         **{f"{split}_all": found for split, found in scores.items()},
         "curve": log,
     }

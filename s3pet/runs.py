@@ -7,7 +7,7 @@ A run is a folder that can be read without the model:
     history.parquet      one row per step: losses, learning rates
     trajectory.parquet   alpha and prob of every candidate at every recorded step
     structure.json       the structure at the searched budget
-    metrics.json         steps, passes, seconds, gap of the sampled gates, how settled the structure is
+    metrics.json         steps, what it cost, gap of the sampled gates, how settled the structure is
 
 Tables are plain pandas; nothing read here is ever executed.
 """
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from s3pet.cost import Cost
 from s3pet.errors import RunError
 from s3pet.gates import Budget
 from s3pet.space import Candidate, Space
@@ -59,6 +60,11 @@ class SearchResult:
     def budget(self) -> Budget:
         """The budget the search was run at."""
         return Budget(self.config["budget"], self.space.backbone_params)
+
+    @property
+    def cost(self) -> Cost:
+        """What the search cost: passes, rows, seconds, peak memory."""
+        return Cost.of(self.metrics)
 
     @property
     def probs(self) -> torch.Tensor:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,72 +30,19 @@ from torch import Tensor, nn
 from s3pet import bilevel
 from s3pet.backbones import backbone_checksum
 from s3pet.checkpoint import load_state, save_state
+from s3pet.cost import Cost
 from s3pet.errors import SearchError
-from s3pet.gates import GRADIENT_MODES, Budget, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
+from s3pet.gates import Budget, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
 from s3pet.objective import Batch, Objective, Row, make_objective
 from s3pet.progress import View, make_view
 from s3pet.runs import SearchResult, config_hash, gate_table, refuse_finished, versions
+from s3pet.settings import Settings
 from s3pet.space import Space
 from s3pet.structure import parse_budget, select_mask
 from s3pet.supernet import Supernet
 from s3pet.tasks import Task
 
-SAMPLINGS = ("concrete", "hard", "mean")
-SCHEDULES = ("linear", "constant")
 Callback = Callable[["Searcher"], Any]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a search runs; every field is a keyword of :func:`search`.
-
-    Attributes:
-        steps: steps, each one weight and one α update.
-        order: ``"first"``, ``"unrolled"`` or ``"unrolled_exact"``.
-        seed: of everything random.
-        batch_size: examples per batch, in both halves.
-        lr: learning rate of PET weights and head (AdamW, no decay).
-        alpha_lr: learning rate of α (AdamW, no decay).
-        schedule: ``"linear"`` (to 0, as the authors) or ``"constant"``, for both.
-        clip: gradient norm limit of weights and of α.
-        gradient: how α's gradient passes the shift, see :func:`s3pet.gates.shifted_sigmoid`.
-        sampling: ``"concrete"`` (relaxed Bernoulli), ``"hard"`` (straight-through) or ``"mean"`` (gate = probability).
-            The default is the authors': in ``tests/benchmarks/sampling.py`` (two pocket tasks, one seed, validation
-            scores) it was best at 0.05 % of the backbone (0.69; others 0.62-0.65), ``"hard"`` at 0.2 % (0.88 against
-            0.80), all far above random structures: too few runs to depart from it.
-        sample_temperature: τ of the samples.
-        temperature: β of the shifted sigmoid.
-        max_length: tokens per input.
-        pooling: of an encoder's head.
-        loss: of text-to-text backbones, ``"choice"`` or ``"lm"``, see :mod:`s3pet.objective`.
-        record_every: steps between records of all probabilities; None records about 50 times.
-    """
-
-    steps: int = 300
-    order: str = "first"
-    seed: int = 0
-    batch_size: int = 32
-    lr: float = 3e-3
-    alpha_lr: float = 0.1
-    schedule: str = "linear"
-    clip: float = 2.0
-    gradient: str = "normalized"
-    sampling: str = "concrete"
-    sample_temperature: float = 1.0
-    temperature: float = 1.0
-    max_length: int = 128
-    pooling: str | None = None
-    loss: str = "choice"
-    record_every: int | None = None
-
-    def __post_init__(self) -> None:
-        known = {"order": bilevel.ORDERS, "schedule": SCHEDULES, "gradient": GRADIENT_MODES, "sampling": SAMPLINGS}
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                raise SearchError(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
-        for name in ("steps", "batch_size", "lr", "alpha_lr", "clip", "sample_temperature", "temperature"):
-            if not getattr(self, name) > 0:
-                raise SearchError(f"{name} must be > 0, got {getattr(self, name)}")
 
 
 class Stream:
@@ -136,6 +83,7 @@ class Searcher:
         settings, space, budget: what it runs on.
         history: one dict per step. records: (step, alpha) of every record.
         settled: overlap (Jaccard) of the chosen set with the one ten records before, in [0, 1].
+        cost: what it has cost so far.
     """
 
     def __init__(self, model: nn.Module, task: Task, space: Space, budget: Budget, settings: Settings):
@@ -159,10 +107,11 @@ class Searcher:
         self.weights = [self.supernet.flatten(), *self.objective.head_weights]
         self.alpha_optimizer = torch.optim.AdamW([self.alpha], lr=settings.alpha_lr, weight_decay=0.0)
         self.weight_optimizer = torch.optim.AdamW(self.weights, lr=settings.lr, weight_decay=0.0)
-        self.step, self.passes, self.seconds = 0, 0, 0.0
+        self.step, self.cost = 0, Cost()
         self.history: list[dict[str, Any]] = []
         self.records: list[tuple[int, Tensor]] = [(0, self.alpha.clone())]
         self.settled = float("nan")
+        self._choices: list[Tensor] = []  # of each record, as far as they were asked for
 
     @property
     def probs(self) -> Tensor:
@@ -172,11 +121,12 @@ class Searcher:
     def advance(self) -> None:
         """One step: weights, then α."""
         start, s = time.perf_counter(), self.settings
-        factor = 1 - self.step / s.steps if s.schedule == "linear" else 1.0
+        factor = s.rate(self.step)
         for optimizer, lr in ((self.weight_optimizer, s.lr), (self.alpha_optimizer, s.alpha_lr)):
             optimizer.param_groups[0]["lr"] = lr * factor
-        train_loss = self._closure(self.objective.collate(self.train(self.step)), phase=0)
-        val_loss = self._closure(self.objective.collate(self.val(self.step)), phase=0 if s.order != "first" else 1)
+        rows, val_rows = self.train(self.step), self.val(self.step)
+        train_loss = self._closure(self.objective.collate(rows), phase=0)
+        val_loss = self._closure(self.objective.collate(val_rows), phase=0 if s.order != "first" else 1)
         train_value, alpha_gradient, gradients = bilevel.gradients(train_loss, self.alpha, self.weights)
         before = [w.detach().clone() for w in self.weights] if s.order != "first" else []
         self._update(self.weight_optimizer, self.weights, gradients)
@@ -190,17 +140,20 @@ class Searcher:
             val_value, hyper = bilevel.unrolled_exact(train_loss, val_loss, self.alpha, before, xi)
         self._update(self.alpha_optimizer, [self.alpha], [hyper])
         self.step += 1
-        self.passes += 2 if s.order == "first" else 3
-        self.seconds += time.perf_counter() - start
+        self.cost.passes += 2 if s.order == "first" else 3
+        self.cost.rows += len(rows) * (1 if s.order == "first" else 2) + len(val_rows)
+        self.cost.seconds += time.perf_counter() - start
         row = {"step": self.step, "loss_train": train_value, "loss_val": val_value, "lr": xi}
         self.history.append({**row, "alpha_lr": s.alpha_lr * factor})
 
     def record(self) -> bool:
         """Note all probabilities; returns False, taking the step back to the last record, if the search diverged."""
+        start = time.perf_counter()
         for row in reversed(self.history):  # the only place where losses leave the device
             if not isinstance(row["loss_train"], Tensor):
                 break
             row["loss_train"], row["loss_val"] = float(row["loss_train"]), float(row["loss_val"])
+        self.cost.seconds += time.perf_counter() - start  # on a GPU, the waiting for all steps since the last record
         last = self.history[-1]
         if not all(abs(last[key]) < float("inf") for key in ("loss_train", "loss_val")) or not bool(
             torch.isfinite(self.alpha).all()
@@ -212,6 +165,19 @@ class Searcher:
         masks = [self._mask(self.probs), self._mask(self._probs(then.double()))]
         self.settled = float((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
         return True
+
+    def steps_unchanged(self) -> int:
+        """For how many steps the sets chosen at half the budget, the budget and twice the budget have been the same."""
+        while len(self._choices) < len(self.records):
+            probs, budget = self._probs(self.records[len(self._choices)][1].double()), self.budget.n_params
+            chosen = (select_mask(probs, self.space.costs, share * budget) for share in (0.5, 1, 2))
+            self._choices.append(torch.cat(list(chosen)))
+        since = self.step
+        for (step, _), choice in zip(reversed(self.records), reversed(self._choices), strict=True):
+            if not torch.equal(choice, self._choices[-1]):
+                break
+            since = step
+        return self.step - since
 
     def sampling_gap(self) -> float:
         """Expected cost of the sampled supernet over the budget."""
@@ -235,8 +201,7 @@ class Searcher:
         gates = gate_table(self.space, self.alpha, self.probs.cpu(), self.budget.n_params)
         extra = {
             "steps": self.step,
-            "passes": self.passes,
-            "seconds": round(self.seconds, 3),
+            "cost": self.cost.to_dict(),
             "head_params": self.objective.head_params,
             "sampling_gap": self.sampling_gap(),
             "settled": self.settled,
@@ -339,7 +304,7 @@ def search(
             load_state(searcher, folder / "checkpoint", config_hash(config))
         model.train()
         try:
-            with searcher.supernet:
+            with searcher.supernet, searcher.cost.watch_memory(searcher.objective.device):
                 stopped = view.conduct(lambda: _run(searcher, folder, config_hash(config), view, callbacks))
         finally:
             model.train(was_training)
@@ -361,13 +326,12 @@ def search(
 def _run(searcher: Searcher, folder: Path | None, config: str, view: View, callbacks: Sequence[Callback]) -> str | None:
     """Advance to the last step; returns why it ended early, or None."""
     s = searcher.settings
-    every = s.record_every or max(1, s.steps // 50)
     try:
         view.start(searcher)
         while searcher.step < s.steps:
             searcher.advance()
             stop = view.advance(searcher)
-            if not stop and searcher.step % every and searcher.step < s.steps:
+            if not stop and searcher.step % s.every and searcher.step < s.steps:
                 continue
             if not searcher.record():
                 return "diverged"
@@ -375,6 +339,8 @@ def _run(searcher: Searcher, folder: Path | None, config: str, view: View, callb
             stops = [callback(searcher) is True for callback in callbacks]  # every one is called
             if stop or any(stops):
                 return "stopped"
+            if s.stop == "settled" and searcher.steps_unchanged() >= s.window:
+                return "settled"
             if folder is not None and len(searcher.records) % 10 == 1:
                 save_state(searcher, folder / "checkpoint", config)
     except KeyboardInterrupt:

@@ -50,7 +50,7 @@ def compare(
 
     Returns:
         One row per structure and seed: ``task, structure, kind, index, seed, n_params, head_params, validation, score,
-        metric, seconds``.
+        metric, passes, seconds``.
     """
     import pandas as pd
 
@@ -63,9 +63,10 @@ def compare(
             key = _key(task, name, index, entry, seed, recipe)
             if key not in done:
                 bar.set_postfix_str(name)
-                metrics = retrain(model, task, entry, seed=seed, **recipe).metrics
+                tuned = retrain(model, task, entry, seed=seed, **recipe)
+                metrics = tuned.metrics | tuned.cost.to_dict()
                 row = {"task": task.name, "structure": name, "kind": _kind(entry), "index": index, "seed": seed}
-                for column in ("n_params", "head_params", "validation", "test", "metric", "seconds"):
+                for column in ("n_params", "head_params", "validation", "test", "metric", "passes", "seconds"):
                     row["score" if column == "test" else column] = metrics[column]
                 if isinstance(entry, str) and entry == "full":
                     row["n_params"] = metrics["backbone_params"]

@@ -9,9 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "s3pet"
 LEVELS = {
-    "errors": 0, "glue": 1, "families": 1,
+    "errors": 0, "cost": 0, "glue": 1, "families": 1,
     "modules": 1, "gates": 1, "bilevel": 1, "backbones": 1, "checkpoint": 1,
-    "tasks": 2, "space": 2, "fused": 2,
+    "tasks": 2, "space": 2, "fused": 2, "settings": 2,
     "structure": 3, "objective": 3,
     "supernet": 4, "runs": 4,
     "progress": 4.5, "environment": 4.6,

@@ -124,7 +124,7 @@ class Live(View):
         self.draw(result)
         self.bar.value = result.metrics["steps"]
         why = f", {result.metrics['stopped']}" if result.metrics.get("stopped") else ""
-        steps, seconds = f"{result.metrics['steps']} steps{why}", _clock(result.metrics["seconds"])
+        steps, seconds = f"{result.metrics['steps']} steps{why}", _clock(result.cost.seconds)
         self.text.value = html.escape(f"{steps}, {seconds}: {result.structure()!r}")
         self.panel.children = [self.text, self.canvas.widget]
         if self._handle is not None:

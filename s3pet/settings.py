@@ -1,0 +1,95 @@
+"""How a search runs: each field a keyword of :func:`s3pet.search` and an option of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from s3pet.bilevel import ORDERS
+from s3pet.errors import SearchError
+from s3pet.gates import GRADIENT_MODES
+
+SAMPLINGS = ("concrete", "hard", "mean")
+SCHEDULES = ("linear", "constant", "inverse_sqrt")
+STOPS = (None, "settled")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a search runs; every field is a keyword of :func:`search`.
+
+    Attributes:
+        steps: steps, each one weight and one α update.
+        order: ``"first"``, ``"unrolled"`` or ``"unrolled_exact"``.
+        seed: of everything random.
+        batch_size: examples per batch, in both halves.
+        lr: learning rate of PET weights and head (AdamW, no decay).
+        alpha_lr: learning rate of α (AdamW, no decay).
+        schedule: of both learning rates: ``"linear"`` (to 0 at the last step, as the authors), ``"constant"``, or
+            ``"inverse_sqrt"``, 1/√(1 + step/timescale), which does not depend on how long the search will be.
+        timescale: steps of that schedule; after three times as many, rates are halved.
+        stop: ``"settled"`` ends the search once the sets chosen at half the budget, the budget and twice the budget
+            have all been the same for ``window`` steps; ``steps`` is then the most it may take. None goes to the end.
+        window: steps that ``"settled"`` asks for.
+        clip: gradient norm limit of weights and of α.
+        gradient: how α's gradient passes the shift, see :func:`s3pet.gates.shifted_sigmoid`.
+        sampling: ``"concrete"`` (relaxed Bernoulli), ``"hard"`` (straight-through) or ``"mean"`` (gate = probability).
+            The default is the authors': in ``tests/benchmarks/sampling.py`` (two pocket tasks, one seed, validation
+            scores) it was best at 0.05 % of the backbone (0.69; others 0.62-0.65), ``"hard"`` at 0.2 % (0.88 against
+            0.80), all far above random structures: too few runs to depart from it.
+        sample_temperature: τ of the samples.
+        temperature: β of the shifted sigmoid.
+        max_length: tokens per input.
+        pooling: of an encoder's head.
+        loss: of text-to-text backbones, ``"choice"`` or ``"lm"``, see :mod:`s3pet.objective`.
+        record_every: steps between records of all probabilities; None records about 50 times, and five times a window
+            where that is more often.
+    """
+
+    steps: int = 300
+    order: str = "first"
+    seed: int = 0
+    batch_size: int = 32
+    lr: float = 3e-3
+    alpha_lr: float = 0.1
+    schedule: str = "linear"
+    timescale: int = 30
+    stop: str | None = None
+    window: int = 20
+    clip: float = 2.0
+    gradient: str = "normalized"
+    sampling: str = "concrete"
+    sample_temperature: float = 1.0
+    temperature: float = 1.0
+    max_length: int = 128
+    pooling: str | None = None
+    loss: str = "choice"
+    record_every: int | None = None
+
+    def __post_init__(self) -> None:
+        known: dict[str, Sequence[str | None]] = {
+            "order": ORDERS,
+            "schedule": SCHEDULES,
+            "stop": STOPS,
+            "gradient": GRADIENT_MODES,
+            "sampling": SAMPLINGS,
+        }
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                raise SearchError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, choices))}")
+        positive = ("steps", "batch_size", "lr", "alpha_lr", "timescale", "window", "clip")
+        for name in (*positive, "sample_temperature", "temperature"):
+            if not getattr(self, name) > 0:
+                raise SearchError(f"{name} must be > 0, got {getattr(self, name)}")
+
+    def rate(self, step: int) -> float:
+        """Factor on both learning rates at this step, in (0, 1]."""
+        if self.schedule == "linear":
+            return 1 - step / self.steps
+        return (1 + step / self.timescale) ** -0.5 if self.schedule == "inverse_sqrt" else 1.0
+
+    @property
+    def every(self) -> int:
+        """Steps between records."""
+        often = max(1, self.steps // 50)
+        return self.record_every or (often if self.stop is None else min(often, max(1, self.window // 5)))
