@@ -26,6 +26,10 @@ def test_the_backbone_stays_and_a_copy_is_tuned(make_model, what):
     assert tuned.metrics["n_params"] == (structure.n_params if what == "structure" else 0)
     assert tuned.metrics["head_params"] == (66 if make_model is tiny_bert else 0)
     assert tuned.metrics["test"] == tuned.evaluate(task.test)["accuracy"]
+    passes = 0 if what == "zero-shot" or (what == "head" and make_model is tiny_t5) else 30
+    n_scored = len(task.validation) * (4 if passes else 1) + len(task.test)
+    assert (tuned.cost.passes, tuned.cost.rows) == (passes, 16 * passes)
+    assert tuned.cost.scored == n_scored and tuned.cost.seconds > 0 and tuned.cost.peak_memory > 1e6
     changed = backbone_checksum(tuned.model) != checksum if what == "full" else None
     assert changed in (True, None)
 

@@ -7,6 +7,7 @@ from toy import easy_task, toy_task
 
 from s3pet import Rule, Structure, load_run, make_space, retrain, search
 from s3pet.backbones import backbone_checksum
+from s3pet.cost import Cost
 from s3pet.errors import BudgetError, RunError, SearchError
 from s3pet.search import Searcher, Settings, Stream, derive
 
@@ -57,7 +58,9 @@ def test_a_seed_repeats_bit_for_bit_and_leaves_the_backbone_and_the_random_state
     assert runs[0].gates.equals(runs[1].gates)
     assert runs[0].history.equals(runs[1].history)
     assert not runs[0].gates.equals(runs[2].gates)
-    assert runs[0].metrics["passes"] == {"first": 16, "unrolled": 24, "unrolled_exact": 24}[order]
+    cost = runs[0].cost
+    assert (cost.passes, cost.rows) == ((16, 16 * 16) if order == "first" else (24, 24 * 16))
+    assert cost.seconds > 0 and cost.peak_memory > 1e6 and cost.scored == 0
 
 
 def test_weights_go_first():
@@ -213,6 +216,8 @@ def test_a_diverging_search_keeps_its_last_good_state(tmp_path):
         (300, {"order": "second"}, SearchError, "is not one of first"),
         (300, {"steps": 0}, SearchError, "must be > 0"),
         (300, {"sampling": "gumbel"}, SearchError, "is not one of"),
+        (300, {"stop": "early"}, SearchError, "is not one of None, settled"),
+        (300, {"window": 0}, SearchError, "window must be > 0"),
     ],
 )
 def test_bad_input_is_refused_at_the_door(budget, settings, error, message, tmp_path):
@@ -251,3 +256,58 @@ def test_settled_is_one_once_the_chosen_set_no_longer_changes():
         searcher.step = step
         assert searcher.record()
     assert searcher.settled == 1.0
+
+
+def chosen_sets(result, step):
+    budget = result.budget.n_params
+    return [set(result.gates_at(step, share).query("chosen").site) for share in (budget // 2, budget, 2 * budget)]
+
+
+def test_a_settled_search_stops_once_three_sets_have_stayed_for_a_window(tmp_path):
+    model, space = planted_t5("encoder.0.attn.v")
+    settings = {"budget": 64, "steps": 400, "lr": 1e-2, "stop": "settled", "window": 15, "record_every": 1, **QUIET}
+    result = search(model, easy_task(), space, **settings)
+    steps = sorted(set(result.trajectory.step))
+    assert result.metrics["stopped"] == "settled" and steps[-1] == result.metrics["steps"] < 400
+    assert Settings(steps=400, stop="settled", window=15).every == 3, "records are often enough for the window"
+    last = chosen_sets(result, steps[-1])
+    assert all(chosen_sets(result, step) == last for step in steps if step >= steps[-1] - 15)
+    for end in steps[:-1]:  # nor could it have stopped before
+        assert (
+            any(chosen_sets(result, step) != chosen_sets(result, end) for step in steps if end - 15 <= step) or end < 15
+        )
+
+    def cut(searcher):
+        if searcher.step == 16:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        search(model, easy_task(), space, callbacks=[cut], out=tmp_path, **settings)
+    again = search(model, easy_task(), space, out=tmp_path, **settings)
+    assert again.gates.equals(result.gates) and again.metrics["stopped"] == "settled"
+    assert again.cost.passes == result.cost.passes
+
+
+def test_a_length_free_schedule_makes_a_short_search_the_beginning_of_a_long_one():
+    model = tiny_t5()
+    space = make_space(model, "mixed")
+    runs = {
+        (schedule, steps): search(
+            model, toy_task(), space, budget=300, steps=steps, schedule=schedule, timescale=5, record_every=4, **QUIET
+        )
+        for schedule in ("linear", "inverse_sqrt")
+        for steps in (8, 20)
+    }
+    short, long = (runs["inverse_sqrt", steps] for steps in (8, 20))
+    assert torch.equal(short.probs, torch.tensor(long.gates_at(8).prob.to_numpy()))
+    assert not torch.equal(runs["linear", 8].probs, torch.tensor(runs["linear", 20].gates_at(8).prob.to_numpy()))
+    rates = long.history.lr / long.history.lr[0]
+    assert rates[15] == pytest.approx(0.5), "after three timescales, half"
+
+
+def test_the_ledger_of_an_earlier_version_is_read():
+    cost = Cost.of({"passes": 600, "seconds": 20.25})
+    assert (cost.passes, cost.seconds, cost.peak_memory) == (600, 20.25, None)
+    assert str(cost) == "600 passes, 20.2 s"
+    assert str(Cost(2, 16, 4, 1.0, 2_000_000)) == "2 passes, 16 rows, 4 rows scored, 1.0 s, peak 2 MB"
+    assert Cost.of({"cost": cost.to_dict()}) == cost
