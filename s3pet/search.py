@@ -50,7 +50,7 @@ class Stream:
 
     def __init__(self, rows: Sequence[Row], batch_size: int, seed: int):
         self.rows, self.size, self.seed = rows, min(batch_size, len(rows)), seed
-        self._epoch, self._order = -1, torch.empty(0)
+        self._epoch, self._order = -1, list[int]()
 
     def __call__(self, step: int) -> list[Row]:
         """Rows of the batch at this step; an epoch's last batch may run on into the next epoch."""
@@ -59,8 +59,8 @@ class Stream:
             epoch, index = divmod(position, len(self.rows))
             if epoch != self._epoch:
                 generator = torch.Generator().manual_seed(derive(self.seed, epoch))
-                self._epoch, self._order = epoch, torch.randperm(len(self.rows), generator=generator)
-            picked.append(self.rows[int(self._order[index])])
+                self._epoch, self._order = epoch, torch.randperm(len(self.rows), generator=generator).tolist()
+            picked.append(self.rows[self._order[index]])
         return picked
 
 

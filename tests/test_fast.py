@@ -4,6 +4,8 @@ import pytest
 import torch
 from tiny import FAMILIES, VOCABULARY, tiny_batch, tiny_bert, tiny_llama, tiny_t5
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from toy import toy_task
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mt5.modeling_mt5 import MT5LayerNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
@@ -11,6 +13,9 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 from s3pet import Rule, attach, make_space
 from s3pet import supernet as supernet_module
 from s3pet.fused import fused_forward
+from s3pet.search import Searcher
+from s3pet.settings import Settings
+from s3pet.structure import parse_budget
 from s3pet.supernet import Supernet
 
 SPACES = {
@@ -167,3 +172,36 @@ def test_autocast_gives_what_full_precision_gives(make_model):
         narrow = measured(model, supernet, gates, True)[0]
     for ours, theirs in zip(narrow, full, strict=True):
         assert torch.nn.functional.cosine_similarity(ours.float().flatten(), theirs.flatten(), 0) > 0.98
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations that make a processor wait for its accelerator."""
+
+    names = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.name() in self.names
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("order", "passes"), [("first", 2), ("unrolled", 3)])
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert, tiny_llama])
+def test_a_step_reads_nothing_back_from_the_device_beyond_what_the_backbone_does(make_model, order, passes):
+    model = make_model()
+    space = make_space(model, "mixed")
+    searcher = Searcher(model, toy_task(), space, parse_budget(space, 300), Settings(order=order, batch_size=4))
+    for optimizer in (searcher.weight_optimizer, searcher.alpha_optimizer):
+        optimizer.step = lambda: None  # AdamW reads its step count, which it keeps with the processor
+    batch = searcher.objective.collate(searcher.train(0))
+    with HostReads() as plain:
+        searcher.objective.loss(batch)
+    with searcher.supernet, HostReads() as step:
+        searcher.advance()
+    assert step.count == passes * plain.count
+    with HostReads() as read:
+        float(searcher.alpha.sum())
+    assert read.count == 1, "it does count"
