@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3pet.backbones import backbone_kind
+from s3pet.batches import Row
 from s3pet.errors import TaskError
 from s3pet.tasks import Example, Task
 
-Row = dict[str, Any]
 Batch = dict[str, Tensor]
 POOLINGS = ("pooler", "first", "mean")
 LOSSES = ("choice", "lm")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import json
 import random
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,109 +24,18 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from s3pet.backbones import quiet_transformers
 from s3pet.cost import Cost
 from s3pet.errors import RunError, SearchError, StructureMismatchError
-from s3pet.objective import Objective, Row, make_objective
+from s3pet.objective import Objective, make_objective
 from s3pet.runs import versions, write_json
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet
 from s3pet.tasks import Example, Task
+from s3pet.trainer import DEFAULT_LR, WEIGHTS, Learner, Recipe, train
 
 Reference = Literal["full", "head", "zero-shot"]
 REFERENCES: tuple[str, ...] = ("full", "head", "zero-shot")
-DEFAULT_LR = {"pet": 3e-3, "head": 3e-3, "full": 5e-4}
-_WEIGHTS = "weights.safetensors"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a structure is trained; every field is a keyword of :func:`retrain`.
-
-    Attributes:
-        steps: optimiser steps.
-        batch_size: examples per step.
-        lr: AdamW's; None takes 3e-3 for PET modules and heads, 5e-4 for full fine-tuning.
-        evaluations: times the validation split is scored, evenly spaced; the best one is kept.
-        clip: gradient norm limit.
-        seed: of fresh tensors, order of batches, dropout.
-        max_length: tokens per input.
-        pooling: of an encoder's head.
-        loss: of text-to-text backbones, ``"choice"`` or ``"lm"``, see :mod:`s3pet.objective`.
-    """
-
-    steps: int = 300
-    batch_size: int = 32
-    lr: float | None = None
-    evaluations: int = 10
-    clip: float = 2.0
-    seed: int = 0
-    max_length: int = 128
-    pooling: str | None = None
-    loss: str = "choice"
-
-
-class Learner(nn.Module):
-    """What is trained — PET tensors, head, or everything — as one module for the Trainer; calls give the loss."""
-
-    objective: Objective
-
-    def __init__(self, objective: Objective, supernet: Supernet | None, full: bool):
-        super().__init__()
-        self.__dict__["objective"] = objective
-        self.supernet, self.head = supernet, objective.head
-        self.cost = Cost()
-        if full:
-            self.backbone = objective.model
-            for parameter in objective.model.parameters():
-                parameter.requires_grad_(True)
-
-    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
-        """``{"loss": scalar}`` of a collated batch."""
-        self.cost.passes += 1
-        self.cost.rows += len(batch["target"])
-        return {"loss": self.objective.loss(batch)}
-
-    def train(self, mode: bool = True) -> Learner:
-        """Also switches the frozen backbone's dropout."""
-        self.objective.model.train(mode)
-        return super().train(mode)
-
-    def trained(self) -> dict[str, Tensor]:
-        """Trainable tensors by name, each once."""
-        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
-
-
-class PetTrainer(Trainer):
-    """``transformers.Trainer`` whose checkpoints hold only trained tensors and whose score is the task's metric."""
-
-    def __init__(self, learner: Learner, args: TrainingArguments, rows: Sequence[Row], validation: tuple, bar: bool):
-        self.validation = validation
-        callbacks: list[TrainerCallback] = [_Bar(args.max_steps)] if bar else []
-        super().__init__(
-            learner, args, learner.objective.collate, train_dataset=rows, eval_dataset=rows, callbacks=callbacks
-        )
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Scores the validation split; the Trainer keeps the best, and asks twice for that of the last step."""
-        step, known = self.state.global_step, [entry for entry in self.state.log_history if "score" in entry]
-        if not known or known[-1]["step"] != step:
-            found = self.model.objective.evaluate(*self.validation)
-            known.append({"step": step, "score": next(iter(found.values()))})
-            self.state.log_history.append(known[-1])
-            self.model.train()
-        score = known[-1]["score"]
-        return {"eval_score": score}
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.model.trained().items()}, folder / _WEIGHTS)
-
-    def _load_best_model(self) -> None:
-        _copy_in(self.model, load_file(Path(self.state.best_model_checkpoint) / _WEIGHTS))
 
 
 @dataclass
@@ -183,10 +91,10 @@ class TunedModel:
             RunError: the folder holds a tuned model and ``overwrite`` is not set.
         """
         path = Path(path)
-        if (path / _WEIGHTS).exists() and not overwrite:
+        if (path / WEIGHTS).exists() and not overwrite:
             raise RunError(f"{path} holds a tuned model; choose another folder or pass overwrite=True")
         path.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.cpu().contiguous() for key, value in self.tensors().items()}, path / _WEIGHTS)
+        save_file({key: value.cpu().contiguous() for key, value in self.tensors().items()}, path / WEIGHTS)
         if self.structure is not None:
             self.structure.to_json(path / "structure.json")
         write_json(self.metrics, path / "metrics.json")
@@ -229,7 +137,7 @@ def retrain(
     chosen = Recipe(**recipe)
     if not isinstance(structure, Structure) and structure not in REFERENCES:
         raise SearchError(f"structure {structure!r} is neither a Structure nor one of {', '.join(REFERENCES)}")
-    if out is not None and (Path(out) / _WEIGHTS).exists():
+    if out is not None and (Path(out) / WEIGHTS).exists():
         raise RunError(f"{out} holds a tuned model; choose another folder")
     learner, tuned_model, objective = _learner(model, task, structure, chosen)
     validation = (task.validation, objective.encode(task.validation))
@@ -240,7 +148,7 @@ def retrain(
         with isolated_random(chosen.seed), _attached(tuned_model), watched:
             if learner.trained() and kind != "zero-shot":
                 rows = objective.encode(task.train)
-                best_step, log = _train(learner, rows, validation, chosen, kind, progress)
+                best_step, log = train(learner, rows, validation, chosen, kind, progress)
             objective.model.eval()
             scores = {"validation": objective.evaluate(*validation), "test": objective.evaluate(task.test)}
     finally:
@@ -281,7 +189,7 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
         RunError: no tuned model there. StructureMismatchError: it is not for this model or task.
     """
     path = Path(path)
-    missing = [name for name in (_WEIGHTS, "tuned.json", "metrics.json") if not (path / name).is_file()]
+    missing = [name for name in (WEIGHTS, "tuned.json", "metrics.json") if not (path / name).is_file()]
     if missing:
         raise RunError(f"{path} holds no tuned model: {', '.join(missing)} missing. Make one: tuned.save({path})")
     config = json.loads((path / "tuned.json").read_text(encoding="utf-8"))
@@ -294,7 +202,7 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
     structure: Any = Structure.from_json(file, model) if file.is_file() else config["structure"]
     chosen = Recipe(**{key: config[key] for key in Recipe.__dataclass_fields__})
     learner, tuned_model, objective = _learner(model, task, structure, chosen)
-    tensors = load_file(path / _WEIGHTS)
+    tensors = load_file(path / WEIGHTS)
     tuned = TunedModel(tuned_model, task, structure if file.is_file() else None, {}, config, objective)
     own = tuned.tensors()
     wrong = [
@@ -336,64 +244,5 @@ def _learner(
     return Learner(objective, supernet, full), supernet or target, objective
 
 
-def _train(
-    learner: Learner, rows: list[Row], validation: tuple, recipe: Recipe, kind: str, progress: bool
-) -> tuple[int, list[dict[str, float]]]:
-    """Run the Trainer and leave the best checkpoint in the learner; returns its step and the validation curve."""
-    every = max(1, recipe.steps // recipe.evaluations)
-    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-        args = TrainingArguments(
-            output_dir=folder,
-            max_steps=recipe.steps,
-            per_device_train_batch_size=recipe.batch_size,
-            learning_rate=recipe.lr or DEFAULT_LR[kind],
-            lr_scheduler_type="linear",
-            weight_decay=0.0,
-            max_grad_norm=recipe.clip,
-            seed=recipe.seed,
-            eval_strategy="steps",
-            eval_steps=every,
-            save_strategy="best",
-            save_only_model=True,
-            save_total_limit=1,
-            metric_for_best_model="score",
-            greater_is_better=True,
-            load_best_model_at_end=True,
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            use_cpu=learner.objective.device.type == "cpu",
-        )
-        trainer = PetTrainer(learner, args, rows, validation, progress)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        curve = [entry for entry in trainer.state.log_history if "score" in entry]
-        return int(trainer.state.best_global_step or 0), curve
-
-
-class _Bar(TrainerCallback):
-    """One tqdm bar; the Trainer's own prints too much in a notebook."""
-
-    def __init__(self, steps: int):
-        from tqdm.auto import tqdm
-
-        self.bar = tqdm(total=steps, desc="retrain")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
-
-
 def _attached(model: nn.Module) -> Any:
     return model if isinstance(model, Supernet) else nullcontext()
-
-
-def _copy_in(learner: Learner, tensors: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in learner.named_parameters():
-            if name in tensors:
-                parameter.copy_(tensors[name])

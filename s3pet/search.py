@@ -29,11 +29,12 @@ from torch import Tensor, nn
 
 from s3pet import bilevel
 from s3pet.backbones import backbone_checksum
+from s3pet.batches import Stream, derive
 from s3pet.checkpoint import load_state, save_state
 from s3pet.cost import Cost
 from s3pet.errors import SearchError
 from s3pet.gates import Budget, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
-from s3pet.objective import Batch, Objective, Row, make_objective
+from s3pet.objective import Batch, Objective, make_objective
 from s3pet.progress import View, make_view
 from s3pet.runs import SearchResult, config_hash, gate_table, refuse_finished, versions
 from s3pet.settings import Settings
@@ -43,34 +44,6 @@ from s3pet.supernet import Supernet
 from s3pet.tasks import Task
 
 Callback = Callable[["Searcher"], Any]
-
-
-class Stream:
-    """Shuffled batches of encoded rows, as a function of the step: batch t is the same whoever asks, and when."""
-
-    def __init__(self, rows: Sequence[Row], batch_size: int, seed: int):
-        self.rows, self.size, self.seed = rows, min(batch_size, len(rows)), seed
-        self._epoch, self._order = -1, list[int]()
-
-    def __call__(self, step: int) -> list[Row]:
-        """Rows of the batch at this step; an epoch's last batch may run on into the next epoch."""
-        picked = []
-        for position in range(step * self.size, (step + 1) * self.size):
-            epoch, index = divmod(position, len(self.rows))
-            if epoch != self._epoch:
-                generator = torch.Generator().manual_seed(derive(self.seed, epoch))
-                self._epoch, self._order = epoch, torch.randperm(len(self.rows), generator=generator).tolist()
-            picked.append(self.rows[self._order[index]])
-        return picked
-
-
-def derive(*numbers: int) -> int:
-    """A 62-bit seed from a tuple of integers, well mixed."""
-    state = 0x9E3779B97F4A7C15
-    for number in numbers:
-        state = ((state ^ (number + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9) % 2**64
-        state ^= state >> 31
-    return state % 2**62
 
 
 class Searcher:

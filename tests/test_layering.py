@@ -9,13 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "s3pet"
 LEVELS = {
-    "errors": 0, "cost": 0, "glue": 1, "families": 1,
+    "errors": 0, "cost": 0, "batches": 0, "glue": 1, "families": 1,
     "modules": 1, "gates": 1, "bilevel": 1, "backbones": 1, "checkpoint": 1,
     "tasks": 2, "space": 2, "fused": 2, "settings": 2,
     "structure": 3, "objective": 3,
     "supernet": 4, "runs": 4,
     "progress": 4.5, "environment": 4.6,
-    "search": 5, "retrain": 5, "transfer": 5,
+    "trainer": 4.9, "search": 5, "retrain": 5, "transfer": 5,
     "export": 6, "study": 6, "plots": 6.3,
     "widgets": 7.2,
     "cli": 8, "__main__": 9, "__init__": 9,

@@ -75,7 +75,7 @@ def test_saved_and_loaded_it_gives_equal_logits(make_model, what, tmp_path):
 
 
 def test_checkpoints_hold_trained_tensors_only(monkeypatch):
-    from s3pet.retrain import PetTrainer
+    from s3pet.trainer import PetTrainer
 
     saved = []
     original = PetTrainer._save

@@ -66,7 +66,9 @@ class Lab:
         options = {"seeds": range(seeds), "out": rows, "progress": False, **RECIPE}
         table = s3pet.compare(self.model, self.task(task), structures, **options)
         print(f"{stage} {self.name} {task}: {len(table)} rows", flush=True)
-        return table.assign(backbone=self.name, backbone_params=self.space.backbone_params).drop(columns=["passes", "seconds"])
+        return table.assign(backbone=self.name, backbone_params=self.space.backbone_params).drop(
+            columns=["passes", "seconds"]
+        )
 
 
 def searches() -> None:

@@ -45,7 +45,8 @@ from toy import WORDS, toy_tokenizer
 
 import s3pet
 from s3pet import bilevel
-from s3pet.search import Searcher, Settings
+from s3pet.search import Searcher
+from s3pet.settings import Settings
 from s3pet.structure import parse_budget
 
 ROWS, TOKENS = 8, 64
