@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS
+from common import RESULTS, shared
 from transformers import (
     BertConfig,
     BertModel,
@@ -45,6 +45,7 @@ from toy import WORDS, toy_tokenizer
 
 import s3pet
 from s3pet import bilevel
+from s3pet.batches import Stream
 from s3pet.search import Searcher
 from s3pet.settings import Settings
 from s3pet.structure import parse_budget
@@ -214,6 +215,23 @@ def measure_memory(setting: str) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_padding() -> list[dict[str, Any]]:
+    """Tokens computed per token read, of six real tasks in batches of 16: the search's batches, and shuffled ones."""
+    if not (shared() / "data").is_dir():
+        return [{"case": f"padding: skipped, no real data at {shared()}; set S3PET_SHARED"}]
+    rows = []
+    for name in ("sst2", "mrpc", "cola", "rte", "stsb", "qnli"):
+        task = s3pet.load_task(shared() / "data" / name, None, n_train=2000, n_validation=200)
+        encoded = [{"input_ids": example.source.split()} for example in task.train]  # words stand for tokens
+        plain = [len(row["input_ids"]) for row in encoded]
+        stream = Stream(encoded, 16, 0)
+        alike = [[len(row["input_ids"]) for row in stream(step)] for step in range(len(plain) // 16)]
+        mixed = [plain[start : start + 16] for start in range(0, len(plain), 16)]
+        found = [sum(max(b) * len(b) for b in batches) / sum(map(sum, batches)) for batches in (mixed, alike)]
+        rows.append({"case": f"padding {name}", "shuffled": round(found[0], 2), "alike": round(found[1], 2)})
+    return rows
+
+
 def measure_import() -> list[dict[str, Any]]:
     """Seconds beyond torch and transformers: the package, and its rooms for searching."""
     timed = "import time, torch, transformers; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
@@ -257,7 +275,7 @@ def main() -> None:
             torch.set_num_threads(threads)
             rows += [{"threads": threads, **row} for row in measure(setting, arguments.rounds)]
         rows += measure_memory(setting) if setting.startswith("t5") else []
-    rows += measure_import()
+    rows += measure_import() + measure_padding()
     import pandas as pd
 
     print(pd.DataFrame(rows).to_string(index=False, na_rep=""))
