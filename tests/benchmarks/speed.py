@@ -1,13 +1,13 @@
 """What a search costs beside its frozen backbone: time of a pass and of a step, memory, import.
 
-    python tests/benchmarks/speed.py [t5-choice t5-lm minilm llama] [--rounds 9] [--threads 1 2]
+    python tests/benchmarks/speed.py [t5-choice t5-lm minilm llama memory import padding] [--rounds 9] [--threads 1 2]
 
 ``plain`` is one forward and one backward pass of the very same loss on the stock model: weights frozen, gradients
 wanted at the input embeddings, the same batch, dropout on. A *pass* is what the weight step does with all candidates
 attached (loss, gradients of α and w); a *step* is the whole of ``Searcher.advance``. Every round times each case once,
 one after the other; a ratio is the median over rounds of the case's time over that round's ``plain``. Random weights of
 real sizes, 8 rows of 64 tokens, labels drawn by chance: nothing here is learnt. Memory is the peak of a process of its
-own above what it held before the first pass; the ratio counts the backbone's weights in, ``activations`` does not.
+own (Linux) above what it held before; the ratio counts the backbone's weights in, ``activations`` does not.
 
 glibc is told to keep freed memory (``MALLOC_TRIM_THRESHOLD_``): whether it gives it back between two passes, to fetch
 it again page by page, is chance that moves ratios by several percent either way; ``--allocator default`` lets it be.
@@ -16,6 +16,7 @@ it again page by page, is chance that moves ratios by several percent either way
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import os
@@ -59,8 +60,7 @@ AIMS = {
     "pass lora": 1.05,
     "step first": 2.2,
     "step unrolled": 3.4,
-    "memory first": 1.3,
-    "memory unrolled": 1.3,
+    "memory": 1.3,
     "ten times": 1.1,
 }
 
@@ -168,7 +168,7 @@ def measure(setting: str, rounds: int) -> list[dict[str, Any]]:
     ]
     if "step tenth" in kept:
         for case, base, label in (
-            ("step first", "step tenth", "23 -> 232 candidates"),
+            ("step first", "step tenth", "22 -> 220 candidates"),
             ("step sizes", "step lora", "72 -> 720 candidates (ranks 1 to 10)"),
         ):
             rows.append({"setting": setting, "case": label, "ratio": ratio(case, base), "aim": AIMS["ten times"]})
@@ -183,6 +183,7 @@ def memory(setting: str, case: str) -> float:
     order = "unrolled" if case == "unrolled" else "first"
     searcher = make_searcher(model, setting, make_spaces(model)["mixed"], order)
     attached, run = (nullcontext(), make_plain(searcher)) if case == "plain" else (searcher.supernet, searcher.advance)
+    ctypes.CDLL(None).malloc_trim(0)  # what building the model has freed would hide what a pass takes
     Path("/proc/self/clear_refs").write_text("5")  # building the model has a peak too; this forgets it
     before = psutil.Process().memory_info().rss
     with attached:
@@ -199,26 +200,31 @@ def _peak() -> int:
 
 def child(*arguments: str) -> float:
     """What this script, or a line of Python, prints in a process of its own."""
-    found = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+    default = {name: value for name, value in os.environ.items() if name not in KEEP}
+    found = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, env=default)
     return float(found.stdout.split()[-1])
 
 
-def measure_memory(setting: str) -> list[dict[str, Any]]:
+def measure_memory() -> list[dict[str, Any]]:
     """One row per case: MB above the built model, and ratios with and without the backbone's weights."""
+    return [row for setting in ("t5-choice", "t5-lm") for row in _memory_of(setting)]
+
+
+def _memory_of(setting: str) -> list[dict[str, Any]]:
     peaks = {case: child(__file__, "--memory", f"{setting}:{case}") for case in ("plain", "first", "unrolled")}
     weights = sum(p.numel() * p.element_size() for p in make_model(setting).parameters()) / 1e6
-    rows: list[dict[str, Any]] = [{"setting": setting, "case": "memory plain", "MB": round(peaks["plain"], 1)}]
+    rows: list[dict[str, Any]] = [{"case": f"{setting} plain", "MB": round(peaks["plain"], 1)}]
     for case in ("first", "unrolled"):
-        row: dict[str, Any] = {"setting": setting, "case": f"memory {case}", "MB": round(peaks[case], 1)}
+        row: dict[str, Any] = {"case": f"{setting} {case}", "MB": round(peaks[case], 1)}
         row["ratio"] = round((weights + peaks[case]) / (weights + peaks["plain"]), 3)
-        rows.append(row | {"activations": round(peaks[case] / peaks["plain"], 3), "aim": AIMS[f"memory {case}"]})
+        rows.append(row | {"activations": round(peaks[case] / peaks["plain"], 3), "aim": AIMS["memory"]})
     return rows
 
 
 def measure_padding() -> list[dict[str, Any]]:
     """Tokens computed per token read, of six real tasks in batches of 16: the search's batches, and shuffled ones."""
     if not (shared() / "data").is_dir():
-        return [{"case": f"padding: skipped, no real data at {shared()}; set S3PET_SHARED"}]
+        return [{"case": f"skipped: no real data at {shared()}; set S3PET_SHARED"}]
     rows = []
     for name in ("sst2", "mrpc", "cola", "rte", "stsb", "qnli"):
         task = s3pet.load_task(shared() / "data" / name, None, n_train=2000, n_validation=200)
@@ -228,7 +234,7 @@ def measure_padding() -> list[dict[str, Any]]:
         alike = [[len(row["input_ids"]) for row in stream(step)] for step in range(len(plain) // 16)]
         mixed = [plain[start : start + 16] for start in range(0, len(plain), 16)]
         found = [sum(max(b) * len(b) for b in batches) / sum(map(sum, batches)) for batches in (mixed, alike)]
-        rows.append({"case": f"padding {name}", "shuffled": round(found[0], 2), "alike": round(found[1], 2)})
+        rows.append({"case": name, "shuffled": round(found[0], 2), "alike": round(found[1], 2)})
     return rows
 
 
@@ -240,6 +246,9 @@ def measure_import() -> list[dict[str, Any]]:
         seconds = statistics.median(child("-c", timed.format(line)) for _ in range(5))
         rows.append({"case": case, "ms": round(1000 * seconds, 1), "aim_ms": 500})
     return rows
+
+
+OTHERS = {"memory": measure_memory, "import": measure_import, "padding": measure_padding}
 
 
 def machine() -> dict[str, Any]:
@@ -256,7 +265,7 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", default=list(SETTINGS))
+    parser.add_argument("settings", nargs="*", default=[*SETTINGS, *OTHERS])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--allocator", choices=("keep", "default"), default="keep")
@@ -264,18 +273,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "speed.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads[0])
-    if arguments.allocator == "keep" and not KEEP.items() <= os.environ.items():
+    if not arguments.memory and arguments.allocator == "keep" and not KEEP.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP})  # read at a process's start
     if arguments.memory:
         print(memory(*arguments.memory.split(":")))
         return
     rows: list[dict[str, Any]] = []
+    if arguments.out.is_file():  # what is not measured now stays
+        rows = [r for r in json.loads(arguments.out.read_text())["rows"] if r["setting"] not in arguments.settings]
     for setting in arguments.settings:
+        if setting in OTHERS:
+            rows += [{"setting": setting, **row} for row in OTHERS[setting]()]
+            continue
         for threads in arguments.threads:
             torch.set_num_threads(threads)
             rows += [{"threads": threads, **row} for row in measure(setting, arguments.rounds)]
-        rows += measure_memory(setting) if setting.startswith("t5") else []
-    rows += measure_import() + measure_padding()
     import pandas as pd
 
     print(pd.DataFrame(rows).to_string(index=False, na_rep=""))
