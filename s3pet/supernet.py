@@ -65,7 +65,7 @@ class Supernet(nn.Module):
         fresh: list[nn.Parameter] = []
         free: list[int] = []
         gated: list[int] = []
-        owners: list[int] = []  # of each element of the gated tensors, its candidate
+        owners: list[int] = []  # of each gated tensor, its candidate
         device = next(model.parameters()).device
         for number, candidate in enumerate(self.candidates):
             slots = []
@@ -73,7 +73,7 @@ class Supernet(nn.Module):
                 slots.append((name, len(fresh)))
                 if name in PETS[candidate.pet].gated:
                     gated.append(len(fresh))
-                    owners += [number] * tensor.numel()
+                    owners.append(number)
                 else:
                     free.append(len(fresh))
                 self.keys.append(f"{candidate.name}/{name}")
@@ -81,8 +81,8 @@ class Supernet(nn.Module):
             self._slots.append(slots)
         self.weights = nn.ParameterList(fresh)
         self._order, self._n_free = [*free, *gated], len(free)
-        self._sizes = [fresh[slot].numel() for slot in self._order]
-        self._owners = torch.tensor(owners, dtype=torch.long, device=device)
+        sizes = torch.tensor([fresh[slot].numel() for slot in gated], dtype=torch.long)
+        self._owners = torch.tensor(owners, dtype=torch.long).repeat_interleave(sizes).to(device)  # of each element
         self._gates: Tensor | None = None
         self._given: Tensor | Sequence[Tensor] = list(self.weights)
         self._now: Sequence[Tensor] = list(self.weights)  # as given, gates multiplied in
@@ -140,8 +140,9 @@ class Supernet(nn.Module):
     def flatten(self) -> Tensor:
         """All PET tensors as one vector that shares their memory from now on; :meth:`using` takes it as weights."""
         flat = torch.cat([self.weights[slot].detach().reshape(-1) for slot in self._order])
-        for slot, part in zip(self._order, flat.split(self._sizes), strict=True):
-            self.weights[slot].data = part.view(self.weights[slot].shape)
+        own = [self.weights[slot] for slot in self._order]
+        for weight, part in zip(own, flat.split([weight.numel() for weight in own]), strict=True):
+            weight.data = part.view(weight.shape)
         return flat
 
     @contextmanager
