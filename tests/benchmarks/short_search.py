@@ -25,7 +25,6 @@ import s3pet
 
 POCKET = ("pocket/sentiment", "pocket/ending", "pocket/number", "pocket/certainty")
 REAL = ("sst2", "stsb")
-SEEDS = range(3)
 SEARCHES: dict[str, dict[str, Any]] = {
     "long": {"batch_size": 32},
     "short": {"batch_size": 16, "schedule": "constant"},
@@ -33,7 +32,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 }
 
 
-def run_task(name: str, out: Path) -> list[dict[str, Any]]:
+def run_task(name: str, out: Path, seeds: list[int]) -> list[dict[str, Any]]:
     """One row per searched or random structure."""
     if name in POCKET:
         model, tokenizer = s3pet.load_backbone("pocket-t5")
@@ -47,7 +46,7 @@ def run_task(name: str, out: Path) -> list[dict[str, Any]]:
     space, rows = s3pet.make_space(model, "mixed"), []
     recipe: dict[str, Any] = {"steps": steps, "batch_size": 32, "evaluations": 5}
     lengths = {"long": steps, "short": steps // 4, "settled": steps}
-    for seed in SEEDS:
+    for seed in seeds:
         for variant in (*SEARCHES, "random") if name in POCKET else ("long", "short", "random"):
             path = out / f"{name.replace('/', '-')}-{variant}-{seed}.json"
             if not path.is_file():
@@ -74,12 +73,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=[*POCKET, *REAL])
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/short_search"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     real = (shared() / "data").is_dir()
-    rows = [row for name in arguments.tasks if name in POCKET or real for row in run_task(name, arguments.out)]
+    rows = [
+        row
+        for name in arguments.tasks
+        if name in POCKET or real
+        for row in run_task(name, arguments.out, arguments.seeds)
+    ]
     table = pd.DataFrame(rows)
     for kind in ("rows", "seconds"):
         table[f"share of {kind}"] = table[f"search_{kind}"] / table[kind]
