@@ -23,7 +23,7 @@ from common import RESULTS, shared
 
 import s3pet
 
-POCKET = ("pocket/sentiment", "pocket/ending", "pocket/number", "pocket/certainty")
+POCKET = ("pocket/sentiment", "pocket/ending", "pocket/number")  # of certainty every structure learns all
 REAL = ("sst2", "stsb")
 SEARCHES: dict[str, dict[str, Any]] = {
     "long": {"batch_size": 32},
