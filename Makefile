@@ -53,7 +53,7 @@ lab: $(STAMP)  ## JupyterLab
 page: $(STAMP)  ## the explorer of the saved runs as a plain web page, without JupyterLab
 	$(BIN)/voila notebooks/08_explorer.ipynb
 
-bench: $(STAMP)  ## what a search costs beside its frozen backbone (ten minutes)
+bench: $(STAMP)  ## what a search costs beside its frozen backbone (a quarter of an hour)
 	$(BIN)/python tests/benchmarks/speed.py
 
 bench-real: $(STAMP) $(VENV)/.real-models  ## structures on real data (an hour or more; resumable)

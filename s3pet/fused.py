@@ -7,7 +7,7 @@ written, read and added. Here a linear map gets its BitFit as a bias and its LoR
 
 with all LoRAs of a site side by side in A and B; a norm gets LNFit and BitFit as its own weight and bias. Only x and
 the [tokens, rank] product are kept for the backward pass. Products of small rank are laid out with the rank first,
-which a CPU's matrix kernels run up to twenty times faster than the other way round.
+which a CPU's matrix kernels run several times faster than the other way round.
 
 Known are plain ``nn.Linear``, ``nn.LayerNorm`` and the RMS norms of the families; any other site takes the general way
 (:class:`s3pet.supernet.Supernet` adds the deltas behind it), which is also the definition the tests compare with.

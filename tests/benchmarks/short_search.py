@@ -5,8 +5,9 @@
 Per task three search seeds; every structure is retrained once, with one recipe, beside three random structures of the
 same budget. *long* is a search of as many steps and rows as the retraining, so of twice its passes; *short* a quarter
 of the retraining's rows, at constant learning rates; *settled* ends by itself (pocket tasks only: on SST-2 one such
-search had not settled after 200 steps). All settings were fixed before any of these runs. Costs are rows through
-forward and backward passes and seconds, from the runs' own ledgers.
+search had not settled after 200 steps). Settings of searches were fixed before these runs, on
+validation scores of the pocket; the list of tasks was cut for time. Costs are rows through forward and backward passes
+and seconds, from the runs' own ledgers.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ from toy import WORDS, toy_tokenizer
 import s3pet
 from s3pet import bilevel
 from s3pet.batches import Stream
+from s3pet.cost import Cost
 from s3pet.search import Searcher
 from s3pet.settings import Settings
 from s3pet.structure import parse_budget
@@ -184,18 +185,11 @@ def memory(setting: str, case: str) -> float:
     searcher = make_searcher(model, setting, make_spaces(model)["mixed"], order)
     attached, run = (nullcontext(), make_plain(searcher)) if case == "plain" else (searcher.supernet, searcher.advance)
     ctypes.CDLL(None).malloc_trim(0)  # what building the model has freed would hide what a pass takes
-    Path("/proc/self/clear_refs").write_text("5")  # building the model has a peak too; this forgets it
-    before = psutil.Process().memory_info().rss
-    with attached:
+    before, cost = psutil.Process().memory_info().rss, Cost()
+    with attached, cost.watch_memory(torch.device("cpu")):  # building the model had a peak too; this forgets it
         for _ in range(3):
             run()
-    return (_peak() - before) / 1e6
-
-
-def _peak() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return (cost.peak_memory - before) / 1e6
 
 
 def child(*arguments: str) -> float:
@@ -222,7 +216,7 @@ def _memory_of(setting: str) -> list[dict[str, Any]]:
 
 
 def measure_padding() -> list[dict[str, Any]]:
-    """Tokens computed per token read, of six real tasks in batches of 16: the search's batches, and shuffled ones."""
+    """Words computed per word read, of six real tasks in batches of 16: the search's batches, and shuffled ones."""
     if not (shared() / "data").is_dir():
         return [{"case": f"skipped: no real data at {shared()}; set S3PET_SHARED"}]
     rows = []
