@@ -67,9 +67,11 @@ def _affine(site: Any, tensors: list[Tensors]) -> tuple[Tensor, Tensor | None]:
 
 
 def _layer_norm(site: Any, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    if weight.dtype == site.weight.dtype:
+    kind = weight.dtype if bias is None else torch.promote_types(weight.dtype, bias.dtype)
+    if kind == site.weight.dtype:
         return F.layer_norm(x, site.normalized_shape, weight, bias, site.eps)
-    return F.layer_norm(x.to(weight.dtype), site.normalized_shape, weight, bias, site.eps).to(x.dtype)
+    bias = None if bias is None else bias.to(kind)
+    return F.layer_norm(x.to(kind), site.normalized_shape, weight.to(kind), bias, site.eps).to(x.dtype)
 
 
 def _linear(site: Any, tensors: list[Tensors], x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from s3pet.tasks import Example, Task
 Batch = dict[str, Tensor]
 POOLINGS = ("pooler", "first", "mean")
 LOSSES = ("choice", "lm")
+PRECISIONS = ("float32", "bfloat16")
 
 
 class Objective(nn.Module):
@@ -40,6 +41,8 @@ class Objective(nn.Module):
         head: the task head, or None.
         device: where batches go.
         scored: rows predicted so far.
+        precision: ``"float32"``: the backbone runs as it is; ``"bfloat16"``: under autocast. What is trained stays as
+            it is, and heads and losses are always computed in it.
     """
 
     model: Any
@@ -54,7 +57,12 @@ class Objective(nn.Module):
         self.__dict__["model"] = model
         self.head = None
         self.task, self.tokenizer, self.max_length = task, task.tokenizer, max_length
-        self.scored = 0
+        self.scored, self.precision = 0, "float32"
+
+    def run(self, call: Any = None, **inputs: Any) -> Any:
+        """The backbone's output (or of a part of it), computed at the objective's precision."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return (call or self.model)(**inputs)
 
     @property
     def device(self) -> torch.device:
@@ -164,16 +172,16 @@ class SequenceToSequence(LabelWords):
     def word_loss(self, batch: Batch) -> Tensor:
         labels = self.words[batch["target"]]
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        return self.model(**inputs, labels=labels, use_cache=False).loss
+        return self.run(**inputs, labels=labels, use_cache=False).loss
 
     def scores(self, batch: Batch) -> Tensor:
         mask = batch["attention_mask"]
-        hidden = self.model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask)
+        hidden = self.run(self.model.get_encoder(), input_ids=batch["input_ids"], attention_mask=mask)
         n_labels, n_rows = len(self.words), len(mask)
         hidden.last_hidden_state = hidden.last_hidden_state.repeat_interleave(n_labels, 0)
         labels = self.words.repeat(n_rows, 1)  # row-major: all label words of row 0, then of row 1, …
         mask = mask.repeat_interleave(n_labels, 0)
-        logits = self.model(encoder_outputs=hidden, attention_mask=mask, labels=labels, use_cache=False).logits
+        logits = self.run(encoder_outputs=hidden, attention_mask=mask, labels=labels, use_cache=False).logits
         return _likelihood(logits, labels).view(n_rows, n_labels)
 
 
@@ -198,13 +206,13 @@ class Causal(LabelWords):
 
     def word_loss(self, batch: Batch) -> Tensor:
         ids, labels = self._continued(batch, [[int(pick)] for pick in batch["target"]])
-        logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
+        logits = self.run(input_ids=ids, use_cache=False).logits[:, :-1]
         return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
 
     def scores(self, batch: Batch) -> Tensor:
         every = list(range(len(self.words)))
         ids, labels = self._continued(batch, [every] * len(batch["target"]))
-        logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
+        logits = self.run(input_ids=ids, use_cache=False).logits[:, :-1]
         return _likelihood(logits, labels[:, 1:]).view(-1, len(every))
 
     def _continued(self, batch: Batch, picks: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -239,7 +247,7 @@ class Head(nn.Module):
         else:
             weight = mask.unsqueeze(-1).to(output.last_hidden_state.dtype)
             pooled = (output.last_hidden_state * weight).sum(1) / weight.sum(1)
-        return self.out(self.dropout(pooled))
+        return self.out(self.dropout(pooled.to(self.out.weight.dtype)))
 
 
 class Encoder(Objective):
@@ -277,7 +285,7 @@ class Encoder(Objective):
         return self._logits(batch)
 
     def _logits(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        output = self.model(**{name: tensor for name, tensor in batch.items() if name != "target"})
+        output = self.run(**{name: tensor for name, tensor in batch.items() if name != "target"})
         inputs = (output, batch["attention_mask"])
         if head_weights is None:
             return self.head(*inputs)  # type: ignore[misc]
@@ -293,6 +301,7 @@ def make_objective(
     seed: int = 0,
     pooling: str | None = None,
     loss: str = "choice",
+    precision: str = "float32",
 ) -> Objective:
     """How this backbone learns this task.
 
@@ -305,16 +314,23 @@ def make_objective(
         pooling: for encoders: ``"pooler"``, ``"first"`` or ``"mean"``; None takes the backbone's own pooler where its
             weights came with it, else the mean.
         loss: for text-to-text backbones: ``"choice"`` or ``"lm"``.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast), see :class:`Objective`.
 
     Returns:
         An objective without trained state, but for a fresh head.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     kind = backbone_kind(model)
+    objective: Objective
     if kind == "encoder-decoder":
-        return SequenceToSequence(model, task, max_length, loss)
-    if kind == "decoder":
-        return Causal(model, task, max_length, loss)
-    return Encoder(getattr(model, "base_model", model), task, max_length, seed, pooling)
+        objective = SequenceToSequence(model, task, max_length, loss)
+    elif kind == "decoder":
+        objective = Causal(model, task, max_length, loss)
+    else:
+        objective = Encoder(getattr(model, "base_model", model), task, max_length, seed, pooling)
+    objective.precision = precision
+    return objective
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:

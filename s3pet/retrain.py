@@ -200,7 +200,7 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
         )
     file = path / "structure.json"
     structure: Any = Structure.from_json(file, model) if file.is_file() else config["structure"]
-    chosen = Recipe(**{key: config[key] for key in Recipe.__dataclass_fields__})
+    chosen = Recipe(**{key: config[key] for key in Recipe.__dataclass_fields__ if key in config})
     learner, tuned_model, objective = _learner(model, task, structure, chosen)
     tensors = load_file(path / WEIGHTS)
     tuned = TunedModel(tuned_model, task, structure if file.is_file() else None, {}, config, objective)
@@ -237,7 +237,7 @@ def _learner(
     full = structure == "full"
     target = copy.deepcopy(model) if full else model
     options: Any = {"max_length": recipe.max_length, "seed": recipe.seed, "pooling": recipe.pooling}
-    options["loss"] = recipe.loss
+    options |= {"loss": recipe.loss, "precision": recipe.precision}
     objective = make_objective(target, task, **options)
     candidates = structure if isinstance(structure, Structure) else ()  # without any, a supernet still freezes
     supernet = None if full else Supernet(target, candidates, seed=recipe.seed)

@@ -66,7 +66,7 @@ class Searcher:
             "seed": settings.seed,
             "pooling": settings.pooling,
         }
-        options["loss"] = settings.loss
+        options |= {"loss": settings.loss, "precision": settings.precision}
         self.objective: Objective = make_objective(model, task, **options)
         self.supernet = Supernet(model, space, seed=settings.seed)
         halves = task.search_split(settings.seed)

@@ -42,6 +42,7 @@ class Settings:
         max_length: tokens per input.
         pooling: of an encoder's head.
         loss: of text-to-text backbones, ``"choice"`` or ``"lm"``, see :mod:`s3pet.objective`.
+        precision: of the frozen backbone: ``"float32"`` (as it is) or ``"bfloat16"`` (autocast).
         record_every: steps between records of all probabilities; None records about 50 times, and five times a window
             where that is more often.
     """
@@ -64,6 +65,7 @@ class Settings:
     max_length: int = 128
     pooling: str | None = None
     loss: str = "choice"
+    precision: str = "float32"
     record_every: int | None = None
 
     def __post_init__(self) -> None:

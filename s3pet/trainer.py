@@ -38,6 +38,7 @@ class Recipe:
         max_length: tokens per input.
         pooling: of an encoder's head.
         loss: of text-to-text backbones, ``"choice"`` or ``"lm"``, see :mod:`s3pet.objective`.
+        precision: of the backbone: ``"float32"`` (as it is) or ``"bfloat16"`` (autocast; what is trained stays float32).
     """
 
     steps: int = 300
@@ -49,6 +50,7 @@ class Recipe:
     max_length: int = 128
     pooling: str | None = None
     loss: str = "choice"
+    precision: str = "float32"
 
 
 class Learner(nn.Module):
