@@ -126,20 +126,21 @@ class Structure:
                 last on last, the shallower of two equally near). Candidates outside the layers go to such candidates.
             budget: cut at this one, any form :meth:`Budget.parse` reads; the most probable candidates are kept, the
                 first ones where probabilities are unknown. None: all are kept, whatever they cost at the new widths.
-                The share that the structure had of its backbone: ``structure.n_params / old_space.backbone_params``.
+                For the same share of either backbone: ``structure.n_params / old_space.backbone_params``.
 
         Returns:
-            A structure of ``space``; its ``budget`` is the new one (None: unchanged on the same backbone, else None).
-            ``origin`` stays and gains ``from`` (the backbone), ``by`` and three lists of names: ``unplaced`` (here,
-            without a counterpart), ``merged`` (here, on the counterpart of a more probable one), ``dropped`` (there,
-            over the budget).
+            A structure of ``space``. Its ``budget`` is the new one; without one, it stays on the same backbone and is
+            None on another. ``origin`` stays and gains ``from`` (the backbone), ``by`` and three lists of names:
+            ``unplaced`` (here, without a counterpart), ``merged`` (here, on the counterpart of a more probable one),
+            ``dropped`` (there, over the budget).
 
         Raises:
             StructureMismatchError: no candidate has a counterpart, or ``by="relative_depth"`` for another backbone
                 and a structure that does not know its ``layers``. SpaceError: unknown ``by``. BudgetError: unreadable
                 budget, or one below the cheapest counterpart.
         """
-        here = self.layers or (layers_of(space) if space.model_id == self.model_id else None)
+        same = space.model_id == self.model_id
+        here = layers_of(space) if self.layers is None and same else self.layers
         if here is None and by == "relative_depth":
             raise StructureMismatchError(
                 f"this structure does not say how many layers {self.model_id!r} has, so relative depths are unknown. "
@@ -164,8 +165,8 @@ class Structure:
                 f"no candidate of this structure has a counterpart in {space!r} by {by}: "
                 f"{', '.join(self.names[:3])}{more}. Make a space with such candidates."
             )
-        cut = self.budget if space.model_id == self.model_id else None
-        kept = placed
+        kept, fits = placed, sum(candidate.n_params for candidate in placed) <= (self.budget or 0)
+        cut = self.budget if same and fits else None
         if budget is not None:
             cut = Budget.parse(budget, total=space.backbone_params).n_params
             costs = torch.tensor([candidate.n_params for candidate in placed], dtype=torch.float64)
@@ -227,7 +228,7 @@ class Structure:
             if record.get("format") != FORMAT or int(record["version"]) > VERSION:
                 raise ValueError(f"format {record.get('format')!r} version {record.get('version')!r}")
             candidates = tuple(Candidate.from_row(row) for row in record["candidates"])
-            probs = record.get("probs")
+            probs, layers = record.get("probs"), record.get("layers")  # younger than the others
             made = cls(
                 candidates,
                 record["model_id"],
@@ -235,7 +236,7 @@ class Structure:
                 record["budget"],
                 record["origin"],
                 None if probs is None else tuple(float(prob) for prob in probs),
-                record.get("layers"),
+                None if layers is None else {stack: int(n) for stack, n in layers.items()},
             )
         except StructureMismatchError as error:
             raise StructureMismatchError(f"{path} holds {error}. Write one with structure.to_json().") from error
@@ -247,7 +248,7 @@ class Structure:
             raise StructureMismatchError(f"{path} says {record.get('n_params')} parameters, holds {made.n_params}")
         if model is not None:
             made.check(model)
-            made = made if made.layers else replace(made, layers=layers_of(find_sites(model)))
+            made = replace(made, layers=layers_of(find_sites(model))) if made.layers is None else made
         return made
 
     def __repr__(self) -> str:
