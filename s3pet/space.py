@@ -16,7 +16,7 @@ Source: Hu et al. 2022 (arXiv:2206.07382), section 4.1 (S³PET-M and S³PET-L).
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +195,53 @@ def candidate_table(candidates: Sequence[Candidate]) -> pd.DataFrame:
     columns = [field.name for field in fields(Candidate)]
     table = pd.DataFrame([asdict(candidate) for candidate in candidates], columns=columns)
     return table.astype({"layer": "Int64", "rank": "Int64", "inert": bool})
+
+
+def layers_of(places: Iterable[Candidate | Site]) -> dict[str, int]:
+    """Number of layers of each stack, as far as these candidates or sites reach; stacks without layers are left out.
+
+    Relative depth, here and for gates, is layer / (layers − 1): the first layer lies at 0, the last one at 1.
+    """
+    found: dict[str, int] = {}
+    for place in places:
+        if place.layer is not None:
+            found[place.stack] = max(found.get(place.stack, 0), place.layer + 1)
+    return found
+
+
+def counterparts(space: Space, by: str, layers: Mapping[str, int]) -> Callable[[Candidate], Candidate | None]:
+    """A function from the candidates of another space to the nearest ones of this space; None where there is none.
+
+    Args:
+        space: the space they are looked for in.
+        by: ``"name"``, or ``"relative_depth"``: same stack, role, PET module and rank, in the layer at the nearest
+            relative depth, the shallower of two equally near; outside the layers only if the other is outside them.
+        layers: number of layers of each stack in the other space (:func:`layers_of`).
+
+    Raises:
+        SpaceError: unknown ``by``.
+    """
+    if by not in ("name", "relative_depth"):
+        raise SpaceError(f"by={by!r} is not one of name, relative_depth")
+    named = {candidate.name: candidate for candidate in space}
+    if by == "name":
+        return lambda candidate: named.get(candidate.name)
+    there, groups = layers_of(space), dict[Any, list[Candidate]]()
+    for candidate in space:
+        groups.setdefault(_alike(candidate), []).append(candidate)
+
+    def find(candidate: Candidate) -> Candidate | None:
+        found = groups.get(_alike(candidate), [])
+        depth, last, its = candidate.layer or 0, *(max(n.get(candidate.stack, 1) - 1, 1) for n in (there, layers))
+        # |layer / last − depth / its|, times both: whole numbers, so that ties are ties; min takes the first
+        return min(found, key=lambda c: (abs((c.layer or 0) * its - depth * last), c.layer or 0), default=None)
+
+    return find
+
+
+def _alike(candidate: Candidate) -> tuple:
+    """What a candidate shares with its counterpart at another depth."""
+    return candidate.stack, candidate.role, candidate.pet, candidate.rank, candidate.layer is None
 
 
 def find_sites(model: nn.Module) -> tuple[Site, ...]:

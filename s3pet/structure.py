@@ -1,9 +1,12 @@
-"""A discrete choice of candidates: select, random, manual, save, load, compare.
+"""A discrete choice of candidates: select, random, manual, save, load, compare, retarget.
 
 A structure is what a search is for: a list of candidates whose cost is at most the budget. Selection walks down the
 probabilities, takes what still fits, skips what does not, and keeps going; one search therefore ranks all candidates
 and can be cut at any budget. Baselines come from the same space: random structures of equal cost, and the manual ones
 of the literature.
+
+A structure can be put on another space, such as one of a deeper and wider backbone: every candidate goes to its
+counterpart by name or by relative depth, and what that costs there is kept or cut at a new budget.
 
 A structure file is versioned JSON, never executed; loading it against a model names the first mismatches.
 
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +28,7 @@ from torch import Tensor
 
 from s3pet.errors import BudgetError, SpaceError, StructureMismatchError, nearest
 from s3pet.gates import Budget
-from s3pet.space import Candidate, Rule, Space, candidate_table, find_sites, make_space
+from s3pet.space import Candidate, Rule, Space, candidate_table, counterparts, find_sites, layers_of, make_space
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +56,13 @@ class Structure:
         space: name of the space it was chosen from.
         budget: the budget it was cut at, in parameters; None for manual structures.
         origin: where it came from: ``{"kind": "searched", "task": …, "seed": …}``.
+        probs: probability of each candidate; None where unknown, as in random and manual structures.
+        layers: number of layers of each stack in the space it was chosen from; None where unknown.
+
+    ``probs`` and ``layers`` say how it was chosen, not what: structures that differ in them alone are equal.
+
+    Raises:
+        StructureMismatchError: not one probability per candidate.
     """
 
     candidates: tuple[Candidate, ...]
@@ -60,6 +70,14 @@ class Structure:
     space: str = "custom"
     budget: int | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    probs: tuple[float, ...] | None = field(default=None, compare=False)
+    layers: Mapping[str, int] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.probs is not None and len(self.probs) != len(self.candidates):
+            raise StructureMismatchError(
+                f"{len(self.probs)} probabilities for {len(self.candidates)} candidates; give one each, or None"
+            )
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -87,6 +105,84 @@ class Structure:
         """Shared candidates over all candidates of both, in [0, 1]; two empty structures agree fully (1.0)."""
         mine, theirs = set(self.names), set(other.names)
         return len(mine & theirs) / len(mine | theirs) if mine | theirs else 1.0
+
+    def retarget(
+        self,
+        space: Space,
+        *,
+        by: str = "relative_depth",
+        budget: int | float | str | Budget | None = None,
+    ) -> Structure:
+        """Put the structure on another space, such as that of a backbone of another size.
+
+        Candidates whose counterparts coincide (6 layers on 4) are merged and the largest probability is kept: moving
+        one to a free layer further on would spread a structure that sits in one part of the backbone over all of it.
+        A deeper backbone leaves gaps, for every candidate goes to one layer.
+
+        Args:
+            space: the candidates to put it on.
+            by: ``"name"`` (``encoder.3.attn.q:lora:1`` goes to the candidate of that name) or ``"relative_depth"``:
+                the same stack, role, PET module and rank in the layer at the nearest relative depth (first on first,
+                last on last, the shallower of two equally near). Candidates outside the layers go to such candidates.
+            budget: cut at this one, any form :meth:`Budget.parse` reads; the most probable candidates are kept, the
+                first ones where probabilities are unknown. None: all are kept, whatever they cost at the new widths.
+                For the same share of either backbone: ``structure.n_params / old_space.backbone_params``.
+
+        Returns:
+            A structure of ``space``. Its ``budget`` is the new one; without one, it stays on the same backbone and is
+            None on another. ``origin`` stays and gains ``from`` (the backbone), ``by`` and three lists of names:
+            ``unplaced`` (here, without a counterpart), ``merged`` (here, on the counterpart of a more probable one),
+            ``dropped`` (there, over the budget).
+
+        Raises:
+            StructureMismatchError: no candidate has a counterpart, or ``by="relative_depth"`` for another backbone
+                and a structure that does not know its ``layers``. SpaceError: unknown ``by``. BudgetError: unreadable
+                budget, or one below the cheapest counterpart.
+        """
+        same = space.model_id == self.model_id
+        here = layers_of(space) if self.layers is None and same else self.layers
+        if here is None and by == "relative_depth":
+            raise StructureMismatchError(
+                f"this structure does not say how many layers {self.model_id!r} has, so relative depths are unknown. "
+                "Read it with its backbone, Structure.from_json(path, model), or use by='name'."
+            )
+        find = counterparts(space, by, here or {})
+        probs = self.probs or (0.0,) * len(self)
+        best: dict[str, float] = {}  # counterpart → probability
+        unplaced, merged = [], []
+        for index in sorted(range(len(self)), key=lambda i: -probs[i]):  # stable: ties in canonical order
+            name, there = self.names[index], find(self.candidates[index])
+            if there is None:
+                unplaced.append(name)
+            elif there.name in best:
+                merged.append(name)
+            else:
+                best[there.name] = probs[index]
+        placed = [candidate for candidate in space if candidate.name in best]
+        if len(self) and not placed:
+            more = f" … and {len(unplaced) - 3} more" if len(unplaced) > 3 else ""
+            raise StructureMismatchError(
+                f"no candidate of this structure has a counterpart in {space!r} by {by}: "
+                f"{', '.join(self.names[:3])}{more}. Make a space with such candidates."
+            )
+        kept, fits = placed, sum(candidate.n_params for candidate in placed) <= (self.budget or 0)
+        cut = self.budget if same and fits else None
+        if budget is not None:
+            cut = Budget.parse(budget, total=space.backbone_params).n_params
+            costs = torch.tensor([candidate.n_params for candidate in placed], dtype=torch.float64)
+            if placed and cut < costs.min():
+                raise BudgetError(
+                    f"budget {budget!r} is {cut:,} parameters; the cheapest candidate that this structure puts on "
+                    f"{space.model_id!r} costs {int(costs.min()):,}. Take at least {int(costs.min()):,}; "
+                    f"{int(costs.sum()):,} keep all."
+                )
+            mask = select_mask(torch.tensor([best[c.name] for c in placed], dtype=torch.float64), costs, cut).tolist()
+            kept = [candidate for candidate, taken in zip(placed, mask, strict=True) if taken]
+        left = {candidate.name for candidate in kept}
+        origin = {**self.origin, "from": self.model_id, "by": by, "unplaced": unplaced, "merged": merged}
+        origin["dropped"] = [candidate.name for candidate in placed if candidate.name not in left]
+        known = None if self.probs is None else tuple(best[candidate.name] for candidate in kept)
+        return Structure(tuple(kept), space.model_id, space.name, cut, origin, known, layers_of(space))
 
     def check(self, model: torch.nn.Module) -> None:
         """Raise StructureMismatchError, naming the first mismatches, unless every candidate fits this model."""
@@ -120,7 +216,7 @@ class Structure:
 
         Args:
             path: file written by :meth:`to_json`.
-            model: check that it fits this model.
+            model: check that it fits this model; its depth is filled in where the file does not say it.
 
         Raises:
             StructureMismatchError: not a structure file, a newer version, costs that do not add up, or not for this
@@ -132,7 +228,18 @@ class Structure:
             if record.get("format") != FORMAT or int(record["version"]) > VERSION:
                 raise ValueError(f"format {record.get('format')!r} version {record.get('version')!r}")
             candidates = tuple(Candidate.from_row(row) for row in record["candidates"])
-            made = cls(candidates, record["model_id"], record["space"], record["budget"], record["origin"])
+            probs, layers = record.get("probs"), record.get("layers")  # younger than the others
+            made = cls(
+                candidates,
+                record["model_id"],
+                record["space"],
+                record["budget"],
+                record["origin"],
+                None if probs is None else tuple(float(prob) for prob in probs),
+                None if layers is None else {stack: int(n) for stack, n in layers.items()},
+            )
+        except StructureMismatchError as error:
+            raise StructureMismatchError(f"{path} holds {error}. Write one with structure.to_json().") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StructureMismatchError(
                 f"{path} is not a structure file of version ≤ {VERSION}: {error}. Write one with structure.to_json()."
@@ -141,6 +248,7 @@ class Structure:
             raise StructureMismatchError(f"{path} says {record.get('n_params')} parameters, holds {made.n_params}")
         if model is not None:
             made.check(model)
+            made = replace(made, layers=layers_of(find_sites(model))) if made.layers is None else made
         return made
 
     def __repr__(self) -> str:
@@ -193,7 +301,7 @@ def select_structure(
     """
     parsed = parse_budget(space, budget)
     mask = select_mask(probs, space.costs, parsed.n_params)
-    return _structure(space, mask, parsed.n_params, origin or {"kind": "selected"})
+    return _structure(space, mask, parsed.n_params, origin or {"kind": "selected"}, probs)
 
 
 def parse_budget(space: Space, budget: int | float | str | Budget) -> Budget:
@@ -263,6 +371,9 @@ def _follows(candidate: Candidate, rule: Rule) -> bool:
     return rule.roles is None or any(fnmatch.fnmatchcase(candidate.role, pattern) for pattern in rule.roles)
 
 
-def _structure(space: Space, mask: Tensor, budget: int | None, origin: Mapping[str, Any]) -> Structure:
+def _structure(
+    space: Space, mask: Tensor, budget: int | None, origin: Mapping[str, Any], probs: Tensor | None = None
+) -> Structure:
     chosen = tuple(candidate for candidate, taken in zip(space, mask.tolist(), strict=True) if taken)
-    return Structure(chosen, space.model_id, space.name, budget, dict(origin))
+    known = None if probs is None else tuple(probs.detach().cpu().double()[mask].tolist())
+    return Structure(chosen, space.model_id, space.name, budget, dict(origin), known, layers_of(space))

@@ -11,18 +11,19 @@ transfer between sizes, are ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from s3pet.errors import RunError
+from s3pet.errors import RunError, StructureMismatchError
 from s3pet.gates import Budget, shifted_sigmoid
 from s3pet.runs import SearchResult, config_hash, gate_table
-from s3pet.space import Space
-from s3pet.structure import parse_budget, random_structure
+from s3pet.space import Space, layers_of
+from s3pet.structure import Structure, parse_budget, random_structure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,8 +124,9 @@ def retarget_gates(
         known = dict(zip(names, source["alpha"], strict=True))
         found = [known.get(candidate.name, np.nan) for candidate in space]
     else:
-        curves = {key: _curve(part) for key, part in source.assign(**_depth(source)).groupby(_KIND, dropna=False)}
-        found = [_read(curves, row) for row in target.assign(**_depth(target)).to_dict("records")]
+        source, target = (table.assign(**_depth(table, of)) for table, of in ((source, result.space), (target, space)))
+        curves = {key: _curve(part) for key, part in source.groupby(_KIND, dropna=False)}
+        found = [_read(curves, row) for row in target.to_dict("records")]
     alpha = np.array(found, dtype="float64")
     lost = np.isnan(alpha)
     if lost.all():
@@ -182,13 +184,11 @@ def agreement(
         row["jaccard"] = structures[first].jaccard(structures[second])
         if within is None:
             limit = structures[second].budget or structures[second].n_params
-            seeds = rng.integers(2**31, size=draws)
-            random = [_mask(one.space, random_structure(one.space, limit, seed=int(s)).names) for s in seeds]
+            chance = _random_jaccards(one.space, structures[first], limit, rng.integers(2**31, size=draws))
         else:
             table = other.gates.reset_index(drop=True)
             kinds = [np.asarray(rows) for rows in table.groupby([within, "n_params"]).indices.values()]
-            random = [_shuffled(chosen[second], kinds, rng) for _ in range(draws)]
-        chance = [_jaccard(chosen[first], mask) for mask in random]
+            chance = [_jaccard(chosen[first], _shuffled(chosen[second], kinds, rng)) for _ in range(draws)]
         row |= {"jaccard_chance": float(np.mean(chance)), "jaccard_chance_high": float(np.quantile(chance, 0.95))}
         ranks = [_ranks(result.gates, within) for result in (one, other)]
         row |= {"spearman": float(np.corrcoef(np.stack(ranks))[0, 1]), "spearman_chance": 0.0}
@@ -197,13 +197,49 @@ def agreement(
     return pd.DataFrame(rows)
 
 
+def jaccard_chance(space: Space, one: Structure, other: Structure, *, draws: int = 500, seed: int = 0) -> float:
+    """The Jaccard index that ``one`` would have with a random structure of the other's budget, on average.
+
+    What :meth:`s3pet.Structure.jaccard` is to be held against: two structures share candidates by chance, the more the
+    larger they are. Exact where all candidates cost the same (the overlap is hypergeometric), else the mean over
+    :func:`s3pet.random_structure` draws.
+
+    Args:
+        space: the space both come from.
+        one: the structure that stays.
+        other: the one that is replaced by random ones of its budget, or of its cost where it has no budget.
+        draws: random structures; standard error at most 0.5 / √draws.
+        seed: of the draws.
+
+    Raises:
+        StructureMismatchError: a candidate of either is not in the space.
+    """
+    known = {candidate.name for candidate in space}
+    odd = [name for name in (*one.names, *other.names) if name not in known]
+    if odd:
+        raise StructureMismatchError(
+            f"{', '.join(odd[:3])} not in {space!r}; chance is counted among the candidates of one space. "
+            "structure.retarget(space) puts a structure on it."
+        )
+    if not len(other):
+        return one.jaccard(other)
+    limit = parse_budget(space, other.budget or other.n_params).n_params
+    costs = {candidate.n_params for candidate in space}
+    if len(costs) > 1:
+        seeds = np.random.default_rng(seed).integers(2**31, size=draws)
+        return float(np.mean(_random_jaccards(space, one, limit, seeds)))
+    every, mine, drawn = len(space), len(one), min(limit // costs.pop(), len(space))
+    ways = [math.comb(mine, x) * math.comb(every - mine, drawn - x) for x in range(min(mine, drawn) + 1)]
+    return sum(x / (mine + drawn - x) * (n / math.comb(every, drawn)) for x, n in enumerate(ways))
+
+
 _KIND = ["stack", "role", "pet", "size", "outside"]
 
 
-def _depth(table: pd.DataFrame) -> dict[str, Any]:
+def _depth(table: pd.DataFrame, space: Space) -> dict[str, Any]:
     """Relative depth in [0, 1] of every candidate, and what else it must share with its counterpart."""
-    last = table.groupby("stack")["layer"].transform("max").astype("Float64").clip(lower=1)
-    depth = (table["layer"].astype("Float64") / last).astype(float)
+    last = {stack: max(layers - 1, 1) for stack, layers in layers_of(space).items()}
+    depth = table["layer"].astype("Float64").astype(float) / table["stack"].map(last).astype(float)
     return {"depth": depth.fillna(0.0), "size": table["rank"].fillna(0), "outside": table["layer"].isna()}
 
 
@@ -251,6 +287,11 @@ def _mask(space: Space, names: Sequence[str]) -> np.ndarray:
 def _jaccard(one: np.ndarray, other: np.ndarray) -> float:
     either = (one | other).sum()
     return float((one & other).sum() / either) if either else 1.0
+
+
+def _random_jaccards(space: Space, structure: Structure, budget: int, seeds: Iterable[int]) -> list[float]:
+    """Jaccard index of a structure with the random structures of these seeds at this budget, in parameters."""
+    return [structure.jaccard(random_structure(space, budget, seed=int(seed))) for seed in seeds]
 
 
 def _shuffled(mask: np.ndarray, kinds: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:

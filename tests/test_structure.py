@@ -1,12 +1,13 @@
 """Structures: selection against brute force, baselines that end and fill, files that are checked."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny import meta_t5, tiny_bert, tiny_llama, tiny_t5
 
-from s3pet import Structure, make_space, manual_structure, random_structure, select_structure
+from s3pet import Structure, attach, load_backbone, make_space, manual_structure, random_structure, select_structure
 from s3pet.errors import BudgetError, SpaceError, StructureMismatchError
 from s3pet.structure import select_mask
 
@@ -120,3 +121,166 @@ def test_a_budget_below_the_cheapest_candidate_is_refused():
         select_mask(torch.ones(3), torch.ones(3), 0)
     with pytest.raises(BudgetError):
         select_mask(torch.ones(3), torch.ones(4), 5)
+
+
+@pytest.fixture(scope="module")
+def pockets():
+    """Two embedded backbones, 4 and 6 layers, 128 and 96 wide, each with its mixed space."""
+    models = [load_backbone(name)[0] for name in ("pocket-t5", "pocket-t5-deep")]
+    return [(model, make_space(model, "mixed")) for model in models]
+
+
+def chosen_by(space, seed=0, share=0.2):
+    probs = torch.rand(len(space), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return select_structure(space, probs, share * space.n_params / space.backbone_params), probs
+
+
+def pick(space, layers, role="attn.q", pet="lora", stack="encoder"):
+    """One kind of candidate on these layers, the more probable the earlier it is listed."""
+    wanted = {f"{stack}.{layer}.{role}": 1 - at / 100 for at, layer in enumerate(layers)}
+    probs = torch.tensor([wanted.get(c.site, 0.0) if c.pet == pet else 0.0 for c in space])
+    return select_structure(space, probs, sum(c.n_params for c, p in zip(space, probs, strict=True) if p))
+
+
+def test_structures_know_the_probabilities_and_depths_they_were_chosen_by(tmp_path):
+    model = tiny_t5()
+    space = make_space(model, "mixed")
+    structure, probs = chosen_by(space)
+    known = {candidate.name: float(prob) for candidate, prob in zip(space, probs, strict=True)}
+    assert structure.probs == tuple(known[name] for name in structure.names)
+    assert structure.layers == {"encoder": 2, "decoder": 2}
+    again = Structure.from_json(structure.to_json(tmp_path / "s.json"))
+    assert (again, again.probs, again.layers) == (structure, structure.probs, structure.layers)
+    assert random_structure(space, 500).probs is None and manual_structure(space, "bitfit").probs is None
+    assert replace(structure, probs=None, layers=None) == structure  # what was chosen, not how
+    with pytest.raises(StructureMismatchError, match=r"1 probabilities for \d+ candidates; give one each"):
+        replace(structure, probs=(0.5,))
+
+
+def test_files_without_probabilities_load_and_bad_ones_are_refused(tmp_path):
+    model = tiny_t5()
+    structure, _ = chosen_by(make_space(model, "mixed"))
+    path = structure.to_json(tmp_path / "s.json")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in record.items() if key not in ("probs", "layers")}))
+    old = Structure.from_json(path)
+    assert old == structure and old.probs is None and old.layers is None
+    assert Structure.from_json(path, model).layers == structure.layers
+    for key, value, says in (
+        ("probs", record["probs"][1:], r"s\.json holds \d+ probabilities for \d+ candidates"),
+        ("probs", [None] * len(structure), "is not a structure file"),
+        ("layers", [2, 2], "is not a structure file"),
+    ):
+        path.write_text(json.dumps(record | {key: value}))
+        with pytest.raises(StructureMismatchError, match=says):
+            Structure.from_json(path)
+
+
+@pytest.mark.parametrize("by", ["name", "relative_depth"])
+@pytest.mark.parametrize("seed", range(3))
+def test_retargeting_to_itself_is_the_identity(pockets, by, seed):
+    for _, space in pockets:
+        for structure in (chosen_by(space, seed)[0], random_structure(space, 2000, seed=seed)):
+            again = structure.retarget(space, by=by)
+            assert (again.candidates, again.probs, again.layers) == (
+                structure.candidates,
+                structure.probs,
+                structure.layers,
+            )
+            assert (again.model_id, again.space, again.budget) == (space.model_id, space.name, structure.budget)
+            assert again.origin["kind"] == structure.origin["kind"]
+            assert all(again.origin[key] == [] for key in ("unplaced", "merged", "dropped"))
+
+
+def test_retargeting_follows_relative_depth(pockets):
+    (_, shallow), (_, deep) = pockets
+    for role in ("attn.q", "ffn.norm"):
+        pet = "lora" if role == "attn.q" else "lnfit"
+        for first, second, table in (
+            (shallow, deep, {0: 0, 1: 2, 2: 3, 3: 5}),  # 5/3 and 10/3 of the deeper layers
+            (deep, shallow, {0: 0, 1: 1, 2: 1, 3: 2, 4: 2, 5: 3}),  # 0.6, 1.2, 1.8, 2.4
+        ):
+            for layer, there in table.items():
+                made = pick(first, [layer], role, pet).retarget(second)
+                assert made.names[0].startswith(f"encoder.{there}.{role}:{pet}") and len(made) == 1
+    final = next(c for c in shallow if c.site == "decoder.final.norm" and c.pet == "lnfit")
+    made = Structure((final,), shallow.model_id, layers={"encoder": 4, "decoder": 4}).retarget(deep)
+    assert made.sites == ("decoder.final.norm",) and made.candidates[0].d_in == 96
+
+
+def test_the_shallower_of_two_equally_near_layers_is_taken():
+    space = make_space(meta_t5("small"), "lora")  # 6 layers
+    one = replace(pick(space, [1]), layers={"encoder": 3, "decoder": 3})  # its middle lies at 2.5
+    assert one.retarget(space).candidates[0].layer == 2
+
+
+def test_what_falls_on_one_layer_is_merged_with_the_larger_probability(pockets):
+    (_, shallow), (_, deep) = pockets
+    structure = pick(deep, [2, 1, 5])  # the second layer is less probable than the third
+    made = structure.retarget(shallow)
+    assert made.names == ("encoder.1.attn.q:lora:1", "encoder.3.attn.q:lora:1")
+    assert made.probs == pytest.approx([1.0, 0.98])
+    assert made.origin["merged"] == ["encoder.1.attn.q:lora:1"] and made.origin["unplaced"] == []
+    early = pick(deep, [0, 1, 2]).retarget(shallow)
+    assert {c.layer for c in early.candidates} == {0, 1}  # stays in the first half
+
+
+def test_retargeted_structures_fit_their_backbone_and_can_be_attached(pockets, tmp_path):
+    for (_, space), (model, there) in (pockets, pockets[::-1]):
+        structure, _ = chosen_by(space)
+        for by in ("name", "relative_depth"):
+            made = structure.retarget(there, by=by)
+            made.check(model)
+            names = [candidate.name for candidate in there]
+            assert list(made.names) == sorted(made.names, key=names.index)
+            assert len(made) + len(made.origin["merged"]) + len(made.origin["unplaced"]) == len(structure)
+            assert made.model_id == there.model_id and made.budget is None and len(made.probs) == len(made)
+            assert made.origin["kind"] == "selected" and made.origin["from"] == space.model_id
+            assert Structure.from_json(made.to_json(tmp_path / "s.json"), model) == made
+            with attach(model, made) as net:
+                assert sum(p.numel() for p in net.parameters()) == made.n_params
+        with pytest.raises(StructureMismatchError):
+            structure.check(model)
+
+
+def test_a_budget_keeps_the_most_probable(pockets):
+    (_, space), (_, there) = pockets
+    structure, _ = chosen_by(space)
+    whole = structure.retarget(there)
+    half = whole.n_params // 2
+    cut = structure.retarget(there, budget=half)
+    probs = dict(zip(whole.names, whole.probs, strict=True))
+    left, kept = half, []
+    for candidate in sorted(whole.candidates, key=lambda c: -probs[c.name]):
+        if candidate.n_params <= left:
+            left, kept = left - candidate.n_params, [*kept, candidate.name]
+    assert set(cut.names) == set(kept) and cut.n_params <= half == cut.budget
+    assert cut.probs == tuple(probs[name] for name in cut.names)
+    assert set(cut.origin["dropped"]) == set(whole.names) - set(kept)
+    assert structure.retarget(there, budget=whole.n_params).names == whole.names
+    blind = replace(structure, probs=None).retarget(there, budget=192 * 2)
+    assert blind.probs is None and blind.names[0] == whole.names[0]  # the first ones in canonical order
+    share = structure.n_params / space.backbone_params
+    assert structure.retarget(there, budget=share).budget == int(share * there.backbone_params)
+    cheapest = min(c.n_params for c in whole.candidates)
+    with pytest.raises(BudgetError, match=rf"'pocket-t5-deep' costs {cheapest:,}\. Take at least"):
+        structure.retarget(there, budget=cheapest - 1)
+
+
+def test_what_has_no_counterpart_is_named(pockets):
+    (_, space), (model, there) = pockets
+    structure = random_structure(space, 6000, seed=1)
+    lora = make_space(model, "lora")
+    made = structure.retarget(lora)
+    assert {name.split(":")[1] for name in made.names} == {"lora"}
+    assert made.origin["unplaced"] == [c.name for c in structure.candidates if c.pet != "lora"]
+    biases = manual_structure(space, "bitfit")
+    with pytest.raises(StructureMismatchError, match=rf"no candidate .*: {biases.names[0]}, .* … and \d+ more"):
+        biases.retarget(lora)
+    with pytest.raises(SpaceError, match="'depth' is not one of name, relative_depth"):
+        structure.retarget(there, by="depth")
+    unknown = replace(structure, layers=None)
+    with pytest.raises(StructureMismatchError, match=r"how many layers 'pocket-t5' has.*from_json\(path, model\)"):
+        unknown.retarget(there)
+    assert unknown.retarget(there, by="name").n_params and unknown.retarget(space).names == structure.names
+    assert len(Structure((), "x", layers={}).retarget(there, budget=500)) == 0

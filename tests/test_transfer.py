@@ -1,15 +1,17 @@
 """Averages, differences, agreement with its chance level, and gates carried to another backbone."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
 from tiny import meta_t5, tiny_t5
 
-from s3pet import load_run, make_space, random_structure
-from s3pet.errors import BudgetError, RunError
+from s3pet import Structure, load_run, make_space, manual_structure, random_structure
+from s3pet.errors import BudgetError, RunError, StructureMismatchError
 from s3pet.gates import shifted_sigmoid
 from s3pet.runs import SearchResult, gate_table
-from s3pet.transfer import agreement, average_gates, gate_difference, retarget_gates
+from s3pet.transfer import agreement, average_gates, gate_difference, jaccard_chance, retarget_gates
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,33 @@ def test_chance_is_that_of_random_structures(space):
     assert row["jaccard_chance"] == pytest.approx(np.mean(random), abs=0.01)
 
 
+def test_chance_is_exact_where_all_cost_the_same():
+    space = make_space(tiny_t5(), [{"pet": "lora", "roles": "attn.*"}])
+    cost = int(space.costs[0])
+    assert set(space.costs.tolist()) == {cost} and len(space) == 16
+    one, other = (random_structure(space, n * cost, seed=n) for n in (3, 5))
+    mine = {i for i, candidate in enumerate(space) if candidate.name in one.names}
+    every = [set(drawn) for drawn in combinations(range(16), 5)]
+    expected = np.mean([len(mine & drawn) / len(mine | drawn) for drawn in every])
+    assert jaccard_chance(space, one, other) == pytest.approx(expected, rel=1e-12)
+    assert jaccard_chance(space, other, one) == pytest.approx(expected, rel=1e-12)  # here it is symmetric
+    everything = manual_structure(space, "all")
+    assert jaccard_chance(space, everything, everything) == 1.0
+    assert jaccard_chance(space, one, everything) == pytest.approx(3 / 16)
+    nothing = Structure((), space.model_id)
+    assert jaccard_chance(space, nothing, nothing) == 1.0 and jaccard_chance(space, one, nothing) == 0.0
+
+
+def test_chance_of_two_structures_is_that_of_the_searches(space):
+    results = [make_result(space, 0), make_result(space, 1)]
+    one, other = (result.structure() for result in results)
+    chance = jaccard_chance(space, one, other, draws=1500)
+    assert chance == jaccard_chance(space, one, other, draws=1500)
+    assert chance == pytest.approx(agreement(results, draws=1500)["jaccard_chance"].iloc[0], abs=0.01)
+    with pytest.raises(StructureMismatchError, match=r"not in Space\('lora'.*retarget"):
+        jaccard_chance(make_space(tiny_t5(), "lora"), one, other)
+
+
 def test_agreement_on_kinds_alone_is_chance_within_kinds(space):
     """Both searches love LoRA and shuffle its places: above chance in all, at chance within PET modules."""
 
@@ -145,6 +174,18 @@ def test_relative_depth_interpolates_between_layers():
     assert share == pytest.approx(small.n_params // 8 / small.backbone_params, rel=1e-3)
     expected_cost = (carried.gates["prob"] * carried.gates["n_params"]).sum()
     assert expected_cost == pytest.approx(carried.budget.n_params)
+
+
+def test_the_structure_of_a_search_moves_with_its_probabilities():
+    small, large = make_space(meta_t5("small"), "lora"), make_space(meta_t5("base"), "lora")  # 6 and 12 layers
+    structure = make_result(small).structure()
+    there = structure.retarget(large, budget=structure.n_params)  # the wider backbone costs more
+    assert there.n_params <= structure.n_params and there.origin["dropped"] and there.origin["kind"] == "searched"
+    nearest = {layer: round(11 * layer / 5) for layer in range(6)}
+    pairs = zip(structure.candidates, structure.probs, strict=True)
+    moved = {(c.stack, nearest[c.layer], c.role): prob for c, prob in pairs}
+    for candidate, prob in zip(there.candidates, there.probs, strict=True):
+        assert moved[candidate.stack, candidate.layer, candidate.role] == prob
 
 
 def test_what_has_no_counterpart_is_chosen_last_and_named(space):
