@@ -123,7 +123,7 @@ def test_the_regulariser_is_the_one_peft_adds():
     import peft
 
     model, batch = tiny_t5(), tiny_batch(tiny_t5())
-    batch["labels"] = batch.pop("decoder_input_ids")
+    batch["labels"] = batch.pop("decoder_input_ids").contiguous()
     config = peft.AdaLoraConfig(init_r=2, target_r=1, total_step=9, target_modules=["q", "wo"], orth_reg_weight=0.7)
     wrapped = peft.AdaLoraModel(model, {"default": config}, "default").eval()
     with torch.no_grad():
