@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from tiny import FAMILIES, tiny_bert, tiny_llama, tiny_t5
-from toy import toy_task
+from toy import toy_regression, toy_task
 
 from s3pet import Rule, attach, make_space, retrain
 from s3pet.backbones import backbone_checksum
@@ -119,6 +119,15 @@ def test_without_a_bias_the_mean_output_stands_in():
     of_rows = [torch.autograd.grad(objective.loss(objective.collate(rows)), site.bias)[0] for rows in batches]
     by_hand = float((torch.cat(outputs).mean(0) * (of_rows[0] + of_rows[1]) / 2).abs().sum())
     assert found["encoder.0.attn.v:bitfit"] == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_rows_weigh_alike_in_batches_of_any_size():
+    """60 rows in batches of 50 and 10 have the mean gradient of all 60 at once."""
+    model, task = tiny_bert(), toy_regression()
+    space = make_space(model, "mixed")
+    parts = sensitivity(model, task, space, score="gradient", batches=2, batch_size=50)
+    whole = sensitivity(model, task, space, score="gradient", batches=1, batch_size=60)
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=0)
 
 
 def test_a_head_may_be_trained_first():
