@@ -39,6 +39,7 @@ from s3pet.trainer import Learner, Recipe
 
 _NAME = "default"  # PEFT's name of an adapter
 MIN_STEPS = 10
+SCALE = 4 * LORA_ALPHA  # of the deltas, where none is asked for
 
 
 def retrain_adalora(
@@ -67,8 +68,9 @@ def retrain_adalora(
         final: share of the steps after the last one. Only scores of these steps count, at the recipe's spacing, so
             the best checkpoint is one of fewer than a structure's.
         regularizer: γ above, PEFT's ``orth_reg_weight`` (0.5 there).
-        alpha: PEFT's ``lora_alpha``; deltas are scaled by alpha / init_rank. None takes 16 · init_rank, which is the
-            scale of our LoRA.
+        alpha: PEFT's ``lora_alpha``; deltas are scaled by alpha / init_rank. None takes 64 · init_rank, four times the
+            scale of our LoRA: vectors start at 0.02 and singular values at 0, and at 16 short trainings end too early.
+            A comparison should choose it and ``lr`` on the validation split.
         cross_attention: adapt the decoder's cross-attention as well, as :func:`s3pet.make_space` does.
         progress: show a bar.
         **recipe: fields of :class:`s3pet.trainer.Recipe`: steps, batch_size, lr (3e-3), seed, ….
@@ -110,7 +112,7 @@ def retrain_adalora(
         config = peft.AdaLoraConfig(
             init_r=init_rank,
             target_r=0,
-            lora_alpha=LORA_ALPHA * init_rank if alpha is None else alpha,
+            lora_alpha=SCALE * init_rank if alpha is None else alpha,
             target_modules=[c.path for c in space],
             tinit=first,
             tfinal=chosen.steps - cut_at,
