@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from s3pet.cost import Cost
 from s3pet.errors import RunError, SearchError, StructureMismatchError
@@ -77,10 +78,9 @@ class TunedModel:
         assert self.objective is not None
         if isinstance(self.model, Supernet):
             tensors = self.model.tensors()
-        elif self.config["structure"] == "full":
-            tensors = {f"backbone/{name}": p.detach() for name, p in self.model.named_parameters()}
         else:
-            tensors = {}
+            trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+            tensors = {f"backbone/{name}": p.detach() for name, p in trained.items()}
         head = self.objective.head
         return tensors | ({f"head/{k}": v.detach() for k, v in head.named_parameters()} if head else {})
 
@@ -139,16 +139,48 @@ def retrain(
         raise SearchError(f"structure {structure!r} is neither a Structure nor one of {', '.join(REFERENCES)}")
     if out is not None and (Path(out) / WEIGHTS).exists():
         raise RunError(f"{out} holds a tuned model; choose another folder")
-    learner, tuned_model, objective = _learner(model, task, structure, chosen)
+    learner, tuned_model, _ = _learner(model, task, structure, chosen)
+    kept = structure if isinstance(structure, Structure) else None
+    kind = structure if isinstance(structure, str) else "pet"
+    tuned = tune(learner, tuned_model, model, task, chosen, kind, structure=kept, progress=progress)
+    if out is not None:
+        tuned.save(out)
+    return tuned
+
+
+def tune(
+    learner: Learner,
+    tuned_model: nn.Module,
+    model: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    kind: str,
+    *,
+    structure: Structure | None = None,
+    progress: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+    score_from: int = 0,
+) -> TunedModel:
+    """Train what a learner holds, score it, and note what it cost: the part every way of tuning shares.
+
+    Args:
+        learner: what is trained. tuned_model: what its objective runs. model: the backbone, whose mode is kept.
+        task: the task. recipe: how.
+        kind: ``"pet"`` for a structure, a reference, or the name of another method; it names the learning rate.
+        structure: what is trained, if it is one.
+        progress: show a bar.
+        callbacks, score_from: see :func:`s3pet.trainer.train`.
+    """
+    objective, start, was_training = learner.objective, time.perf_counter(), model.training
     validation = (task.validation, objective.encode(task.validation))
-    kind, start, was_training = structure if isinstance(structure, str) else "pet", time.perf_counter(), model.training
     best_step, log = 0, list[dict[str, float]]()
     try:
         watched = learner.cost.watch_memory(objective.device)
-        with isolated_random(chosen.seed), _attached(tuned_model), watched:
+        with isolated_random(recipe.seed), _attached(tuned_model), watched:
             if learner.trained() and kind != "zero-shot":
                 rows = objective.encode(task.train)
-                best_step, log = train(learner, rows, validation, chosen, kind, progress)
+                options: Any = {"callbacks": callbacks, "score_from": score_from}
+                best_step, log = train(learner, rows, validation, recipe, kind, progress, **options)
             objective.model.eval()
             scores = {"validation": objective.evaluate(*validation), "test": objective.evaluate(task.test)}
     finally:
@@ -157,7 +189,7 @@ def retrain(
     metrics: dict[str, Any] = {split: next(iter(found.values())) for split, found in scores.items()}
     metrics |= {
         "metric": task.metric,
-        "n_params": structure.n_params if isinstance(structure, Structure) else 0,
+        "n_params": structure.n_params if structure is not None else 0,
         "backbone_params": sum(p.numel() for p in tuned_model.parameters()) if kind == "full" else 0,
         "head_params": objective.head_params,
         "best_step": best_step,
@@ -166,20 +198,16 @@ def retrain(
         "curve": log,
     }
     config = {
-        "structure": kind if kind != "pet" else structure.origin.get("kind", "custom"),  # type: ignore[union-attr]
+        "structure": kind if structure is None else structure.origin.get("kind", "custom"),
         "model": getattr(model, "s3pet_id", type(model).__name__),
         "task": task.name,
         "task_hash": task.fingerprint,
         "label_words": list(task.label_words),
-        **asdict(chosen),
-        "lr": chosen.lr or DEFAULT_LR.get(kind),
+        **asdict(recipe),
+        "lr": recipe.lr or DEFAULT_LR.get(kind),
         "versions": versions(),
     }
-    kept = structure if isinstance(structure, Structure) else None
-    tuned = TunedModel(tuned_model, task, kept, metrics, config, objective)
-    if out is not None:
-        tuned.save(out)
-    return tuned
+    return TunedModel(tuned_model, task, structure, metrics, config, objective)
 
 
 def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
@@ -200,6 +228,8 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
         )
     file = path / "structure.json"
     structure: Any = Structure.from_json(file, model) if file.is_file() else config["structure"]
+    if isinstance(structure, str) and structure not in REFERENCES:
+        raise RunError(f"{path} was tuned by {structure}, whose modules are another library's; tune it again instead")
     chosen = Recipe(**{key: config[key] for key in Recipe.__dataclass_fields__ if key in config})
     learner, tuned_model, objective = _learner(model, task, structure, chosen)
     tensors = load_file(path / WEIGHTS)

@@ -140,6 +140,7 @@ class Rule:
         return any(fnmatch.fnmatchcase(site.role, pattern) for pattern in self.roles)
 
 
+LAST_PROJECTION = {"attn": "attn.o", "cross": "cross.o", "ffn": "ffn.out"}  # of each block, by role
 SPACES: dict[str, tuple[Rule, ...]] = {
     "mixed": (Rule("lora"), Rule("lnfit"), Rule("bitfit"), Rule("lowrank_adapter")),
     "lora": (Rule("lora"),),
@@ -337,12 +338,11 @@ def _candidate(site: Site, pet: str, rank: int | None, keys_matter: bool) -> Can
 
 def _name_redundant(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """A bias on a block's last projection and the up-bias of that block's adapter add at the same place."""
-    last = {"attn": "attn.o", "cross": "cross.o", "ffn": "ffn.out"}
     biases = {candidate.site: candidate.name for candidate in candidates if candidate.pet == "bitfit"}
     named = []
     for candidate in candidates:
-        if candidate.role in last:
-            beside = f"{candidate.site.removesuffix(candidate.role)}{last[candidate.role]}"
+        if candidate.role in LAST_PROJECTION:
+            beside = f"{candidate.site.removesuffix(candidate.role)}{LAST_PROJECTION[candidate.role]}"
             candidate = Candidate(**{**asdict(candidate), "redundant": biases.get(beside)})
         named.append(candidate)
     return tuple(named)

@@ -20,7 +20,7 @@ from s3pet.cost import Cost
 from s3pet.objective import Batch, Objective
 from s3pet.supernet import Supernet
 
-DEFAULT_LR = {"pet": 3e-3, "head": 3e-3, "full": 5e-4}
+DEFAULT_LR = {"pet": 3e-3, "head": 3e-3, "full": 5e-4, "adalora": 3e-3}
 WEIGHTS = "weights.safetensors"
 
 
@@ -87,10 +87,16 @@ class Learner(nn.Module):
 class PetTrainer(Trainer):
     """``transformers.Trainer`` whose checkpoints hold only trained tensors and whose score is the task's metric."""
 
-    def __init__(self, learner: Learner, args: TrainingArguments, rows: Sequence[Row], validation: tuple, bar: bool):
+    def __init__(
+        self,
+        learner: Learner,
+        args: TrainingArguments,
+        rows: Sequence[Row],
+        validation: tuple,
+        callbacks: Sequence[TrainerCallback],
+    ):
         self.validation, self.stream = validation, Stream(rows, args.per_device_train_batch_size, args.seed)
-        callbacks: list[TrainerCallback] = [_Bar(args.max_steps)] if bar else []
-        super().__init__(learner, args, train_dataset=rows, eval_dataset=rows, callbacks=callbacks)
+        super().__init__(learner, args, train_dataset=rows, eval_dataset=rows, callbacks=list(callbacks))
 
     def get_train_dataloader(self) -> DataLoader:
         """The batches of all steps, as one epoch."""
@@ -130,9 +136,24 @@ class _Steps(Dataset):
 
 
 def train(
-    learner: Learner, rows: list[Row], validation: tuple, recipe: Recipe, kind: str, progress: bool
+    learner: Learner,
+    rows: list[Row],
+    validation: tuple,
+    recipe: Recipe,
+    kind: str,
+    progress: bool,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    score_from: int = 0,
 ) -> tuple[int, list[dict[str, float]]]:
-    """Run the Trainer and leave the best checkpoint in the learner; returns its step and the validation curve."""
+    """Run the Trainer and leave the best checkpoint in the learner; returns its step and the validation curve.
+
+    Args:
+        learner: what is trained. rows: encoded training rows. validation: examples and their encoded rows.
+        recipe: how. kind: for the default learning rate. progress: show a bar.
+        callbacks: told of every step.
+        score_from: steps before which nothing is scored, and so no checkpoint kept; the last step always is.
+    """
     every = max(1, recipe.steps // recipe.evaluations)
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():
         args = TrainingArguments(
@@ -146,6 +167,7 @@ def train(
             seed=recipe.seed,
             eval_strategy="steps",
             eval_steps=every,
+            eval_delay=score_from,
             save_strategy="best",
             save_only_model=True,
             save_total_limit=1,
@@ -159,7 +181,8 @@ def train(
             dataloader_pin_memory=False,
             use_cpu=learner.objective.device.type == "cpu",
         )
-        trainer = PetTrainer(learner, args, rows, validation, progress)
+        bar = [_Bar(args.max_steps)] if progress else []
+        trainer = PetTrainer(learner, args, rows, validation, [*callbacks, *bar])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         curve = [entry for entry in trainer.state.log_history if "score" in entry]

@@ -1,0 +1,231 @@
+"""AdaLoRA by the same recipe: rank that is allocated while training, as a baseline of searched structures.
+
+PEFT's AdaLoRA puts P Λ Q on every linear site, Q [rank, d_in], Λ diagonal, P [d_out, rank], and during training zeroes
+the triplets (one singular value with its two vectors) of least importance until the budget is met. A triplet costs
+d_in + d_out + 1 parameters. Batches, optimiser, clipping, schedule and scoring are those of
+:func:`s3pet.retrain.retrain`; the loss has AdaLoRA's regulariser added,
+
+    L + γ · mean over all P, Q of ‖Pᵀ P − I‖_F  and  ‖Q Qᵀ − I‖_F
+
+which PEFT adds only where the loss is computed inside its model, and ours is not.
+
+Where we depart from PEFT: its target is one number of triplets, whatever they cost. Here its schedule decreases to
+about as many as the budget affords, and the last allocation walks down its importances and takes what fits into the
+budget in parameters, skips what does not, and keeps going, as every structure here is cut. The allocator sees
+gradients after clipping, as with any Trainer. Until that last allocation the model exceeds the budget; no checkpoint
+of that time is scored or kept.
+
+Source: Zhang et al. 2023 (arXiv:2303.10512), equations 4, 7–10 and 13; PEFT's implementation.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from s3pet.errors import BudgetError, SearchError
+from s3pet.gates import Budget
+from s3pet.modules import LORA_ALPHA
+from s3pet.objective import Objective, make_objective
+from s3pet.retrain import TunedModel, isolated_random, tune
+from s3pet.space import Space, make_space
+from s3pet.structure import parse_budget, select_mask
+from s3pet.tasks import Task
+from s3pet.trainer import Learner, Recipe
+
+_NAME = "default"  # PEFT's name of an adapter
+MIN_STEPS = 10
+SCALE = 4 * LORA_ALPHA  # of the deltas, where none is asked for
+
+
+def retrain_adalora(
+    model: nn.Module,
+    task: Task,
+    budget: int | float | str | Budget,
+    *,
+    init_rank: int = 2,
+    warmup: float = 0.1,
+    final: float = 0.4,
+    regularizer: float = 0.5,
+    alpha: float | None = None,
+    cross_attention: bool = False,
+    progress: bool = False,
+    **recipe: Any,
+) -> TunedModel:
+    """Tune by AdaLoRA on all linear sites; after the last allocation no more than the budget is left.
+
+    Args:
+        model: the backbone; left as it was, a copy is tuned.
+        task: the task, with its tokenizer.
+        budget: any form :meth:`s3pet.gates.Budget.parse` reads; parameters of the triplets that stay.
+        init_rank: rank of every site at the start, ≥ 1. All triplets together are what the budget is cut from; a
+            budget above them is not used up.
+        warmup: share of the steps before the first cut.
+        final: share of the steps after the last one. Only scores of these steps count, at the recipe's spacing, so
+            the best checkpoint is one of fewer than a structure's.
+        regularizer: γ above, PEFT's ``orth_reg_weight`` (0.5 there).
+        alpha: PEFT's ``lora_alpha``; deltas are scaled by alpha / init_rank. None takes 64 · init_rank, four times the
+            scale of our LoRA: vectors start at 0.02 and singular values at 0, and at 16 short trainings end too early.
+            A comparison should choose it and ``lr`` on the validation split.
+        cross_attention: adapt the decoder's cross-attention as well, as :func:`s3pet.make_space` does.
+        progress: show a bar.
+        **recipe: fields of :class:`s3pet.trainer.Recipe`: steps, batch_size, lr (3e-3), seed, ….
+
+    Returns:
+        A tuned model on a copy of the backbone. ``metrics`` has the keys of :func:`s3pet.retrain`; ``n_params`` counts
+        what is left, (d_in + d_out + 1) for each triplet, and further ``ranks`` (site → rank left, where any),
+        ``initial_params`` (of all triplets) and ``trained_from`` (steps done when the budget was met).
+
+    Raises:
+        ImportError: PEFT is not installed. BudgetError: unreadable budget, or one below the cheapest triplet.
+        SearchError: a supernet is attached, too few steps, or shares that leave no step to cut in.
+
+    Source:
+        Zhang et al. 2023 (arXiv:2303.10512).
+    """
+    chosen = Recipe(**recipe)
+    peft = _peft()
+    if chosen.steps < MIN_STEPS:
+        raise SearchError(f"steps={chosen.steps}: AdaLoRA's schedule has three phases, give at least {MIN_STEPS} steps")
+    cut_at = chosen.steps - int(final * chosen.steps)  # steps done when the last allocation comes
+    first = int(warmup * chosen.steps)
+    if not (warmup >= 0 and 0 < final < 1 and first + 1 < cut_at < chosen.steps) or init_rank < 1:
+        raise SearchError(
+            f"warmup={warmup}, final={final}, init_rank={init_rank} of {chosen.steps} steps: expected init_rank ≥ 1, "
+            "and shares in [0, 1) that leave at least two steps between them and one at the end, such as 0.1 and 0.4"
+        )
+    space = make_space(model, "lora", cross_attention=cross_attention)
+    parsed = parse_budget(space, budget)
+    cheapest = min(_triplet(c.d_in, c.d_out) for c in space)
+    if parsed.n_params < cheapest:
+        raise BudgetError(
+            f"budget {budget!r} is {parsed.n_params:,} parameters; the cheapest triplet costs {cheapest:,}"
+        )
+    if getattr(model, "_s3pet_attached", False):
+        raise SearchError("a supernet is attached to this model; detach it first (or use `with`)")
+    target = copy.deepcopy(model)
+    with isolated_random(chosen.seed):
+        config = peft.AdaLoraConfig(
+            init_r=init_rank,
+            target_r=0,
+            lora_alpha=SCALE * init_rank if alpha is None else alpha,
+            target_modules=[c.path for c in space],
+            tinit=first,
+            tfinal=chosen.steps - cut_at,
+            total_step=chosen.steps,
+            deltaT=max(1, chosen.steps // 100),
+            orth_reg_weight=regularizer,
+        )
+        tuner = peft.AdaLoraModel(target, {_NAME: config}, _NAME)
+    objective = make_objective(
+        target, task, max_length=chosen.max_length, seed=chosen.seed, pooling=chosen.pooling, loss=chosen.loss
+    )
+    allocation = _Allocation(tuner, space, parsed.n_params, cut_at)
+    learner = _AdaLearner(objective, target, regularizer)
+    options: dict[str, Any] = {"callbacks": [allocation], "score_from": cut_at + 1, "progress": progress}
+    tuned = tune(learner, target, model, task, chosen, "adalora", **options)
+    ranks = allocation.ranks()
+    widths = {c.site: _triplet(c.d_in, c.d_out) for c in space}
+    n_params = sum(rank * widths[site] for site, rank in ranks.items())
+    if n_params > parsed.n_params:  # what is counted here are the singular values that are not 0
+        raise BudgetError(f"AdaLoRA left {n_params:,} parameters of a budget of {parsed.n_params:,}; this is a bug")
+    tuned.metrics |= {
+        "n_params": n_params,
+        "initial_params": init_rank * sum(widths[c.site] for c in space),
+        "trained_from": cut_at + 1,
+        "ranks": ranks,
+    }
+    own = {"init_rank": init_rank, "warmup": warmup, "final": final, "regularizer": regularizer}
+    tuned.config |= own | {"alpha": config.lora_alpha, "budget": parsed.n_params}
+    return tuned
+
+
+class _AdaLearner(Learner):
+    """PEFT's modules on a copy of the backbone, and the head; the loss has the regulariser added."""
+
+    def __init__(self, objective: Objective, backbone: nn.Module, regularizer: float):
+        super().__init__(objective, None, False)
+        self.backbone, self.regularizer = backbone, regularizer
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        """``{"loss": scalar}`` of a collated batch."""
+        loss = super().forward(**batch)["loss"]
+        return {"loss": loss + self.regularizer * orthogonality(self.backbone)}
+
+
+def orthogonality(model: nn.Module) -> Tensor:
+    """How far AdaLoRA's vectors are from orthonormal, a scalar: the mean of ‖Pᵀ P − I‖_F and ‖Q Qᵀ − I‖_F over sites.
+
+    Args:
+        model: with PEFT's AdaLoRA modules; Q is ``lora_A`` [rank, d_in], P is ``lora_B`` [d_out, rank].
+
+    Source:
+        Zhang et al. 2023 (arXiv:2303.10512), equation 4; the norm is not squared, as in both implementations.
+    """
+    norms = []
+    for name, tensor in model.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            gram = tensor @ tensor.T if "lora_A" in name else tensor.T @ tensor
+            norms.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype)))
+    return torch.stack(norms).mean()
+
+
+class _Allocation(TrainerCallback):
+    """Calls PEFT's allocator after every optimiser step, while the gradients are still there; makes the last cut."""
+
+    def __init__(self, tuner: Any, space: Space, budget: int, cut_at: int):
+        self.tuner, self.space, self.budget, self.cut_at = tuner, space, budget, cut_at
+        self.allocator: Any = tuner.rankallocator
+        cost = sum(_triplet(c.d_in, c.d_out) for c in space) / len(space)
+        # the schedule's end, in triplets of mean cost; PEFT's threshold needs at least one triplet below it
+        self.allocator.target_bgt = max(0, min(int(budget / cost), self.allocator.init_bgt - 1))
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = state.global_step  # of steps before this one
+        if step == self.cut_at:
+            self.tuner.peft_config[_NAME].rank_pattern = self._pattern()
+            self.allocator.mask_using_rank_pattern(self.tuner.model, self.tuner.peft_config[_NAME].rank_pattern)
+        else:
+            self.tuner.update_and_allocate(step)
+
+    def ranks(self) -> dict[str, int]:
+        """Singular values that are not 0, by site, where there are any."""
+        counts = {c.site: int((self._values(c.path) != 0).sum()) for c in self.space}
+        return {site: count for site, count in counts.items() if count}
+
+    def _values(self, path: str) -> Tensor:
+        return self.tuner.model.get_submodule(path).lora_E[_NAME]
+
+    def _pattern(self) -> dict[str, list[bool]]:
+        """Which triplets stay: down PEFT's importances, what fits into the budget."""
+        keys = [f"{c.path}.{{}}.{_NAME}" for c in self.space]
+        scores = [self._importance(key) for key in keys]
+        costs = [
+            torch.full((len(s),), float(_triplet(c.d_in, c.d_out))) for s, c in zip(scores, self.space, strict=True)
+        ]
+        mask = select_mask(torch.cat(scores), torch.cat(costs).to(torch.float64), self.budget)
+        parts = mask.split([len(score) for score in scores])
+        return {key.format("lora_E"): part.tolist() for key, part in zip(keys, parts, strict=True)}
+
+    def _importance(self, key: str) -> Tensor:
+        """Of a site's triplets, float64 [rank]: sensitivity × uncertainty of λ, and their means over both vectors."""
+        e, a, b = (self.allocator._element_score(key.format(f"lora_{part}")).double().cpu() for part in "EAB")
+        return e.view(-1) + a.mean(1) + b.mean(0)
+
+
+def _triplet(d_in: int, d_out: int) -> int:
+    return d_in + d_out + 1
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError(
+            "AdaLoRA needs PEFT, which is not installed; install it: pip install 's3pet[peft]'"
+        ) from error
+    return peft
