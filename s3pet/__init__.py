@@ -28,7 +28,7 @@ _ROOMS = {
     "search": ("search",),
     "runs": ("SearchResult", "load_run"),
     "retrain": ("retrain", "load_tuned"),
-    "study": ("compare",),
+    "comparison": ("compare",),
     "transfer": ("average_gates", "retarget_gates", "agreement"),
     "plots": (
         *("plot_gates", "plot_difference", "plot_gate_panels", "plot_structure"),
@@ -44,6 +44,7 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 if TYPE_CHECKING:
     from s3pet import errors, gates, structure
     from s3pet.backbones import list_backbones, load_backbone
+    from s3pet.comparison import compare
     from s3pet.environment import environment_report
     from s3pet.errors import S3PetError
     from s3pet.gates import Budget
@@ -68,7 +69,6 @@ if TYPE_CHECKING:
     from s3pet.search import search
     from s3pet.space import Rule, Space, find_sites, make_space
     from s3pet.structure import Structure, manual_structure, random_structure, select_structure
-    from s3pet.study import compare
     from s3pet.supernet import Supernet, attach
     from s3pet.tasks import Task, list_tasks, load_task
     from s3pet.transfer import agreement, average_gates, retarget_gates

@@ -121,9 +121,8 @@ def retrain_adalora(
             orth_reg_weight=regularizer,
         )
         tuner = peft.AdaLoraModel(target, {_NAME: config}, _NAME)
-    objective = make_objective(
-        target, task, max_length=chosen.max_length, seed=chosen.seed, pooling=chosen.pooling, loss=chosen.loss
-    )
+    same = ("max_length", "seed", "pooling", "loss", "precision")
+    objective = make_objective(target, task, **{name: getattr(chosen, name) for name in same})
     allocation = _Allocation(tuner, space, parsed.n_params, cut_at)
     learner = _AdaLearner(objective, target, regularizer)
     options: dict[str, Any] = {"callbacks": [allocation], "score_from": cut_at + 1, "progress": progress}

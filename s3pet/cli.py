@@ -196,9 +196,10 @@ def _demo(task_name: str, out: Path) -> None:
 
 def print_summary(table: Any) -> None:
     """Print a comparison as people read it: best first, with the spread over runs."""
-    from s3pet.study import summary
+    from s3pet.statistics import summary
 
-    found = summary(table)
+    shown = ["task", "structure", "kind", "n_params", "head_params", "score", "spread", "runs", "seconds"]
+    found = summary(table)[shown]
     found["n_params"] = found["n_params"].map("{:,.0f}".format)
     formats = {"score": "{:.3f}".format, "spread": "{:.3f}".format, "seconds": "{:.1f}".format}
     metric = table["metric"].iloc[0]

@@ -50,6 +50,10 @@ class RunError(S3PetError, OSError):
     """A run folder that is missing, incomplete, or would be overwritten."""
 
 
+class StudyError(S3PetError, ValueError):
+    """A table of runs that cannot be summarised: a missing column, a run that is there twice, nothing to compare."""
+
+
 class ExportError(S3PetError, ValueError):
     """A structure that cannot be expressed in the requested format."""
 

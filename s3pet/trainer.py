@@ -38,7 +38,7 @@ class Recipe:
         max_length: tokens per input.
         pooling: of an encoder's head.
         loss: of text-to-text backbones, ``"choice"`` or ``"lm"``, see :mod:`s3pet.objective`.
-        precision: of the backbone: ``"float32"`` (as it is) or ``"bfloat16"`` (autocast; what is trained stays float32).
+        precision: of the backbone: ``"float32"`` or ``"bfloat16"`` (autocast; what is trained stays float32).
     """
 
     steps: int = 300
