@@ -129,3 +129,41 @@ def unrolled_exact(
     value = val_loss(alpha, virtual)
     (found,) = torch.autograd.grad(value, [alpha], materialize_grads=True, allow_unused=True)
     return value.detach(), found
+
+
+class SharedAdam(torch.optim.Optimizer):
+    """Adam with one second moment, the mean of g² over all elements, instead of one for each.
+
+    Adam moves every α about as far, however small its gradient: α of a candidate that hardly matters walks at random as
+    far as that of one that decides. Here steps stay in proportion to the gradients; only their common scale is adapted.
+
+    Args:
+        params: tensors; each has a moment of its own.
+        lr: learning rate. betas: decay of the two moments. eps: added to the root.
+    """
+
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-12):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step down the gradients."""
+        for group in self.param_groups:
+            (decay, slow), lr = group["betas"], group["lr"]
+            for tensor in (tensor for tensor in group["params"] if tensor.grad is not None):
+                state = self.state[tensor]
+                if not state:
+                    start = {"step": torch.zeros(()), "exp_avg_sq": torch.zeros((), device=tensor.device)}
+                    state.update(start, exp_avg=torch.zeros_like(tensor))
+                state["step"] += 1
+                step = float(state["step"])  # kept with the processor
+                state["exp_avg"].lerp_(tensor.grad, 1 - decay)
+                state["exp_avg_sq"].lerp_(tensor.grad.square().mean(), 1 - slow)
+                scale = (state["exp_avg_sq"] / (1 - slow**step)).sqrt() + group["eps"]
+                tensor.sub_(state["exp_avg"] / scale, alpha=lr / (1 - decay**step))
+
+
+ALPHA_OPTIMIZERS: dict[str, Any] = {
+    "adamw": lambda params, lr: torch.optim.AdamW(params, lr=lr, weight_decay=0.0),
+    "shared": SharedAdam,
+}

@@ -78,7 +78,7 @@ class Searcher:
         self.costs = space.costs.to(device, torch.float32)
         self.alpha = torch.zeros(len(space), device=device)
         self.weights = [self.supernet.flatten(), *self.objective.head_weights]
-        self.alpha_optimizer = torch.optim.AdamW([self.alpha], lr=settings.alpha_lr, weight_decay=0.0)
+        self.alpha_optimizer = bilevel.ALPHA_OPTIMIZERS[settings.alpha_optimizer]([self.alpha], lr=settings.alpha_lr)
         self.weight_optimizer = torch.optim.AdamW(self.weights, lr=settings.lr, weight_decay=0.0)
         self.step, self.cost = 0, Cost()
         self.history: list[dict[str, Any]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from s3pet.bilevel import ORDERS
+from s3pet.bilevel import ALPHA_OPTIMIZERS, ORDERS
 from s3pet.errors import SearchError
 from s3pet.gates import GRADIENT_MODES
 
@@ -24,7 +24,9 @@ class Settings:
         seed: of everything random.
         batch_size: examples per batch, in both halves.
         lr: learning rate of PET weights and head (AdamW, no decay).
-        alpha_lr: learning rate of α (AdamW, no decay).
+        alpha_lr: learning rate of α.
+        alpha_optimizer: ``"adamw"`` (without decay, as the authors), or ``"shared"``: one step size for all candidates,
+            see :class:`s3pet.bilevel.SharedAdam`.
         schedule: of both learning rates: ``"linear"`` (to 0 at the last step, as the authors), ``"constant"``, or
             ``"inverse_sqrt"``, 1/√(1 + step/timescale), which does not depend on how long the search will be.
         timescale: steps of that schedule; after three times as many, rates are halved.
@@ -53,6 +55,7 @@ class Settings:
     batch_size: int = 32
     lr: float = 3e-3
     alpha_lr: float = 0.1
+    alpha_optimizer: str = "adamw"
     schedule: str = "linear"
     timescale: int = 30
     stop: str | None = None
@@ -71,6 +74,7 @@ class Settings:
     def __post_init__(self) -> None:
         known: dict[str, Sequence[str | None]] = {
             "order": ORDERS,
+            "alpha_optimizer": tuple(ALPHA_OPTIMIZERS),
             "schedule": SCHEDULES,
             "stop": STOPS,
             "gradient": GRADIENT_MODES,

@@ -229,14 +229,13 @@ class Study:
             if not first:
                 stage = [{**row, "lr": self._chosen(done, row)} for row in stage]
             todo = [row for row in stage if self.key(row) not in set(done["key"])]
-            with (self.path / "rows.jsonl").open("a", encoding="utf-8") as file:
-                what = "first seed" if first else "other seeds"
-                for row in _each(_row, [(self, row) for row in todo], jobs, what):
+            for row in _each(_row, [(self, row) for row in todo], jobs, "first seed" if first else "other seeds"):
+                with (self.path / "rows.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
-                    file.flush()
-            write_table(self.table(), self.path / "study.parquet")
-            (self.path / "rows.jsonl").unlink()
-        return self.table()
+        table = self.table()
+        if len(table):
+            write_table(table, self.path / "study.parquet")
+        return table
 
     def _chosen(self, done: pd.DataFrame, row: Row) -> float | None:
         """The rate that is best on validation, with the first seed."""
