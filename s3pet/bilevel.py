@@ -21,6 +21,7 @@ Source: Liu et al. 2019 (DARTS), equations 5–8; Hu et al. 2022 (arXiv:2206.073
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor

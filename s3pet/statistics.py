@@ -1,8 +1,8 @@
 """What a table of retrainings shows, and how surely: means, intervals, paired tests, the share of fine-tuning kept.
 
-Reads the tidy table of :func:`s3pet.compare`, one row per retraining: ``task, structure, kind, index`` (which of
-several structures of that name), ``seed`` (of the retraining), ``n_params, score`` (test split), and where there are any
-``budget, head_params, lr, validation, seconds``. Other columns are ignored.
+Reads the tidy table of :func:`s3pet.compare` or of a :mod:`s3pet.study`, one row per retraining: ``task, structure,
+kind, index`` (which of several structures of that name), ``seed`` (of the retraining), ``n_params, score`` (test
+split), and where there are any ``budget, head_params, lr, validation, seconds``. Other columns are ignored.
 
 Intervals are expanded percentile bootstraps (Hesterberg 2015, arXiv:1411.5279, section 5.3): of the means of resampled
 runs, the quantiles Φ(∓ t·√(n/(n−1))) instead of Φ(∓ z), because a plain percentile interval of few runs is too narrow.
@@ -173,7 +173,7 @@ def over_tasks(table: pd.DataFrame, *, tasks: Iterable[str] | None = None, **opt
     by = [name for name in options.pop("by", ("structure",)) if name != "task"]
     table = _checked(table, ("task", *by), finite=())
     given = table.groupby(by, sort=False, dropna=False, observed=True)["task"].unique()
-    names = {key if isinstance(key, str) else ", ".join(map(str, key)): {*found} for key, found in given.items()}
+    names = {", ".join(map(str, np.atleast_1d(np.array(key, dtype=object)))): {*found} for key, found in given.items()}
     every = list(table["task"].unique())
     wanted = [name for name in every if all(name in found for found in names.values())] if tasks is None else [*tasks]
     lacks = {key: [task for task in (wanted or every) if task not in found] for key, found in names.items()}
@@ -225,8 +225,16 @@ def wins(table: pd.DataFrame, structure: str, baseline: str, alpha: float = 0.05
     found = summary(table, baseline={structure: baseline}, **options)
     found = found[found["structure"].eq(structure) & found["difference"].notna()].reset_index(drop=True)
     better, worse, sure = found["difference"] > 0, found["difference"] < 0, found["p"] < alpha
-    counts = (better, worse, better & sure, worse & sure, better & (found["p_holm"] < alpha), found["p_floor"] < alpha)
-    return Wins(len(found), *(int(count.sum()) for count in counts), found)
+    return Wins(
+        tasks=len(found),
+        better=int(better.sum()),
+        worse=int(worse.sum()),
+        significant=int((better & sure).sum()),
+        significantly_worse=int((worse & sure).sum()),
+        significant_holm=int((better & (found["p_holm"] < alpha)).sum()),
+        attainable=int((found["p_floor"] < alpha).sum()),
+        table=found,
+    )
 
 
 def _checked(table: Any, columns: Iterable[str], finite: Iterable[str] = ("score",)) -> pd.DataFrame:

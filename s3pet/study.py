@@ -1,6 +1,6 @@
 """Grids of runs as one tidy table: tasks × structures × budgets × seeds × learning rates, row by row, resumable.
 
-:func:`s3pet.compare` retrains a few structures on one task. A :class:`Study` is a whole grid, declared in one YAML file:
+:func:`s3pet.compare` retrains a few structures on one task. A :class:`Study` is a whole grid, declared in one file:
 
     backbone: pocket-t5
     tasks: {sentiment: pocket/sentiment, cola: {path: "${DATA}/cola", n_train: 2000}}
@@ -27,30 +27,21 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
-from s3pet.comparison import measured, read_rows
-from s3pet.errors import S3PetError, StudyError
-from s3pet.retrain import retrain
+from s3pet.comparison import read_rows
+from s3pet.errors import StudyError
+from s3pet.gates import Budget
+from s3pet.jobs import Row, each, run_row, run_search
 from s3pet.runs import SearchResult, config_hash, load_run, write_table
 from s3pet.statistics import choose_lr
-from s3pet.structure import Structure
-from s3pet.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import nn
 
-Entry = Structure | str
-Row = dict[str, Any]
 # of each kind of structure: what its declaration may say, and whether it is made anew for every budget and seed
 KINDS: dict[str, tuple[tuple[str, ...], bool, bool]] = {
     "reference": ((), False, False),
@@ -97,19 +88,18 @@ class Study:
 
     @classmethod
     def load(cls, path: str | Path) -> Study:
-        """Read a study file; ``${NAME}`` is replaced from the environment.
+        """Read a study file. ``${NAME}`` in it is replaced from the environment when rows are run, not before.
 
         Raises:
-            StudyError: not such a file, an unknown key, kind, option or search, or a variable that is not set.
+            StudyError: not such a file, or an unknown key, kind, option or search.
         """
         import yaml
 
         path = Path(path)
         if not path.is_file():
             raise StudyError(f"there is no study file {path}; expected YAML with backbone, tasks and structures")
-        text = os.path.expandvars(path.read_text(encoding="utf-8"))
         try:
-            given = yaml.safe_load(text)
+            given = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise StudyError(f"{path} is not YAML: {error}") from error
         known = [name for name in cls.__dataclass_fields__ if name != "path"]
@@ -120,8 +110,6 @@ class Study:
         study = cls(**given, path=path.with_suffix(""))
         for name, entry in study.structures.items():
             study._check(name, entry)
-        if "${" in text:
-            raise StudyError(f"{path} wants ${text.split('${')[1].split('}')[0]}, which the environment does not set")
         return study
 
     def _check(self, name: str, entry: Mapping[str, Any]) -> None:
@@ -151,12 +139,13 @@ class Study:
                 _, cut, seeded = KINDS[entry["kind"]]
                 for budget in entry.get("budgets", self.budgets) if cut else [None]:
                     for source in self._sources(entry, task):
-                        label = " ".join(part for part in (name, budget, source and f"from {source}") if part)
+                        told = source and f"{'over' if entry['kind'] == 'average' else 'from'} {source}"
+                        label = " ".join(str(part) for part in (name, budget, told) if part)
                         row: Row = {"task": task, "structure": label, "entry": name, "kind": entry["kind"]}
                         row |= {"budget": budget, "source": source}
                         for seed in range(entry.get("seeds", self.seeds)):
-                            for lr in self._rates(name, entry) if seed == 0 else [None]:
-                                found.append({**row, "index": seed if seeded else 0, "seed": seed, "lr": lr})
+                            place = {**row, "index": seed if seeded else 0, "seed": seed}
+                            found += [{**place, "lr": lr} for lr in (self._rates(name, entry) if seed == 0 else [None])]
         return sorted(found, key=lambda row: row["seed"] > 0)
 
     def key(self, row: Row) -> str:
@@ -165,16 +154,17 @@ class Study:
         told = {name: entry[name] for name in ("kind", *KINDS[entry["kind"]][0]) if name in entry}
         told["name"] = entry.get("name", row["entry"]) if entry["kind"] in ("manual", "reference") else None
         if "search" in told:
-            told["search"] = self._settings(told["search"])
+            told["search"] = self.settings(told["search"])
         where: dict[str, Any] = {
             "backbone": Path(self.backbone).name,
             "space": self.space,
             "retrain": dict(self.retrain),
         }
-        where |= {"task": _portable(self.tasks[row["task"]]), "structure": told}
+        where |= {"task": self.tasks[row["task"]], "structure": told}
         return config_hash({**where, **{name: row[name] for name in ("budget", "source", "index", "seed", "lr")}})
 
-    def _settings(self, search: str) -> dict[str, Any]:
+    def settings(self, search: str) -> dict[str, Any]:
+        """Keywords of a declared search."""
         return {**self.search, **self.searches[search]}
 
     def _sources(self, entry: Mapping[str, Any], task: str) -> Sequence[str | None]:
@@ -205,10 +195,26 @@ class Study:
         """All finished rows, at every learning rate; :func:`s3pet.statistics.choose_lr` keeps the chosen ones."""
         import pandas as pd
 
-        files = self.path / "study.parquet", self.path / "rows.jsonl"
-        rows = pd.read_parquet(files[0]).to_dict("records") if files[0].is_file() else []
-        rows += [{"key": key, **row} for key, row in read_rows(files[1]).items()]
-        return pd.DataFrame(rows).drop_duplicates("key", ignore_index=True) if rows else pd.DataFrame({"key": []})
+        kept = pd.read_parquet(self.path / "study.parquet") if (self.path / "study.parquet").is_file() else None
+        rows = [{"key": key, **row} for key, row in read_rows(self.path / "rows.jsonl").items()]
+        tables = [table for table in (kept, pd.DataFrame(rows) if rows else None) if table is not None]
+        if not tables:
+            return pd.DataFrame({"key": []})
+        table = pd.concat([_typed(table) for table in tables])
+        return table.drop_duplicates("key", ignore_index=True)
+
+    def chosen(self) -> pd.DataFrame:
+        """Finished rows that are declared now, at the chosen learning rate; none of what lacks a rate of the grid."""
+        done, plan = self.table(), self.rows()
+        have, first = set(done["key"]), dict[tuple, set[str]]()
+        for row in (row for row in plan if row["seed"] == 0):
+            first.setdefault((row["task"], row["structure"]), set()).add(self.key(row))
+        whole = {place: keys for place, keys in first.items() if keys <= have}
+        kept = {key for keys in whole.values() for key in keys}
+        for row in (row for row in plan if row["seed"] > 0 and (row["task"], row["structure"]) in whole):
+            kept.add(self.key({**row, "lr": self._chosen(done, row)}))
+        found = done[done["key"].isin(kept)]
+        return choose_lr(found) if len(found) else found
 
     def run(self, *, jobs: int = 1, tasks: Sequence[str] = ("*",), structures: Sequence[str] = ("*",)) -> pd.DataFrame:
         """Run what is not there yet; returns the table.
@@ -218,10 +224,10 @@ class Study:
             tasks, structures: patterns of names: run only these.
         """
         plan = self.rows(tasks, structures)
-        searches = dict.fromkeys(need for row in plan for need in self._needs(row))
-        missing = [need for need in searches if not (self._folder(*need) / "config.json").is_file()]
+        searches = dict.fromkeys(need for row in plan for need in self.needs(row))
+        missing = [need for need in searches if not self._searched(*need)]
         self.path.mkdir(parents=True, exist_ok=True)
-        for _ in _each(_search, [(self, *need) for need in missing], jobs, "searches"):
+        for _ in each(run_search, [(self, *need) for need in missing], jobs, "searches"):
             pass
         for first in (True, False):
             done = self.table()
@@ -229,7 +235,7 @@ class Study:
             if not first:
                 stage = [{**row, "lr": self._chosen(done, row)} for row in stage]
             todo = [row for row in stage if self.key(row) not in set(done["key"])]
-            for row in _each(_row, [(self, row) for row in todo], jobs, "first seed" if first else "other seeds"):
+            for row in each(run_row, [(self, row) for row in todo], jobs, "first seed" if first else "other seeds"):
                 with (self.path / "rows.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
         table = self.table()
@@ -245,7 +251,7 @@ class Study:
         found = done[done["key"].isin(keys)]
         return None if rates[0] is None else float(choose_lr(found)["lr"].iloc[0])
 
-    def _needs(self, row: Row) -> Iterator[tuple[str, str, int]]:
+    def needs(self, row: Row) -> Iterator[tuple[str, str, int]]:
         """(task, search, seed) that a row's structure is made of."""
         entry = self.structures[row["entry"]]
         if entry["kind"] in ("searched", "transfer"):
@@ -255,121 +261,29 @@ class Study:
         elif entry["kind"] == "average":
             yield from ((task, entry["search"], row["index"]) for task in self.tasks if task != row["task"])
 
-    def _folder(self, task: str, search: str, seed: int) -> Path:
+    def folder(self, task: str, search: str, seed: int) -> Path:
+        """Where a search lies."""
         return self.path / "searches" / search / task / f"seed{seed}"
+
+    def _searched(self, task: str, search: str, seed: int) -> bool:
+        """Whether this search is there, made with the settings that are declared now."""
+        path = self.folder(task, search, seed)
+        if not (path / "config.json").is_file():
+            return False
+        made = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        budget = Budget.parse(self.settings(search)["budget"], total=made["backbone_params"]).n_params
+        wanted = {**self.settings(search), "budget": budget}
+        wrong = {name: made.get(name) for name, value in wanted.items() if made.get(name) != value}
+        if wrong:
+            raise StudyError(f"{path} was searched with {wrong}, declared is otherwise; remove it to search anew")
+        return True
 
     def result(self, task: str, search: str, seed: int) -> SearchResult:
         """A finished search; raises RunError."""
-        return load_run(self._folder(task, search, seed))
+        return load_run(self.folder(task, search, seed))
 
 
-@lru_cache(maxsize=2)
-def _lab(backbone: str, space: str) -> tuple[Any, Any, Any]:
-    from s3pet.backbones import load_backbone
-    from s3pet.space import make_space
-
-    model, tokenizer = load_backbone(backbone)
-    return model, tokenizer, make_space(model, json.loads(space))
-
-
-@lru_cache(maxsize=32)
-def _task(backbone: str, space: str, told: str) -> Task:
-    from s3pet.tasks import load_task
-
-    options = json.loads(told)
-    options = {"path": options} if isinstance(options, str) else options
-    return load_task(options.pop("path"), _lab(backbone, space)[1], **options)
-
-
-def _open(study: Study, task: str) -> tuple[Any, Task, Any]:
-    where = study.backbone, json.dumps(study.space)
-    model, _, space = _lab(*where)
-    return model, _task(*where, json.dumps(study.tasks[task])), space
-
-
-def _search(study: Study, task: str, search: str, seed: int) -> None:
-    from s3pet.search import search as run_search
-
-    model, opened, space = _open(study, task)
-    out = study._folder(task, search, seed)
-    run_search(model, opened, space, out=out, seed=seed, progress=False, **study._settings(search))
-    shutil.rmtree(out / "checkpoint", ignore_errors=True)  # weights of the supernet: nobody needs them
-
-
-def _row(study: Study, row: Row) -> Row:
-    """Retrain one row's structure."""
-    model, task, space = _open(study, row["task"])
-    entry, recipe = study.structures[row["entry"]], {**study.retrain, "seed": row["seed"], "lr": row["lr"]}
-    try:
-        if entry["kind"] == "adalora":
-            from s3pet.adalora import retrain_adalora
-
-            tuned = retrain_adalora(model, task, row["budget"], **_options(entry), **recipe)
-        else:
-            tuned = retrain(model, task, _make(study, row, model, task, space), **recipe)
-    except S3PetError as error:
-        raise StudyError(f"{row['structure']!r} on {row['task']!r}, seed {row['seed']}: {error}") from error
-    found = {"key": study.key(row), **row, **measured(tuned)}
-    if row["budget"] is not None:
-        from s3pet.structure import parse_budget
-
-        found["budget"] = parse_budget(space, row["budget"]).n_params
-    costs = [study.result(*need).cost for need in study._needs(row)]
-    return found | {"search_rows": sum(c.rows for c in costs), "search_seconds": sum(c.seconds for c in costs)}
-
-
-def _make(study: Study, row: Row, model: nn.Module, task: Task, space: Any) -> Entry:
-    """A row's structure."""
-    from s3pet.selectors import depth_structure, sensitive_structure
-    from s3pet.space import make_space
-    from s3pet.structure import manual_structure, random_structure, select_structure
-    from s3pet.transfer import average_gates
-
-    entry, kind, budget = study.structures[row["entry"]], row["kind"], row["budget"]
-    if kind == "reference":
-        return row["entry"]
-    if kind == "manual":
-        return manual_structure(space, entry.get("name", row["entry"]))
-    if kind == "rules":
-        return manual_structure(make_space(model, entry["rules"]), "all")
-    if kind == "random":
-        return random_structure(space, budget, seed=row["index"])
-    if kind == "heuristic":
-        return depth_structure(space, budget, **_options(entry))
-    if kind == "sensitivity":
-        keep = ("max_length", "pooling", "loss", "batch_size")
-        same = {name: study.retrain[name] for name in keep if name in study.retrain}
-        return sensitive_structure(model, task, space, budget, seed=row["index"], **same, **_options(entry))
-    results = [study.result(*need) for need in study._needs(row)]
-    if kind == "average":
-        return average_gates(results).structure(budget)
-    if entry.get("per_param"):
-        return select_structure(space, results[0].probs / space.costs, budget, origin={"kind": "searched"})
-    return results[0].structure(budget)
-
-
-def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if name not in ("kind", "budgets", "seeds")}
-
-
-def _each(function: Any, arguments: Sequence[tuple], jobs: int, what: str) -> Iterator[Any]:
-    """Results as they come, in any order, with a bar."""
-    from joblib import Parallel, delayed
-
-    found: Any = (function(*given) for given in arguments)
-    if jobs > 1 and len(arguments) > 1:
-        parallel = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
-        found = parallel(delayed(_alone)(function, given) for given in arguments)
-    yield from tqdm(found, total=len(arguments), desc=what, disable=not arguments)
-
-
-def _alone(function: Any, given: tuple) -> Any:
-    import torch
-
-    torch.set_num_threads(1)  # several processes share the cores
-    return function(*given)
-
-
-def _portable(task: Any) -> Any:
-    """A task's declaration without the folder its data happen to lie in."""
-    return task if isinstance(task, str) else {**task, "path": Path(task["path"]).name}
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns that may be empty, with types that say so."""
+    kinds = {"budget": "Int64", "lr": "float64", "source": "string"}
+    return table.astype({name: kind for name, kind in kinds.items() if name in table})
