@@ -1,4 +1,4 @@
-"""The command line: ``python -m s3pet search | retrain | compare | space | demo``.
+"""The command line: ``python -m s3pet search | retrain | compare | study | space | demo``.
 
 Each command is one call of the library with its arguments spelt out; what it writes, the library reads back.
 """
@@ -64,6 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, help="JSON-lines file of rows; finished rows are not computed again")
     _add_fields(made, Recipe, skip=("seed",))
     made.set_defaults(run=_compare)
+
+    made = commands.add_parser("study", help="run, show or draw a grid of runs declared in a file")
+    made.add_argument("action", choices=("run", "show", "figures"))
+    made.add_argument("file", type=Path, help="YAML, see s3pet.study; rows, table and figures go beside it")
+    made.add_argument("--jobs", type=int, default=1, help="processes")
+    made.add_argument("--tasks", nargs="+", default=["*"], help="run only these (patterns of names)")
+    made.add_argument("--structures", nargs="+", default=["*"], help="run only these (patterns of names)")
+    made.set_defaults(run=_study)
 
     made = commands.add_parser("space", help="print the candidates of a backbone")
     made.add_argument("--model", default="pocket-t5")
@@ -159,6 +167,19 @@ def _compare(arguments: argparse.Namespace) -> None:
     options = {**_options(arguments, Recipe), "out": arguments.out, "progress": not arguments.quiet}
     table = s3pet.compare(model, task, structures, seeds=range(arguments.seeds), **options)
     print_summary(table)
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    from s3pet.report import show, write_figures
+    from s3pet.study import Study
+
+    study = Study.load(arguments.file)
+    if arguments.action == "run":
+        study.run(jobs=arguments.jobs, tasks=arguments.tasks, structures=arguments.structures)
+    if arguments.action == "figures":
+        print("\n".join(map(str, write_figures(study))))
+    else:
+        print(show(study))
 
 
 def _space(arguments: argparse.Namespace) -> None:

@@ -24,7 +24,13 @@ from matplotlib.transforms import Transform
 from s3pet.errors import PlotError, nearest
 from s3pet.plots.style import KINDS, OTHER, as_table, figure_of, new_axes, style, styled
 
-JOINED = ("searched", "random")  # kinds that exist at any budget: a line; all others have a cost of their own
+JOINED = (
+    "searched",
+    "random",
+    "sensitivity",
+    "heuristic",
+    "adalora",
+)  # kinds that exist at any budget: a line; all others have a cost of their own
 AMOUNT = re.compile(r"[\s@=]*\d[\d.,]*\s*[%kM]?$")  # "searched 0.05 %" and "searched 0.2 %" are one family
 
 
@@ -110,9 +116,9 @@ def plot_budget_curve(
 ) -> Axes:
     """Score against trainable parameters, budget by budget: how little is enough.
 
-    Searched and random structures are lines over their budgets, each a family: of one kind, with names that differ only
-    in an amount at the end ("searched 0.05 %", "searched 0.2 %"). A band is the interval of `summarize_scores`, a faint
-    point a run. Every other structure has one cost and is a point with its name. The vertical axis fits the runs; a
+    Searched, random and other structures made for a budget are lines over their budgets, each a family: of one kind,
+    with names that differ only in an amount at the end ("searched 0.05 %", "searched 0.2 %"). A band is the interval of
+    `summarize_scores`, a faint point a run. Every other structure has one cost and is a point with its name. The vertical axis fits the runs; a
     band that few seeds leave wide may run out of it.
 
     Args:

@@ -24,7 +24,15 @@ from s3pet.errors import PlotError, nearest
 # Okabe and Ito (2008): told apart by readers with any of the usual colour deficiencies, on white and on black.
 PET_COLOURS = {"lora": "#0072B2", "lnfit": "#009E73", "bitfit": "#E69F00", "lowrank_adapter": "#D55E00"}
 PET_COLOURS |= {"adapter": "#CC79A7"}
-KINDS = {"searched": ("o", "#0072B2"), "manual": ("^", "#D55E00"), "random": ("s", "#7F7F7F")}
+KINDS = {
+    "searched": ("o", "#0072B2"),
+    "manual": ("^", "#D55E00"),
+    "rules": ("^", "#D55E00"),
+    "random": ("s", "#7F7F7F"),
+    "sensitivity": ("v", "#CC79A7"),
+    "heuristic": ("P", "#8C6D1F"),
+    "adalora": ("X", "#56B4E9"),
+}
 OTHER = ("D", "#009E73")
 PETS = {"lora": "LoRA", "lnfit": "LNFit", "bitfit": "BitFit", "lowrank_adapter": "low-rank", "adapter": "bottleneck"}
 
