@@ -12,20 +12,8 @@ from s3pet.study import KINDS, Study
 if TYPE_CHECKING:
     import pandas as pd
 
-SHOWN = (
-    "task",
-    "structure",
-    "n_params",
-    "score",
-    "low",
-    "high",
-    "kept",
-    "runs",
-    "difference",
-    "p",
-    "p_floor",
-    "p_holm",
-)
+SHOWN = ("task", "structure", "n_params", "score", "low", "high", "kept", "runs")
+TESTED = ("difference", "p", "p_floor", "p_holm")
 
 
 def random_baselines(study: Study) -> dict[str, str]:
@@ -125,7 +113,7 @@ def _transfers(study: Study, table: pd.DataFrame, rows: pd.DataFrame) -> pd.Data
     import pandas as pd
 
     searches = {study.structures[name]["search"] for name in rows["entry"].unique()}
-    mine = [study.structures[name].get("search") in searches for name in table["entry"]]
+    mine = table["entry"].map(lambda name: study.structures[name].get("search") in searches)
     own = table[mine & table["kind"].eq("searched")]
     rest = table[table["kind"].isin(["average", "random"])]
     every = pd.concat([own.assign(source=own["task"]), rows, rest.assign(source=rest["entry"])])

@@ -118,7 +118,8 @@ def plot_budget_curve(
 
     Searched, random and other structures made for a budget are lines over their budgets, each a family: of one kind,
     with names that differ only in an amount at the end ("searched 0.05 %", "searched 0.2 %"). A band is the interval of
-    `summarize_scores`, a faint point a run. Every other structure has one cost and is a point with its name. The vertical axis fits the runs; a
+    `summarize_scores`, a faint point a run. Every other structure has one cost and is a point with its name. The
+    vertical axis fits the runs; a
     band that few seeds leave wide may run out of it.
 
     Args:
