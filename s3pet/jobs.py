@@ -14,11 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from s3pet.adalora import retrain_adalora
+from s3pet.backbones import load_backbone
 from s3pet.comparison import measured
 from s3pet.errors import S3PetError, StudyError
 from s3pet.retrain import retrain
-from s3pet.structure import Structure
-from s3pet.tasks import Task
+from s3pet.search import search as search_structure
+from s3pet.selectors import depth_structure, sensitive_structure
+from s3pet.space import make_space
+from s3pet.structure import Structure, manual_structure, parse_budget, random_structure, select_structure
+from s3pet.tasks import Task, load_task
+from s3pet.transfer import average_gates
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,17 +35,12 @@ Row = dict[str, Any]
 
 @lru_cache(maxsize=2)
 def _lab(backbone: str, space: str) -> tuple[Any, Any, Any]:
-    from s3pet.backbones import load_backbone
-    from s3pet.space import make_space
-
     model, tokenizer = load_backbone(backbone)
     return model, tokenizer, make_space(model, json.loads(space))
 
 
 @lru_cache(maxsize=32)
 def _task(backbone: str, space: str, told: str) -> Task:
-    from s3pet.tasks import load_task
-
     options = json.loads(told)
     options = {"path": options} if isinstance(options, str) else options
     return load_task(options.pop("path"), _lab(backbone, space)[1], **options)
@@ -61,8 +62,6 @@ def _expanded(text: str) -> str:
 
 def run_search(study: Any, task: str, search: str, seed: int) -> None:
     """Run one search of a study into its folder."""
-    from s3pet.search import search as search_structure
-
     model, opened, space = _open(study, task)
     out = study.folder(task, search, seed)
     search_structure(model, opened, space, out=out, seed=seed, progress=False, **study.settings(search))
@@ -75,8 +74,6 @@ def run_row(study: Any, row: Row) -> Row:
     entry, recipe = study.structures[row["entry"]], {**study.retrain, "seed": row["seed"], "lr": row["lr"]}
     try:
         if entry["kind"] == "adalora":
-            from s3pet.adalora import retrain_adalora
-
             tuned = retrain_adalora(model, task, row["budget"], **_options(entry), **recipe)
         else:
             tuned = retrain(model, task, _make(study, row, model, task, space), **recipe)
@@ -84,8 +81,6 @@ def run_row(study: Any, row: Row) -> Row:
         raise StudyError(f"{row['structure']!r} on {row['task']!r}, seed {row['seed']}: {error}") from error
     found = {"key": study.key(row), **row, **measured(tuned)}
     if row["budget"] is not None:
-        from s3pet.structure import parse_budget
-
         found["budget"] = parse_budget(space, row["budget"]).n_params
     costs = [study.result(*need).cost for need in study.needs(row)]
     return found | {"search_rows": sum(c.rows for c in costs), "search_seconds": sum(c.seconds for c in costs)}
@@ -93,11 +88,6 @@ def run_row(study: Any, row: Row) -> Row:
 
 def _make(study: Any, row: Row, model: nn.Module, task: Task, space: Any) -> Entry:
     """A row's structure."""
-    from s3pet.selectors import depth_structure, sensitive_structure
-    from s3pet.space import make_space
-    from s3pet.structure import manual_structure, random_structure, select_structure
-    from s3pet.transfer import average_gates
-
     entry, kind, budget = study.structures[row["entry"]], row["kind"], row["budget"]
     if kind == "reference":
         return row["entry"]

@@ -1,0 +1,209 @@
+"""Studies: a grid declared in a file, run row by row, resumed, shown and drawn."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+from tiny import tiny_t5
+from toy import toy_rows, toy_tokenizer
+
+import s3pet
+from s3pet import jobs
+from s3pet.cli import main
+from s3pet.errors import StudyError
+from s3pet.report import random_baselines, summarize
+from s3pet.study import Study
+
+DECLARED = {
+    "backbone": "${TOY}/model",
+    "tasks": {"one": {"path": "${TOY}/task1", "label_words": ["no", "yes"]}, "two": "${TOY}/task2"},
+    "budgets": [300],
+    "seeds": 2,
+    "retrain": {"steps": 4, "batch_size": 8, "evaluations": 1},
+    "lr": {"pet": [1e-3, 3e-3], "full": [5e-4]},
+    "search": {"steps": 3, "batch_size": 8},
+    "searches": {"ours": {"budget": 300}},
+    "structures": {
+        "full": {"kind": "reference"},
+        "lnfit": {"kind": "manual"},
+        "wide": {"kind": "rules", "rules": [{"pet": "lora", "roles": ["attn.[qv]"], "ranks": [2]}]},
+        "random": {"kind": "random", "seeds": 3},
+        "top": {"kind": "heuristic", "where": "top"},
+        "fisher": {"kind": "sensitivity", "score": "fisher", "batches": 1},
+        "searched": {"kind": "searched", "search": "ours"},
+        "cheap": {"kind": "searched", "search": "ours", "per_param": True},
+        "carried": {"kind": "transfer", "search": "ours"},
+        "mean": {"kind": "average", "search": "ours", "over": "seeds"},
+        "others": {"kind": "average", "search": "ours", "over": "others"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study")
+    tiny_t5().save_pretrained(root / "model")
+    toy_tokenizer().save_pretrained(root / "model")
+    for task, shift in (("task1", 0), ("task2", 10)):
+        (root / task).mkdir()
+        for split, n, seed in (("train", 80, 1), ("validation", 20, 2), ("test", 20, 3)):
+            lines = "".join(json.dumps(row) + "\n" for row in toy_rows(n, seed + shift))
+            (root / task / f"{split}.jsonl").write_text(lines)
+        (root / task / "task.json").write_text(json.dumps({"label_words": ["no", "yes"]}))
+    return root
+
+
+def declare(path, **changes):
+    given = {**DECLARED, **changes}
+    path.write_text(yaml.safe_dump(given))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(root):
+    """A study of every kind of structure, run by two processes."""
+    path = declare(root / "grid.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY", str(root))
+        study = Study.load(path)
+        study.run(jobs=2)
+    return study
+
+
+def test_every_declared_row_is_there_once(finished):
+    table = finished.table()
+    first = table[table["seed"] == 0]
+    assert table["key"].is_unique
+    assert first.groupby(["task", "structure"])["lr"].apply(sorted).map(tuple).to_dict() == {
+        (task, name): (5e-4,) if name == "full" else (1e-3, 3e-3)
+        for task in ("one", "two")
+        for name in (
+            "full", "lnfit", "wide", "random 300", "top 300", "fisher 300", "searched 300", "cheap 300",
+            f"carried 300 from {'two' if task == 'one' else 'one'}", "mean 300 over seeds", "others 300 over others",
+        )
+    }  # fmt: skip
+    assert table.groupby("structure")["seed"].max()["random 300"] == 2
+    assert (finished.path / "study.parquet").is_file()
+    made = pd.read_parquet(finished.path / "study.parquet")
+    assert sorted(made["key"]) == sorted(table["key"])
+    assert (made.loc[made["kind"].eq("searched"), "search_rows"] == 3 * 16).all()
+    assert made["budget"].dropna().eq(300).all() and made.loc[made["budget"].notna(), "n_params"].le(300).all()
+
+
+def test_other_seeds_run_at_the_rate_that_validation_chose(finished):
+    table = finished.table()
+    for (_, name), rows in table.groupby(["task", "structure"]):
+        first = rows[rows["seed"] == 0].sort_values("lr")
+        best = first.loc[first["validation"].idxmax(), "lr"]
+        assert rows.loc[rows["seed"] > 0, "lr"].eq(best).all(), name
+    chosen = finished.chosen()
+    assert len(chosen) == 2 * (10 * 2 + 3)
+    assert not chosen.duplicated(["task", "structure", "index", "seed"]).any()
+
+
+def test_a_row_is_what_the_library_gives(finished, root):
+    model, tokenizer = s3pet.load_backbone(root / "model")
+    task = s3pet.load_task(root / "task2", tokenizer)
+    space = s3pet.make_space(model)
+    rows = finished.table().query("task == 'two' and seed == 1").set_index("structure")
+    result = s3pet.search(model, task, space, budget=300, steps=3, batch_size=8, seed=1, progress=False)
+    for name, structure in (
+        ("searched 300", result.structure()),
+        ("random 300", s3pet.random_structure(space, 300, seed=1)),
+        ("lnfit", s3pet.manual_structure(space, "lnfit")),
+    ):
+        tuned = s3pet.retrain(model, task, structure, seed=1, lr=rows.loc[name, "lr"], **DECLARED["retrain"])
+        assert tuned.metrics["test"] == rows.loc[name, "score"]
+        assert tuned.metrics["validation"] == rows.loc[name, "validation"]
+        assert structure.n_params == rows.loc[name, "n_params"]
+    other = s3pet.load_run(finished.folder("one", "ours", 1)).structure(300)
+    assert rows.loc["carried 300 from one", "n_params"] == other.n_params
+    folder = finished.folder("two", "ours", 1)
+    assert not (folder / "checkpoint").exists() and s3pet.load_run(folder).structure().names == result.structure().names
+
+
+def test_a_study_goes_on_where_it_was_cut_off_and_may_grow(root, monkeypatch):
+    monkeypatch.setenv("TOY", str(root))
+    few = {"lnfit": {"kind": "manual"}, "random": {"kind": "random"}}
+    study = Study.load(declare(root / "cut.yaml", structures=few))
+    real, done = jobs.retrain, []
+
+    def breaks(*args, **options):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*args, **options)
+
+    monkeypatch.setattr(jobs, "retrain", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        study.run()
+    assert len(study.table()) == 5
+    monkeypatch.setattr(jobs, "retrain", lambda *a, **k: done.append(1) or real(*a, **k))
+    whole = study.run()
+    assert len(done) == len(whole) == 2 * 2 * (2 + 1)
+    grown = Study.load(declare(root / "cut.yaml", structures=few | {"full": {"kind": "reference"}}))
+    assert len(grown.run(tasks=["o*"], structures=["full"])) == len(whole) + 2
+    assert len(done) == len(whole) + 2
+    changed = Study.load(declare(root / "cut.yaml", structures=few, retrain={"steps": 5, "batch_size": 8}))
+    assert len(changed.chosen()) == 0  # rows of another recipe are not mixed in
+
+
+def test_a_search_with_other_settings_is_not_taken_for_this_one(finished, root, monkeypatch):
+    monkeypatch.setenv("TOY", str(root))
+    other = Study.load(declare(root / "grid.yaml", search={"steps": 4, "batch_size": 8}))
+    with pytest.raises(StudyError, match=r"searched with \{'steps': 3\}"):
+        other.run(structures=["searched"])
+    declare(root / "grid.yaml")
+
+
+def test_summary_and_figures(finished, root, capsys):
+    found = summarize(finished)
+    assert set(found["task"]) == {"one", "two", "mean of 2"}
+    searched = found[found["structure"].eq("searched 300")].set_index("task")
+    table = finished.chosen().query("seed < 2").groupby(["task", "structure"])["score"].mean()
+    for task in ("one", "two"):
+        gap = table[task, "searched 300"] - table[task, "random 300"]
+        assert searched.loc[task, "difference"] == pytest.approx(gap)
+    assert random_baselines(finished)["cheap 300"] == "random 300"
+    assert main(["study", "show", str(root / "grid.yaml")]) == 0
+    assert "46 of 46 runs" in capsys.readouterr().out
+    assert main(["study", "figures", str(root / "grid.yaml")]) == 0
+    made = {path.stem for path in (finished.path / "figures").glob("*.png")}
+    assert made == {"budget-one", "budget-two", "differences", "transfer-300"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"structures": {"x": {"kind": "magic"}}}, "kind 'magic'"),
+        ({"structures": {"x": {"kind": "searched", "search": "theirs"}}}, "declared are ours"),
+        ({"structures": {"x": {"kind": "manual", "rank": 3}}}, "it may have name"),
+        ({"colour": "blue"}, r"unknown \['colour'\]"),
+    ],
+)
+def test_bad_declarations_are_refused(tmp_path, changes, message):
+    with pytest.raises(StudyError, match=message):
+        Study.load(declare(tmp_path / "bad.yaml", **changes))
+
+
+def test_unreadable_files_missing_variables_and_unknown_names(tmp_path, monkeypatch, capsys):
+    with pytest.raises(StudyError, match="no study file"):
+        Study.load(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    with pytest.raises(StudyError, match="missing"):
+        Study.load(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("tasks: {")
+    assert main(["study", "show", str(tmp_path / "broken.yaml")]) == 2
+    assert "is not YAML" in capsys.readouterr().err
+    (tmp_path / "code.yaml").write_text("backbone: !!python/object/apply:os.getcwd []\ntasks: {}\nstructures: {}\n")
+    with pytest.raises(StudyError, match="not YAML"):
+        Study.load(tmp_path / "code.yaml")
+    study = Study.load(declare(tmp_path / "good.yaml"))
+    monkeypatch.delenv("TOY", raising=False)
+    with pytest.raises(StudyError, match="TOY"):
+        study.run(structures=["lnfit"])
+    with pytest.raises(StudyError, match="no structure of this study is called nothing"):
+        study.run(structures=["nothing"])
+    with pytest.raises(StudyError, match=r"nothing of .* is finished"):
+        summarize(study)
