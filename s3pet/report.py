@@ -102,7 +102,7 @@ def write_figures(study: Study, out: Path | None = None) -> list[Path]:
             save(plot_budget_curve(rows, metric=str(rows["metric"].iloc[0]), title=str(task)), f"budget-{task}")
     found = summarize(study)
     if "difference" in found and found["difference"].notna().any():
-        save(plot_differences(found[found["kind"] == "searched"]), "differences")
+        save(plot_differences(found[found["kind"] == "searched"])[0], "differences")
     for budget, rows in table[table["kind"] == "transfer"].groupby("budget"):
         save(plot_transfer(_transfers(study, table[table["budget"] == budget], rows)), f"transfer-{budget}")
     return made

@@ -1,18 +1,10 @@
 """What a table of retrainings shows, and how surely: means, intervals, paired tests, the share of fine-tuning kept.
 
-Reads the tidy table of :func:`s3pet.compare` or of a :mod:`s3pet.study`, one row per retraining: ``task, structure,
-kind, index`` (which of several structures of that name), ``seed`` (of the retraining), ``n_params, score`` (test
-split), and where there are any ``budget, head_params, lr, validation, seconds``. Other columns are ignored.
+Reads the tidy table of :func:`s3pet.compare`, one row per retraining: ``task, structure, kind, index`` (which of
+several structures of that name), ``seed`` (of the retraining), ``n_params, score`` (test split), and where there are
+any ``budget, head_params, lr, validation, seconds``. Other columns are ignored.
 
-Intervals are expanded percentile bootstraps (Hesterberg 2015, arXiv:1411.5279, section 5.3): of the means of resampled
-runs, the quantiles Φ(∓ t·√(n/(n−1))) instead of Φ(∓ z), because a plain percentile interval of few runs is too narrow.
-For a mean over tasks, runs are resampled within each task, t has Satterthwaite's degrees of freedom, and √(n/(n−1))
-becomes the ratio of the unbiased to the resampled standard error. No such interval leaves the range of the runs, so for
-one task it covers at most 1 − 2^(1−n) of the time: 75 % with 3 runs, 94 % with 5.
-
-Tests permute: they assume no distribution, but few runs cannot give a small p. With n pairs it is at least 2^−n
-(two-sided 2^(1−n)): 3 pairs never get below 0.125 (0.25), 5 not below 0.031 (0.063). Every row carries this bound as
-``p_floor``; where it is above the level of the test, "not significant" says nothing about the structures.
+How intervals and tests are made, and what few runs cannot show: :mod:`s3pet.resampling`.
 """
 
 from __future__ import annotations
@@ -52,7 +44,7 @@ def choose_lr(table: pd.DataFrame) -> pd.DataFrame:
     Raises:
         StudyError: a column is missing, no (index, seed) has every rate, or no rate has all its validation scores.
     """
-    table = _checked(table, ("task", "structure", "seed", "lr", "validation"), finite=())
+    given, table = table, _checked(table, ("task", "structure", "seed", "lr", "validation"), finite=())
     rated, keep = table[table["lr"].notna()], table["lr"].isna()
     for (task, structure), runs in rated.groupby(["task", "structure"], sort=False, observed=True):
         rates = runs["lr"].nunique()
@@ -68,7 +60,7 @@ def choose_lr(table: pd.DataFrame) -> pd.DataFrame:
         if means.isna().all():
             raise StudyError(f"every learning rate of {where} has a run without a validation score; drop these runs")
         keep |= table.index.isin(runs.index[runs["lr"] == means.idxmax()])  # the first of equals: rates ascend
-    return table[keep]
+    return given[keep.to_numpy()]
 
 
 def summary(
@@ -146,7 +138,7 @@ def summary(
             if other is not None:
                 against = _same(table[table["structure"] == other], row, by)
                 row |= _compare(runs, against, paired, alternative, options)
-        rows.append(row | {name: row[name] for name in by})
+        rows.append(row)
     found = pd.DataFrame(rows)
     found = found.astype({"budget": "Int64"} | ({"pairs": "Int64"} if baseline is not None else {}))
     if baseline is not None:
@@ -172,8 +164,8 @@ def over_tasks(table: pd.DataFrame, *, tasks: Iterable[str] | None = None, **opt
     """
     by = [name for name in options.pop("by", ("structure",)) if name != "task"]
     table = _checked(table, ("task", *by), finite=())
-    given = table.groupby(by, sort=False, dropna=False, observed=True)["task"].unique()
-    names = {", ".join(map(str, np.atleast_1d(np.array(key, dtype=object)))): {*found} for key, found in given.items()}
+    given: Any = table.groupby(by, sort=False, dropna=False, observed=True)["task"].unique()
+    names = {", ".join(map(str, key if isinstance(key, tuple) else [key])): {*found} for key, found in given.items()}
     every = list(table["task"].unique())
     wanted = [name for name in every if all(name in found for found in names.values())] if tasks is None else [*tasks]
     lacks = {key: [task for task in (wanted or every) if task not in found] for key, found in names.items()}
@@ -253,6 +245,7 @@ def _checked(table: Any, columns: Iterable[str], finite: Iterable[str] = ("score
     table = table.reset_index(drop=True)
     for name, value in (("index", 0), ("budget", pd.NA), ("head_params", pd.NA), ("seconds", np.nan), ("lr", np.nan)):
         table[name] = table.get(name, value)
+    table["budget"] = pd.to_numeric(table["budget"]).astype("Int64")
     for name in {"score", "validation", "n_params", "head_params", "seconds", "lr"} & {*table}:
         table[name] = pd.to_numeric(table[name]).astype("Float64").to_numpy(float, na_value=np.nan)
     for name in finite:

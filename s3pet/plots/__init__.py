@@ -10,7 +10,7 @@ that has one, so a saved run is enough. Computing and drawing are separate. All 
     choices   several searches cut at one budget: who chose what
     curves    one search over depth and over its steps
     scores    scores against trainable parameters
-    differences  how much better than a baseline, and how surely
+    ranking   differences to a baseline, and whether the runs suffice to tell
     matrices  task × task, seed × seed
     lab       the gates of a few candidates, for teaching
     words     the same in plain language
@@ -19,11 +19,11 @@ that has one, so a saved run is enough. Computing and drawing are separate. All 
 from s3pet.plots.choices import choice_table, plot_agreement, plot_two
 from s3pet.plots.curves import plot_polarisation, plot_profile, plot_trajectories, polarisation, profile_shares
 from s3pet.plots.cuts import candidate_facts, candidate_names, plot_budget_bar, plot_cut, select_rows
-from s3pet.plots.differences import plot_differences
 from s3pet.plots.grid import Grid, gate_cells, make_grid, value_limits
 from s3pet.plots.lab import plot_gate_lab
 from s3pet.plots.maps import plot_difference, plot_gate_panels, plot_gates, plot_structure
 from s3pet.plots.matrices import plot_overlap, plot_transfer, transfer_matrix
+from s3pet.plots.ranking import plot_differences
 from s3pet.plots.scores import plot_budget_curve, plot_comparison, summarize_scores
 from s3pet.plots.style import figure_style, save_figure
 from s3pet.plots.words import describe
