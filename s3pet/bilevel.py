@@ -154,8 +154,8 @@ class SharedAdam(torch.optim.Optimizer):
             for tensor in (tensor for tensor in group["params"] if tensor.grad is not None):
                 state = self.state[tensor]
                 if not state:
-                    start = {"step": torch.zeros(()), "exp_avg_sq": torch.zeros((), device=tensor.device)}
-                    state.update(start, exp_avg=torch.zeros_like(tensor))
+                    state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(tensor))
+                    state.update(exp_avg_sq=torch.zeros_like(tensor.sum()))
                 state["step"] += 1
                 step = float(state["step"])  # kept with the processor
                 state["exp_avg"].lerp_(tensor.grad, 1 - decay)

@@ -54,6 +54,26 @@ def test_seeds_repeat_it_bit_for_bit():
 
 @pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert])
 @pytest.mark.parametrize("what", ["structure", "full"])
+def test_in_bfloat16_the_backbone_runs_narrow_and_what_is_trained_stays_wide(make_model, what):
+    model, task, seen = make_model(), toy_task(), set()
+    structure = random_structure(make_space(model, "mixed"), 400) if what == "structure" else what
+    full = retrain(model, task, structure, **QUICK)
+    norm = next(module for module in model.modules() if isinstance(module, torch.nn.Linear))
+    handle = norm.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    narrow = retrain(model, task, structure, precision="bfloat16", **QUICK)
+    handle.remove()
+    assert torch.bfloat16 in seen or what == "full"  # a copy is tuned, with its own hook
+    assert all(tensor.dtype == torch.float32 for tensor in narrow.tensors().values())
+    pairs = [(narrow.tensors()[key], tensor) for key, tensor in full.tensors().items()]
+    assert any(not torch.equal(one, other) for one, other in pairs)
+    one, other = (torch.cat([pair[i].flatten() for pair in pairs]) for i in (0, 1))
+    assert torch.nn.functional.cosine_similarity(one, other, 0) > 0.9
+    with pytest.raises(ValueError, match="precision 'int8' is not one of"):
+        retrain(model, task, structure, precision="int8", **QUICK)
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert])
+@pytest.mark.parametrize("what", ["structure", "full"])
 def test_saved_and_loaded_it_gives_equal_logits(make_model, what, tmp_path):
     model, task = make_model(), toy_task()
     structure = random_structure(make_space(model, "mixed"), 400) if what == "structure" else "full"

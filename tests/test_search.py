@@ -26,7 +26,9 @@ def planted_t5(useful):
     return model, space
 
 
-SETTINGS = [{"order": "first"}, {"order": "unrolled"}, {"sampling": "mean"}]
+SETTINGS = [
+    {"order": "first"}, {"order": "unrolled"}, {"sampling": "mean"}, {"alpha_optimizer": "shared"}
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("useful", ["encoder.0.attn.v", "encoder.1.attn.v"])
@@ -147,10 +149,11 @@ def test_gates_of_any_recorded_step_at_any_budget():
         made.gates_at(budget=1)
 
 
-def test_an_interrupted_search_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "shared"])
+def test_an_interrupted_search_goes_on_bit_for_bit(tmp_path, optimizer):
     model, task = tiny_t5(), toy_task()
     space = make_space(model, "mixed")
-    settings = {"budget": 300, "steps": 30, "record_every": 1, **QUIET}
+    settings = {"budget": 300, "steps": 30, "record_every": 1, "alpha_optimizer": optimizer, **QUIET}
     whole = search(model, task, space, **settings)
 
     class Cut(Exception):
@@ -170,6 +173,26 @@ def test_an_interrupted_search_goes_on_bit_for_bit(tmp_path):
     assert rest.gates.equals(whole.gates)
     assert rest.history.equals(whole.history)
     assert rest.trajectory.reset_index(drop=True).equals(whole.trajectory.reset_index(drop=True))
+
+
+def test_a_search_in_bfloat16_trains_float32_and_ranks_alike():
+    model = tiny_bert()
+    space = make_space(model, "mixed")
+    settings = {"budget": 300, "steps": 10, **QUIET}
+    kinds = []
+    narrow = search(
+        model,
+        toy_task(),
+        space,
+        precision="bfloat16",
+        callbacks=[lambda s: kinds.append(s.weights[0].dtype)],
+        **settings,
+    )
+    full = search(model, toy_task(), space, **settings)
+    assert set(kinds) == {torch.float32} and narrow.config["precision"] == "bfloat16"
+    assert not narrow.gates.alpha.equals(full.gates.alpha)
+    assert narrow.gates.alpha.corr(full.gates.alpha) > 0.9
+    assert narrow.history.loss_train.sub(full.history.loss_train).abs().max() < 0.02
 
 
 def test_a_callback_stops_and_keeps():
@@ -218,6 +241,7 @@ def test_a_diverging_search_keeps_its_last_good_state(tmp_path):
         (300, {"order": "second"}, SearchError, "is not one of first"),
         (300, {"steps": 0}, SearchError, "must be > 0"),
         (300, {"sampling": "gumbel"}, SearchError, "is not one of"),
+        (300, {"alpha_optimizer": "sgd"}, SearchError, "is not one of adamw, shared"),
         (300, {"stop": "early"}, SearchError, "is not one of None, settled"),
         (300, {"window": 0}, SearchError, "window must be > 0"),
     ],
