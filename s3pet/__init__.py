@@ -29,6 +29,7 @@ _ROOMS = {
     "runs": ("SearchResult", "load_run"),
     "retrain": ("retrain", "load_tuned"),
     "comparison": ("compare",),
+    "study": ("Study",),
     "transfer": ("average_gates", "retarget_gates", "agreement"),
     "plots": (
         *("plot_gates", "plot_difference", "plot_gate_panels", "plot_structure"),
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from s3pet.search import search
     from s3pet.space import Rule, Space, find_sites, make_space
     from s3pet.structure import Structure, manual_structure, random_structure, select_structure
+    from s3pet.study import Study
     from s3pet.supernet import Supernet, attach
     from s3pet.tasks import Task, list_tasks, load_task
     from s3pet.transfer import agreement, average_gates, retarget_gates
