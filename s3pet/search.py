@@ -111,6 +111,8 @@ class Searcher:
             val_value, hyper = bilevel.unrolled(train_loss, val_loss, self.alpha, *inner)
         else:
             val_value, hyper = bilevel.unrolled_exact(train_loss, val_loss, self.alpha, before, xi)
+        if s.alpha_split == "both":
+            hyper = (hyper + alpha_gradient) / 2
         self._update(self.alpha_optimizer, [self.alpha], [hyper])
         self.step += 1
         self.cost.passes += 2 if s.order == "first" else 3

@@ -11,6 +11,7 @@ from s3pet.gates import GRADIENT_MODES
 
 SAMPLINGS = ("concrete", "hard", "mean")
 SCHEDULES = ("linear", "constant", "inverse_sqrt")
+ALPHA_SPLITS = ("val", "both")
 STOPS = (None, "settled")
 
 
@@ -27,6 +28,9 @@ class Settings:
         alpha_lr: learning rate of α.
         alpha_optimizer: ``"adamw"`` (without decay, as the authors), or ``"shared"``: one step size for all candidates,
             see :class:`s3pet.bilevel.SharedAdam`.
+        alpha_split: where α's gradient is taken: ``"val"``, on search_val, as in the method; ``"both"`` averages it with
+            the gradient on search_train that the weight pass gives without a further pass: half of it is then no longer
+            bi-level, for twice the rows.
         schedule: of both learning rates: ``"linear"`` (to 0 at the last step, as the authors), ``"constant"``, or
             ``"inverse_sqrt"``, 1/√(1 + step/timescale), which does not depend on how long the search will be.
         timescale: steps of that schedule; after three times as many, rates are halved.
@@ -56,6 +60,7 @@ class Settings:
     lr: float = 3e-3
     alpha_lr: float = 0.1
     alpha_optimizer: str = "adamw"
+    alpha_split: str = "val"
     schedule: str = "linear"
     timescale: int = 30
     stop: str | None = None
@@ -75,6 +80,7 @@ class Settings:
         known: dict[str, Sequence[str | None]] = {
             "order": ORDERS,
             "alpha_optimizer": tuple(ALPHA_OPTIMIZERS),
+            "alpha_split": ALPHA_SPLITS,
             "schedule": SCHEDULES,
             "stop": STOPS,
             "gradient": GRADIENT_MODES,

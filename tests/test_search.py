@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_bert, tiny_classifier, tiny_llama, tiny_mt5, tiny_roberta, tiny_t5
 from toy import easy_task, toy_task
 
-from s3pet import Rule, Structure, load_run, make_space, retrain, search
+from s3pet import Rule, Structure, bilevel, load_run, make_space, retrain, search
 from s3pet.backbones import backbone_checksum
 from s3pet.cost import Cost
 from s3pet.errors import BudgetError, RunError, SearchError
@@ -27,7 +27,8 @@ def planted_t5(useful):
 
 
 SETTINGS = [
-    {"order": "first"}, {"order": "unrolled"}, {"sampling": "mean"}, {"alpha_optimizer": "shared"}
+    {"order": "first"}, {"order": "unrolled"}, {"sampling": "mean"}, {"alpha_optimizer": "shared"},
+    {"alpha_split": "both"},
 ]  # fmt: skip
 
 
@@ -195,6 +196,16 @@ def test_a_search_in_bfloat16_trains_float32_and_ranks_alike():
     assert narrow.history.loss_train.sub(full.history.loss_train).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("split", ["val", "both"])
+def test_alphas_gradient_comes_from_the_half_it_should(split, monkeypatch):
+    """With a gradient of zero on search_val, α moves only if search_train is asked too."""
+    model = tiny_t5()
+    real = bilevel.first_order
+    monkeypatch.setattr(bilevel, "first_order", lambda *given: (real(*given)[0], torch.zeros_like(real(*given)[1])))
+    result = search(model, toy_task(), make_space(model), budget=300, steps=3, alpha_split=split, **QUIET)
+    assert (result.gates.alpha.abs().max() > 0) == (split == "both")
+
+
 def test_a_callback_stops_and_keeps():
     model = tiny_t5()
     space = make_space(model, "lora")
@@ -242,6 +253,7 @@ def test_a_diverging_search_keeps_its_last_good_state(tmp_path):
         (300, {"steps": 0}, SearchError, "must be > 0"),
         (300, {"sampling": "gumbel"}, SearchError, "is not one of"),
         (300, {"alpha_optimizer": "sgd"}, SearchError, "is not one of adamw, shared"),
+        (300, {"alpha_split": "test"}, SearchError, "is not one of val, both"),
         (300, {"stop": "early"}, SearchError, "is not one of None, settled"),
         (300, {"window": 0}, SearchError, "window must be > 0"),
     ],
