@@ -28,8 +28,8 @@ class Settings:
         alpha_lr: learning rate of α.
         alpha_optimizer: ``"adamw"`` (without decay, as the authors), or ``"shared"``: one step size for all candidates,
             see :class:`s3pet.bilevel.SharedAdam`.
-        alpha_split: where α's gradient is taken: ``"val"``, on search_val, as in the method; ``"both"`` averages it with
-            the gradient on search_train that the weight pass gives without a further pass: half of it is then no longer
+        alpha_split: where α's gradient is taken: ``"val"``, on search_val, as in the method; ``"both"`` averages
+            it with the gradient on search_train that the weight pass gives anyway: half of it is then no longer
             bi-level, for twice the rows.
         schedule: of both learning rates: ``"linear"`` (to 0 at the last step, as the authors), ``"constant"``, or
             ``"inverse_sqrt"``, 1/√(1 + step/timescale), which does not depend on how long the search will be.
