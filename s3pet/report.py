@@ -12,9 +12,6 @@ from s3pet.study import KINDS, Study
 if TYPE_CHECKING:
     import pandas as pd
 
-SHOWN = ("task", "structure", "n_params", "score", "low", "high", "kept", "runs")
-TESTED = ("difference", "p", "p_floor", "p_holm")
-
 
 def random_baselines(study: Study) -> dict[str, str]:
     """Every structure that is made for a budget → the random structures of that budget, if the study has any."""
@@ -56,21 +53,69 @@ def summarize(study: Study, **options: Any) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
-def show(study: Study) -> str:
-    """What is done and what it says, as text."""
+def score_table(study: Study, unit: str = "structure") -> pd.DataFrame:
+    """Scores as a reader wants them: a row per structure, a column per task with mean ± standard deviation (runs).
+
+    Returns:
+        ``structure, parameters``, the tasks, and where a structure has all tasks ``mean`` and ``kept`` (of "full").
+    """
     import pandas as pd
 
+    found = summarize(study, baseline=None, unit=unit)
+    tasks = [name for name in study.tasks if name in set(found["task"])]
+    cells = {}
+    for row in found.to_dict("records"):
+        spread = "" if pd.isna(row["spread"]) else f" ± {row['spread']:.3f}"
+        cells[row["structure"], row["task"]] = f"{row['score']:.3f}{spread} ({row['runs']})"
+    order = [name for name in dict.fromkeys(row["structure"] for row in study.rows()) if name in {*found["structure"]}]
+    means = found[found["task"].str.startswith("mean of")].set_index("structure")
+    sizes = found.groupby("structure")["n_params"].mean()
+    table = pd.DataFrame({"structure": order, "parameters": [f"{sizes[name]:,.0f}" for name in order]})
+    for task in tasks:
+        table[task] = [cells.get((name, task), "") for name in order]
+    if len(means) and len(tasks) > 1:
+        table["mean"] = [f"{means['score'][name]:.3f}" if name in means.index else "" for name in order]
+        kept = means["kept"].reindex(order)
+        table["kept"] = ["" if pd.isna(share) else f"{share:.1%}" for share in kept]
+    return table
+
+
+def difference_table(study: Study, **options: Any) -> pd.DataFrame:
+    """Differences to random structures of the same budget (or another ``baseline``) with their tests, for reading."""
+    found = summarize(study, **options)
+    if "difference" not in found:
+        return found.iloc[:0, :0]
+    found = found[found["difference"].notna()]
+    table = found[["task", "structure", "baseline"]].copy()
+    for name in ("difference", "difference_low", "difference_high"):
+        table[name.removeprefix("difference_")] = found[name].map("{:+.3f}".format)
+    table["pairs"] = found["pairs"]
+    for name in ("p", "p_floor", "p_holm"):
+        table[name] = found[name].map("{:.3g}".format)
+    return table
+
+
+def show(study: Study, *, markdown: bool = False) -> str:
+    """What is done and what it says, as text or as Markdown."""
     plan, done = study.rows(), study.chosen()
-    lines = [f"{study.path}: {len(done)} of {len({(r['task'], r['structure'], r['seed']) for r in plan})} runs"]
+    runs = len({(row["task"], row["structure"], row["seed"]) for row in plan})
+    parts = [f"{study.path.name}: {len(done)} of {runs} runs are done"]
     if len(done):
-        found = summarize(study)
-        found = found[[name for name in SHOWN + TESTED if name in found]]
-        with pd.option_context("display.width", 250):
-            formats: dict[str, Any] = {"n_params": "{:,.0f}".format, "kept": "{:.1%}".format}
-            formats |= dict.fromkeys(SHOWN[3:6] + SHOWN[8:], "{:.3f}".format)
-            text = found.to_string(index=False, na_rep="–", formatters={k: v for k, v in formats.items() if k in found})
-        lines += [text, "differences and p (paired by seed, two-sided): against random structures of the same budget"]
-    return "\n".join(lines)
+        parts += ["Test scores: mean ± standard deviation (runs)", _text(score_table(study), markdown)]
+        tests = difference_table(study)
+        if len(tests):
+            what = (
+                "Differences to random structures of the same budget, paired by seed, two-sided exact permutation tests"
+            )
+            parts += [what, _text(tests, markdown)]
+    return "\n\n".join(parts)
+
+
+def _text(table: pd.DataFrame, markdown: bool) -> str:
+    if not markdown:
+        return table.to_string(index=False)
+    rows = [list(map(str, table.columns)), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def write_figures(study: Study, out: Path | None = None) -> list[Path]:

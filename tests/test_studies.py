@@ -167,7 +167,12 @@ def test_summary_and_figures(finished, root, capsys):
         assert searched.loc[task, "difference"] == pytest.approx(gap)
     assert random_baselines(finished)["cheap 300"] == "random 300"
     assert main(["study", "show", str(root / "grid.yaml")]) == 0
-    assert "46 of 46 runs" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "46 of 46 runs" in printed
+    one = finished.chosen().query("task == 'one' and structure == 'lnfit'")["score"]
+    assert f"{one.mean():.3f} ± {one.std():.3f} (2)" in printed
+    assert main(["study", "show", str(root / "grid.yaml"), "--markdown"]) == 0
+    assert "| structure | parameters | one | two | mean | kept |\n| --- |" in capsys.readouterr().out
     assert main(["study", "figures", str(root / "grid.yaml")]) == 0
     made = {path.stem for path in (finished.path / "figures").glob("*.png")}
     assert made == {"budget-one", "budget-two", "differences", "transfer-300"}
