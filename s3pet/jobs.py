@@ -71,7 +71,7 @@ def run_search(study: Any, task: str, search: str, seed: int) -> None:
 def run_row(study: Any, row: Row) -> Row:
     """Retrain one row's structure."""
     model, task, space = _open(study, row["task"])
-    entry, recipe = study.structures[row["entry"]], {**study.retrain, "seed": row["seed"], "lr": row["lr"]}
+    entry, recipe = study.structures[row["entry"]], {**study.recipe(row["task"]), "seed": row["seed"], "lr": row["lr"]}
     try:
         if entry["kind"] == "adalora":
             tuned = retrain_adalora(model, task, row["budget"], **_options(entry), **recipe)
@@ -101,7 +101,7 @@ def _make(study: Any, row: Row, model: nn.Module, task: Task, space: Any) -> Ent
         return depth_structure(space, budget, **_options(entry))
     if kind == "sensitivity":
         keep = ("max_length", "pooling", "loss", "batch_size")
-        same = {name: study.retrain[name] for name in keep if name in study.retrain}
+        same = {name: value for name, value in study.recipe(row["task"]).items() if name in keep}
         return sensitive_structure(model, task, space, budget, seed=row["index"], **same, **_options(entry))
     results = [study.result(*need) for need in study.needs(row)]
     if kind == "average":

@@ -69,7 +69,8 @@ class Study:
         budgets: as :meth:`s3pet.Budget.parse` reads them.
         seeds: how many.
         space: name or rules of the candidates.
-        retrain: keywords of :func:`s3pet.retrain`. lr: kind of training (pet, head, full, adalora) → rates.
+        retrain: keywords of :func:`s3pet.retrain`. recipes: task → those that differ there.
+        lr: kind of training (pet, head, full, adalora) → rates.
         searches: name → ``budget`` and keywords of :func:`s3pet.search`; what all share stands in ``search``.
         path: folder of its rows, table and searches: beside the file, named like it.
     """
@@ -81,6 +82,7 @@ class Study:
     seeds: int = 3
     space: Any = "mixed"
     retrain: Mapping[str, Any] = field(default_factory=dict)
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     lr: Mapping[str, Sequence[float]] = field(default_factory=dict)
     search: Mapping[str, Any] = field(default_factory=dict)
     searches: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -110,6 +112,7 @@ class Study:
         study = cls(**given, path=path.with_suffix(""))
         for name, entry in study.structures.items():
             study._check(name, entry)
+        study._matching(study.tasks, [*study.recipes], "task")
         return study
 
     def _check(self, name: str, entry: Mapping[str, Any]) -> None:
@@ -158,10 +161,14 @@ class Study:
         where: dict[str, Any] = {
             "backbone": Path(self.backbone).name,
             "space": self.space,
-            "retrain": dict(self.retrain),
+            "retrain": self.recipe(row["task"]),
         }
         where |= {"task": self.tasks[row["task"]], "structure": told}
         return config_hash({**where, **{name: row[name] for name in ("budget", "source", "index", "seed", "lr")}})
+
+    def recipe(self, task: str) -> dict[str, Any]:
+        """Keywords of the retraining on a task."""
+        return {**self.retrain, **self.recipes.get(task, {})}
 
     def settings(self, search: str) -> dict[str, Any]:
         """Keywords of a declared search."""

@@ -147,6 +147,10 @@ def test_a_study_goes_on_where_it_was_cut_off_and_may_grow(root, monkeypatch):
     assert len(done) == len(whole) + 2
     changed = Study.load(declare(root / "cut.yaml", structures=few, retrain={"steps": 5, "batch_size": 8}))
     assert len(changed.chosen()) == 0  # rows of another recipe are not mixed in
+    longer = Study.load(declare(root / "cut.yaml", structures=few, recipes={"two": {"steps": 6}}))
+    assert set(longer.chosen()["task"]) == {"one"}
+    row = longer.run(tasks=["two"], structures=["lnfit"]).query("task == 'two'").iloc[-1]
+    assert row["passes"] == 6
 
 
 def test_a_search_with_other_settings_is_not_taken_for_this_one(finished, root, monkeypatch):
@@ -184,6 +188,7 @@ def test_summary_and_figures(finished, root, capsys):
         ({"structures": {"x": {"kind": "magic"}}}, "kind 'magic'"),
         ({"structures": {"x": {"kind": "searched", "search": "theirs"}}}, "declared are ours"),
         ({"structures": {"x": {"kind": "manual", "rank": 3}}}, "it may have name"),
+        ({"recipes": {"three": {}}}, "no task of this study is called three"),
         ({"colour": "blue"}, r"unknown \['colour'\]"),
     ],
 )
