@@ -79,7 +79,11 @@ def run_row(study: Any, row: Row) -> Row:
             tuned = retrain(model, task, _make(study, row, model, task, space), **recipe)
     except S3PetError as error:
         raise StudyError(f"{row['structure']!r} on {row['task']!r}, seed {row['seed']}: {error}") from error
-    found = {"key": study.key(row), **row, **measured(tuned)}
+    found = {
+        "key": study.key(row),
+        **{name: value for name, value in row.items() if name != "tuned"},
+        **measured(tuned),
+    }
     if row["budget"] is not None:
         found["budget"] = parse_budget(space, row["budget"]).n_params
     costs = [study.result(*need).cost for need in study.needs(row)]

@@ -28,15 +28,17 @@ ALTERNATIVES = ("two-sided", "greater", "less")
 COMPARED = ("baseline", "difference", "difference_low", "difference_high", "pairs", "p", "p_floor", "p_holm")
 
 
-def choose_lr(table: pd.DataFrame) -> pd.DataFrame:
+def choose_lr(table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure")) -> pd.DataFrame:
     """Keep, for every task and structure, the runs at the learning rate that is best on validation.
 
     The best has the highest mean ``validation``, over those (index, seed) that were run at every rate; of equal ones it
-    is the smallest. A rate with a nan among them (a run that diverged) is never chosen. Test scores are not looked at.
+    is the smallest. With ``"index"`` in ``by`` each of several structures of a name has a rate of its own. A rate with
+    a nan among them (a run that diverged) is never chosen. Test scores are not looked at.
 
     Args:
         table: one row per run: ``task, structure, seed, lr, validation`` and, where there are several structures of a
             name, ``index``. Rows without ``lr`` stay.
+        by: columns of what has a rate.
 
     Returns:
         The rows kept, in their order, also those at the chosen rate that lack a partner at another.
@@ -46,11 +48,11 @@ def choose_lr(table: pd.DataFrame) -> pd.DataFrame:
     """
     given, table = table, _checked(table, ("task", "structure", "seed", "lr", "validation"), finite=())
     rated, keep = table[table["lr"].notna()], table["lr"].isna()
-    for (task, structure), runs in rated.groupby(["task", "structure"], sort=False, observed=True):
+    for place, runs in rated.groupby([*by], sort=False, observed=True):
         rates = runs["lr"].nunique()
         n = runs.groupby(["index", "seed"])["lr"].transform("nunique")
         complete = runs[n == rates]
-        where = f"{structure!r} on {task!r}"
+        where = ", ".join(f"{name} {value!r}" for name, value in zip(by, place, strict=True))
         if complete.empty:
             raise StudyError(
                 f"no (index, seed) of {where} has all its {rates} learning rates, {sorted(runs['lr'].unique())}: they "

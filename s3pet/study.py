@@ -7,7 +7,7 @@
     budgets: ["0.05%", "0.2%"]
     seeds: 3
     retrain: {steps: 300, batch_size: 32}
-    lr: {pet: [1.0e-3, 3.0e-3], full: [5.0e-4]}        # chosen on validation, with the first seed
+    lr: {pet: [1.0e-3, 3.0e-3], full: [5.0e-4]}        # each structure's is chosen on validation
     searches: {ours: {budget: "0.05%", steps: 300}}
     structures:
       full: {kind: reference}
@@ -15,9 +15,10 @@
       random: {kind: random, seeds: 5}                 # one for each budget
       searched: {kind: searched, search: ours}
 
-Every structure gets the same recipe and the same grid of rates. The rate is chosen on the validation split with the
-first seed, the other seeds run at that rate; the test split decides nothing. Seed k of a structure that depends on a
-seed (searched, random, by sensitivity) is search or draw k, retrained with seed k.
+Every structure gets the same recipe, the same grid of rates, and its own rate, chosen on the validation split; the test
+split decides nothing. Seed k of what depends on a seed (searched, random, by sensitivity) is search or draw k,
+retrained with seed k: a structure of its own, run at every rate. Other structures are one: their first seed is run at
+every rate, the other seeds at the chosen one.
 
 Finished rows are kept and never computed again, so a study can be cut off at any time and go on, and its file can
 grow. A row is known by all that was declared for it; data that change under the same name are not noticed.
@@ -65,7 +66,8 @@ class Study:
     Attributes:
         backbone: what :func:`s3pet.load_backbone` opens.
         tasks: name → what :func:`s3pet.load_task` opens, or its keywords with the name or folder as ``path``.
-        structures: name → ``kind`` and its options; ``budgets`` and ``seeds`` where they differ from the study's.
+        structures: name → ``kind`` and its options; ``budgets`` and ``seeds`` (a number, or one for each budget) where
+            they differ from the study's.
         budgets: as :meth:`s3pet.Budget.parse` reads them.
         seeds: how many.
         space: name or rules of the candidates.
@@ -124,13 +126,16 @@ class Study:
             raise StudyError(
                 f"structure {name!r} of kind {kind} has {unknown}; it may have {', '.join(KINDS[kind][0])}"
             )
+        counts, budgets = entry.get("seeds", 1), entry.get("budgets", self.budgets) if KINDS[kind][1] else [None]
+        if not isinstance(counts, int) and len(counts) != len(budgets):
+            raise StudyError(f"structure {name!r} has seeds {counts} for {len(budgets)} budgets; give one number each")
         if "search" in KINDS[kind][0] and entry.get("search") not in self.searches:
             raise StudyError(
                 f"structure {name!r} wants search {entry.get('search')!r}; declared are {', '.join(self.searches)}"
             )
 
     def rows(self, tasks: Sequence[str] = ("*",), structures: Sequence[str] = ("*",)) -> list[Row]:
-        """What is to be run: one dict per retraining, all rates of the first seed first.
+        """What is to be run: one dict per retraining; ``lr`` is None where it is still to be chosen, these come last.
 
         Args:
             tasks, structures: patterns of names.
@@ -140,16 +145,22 @@ class Study:
             for name in self._matching(self.structures, structures, "structure"):
                 entry = self.structures[name]
                 _, cut, seeded = KINDS[entry["kind"]]
-                for budget in entry.get("budgets", self.budgets) if cut else [None]:
+                seeded = seeded and entry.get("over") != "seeds"
+                budgets = entry.get("budgets", self.budgets) if cut else [None]
+                given = entry.get("seeds", self.seeds)
+                for budget, seeds in zip(
+                    budgets, [given] * len(budgets) if isinstance(given, int) else given, strict=True
+                ):
                     for source in self._sources(entry, task):
                         told = source and f"{'over' if entry['kind'] == 'average' else 'from'} {source}"
                         label = " ".join(str(part) for part in (name, budget, told) if part)
                         row: Row = {"task": task, "structure": label, "entry": name, "kind": entry["kind"]}
                         row |= {"budget": budget, "source": source}
-                        for seed in range(entry.get("seeds", self.seeds)):
-                            place = {**row, "index": seed if seeded else 0, "seed": seed}
-                            found += [{**place, "lr": lr} for lr in (self._rates(name, entry) if seed == 0 else [None])]
-        return sorted(found, key=lambda row: row["seed"] > 0)
+                        for seed in range(seeds):
+                            place = {**row, "index": seed if seeded else 0, "seed": seed, "tuned": seeded or seed == 0}
+                            rates = self._rates(name, entry) if place["tuned"] else [None]
+                            found += [{**place, "lr": lr} for lr in rates]
+        return sorted(found, key=lambda row: not row["tuned"])
 
     def key(self, row: Row) -> str:
         """What a row is known by: a hash of all that was declared for it."""
@@ -214,14 +225,15 @@ class Study:
         """Finished rows that are declared now, at the chosen learning rate; none of what lacks a rate of the grid."""
         done, plan = self.table(), self.rows()
         have, first = set(done["key"]), dict[tuple, set[str]]()
-        for row in (row for row in plan if row["seed"] == 0):
-            first.setdefault((row["task"], row["structure"]), set()).add(self.key(row))
+        for row in (row for row in plan if row["tuned"]):
+            first.setdefault((row["task"], row["structure"], row["index"]), set()).add(self.key(row))
         whole = {place: keys for place, keys in first.items() if keys <= have}
         kept = {key for keys in whole.values() for key in keys}
-        for row in (row for row in plan if row["seed"] > 0 and (row["task"], row["structure"]) in whole):
-            kept.add(self.key({**row, "lr": self._chosen(done, row)}))
+        for row in plan:
+            if not row["tuned"] and (row["task"], row["structure"], row["index"]) in whole:
+                kept.add(self.key({**row, "lr": self._chosen(done, row)}))
         found = done[done["key"].isin(kept)]
-        return choose_lr(found) if len(found) else found
+        return choose_lr(found, by=("task", "structure", "index")) if len(found) else found
 
     def run(self, *, jobs: int = 1, tasks: Sequence[str] = ("*",), structures: Sequence[str] = ("*",)) -> pd.DataFrame:
         """Run what is not there yet; returns the table.
@@ -236,13 +248,13 @@ class Study:
         self.path.mkdir(parents=True, exist_ok=True)
         for _ in each(run_search, [(self, *need) for need in missing], jobs, "searches"):
             pass
-        for first in (True, False):
+        for tuned in (True, False):
             done = self.table()
-            stage = [row for row in plan if (row["seed"] == 0) == first]
-            if not first:
+            stage = [row for row in plan if row["tuned"] == tuned]
+            if not tuned:
                 stage = [{**row, "lr": self._chosen(done, row)} for row in stage]
             todo = [row for row in stage if self.key(row) not in set(done["key"])]
-            for row in each(run_row, [(self, row) for row in todo], jobs, "first seed" if first else "other seeds"):
+            for row in each(run_row, [(self, row) for row in todo], jobs, "every rate" if tuned else "chosen rate"):
                 with (self.path / "rows.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
         table = self.table()
@@ -252,7 +264,7 @@ class Study:
 
     def _chosen(self, done: pd.DataFrame, row: Row) -> float | None:
         """The rate that is best on validation, with the first seed."""
-        first = {**row, "index": 0, "seed": 0}
+        first = {**row, "seed": 0}
         rates = self._rates(row["entry"], self.structures[row["entry"]])
         keys = {self.key({**first, "lr": rate}) for rate in rates}
         found = done[done["key"].isin(keys)]

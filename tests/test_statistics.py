@@ -299,11 +299,20 @@ def test_the_rate_is_chosen_on_validation_never_on_test():
     assert list(kept) == [*table, "extra"] and len(kept) == 3
 
 
+def test_each_of_several_structures_may_have_its_own_rate():
+    table = pd.concat([rates({1e-2: 0.9, 1e-3: 0.5}), rates({1e-2: 0.1, 1e-3: 0.6}).assign(index=1)])
+    kept = choose_lr(table, by=("task", "structure", "index"))
+    assert dict(zip(kept["index"], kept["lr"], strict=True)) == {0: 1e-2, 1: 1e-3}
+    assert set(choose_lr(table)["lr"]) == {1e-3}  # 0.55 on average, against 0.5
+
+
 def test_rates_are_compared_on_the_same_seeds():
     table = rates({1e-2: [0.9, 0.1, 0.1], 1e-3: [0.8, 0.8, 0.8]})
     table = table[~((table["lr"] == 1e-2) & (table["seed"] > 0))]  # the worse rate ran on its lucky seed only
     assert set(choose_lr(table)["lr"]) == {1e-2}  # on seed 0 it is the better one
-    with pytest.raises(StudyError, match=r"no \(index, seed\) of 'mine' on 'a' has all its 2 learning rates"):
+    with pytest.raises(
+        StudyError, match=r"no \(index, seed\) of task 'a', structure 'mine' has all its 2 learning rates"
+    ):
         choose_lr(table[~((table["lr"] == 1e-3) & (table["seed"] == 0))])
 
 
@@ -315,7 +324,7 @@ def test_ties_divergence_and_rows_without_a_rate():
     other = rates({1e-2: [0.1] * 3, 1e-3: [0.9] * 3}, task="b")
     found = choose_lr(pd.concat([table, other])).groupby("task")["lr"].max()
     assert found.to_dict() == {"a": 1e-2, "b": 1e-3}
-    with pytest.raises(StudyError, match="every learning rate of 'mine' on 'a' has a run without a validation score"):
+    with pytest.raises(StudyError, match="every learning rate of task 'a', structure 'mine' has a run without"):
         choose_lr(rates({1e-2: [np.nan] * 3, 1e-3: [np.nan] * 3}))
 
 

@@ -42,6 +42,9 @@ DECLARED = {
 }
 
 
+SEEDED = {"random", "fisher", "searched", "cheap", "carried", "others"}  # a structure of its own for every seed
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
@@ -93,13 +96,14 @@ def test_every_declared_row_is_there_once(finished):
     assert made["budget"].dropna().eq(300).all() and made.loc[made["budget"].notna(), "n_params"].le(300).all()
 
 
-def test_other_seeds_run_at_the_rate_that_validation_chose(finished):
-    table = finished.table()
-    for (_, name), rows in table.groupby(["task", "structure"]):
-        first = rows[rows["seed"] == 0].sort_values("lr")
+def test_every_structure_runs_at_the_rate_that_validation_chose_for_it(finished):
+    table, chosen = finished.table(), finished.chosen()
+    for (task, name, index), rows in table.groupby(["task", "structure", "index"]):
+        first = rows[rows["seed"] == (index if name.split()[0] in SEEDED else 0)].sort_values("lr")
+        assert len(first) == (1 if name == "full" else 2), name
         best = first.loc[first["validation"].idxmax(), "lr"]
-        assert rows.loc[rows["seed"] > 0, "lr"].eq(best).all(), name
-    chosen = finished.chosen()
+        kept = chosen[chosen["task"].eq(task) & chosen["structure"].eq(name) & chosen["index"].eq(index)]
+        assert kept["lr"].eq(best).all() and len(kept) == (1 if name.split()[0] in SEEDED else 2), name
     assert len(chosen) == 2 * (10 * 2 + 3)
     assert not chosen.duplicated(["task", "structure", "index", "seed"]).any()
 
@@ -108,7 +112,7 @@ def test_a_row_is_what_the_library_gives(finished, root):
     model, tokenizer = s3pet.load_backbone(root / "model")
     task = s3pet.load_task(root / "task2", tokenizer)
     space = s3pet.make_space(model)
-    rows = finished.table().query("task == 'two' and seed == 1").set_index("structure")
+    rows = finished.chosen().query("task == 'two' and seed == 1").set_index("structure")
     result = s3pet.search(model, task, space, budget=300, steps=3, batch_size=8, seed=1, progress=False)
     for name, structure in (
         ("searched 300", result.structure()),
@@ -143,7 +147,7 @@ def test_a_study_goes_on_where_it_was_cut_off_and_may_grow(root, monkeypatch):
     assert len(study.table()) == 5
     monkeypatch.setattr(jobs, "retrain", lambda *a, **k: done.append(1) or real(*a, **k))
     whole = study.run()
-    assert len(done) == len(whole) == 2 * 2 * (2 + 1)
+    assert len(done) == len(whole) == 2 * (2 + 1) + 2 * 2 * 2  # tasks × (rates of the first seed + the other), × seeds
     grown = Study.load(declare(root / "cut.yaml", structures=few | {"full": {"kind": "reference"}}))
     assert len(grown.run(tasks=["o*"], structures=["full"])) == len(whole) + 2
     assert len(done) == len(whole) + 2
@@ -190,6 +194,7 @@ def test_summary_and_figures(finished, root, capsys):
         ({"structures": {"x": {"kind": "magic"}}}, "kind 'magic'"),
         ({"structures": {"x": {"kind": "searched", "search": "theirs"}}}, "declared are ours"),
         ({"structures": {"x": {"kind": "manual", "rank": 3}}}, "it may have name"),
+        ({"structures": {"x": {"kind": "random", "seeds": [1, 2]}}}, "for 1 budgets"),
         ({"recipes": {"three": {}}}, "no task of this study is called three"),
         ({"colour": "blue"}, r"unknown \['colour'\]"),
     ],
