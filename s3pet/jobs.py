@@ -21,6 +21,7 @@ from s3pet.errors import S3PetError, StudyError
 from s3pet.retrain import retrain
 from s3pet.search import search as search_structure
 from s3pet.selectors import depth_structure, sensitive_structure
+from s3pet.settings import Settings
 from s3pet.space import make_space
 from s3pet.structure import Structure, manual_structure, parse_budget, random_structure, select_structure
 from s3pet.tasks import Task, load_task
@@ -64,7 +65,9 @@ def run_search(study: Any, task: str, search: str, seed: int) -> None:
     """Run one search of a study into its folder."""
     model, opened, space = _open(study, task)
     out = study.folder(task, search, seed)
-    search_structure(model, opened, space, out=out, seed=seed, progress=False, **study.settings(search))
+    settings = study.settings(search)
+    settings = {"record_every": max(1, settings.get("steps", Settings().steps) // 5), **settings}  # a table per search
+    search_structure(model, opened, space, out=out, seed=seed, progress=False, **settings)
     shutil.rmtree(out / "checkpoint", ignore_errors=True)  # weights of the supernet: nobody needs them
 
 
