@@ -119,7 +119,7 @@ def _text(table: pd.DataFrame, markdown: bool) -> str:
 
 
 def write_figures(study: Study, out: Path | None = None) -> list[Path]:
-    """Figures of all that is done: a budget curve per task, differences to random structures, transfer matrices.
+    """Figures of all that is done: a budget curve per task (where sizes differ), differences to random structures, transfer matrices.
 
     Args:
         study: the study. out: folder; None: ``figures`` beside its rows.
@@ -143,7 +143,7 @@ def write_figures(study: Study, out: Path | None = None) -> list[Path]:
     for task, rows in table.groupby("task", sort=False):
         kinds = rows["kind"].isin([name for name in KINDS if name not in ("transfer", "average")])
         rows = rows[kinds & ~((rows["kind"] == "reference") & (rows["structure"] == "zero-shot"))]
-        if not rows["kind"].eq("reference").all():
+        if rows.loc[rows["kind"] != "reference", "n_params"].nunique() > 1:  # else there is no curve
             save(plot_budget_curve(rows, metric=str(rows["metric"].iloc[0]), title=str(task)), f"budget-{task}")
     found = summarize(study)
     if "difference" in found and found["difference"].notna().any():
