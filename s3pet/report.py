@@ -119,7 +119,7 @@ def _text(table: pd.DataFrame, markdown: bool) -> str:
 
 
 def write_figures(study: Study, out: Path | None = None) -> list[Path]:
-    """Figures of all that is done: a budget curve per task (where sizes differ), differences to random structures, transfer matrices.
+    """Figures of all that is done: budget curves (where sizes differ), differences to random structures, transfers.
 
     Args:
         study: the study. out: folder; None: ``figures`` beside its rows.
