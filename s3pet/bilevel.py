@@ -141,6 +141,9 @@ class SharedAdam(torch.optim.Optimizer):
     Args:
         params: tensors; each has a moment of its own.
         lr: learning rate. betas: decay of the two moments. eps: added to the root.
+
+    Source:
+        The form is Adam's (Kingma and Ba 2015, arXiv:1412.6980); the common second moment is ours.
     """
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-12):

@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("file", type=Path, help="YAML, see s3pet.study; rows, table and figures go beside it")
     made.add_argument("--jobs", type=int, default=1, help="processes")
     made.add_argument("--markdown", action="store_true", help="show tables as Markdown")
+    made.add_argument("--baseline", help="show: compare with this structure instead of random ones")
     made.add_argument("--tasks", nargs="+", default=["*"], help="run only these (patterns of names)")
     made.add_argument("--structures", nargs="+", default=["*"], help="run only these (patterns of names)")
     made.set_defaults(run=_study)
@@ -180,7 +181,7 @@ def _study(arguments: argparse.Namespace) -> None:
     if arguments.action == "figures":
         print("\n".join(map(str, write_figures(study))))
     else:
-        print(show(study, markdown=arguments.markdown))
+        print(show(study, baseline=arguments.baseline, markdown=arguments.markdown))
 
 
 def _space(arguments: argparse.Namespace) -> None:

@@ -16,21 +16,20 @@ from tqdm.auto import tqdm
 
 from s3pet.adalora import retrain_adalora
 from s3pet.backbones import load_backbone
-from s3pet.comparison import measured
+from s3pet.comparison import Entry, measured
 from s3pet.errors import S3PetError, StudyError
 from s3pet.retrain import retrain
 from s3pet.search import search as search_structure
 from s3pet.selectors import depth_structure, sensitive_structure
 from s3pet.settings import Settings
 from s3pet.space import make_space
-from s3pet.structure import Structure, manual_structure, parse_budget, random_structure, select_structure
+from s3pet.structure import manual_structure, parse_budget, random_structure
 from s3pet.tasks import Task, load_task
 from s3pet.transfer import average_gates
 
 if TYPE_CHECKING:
     from torch import nn
 
-Entry = Structure | str
 Row = dict[str, Any]
 
 
@@ -82,11 +81,8 @@ def run_row(study: Any, row: Row) -> Row:
             tuned = retrain(model, task, _make(study, row, model, task, space), **recipe)
     except S3PetError as error:
         raise StudyError(f"{row['structure']!r} on {row['task']!r}, seed {row['seed']}: {error}") from error
-    found = {
-        "key": study.key(row),
-        **{name: value for name, value in row.items() if name != "tuned"},
-        **measured(tuned),
-    }
+    found = {"key": study.key(row), **row, **measured(tuned)}
+    found.pop("tuned")  # a matter of the plan
     if row["budget"] is not None:
         found["budget"] = parse_budget(space, row["budget"]).n_params
     costs = [study.result(*need).cost for need in study.needs(row)]
@@ -113,9 +109,7 @@ def _make(study: Any, row: Row, model: nn.Module, task: Task, space: Any) -> Ent
     results = [study.result(*need) for need in study.needs(row)]
     if kind == "average":
         return average_gates(results).structure(budget)
-    if entry.get("per_param"):
-        return select_structure(space, results[0].probs / space.costs, budget, origin={"kind": "searched"})
-    return results[0].structure(budget)
+    return results[0].structure(budget, per_param=entry.get("per_param", False))
 
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3pet.errors import StudyError
+from s3pet.runs import load_run
 from s3pet.statistics import over_tasks, summary
 from s3pet.study import KINDS, Study
+from s3pet.transfer import agreement
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,15 +55,18 @@ def summarize(study: Study, **options: Any) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
-def score_table(study: Study, unit: str = "structure") -> pd.DataFrame:
+def score_table(study: Study, found: pd.DataFrame) -> pd.DataFrame:
     """Scores as a reader wants them: a row per structure, a column per task with mean ± standard deviation (runs).
+
+    Args:
+        study: for the order of tasks and structures.
+        found: what `summarize` gives.
 
     Returns:
         ``structure, parameters``, the tasks, and where a structure has all tasks ``mean`` and ``kept`` (of "full").
     """
     import pandas as pd
 
-    found = summarize(study, baseline=None, unit=unit)
     tasks = [name for name in study.tasks if name in set(found["task"])]
     cells = {}
     for row in found.to_dict("records"):
@@ -80,9 +85,8 @@ def score_table(study: Study, unit: str = "structure") -> pd.DataFrame:
     return table
 
 
-def difference_table(study: Study, **options: Any) -> pd.DataFrame:
-    """Differences to random structures of the same budget (or another ``baseline``) with their tests, for reading."""
-    found = summarize(study, **options)
+def difference_table(found: pd.DataFrame) -> pd.DataFrame:
+    """The differences of a summary with their intervals and tests, as text; empty without any."""
     if "difference" not in found:
         return found.iloc[:0, :0]
     found = found[found["difference"].notna()]
@@ -95,19 +99,58 @@ def difference_table(study: Study, **options: Any) -> pd.DataFrame:
     return table
 
 
-def show(study: Study, *, markdown: bool = False) -> str:
-    """What is done and what it says, as text or as Markdown."""
+def agreement_table(study: Study, draws: int = 100) -> pd.DataFrame:
+    """How far the finished searches of a task agree, for each declared search: means over pairs of seeds and tasks.
+
+    Args:
+        study: the study.
+        draws: random structures per pair, for the level of chance.
+
+    Returns:
+        ``search, searches, overlap`` (Jaccard), ``chance, rank correlation`` (of all gates), ``within kinds`` (of ranks
+        within module types); a row per search with two seeds or more on some task.
+    """
+    import pandas as pd
+
+    rows = []
+    for search in study.searches:
+        pairs, n = [], 0
+        for task in study.tasks:
+            runs = [
+                load_run(path.parent) for path in sorted(study.folder(task, search, 0).parent.glob("*/config.json"))
+            ]
+            n += len(runs)
+            if len(runs) > 1:
+                inner = agreement(runs, within="pet", draws=1)["spearman"]
+                pairs.append(agreement(runs, draws=draws).assign(inner=inner))
+        if pairs:
+            means = pd.concat(pairs)[["jaccard", "jaccard_chance", "spearman", "inner"]].mean().map("{:.2f}".format)
+            rows.append([search, n, *means])
+    columns = ["search", "searches", "overlap", "chance", "rank correlation", "within kinds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def show(study: Study, *, baseline: str | None = None, markdown: bool = False) -> str:
+    """What is done and what it says, as text or as Markdown.
+
+    Args:
+        study: the study.
+        baseline: the structure all others are compared with; None: random structures of each one's budget.
+        markdown: tables as Markdown.
+    """
     plan, done = study.rows(), study.chosen()
     runs = len({(row["task"], row["structure"], row["seed"]) for row in plan})
     parts = [f"{study.path.name}: {len(done)} of {runs} runs are done"]
     if len(done):
-        parts += ["Test scores: mean ± standard deviation (runs)", _text(score_table(study), markdown)]
-        tests = difference_table(study)
+        found = summarize(study, **({"baseline": baseline} if baseline else {}))
+        parts += ["Test scores: mean ± standard deviation (runs)", _text(score_table(study, found), markdown)]
+        tests, what = difference_table(found), baseline or "random structures of the same budget"
         if len(tests):
-            what = (
-                "Differences to random structures of the same budget, paired by seed, two-sided exact permutation tests"
-            )
+            what = f"Differences to {what}, paired by seed; exact permutation tests, two-sided"
             parts += [what, _text(tests, markdown)]
+    agreed = agreement_table(study)
+    if len(agreed):
+        parts += ["Agreement of the searches of one task: means over pairs of seeds and tasks", _text(agreed, markdown)]
     return "\n\n".join(parts)
 
 

@@ -71,12 +71,23 @@ class SearchResult:
         """Probability of each candidate, float64 [n_candidates]."""
         return torch.tensor(self.gates["prob"].to_numpy(dtype="float64"))
 
-    def structure(self, budget: int | float | str | Budget | None = None) -> Structure:
-        """The structure at the searched budget, or cut at another one: one search ranks all candidates."""
+    def structure(self, budget: int | float | str | Budget | None = None, *, per_param: bool = False) -> Structure:
+        """The structure at the searched budget, or cut at another one: one search ranks all candidates.
+
+        Args:
+            budget: any form :meth:`s3pet.Budget.parse` reads; None: the searched one.
+            per_param: walk down the probabilities per parameter, which favours cheap candidates, instead of the
+                probabilities alone.
+
+        Raises:
+            BudgetError: unreadable, or below the cheapest candidate.
+        """
         origin = {"kind": "searched", "searched_at": self.config["budget"]}
         origin |= {key: self.config[key] for key in ("task", "seed", "order", "steps") if key in self.config}
         origin["config_hash"] = config_hash(self.config)
-        return select_structure(self.space, self.probs, self.budget if budget is None else budget, origin=origin)
+        ranked = self.probs / self.space.costs if per_param else self.probs
+        origin |= {"per_param": True} if per_param else {}
+        return select_structure(self.space, ranked, self.budget if budget is None else budget, origin=origin)
 
     def gates_at(self, step: int | None = None, budget: int | float | str | Budget | None = None) -> pd.DataFrame:
         """The gate table as it was at a recorded step, or cut at another budget.

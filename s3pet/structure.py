@@ -56,7 +56,8 @@ class Structure:
         space: name of the space it was chosen from.
         budget: the budget it was cut at, in parameters; None for manual structures.
         origin: where it came from: ``{"kind": "searched", "task": …, "seed": …}``.
-        probs: probability of each candidate; None where unknown, as in random and manual structures.
+        probs: what each candidate was ranked by when it was selected, for a search its probability; None where there
+            was nothing, as in random and manual structures.
         layers: number of layers of each stack in the space it was chosen from; None where unknown.
 
     ``probs`` and ``layers`` say how it was chosen, not what: structures that differ in them alone are equal.

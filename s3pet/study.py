@@ -129,6 +129,8 @@ class Study:
         counts, budgets = entry.get("seeds", 1), entry.get("budgets", self.budgets) if KINDS[kind][1] else [None]
         if not isinstance(counts, int) and len(counts) != len(budgets):
             raise StudyError(f"structure {name!r} has seeds {counts} for {len(budgets)} budgets; give one number each")
+        if kind == "average" and entry.get("over") not in AVERAGES:
+            raise StudyError(f"structure {name!r} is over {entry.get('over')!r}; an average is over {AVERAGES}")
         if "search" in KINDS[kind][0] and entry.get("search") not in self.searches:
             raise StudyError(
                 f"structure {name!r} wants search {entry.get('search')!r}; declared are {', '.join(self.searches)}"
@@ -147,10 +149,9 @@ class Study:
                 _, cut, seeded = KINDS[entry["kind"]]
                 seeded = seeded and entry.get("over") != "seeds"
                 budgets = entry.get("budgets", self.budgets) if cut else [None]
-                given = entry.get("seeds", self.seeds)
-                for budget, seeds in zip(
-                    budgets, [given] * len(budgets) if isinstance(given, int) else given, strict=True
-                ):
+                counts = entry.get("seeds", self.seeds)
+                counts = [counts] * len(budgets) if isinstance(counts, int) else counts
+                for budget, seeds in zip(budgets, counts, strict=True):
                     for source in self._sources(entry, task):
                         told = source and f"{'over' if entry['kind'] == 'average' else 'from'} {source}"
                         label = " ".join(str(part) for part in (name, budget, told) if part)
@@ -169,12 +170,8 @@ class Study:
         told["name"] = entry.get("name", row["entry"]) if entry["kind"] in ("manual", "reference") else None
         if "search" in told:
             told["search"] = self.settings(told["search"])
-        where: dict[str, Any] = {
-            "backbone": Path(self.backbone).name,
-            "space": self.space,
-            "retrain": self.recipe(row["task"]),
-        }
-        where |= {"task": self.tasks[row["task"]], "structure": told}
+        where: dict[str, Any] = {"backbone": self.backbone, "space": self.space, "task": self.tasks[row["task"]]}
+        where |= {"retrain": self.recipe(row["task"]), "structure": told}
         return config_hash({**where, **{name: row[name] for name in ("budget", "source", "index", "seed", "lr")}})
 
     def recipe(self, task: str) -> dict[str, Any]:
@@ -186,15 +183,12 @@ class Study:
         return {**self.search, **self.searches[search]}
 
     def _sources(self, entry: Mapping[str, Any], task: str) -> Sequence[str | None]:
+        """What a structure is carried over from, or averaged over."""
         if entry["kind"] == "average":
-            if entry.get("over") not in AVERAGES:
-                raise StudyError(f"an average is over {' or '.join(AVERAGES)}, not {entry.get('over')!r}")
             return [entry["over"]]
-        return (
-            [name for name in entry.get("sources", self.tasks) if name != task]
-            if entry["kind"] == "transfer"
-            else [None]
-        )
+        if entry["kind"] == "transfer":
+            return [name for name in entry.get("sources", self.tasks) if name != task]
+        return [None]
 
     def _rates(self, name: str, entry: Mapping[str, Any]) -> Sequence[float | None]:
         kind = entry["kind"]
@@ -250,10 +244,11 @@ class Study:
             pass
         for tuned in (True, False):
             done = self.table()
+            have = set(done["key"])
             stage = [row for row in plan if row["tuned"] == tuned]
             if not tuned:
                 stage = [{**row, "lr": self._chosen(done, row)} for row in stage]
-            todo = [row for row in stage if self.key(row) not in set(done["key"])]
+            todo = [row for row in stage if self.key(row) not in have]
             for row in each(run_row, [(self, row) for row in todo], jobs, "every rate" if tuned else "chosen rate"):
                 with (self.path / "rows.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")

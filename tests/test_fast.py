@@ -164,6 +164,21 @@ def test_a_model_of_half_precision_is_searched_too(make_model, general):
         assert torch.nn.functional.cosine_similarity(ours.float().flatten(), theirs.float().flatten(), 0) > 0.99
 
 
+def test_a_bias_alone_on_a_norm_of_half_precision():
+    """The norm's weight is bfloat16 and its bias float32, a pair that torch itself refuses."""
+    model = tiny_bert().bfloat16()
+    norms = make_space(model, [Rule("bitfit", roles=("*.norm",))])
+    before = model(**tiny_batch(model))[0]
+    with attach(model, norms) as supernet, torch.no_grad():
+        assert torch.equal(model(**tiny_batch(model))[0], before)
+        for weight in supernet.weights:
+            assert weight.dtype == torch.float32
+            weight.fill_(0.5)
+        shifted = model(**tiny_batch(model))[0]
+    assert shifted.dtype == torch.bfloat16
+    torch.testing.assert_close((shifted - before).float().mean(), torch.tensor(0.5), atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert, tiny_llama])
 def test_autocast_gives_what_full_precision_gives(make_model):
     model, supernet, gates = prepared(make_model, "mixed", torch.float32)

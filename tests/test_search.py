@@ -215,6 +215,20 @@ def test_a_callback_stops_and_keeps():
     assert result.structure().n_params <= 300
 
 
+def test_a_cut_per_parameter_walks_down_probability_over_cost():
+    model = tiny_t5()
+    result = search(model, toy_task(), make_space(model, "mixed"), budget=300, steps=5, **QUIET)
+    gates = result.gates.assign(name=[c.name for c in result.space])
+    taken, left = [], 200
+    for row in gates.assign(each=gates.prob / gates.n_params).sort_values("each", ascending=False).itertuples():
+        if row.n_params <= left:
+            taken.append(row.name)
+            left -= row.n_params
+    cut, plain = result.structure(200, per_param=True), result.structure(200)
+    assert sorted(cut.names) == sorted(taken) != sorted(plain.names)
+    assert cut.origin["per_param"] and "per_param" not in plain.origin
+
+
 def test_an_interrupt_keeps_what_was_found():
     def interrupt(searcher):
         raise KeyboardInterrupt

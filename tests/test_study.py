@@ -1,122 +1,259 @@
-"""Comparisons: one row per structure and seed, resumed row by row; the command line does what the library does."""
+"""Studies: a grid declared in a file, run row by row, resumed, shown and drawn."""
 
 import json
-import shutil
 
+import joblib
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+import yaml
 from tiny import tiny_t5
-from toy import toy_rows, toy_task, toy_tokenizer
+from toy import toy_rows, toy_tokenizer
 
 import s3pet
-from s3pet import compare, make_space, manual_structure, random_structure
+from s3pet import jobs
 from s3pet.cli import main
-from s3pet.errors import RunError
-from s3pet.statistics import summary
+from s3pet.errors import StudyError
+from s3pet.report import agreement_table, random_baselines, summarize
+from s3pet.study import Study
+from s3pet.transfer import agreement
 
-QUICK = {"steps": 4, "batch_size": 8, "evaluations": 1, "progress": False}
+DECLARED = {
+    "backbone": "${TOY}/model",
+    "tasks": {"one": {"path": "${TOY}/task1", "label_words": ["no", "yes"]}, "two": "${TOY}/task2"},
+    "budgets": [300],
+    "seeds": 2,
+    "retrain": {"steps": 4, "batch_size": 8, "evaluations": 1},
+    "lr": {"pet": [1e-3, 3e-3], "full": [5e-4]},
+    "search": {"steps": 3, "batch_size": 8},
+    "searches": {"ours": {"budget": 300}},
+    "structures": {
+        "full": {"kind": "reference"},
+        "lnfit": {"kind": "manual"},
+        "wide": {"kind": "rules", "rules": [{"pet": "lora", "roles": ["attn.[qv]"], "ranks": [2]}]},
+        "random": {"kind": "random", "seeds": 3},
+        "top": {"kind": "heuristic", "where": "top"},
+        "fisher": {"kind": "sensitivity", "score": "fisher", "batches": 1},
+        "searched": {"kind": "searched", "search": "ours"},
+        "cheap": {"kind": "searched", "search": "ours", "per_param": True},
+        "carried": {"kind": "transfer", "search": "ours"},
+        "mean": {"kind": "average", "search": "ours", "over": "seeds"},
+        "others": {"kind": "average", "search": "ours", "over": "others"},
+    },
+}
 
 
-def test_one_row_per_structure_and_seed():
-    model, task = tiny_t5(), toy_task()
-    space = make_space(model, "mixed")
-    structures = {
-        "random": [random_structure(space, 300, seed=seed) for seed in range(2)],
-        "lnfit": manual_structure(space, "lnfit"),
-        "full": "full",
-        "zero-shot": "zero-shot",
-    }
-    table = compare(model, task, structures, seeds=(0, 1), **QUICK)
-    assert table.groupby("structure").size().to_dict() == {"random": 4, "lnfit": 2, "full": 2, "zero-shot": 2}
-    assert set(table.kind) == {"random", "manual", "reference"}
-    full = table[table.structure == "full"].iloc[0]
-    assert full.n_params == space.backbone_params
-    found = summary(table).set_index("structure")
-    rows = table[table.structure == "random"].score
-    assert found.score["random"] == pytest.approx(rows.mean())
-    assert found.spread["random"] == pytest.approx(rows.std())
-    assert found.runs["random"] == 4
-
-
-def test_finished_rows_are_not_computed_again(tmp_path, monkeypatch):
-    model, task = tiny_t5(), toy_task()
-    space = make_space(model, "mixed")
-    structures = {"random": [random_structure(space, 300, seed=seed) for seed in range(2)]}
-    first = compare(model, task, structures, out=tmp_path / "rows.jsonl", **QUICK)
-    monkeypatch.setattr("s3pet.comparison.retrain", lambda *a, **k: pytest.fail("computed again"))
-    again = compare(model, task, structures, out=tmp_path / "rows.jsonl", **QUICK)
-    pd.testing.assert_frame_equal(first, again)
-    (tmp_path / "rows.jsonl").write_text("not a row\n")
-    with pytest.raises(RunError, match="line 1 is not a row"):
-        compare(model, task, structures, out=tmp_path / "rows.jsonl", **QUICK)
+SEEDED = {"random", "fisher", "searched", "cheap", "carried", "others"}  # a structure of its own for every seed
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A model folder and a task folder, as a user would have them."""
-    root = tmp_path_factory.mktemp("cli")
-    model = tiny_t5()
-    model.save_pretrained(root / "model")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study")
+    tiny_t5().save_pretrained(root / "model")
     toy_tokenizer().save_pretrained(root / "model")
-    (root / "task").mkdir()
-    for split, n, seed in (("train", 80, 1), ("validation", 20, 2), ("test", 20, 3)):
-        lines = "".join(json.dumps(row) + "\n" for row in toy_rows(n, seed))
-        (root / "task" / f"{split}.jsonl").write_text(lines)
-    (root / "task" / "task.json").write_text(json.dumps({"label_words": ["no", "yes"]}))
+    for task, shift in (("task1", 0), ("task2", 10)):
+        (root / task).mkdir()
+        for split, n, seed in (("train", 80, 1), ("validation", 20, 2), ("test", 20, 3)):
+            lines = "".join(json.dumps(row) + "\n" for row in toy_rows(n, seed + shift))
+            (root / task / f"{split}.jsonl").write_text(lines)
+        (root / task / "task.json").write_text(json.dumps({"label_words": ["no", "yes"]}))
     return root
 
 
-def test_the_command_line_searches_retrains_and_compares(folders, capsys):
-    common = ["--model", str(folders / "model"), "--task", str(folders / "task"), "--quiet"]
-    run, quick = folders / "run", ["--steps", "6", "--batch-size", "8"]
-    assert main(["search", *common, "--budget", "300", "--out", str(run), "--seed", "3", *quick]) == 0
-    loaded = s3pet.load_run(run)
-    assert (loaded.config["seed"], loaded.config["budget"]) == (3, 300)
-    assert {path.name for path in (run / "figures").iterdir()} == {"gates.png", "gates.pdf"}
-    model, tokenizer = s3pet.load_backbone(folders / "model")
-    task = s3pet.load_task(folders / "task", tokenizer)
+def declare(path, **changes):
+    given = {**DECLARED, **changes}
+    path.write_text(yaml.safe_dump(given))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(root):
+    """A study of every kind of structure, run by two processes."""
+    path = declare(root / "grid.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY", str(root))
+        study = Study.load(path)
+        study.run(jobs=2)
+    return study
+
+
+def test_every_declared_row_is_there_once(finished):
+    table = finished.table()
+    first = table[table["seed"] == 0]
+    assert table["key"].is_unique
+    assert first.groupby(["task", "structure"])["lr"].apply(sorted).map(tuple).to_dict() == {
+        (task, name): (5e-4,) if name == "full" else (1e-3, 3e-3)
+        for task in ("one", "two")
+        for name in (
+            "full", "lnfit", "wide", "random 300", "top 300", "fisher 300", "searched 300", "cheap 300",
+            f"carried 300 from {'two' if task == 'one' else 'one'}", "mean 300 over seeds", "others 300 over others",
+        )
+    }  # fmt: skip
+    assert table.groupby("structure")["seed"].max()["random 300"] == 2
+    assert (finished.path / "study.parquet").is_file()
+    made = pd.read_parquet(finished.path / "study.parquet")
+    assert sorted(made["key"]) == sorted(table["key"])
+    assert (made.loc[made["kind"].eq("searched"), "search_rows"] == 3 * 16).all()
+    assert made["budget"].dropna().eq(300).all() and made.loc[made["budget"].notna(), "n_params"].le(300).all()
+
+
+def test_every_structure_runs_at_the_rate_that_validation_chose_for_it(finished):
+    table, chosen = finished.table(), finished.chosen()
+    for (task, name, index), rows in table.groupby(["task", "structure", "index"]):
+        first = rows[rows["seed"] == (index if name.split()[0] in SEEDED else 0)].sort_values("lr")
+        assert len(first) == (1 if name == "full" else 2), name
+        best = first.loc[first["validation"].idxmax(), "lr"]
+        kept = chosen[chosen["task"].eq(task) & chosen["structure"].eq(name) & chosen["index"].eq(index)]
+        assert kept["lr"].eq(best).all() and len(kept) == (1 if name.split()[0] in SEEDED else 2), name
+    assert len(chosen) == 2 * (10 * 2 + 3)
+    assert not chosen.duplicated(["task", "structure", "index", "seed"]).any()
+
+
+def test_a_row_is_what_the_library_gives(finished, root):
+    model, tokenizer = s3pet.load_backbone(root / "model")
+    task = s3pet.load_task(root / "task2", tokenizer)
     space = s3pet.make_space(model)
-    same = s3pet.search(model, task, space, budget=300, seed=3, steps=6, batch_size=8, progress=False)
-    assert same.gates.alpha.tolist() == loaded.gates.alpha.tolist()
-    capsys.readouterr()
-
-    for structure in (str(run), str(run / "structure.json"), "lnfit", "full"):
-        assert main(["retrain", *common, structure, *quick]) == 0
-        assert "test" in capsys.readouterr().out
-    assert main(["retrain", *common, str(run), "--budget", "100", "--out", str(folders / "tuned"), *quick]) == 0
-    assert json.loads((folders / "tuned" / "structure.json").read_text())["budget"] == 100
-
-    rows = folders / "rows.jsonl"
-    arguments = ["compare", *common, str(run), "--random", "2", "--manual", "lnfit", "--references", "zero-shot"]
-    assert main([*arguments, "--out", str(rows), *quick]) == 0
-    assert "searched" in capsys.readouterr().out
-    assert len(rows.read_text().splitlines()) == 5
-
-
-def test_the_command_line_reports_errors_in_one_line(folders, capsys):
-    common = ["--model", str(folders / "model"), "--task", str(folders / "task"), "--quiet", "--steps", "2"]
-    for arguments, message in [
-        (["search", *common, "--budget", "abc", "--out", str(folders / "x")], "is not a number"),
-        (["search", *common, "--budget", "0", "--out", str(folders / "x")], "must be positive"),
-        (["search", *common, "--budget", "99999999", "--out", str(folders / "x")], "the backbone has only"),
-        (["retrain", *common, "no/such.json"], "no structure file"),
-        (["space", "--model", str(folders / "nothing")], "is no folder"),
-    ]:
-        assert main(arguments) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("s3pet: ")
-        assert message in error
-        assert error.count("\n") == 1
-    with pytest.raises(SystemExit):
-        main(["dance"])
-    assert not (folders / "x").exists()
+    rows = finished.chosen().query("task == 'two' and seed == 1").set_index("structure")
+    result = s3pet.search(model, task, space, budget=300, steps=3, batch_size=8, seed=1, progress=False)
+    for name, structure in (
+        ("searched 300", result.structure()),
+        ("random 300", s3pet.random_structure(space, 300, seed=1)),
+        ("lnfit", s3pet.manual_structure(space, "lnfit")),
+    ):
+        tuned = s3pet.retrain(model, task, structure, seed=1, lr=rows.loc[name, "lr"], **DECLARED["retrain"])
+        assert tuned.metrics["test"] == rows.loc[name, "score"]
+        assert tuned.metrics["validation"] == rows.loc[name, "validation"]
+        assert structure.n_params == rows.loc[name, "n_params"]
+    other = s3pet.load_run(finished.folder("one", "ours", 1)).structure(300)
+    assert rows.loc["carried 300 from one", "n_params"] == other.n_params
+    folder = finished.folder("two", "ours", 1)
+    assert not (folder / "checkpoint").exists() and s3pet.load_run(folder).structure().names == result.structure().names
 
 
-def test_the_space_is_printed(folders, capsys):
-    assert main(["space", "--model", str(folders / "model")]) == 0
+def test_a_study_goes_on_where_it_was_cut_off_and_may_grow(root, monkeypatch):
+    monkeypatch.setenv("TOY", str(root))
+    few = {"lnfit": {"kind": "manual"}, "random": {"kind": "random"}}
+    study = Study.load(declare(root / "cut.yaml", structures=few))
+    real, done = jobs.retrain, []
+
+    def breaks(*args, **options):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*args, **options)
+
+    monkeypatch.setattr(jobs, "retrain", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        study.run()
+    assert len(study.table()) == 5
+    monkeypatch.setattr(jobs, "retrain", lambda *a, **k: done.append(1) or real(*a, **k))
+    whole = study.run()
+    assert len(done) == len(whole) == 2 * (2 + 1) + 2 * 2 * 2  # tasks × (rates of the first seed + the other), × seeds
+    grown = Study.load(declare(root / "cut.yaml", structures=few | {"full": {"kind": "reference"}}))
+    assert len(grown.run(tasks=["o*"], structures=["full"])) == len(whole) + 2
+    assert len(done) == len(whole) + 2
+    changed = Study.load(declare(root / "cut.yaml", structures=few, retrain={"steps": 5, "batch_size": 8}))
+    assert len(changed.chosen()) == 0  # rows of another recipe are not mixed in
+    longer = Study.load(declare(root / "cut.yaml", structures=few, recipes={"two": {"steps": 6}}))
+    assert set(longer.chosen()["task"]) == {"one"}
+    row = longer.run(tasks=["two"], structures=["lnfit"]).query("task == 'two'").iloc[-1]
+    assert row["passes"] == 6
+
+
+def test_a_search_with_other_settings_is_not_taken_for_this_one(finished, root, monkeypatch):
+    monkeypatch.setenv("TOY", str(root))
+    other = Study.load(declare(root / "grid.yaml", search={"steps": 4, "batch_size": 8}))
+    with pytest.raises(StudyError, match=r"searched with \{'steps': 3\}"):
+        other.run(structures=["searched"])
+    declare(root / "grid.yaml")
+
+
+def test_summary_and_figures(finished, root, capsys):
+    found = summarize(finished)
+    assert set(found["task"]) == {"one", "two", "mean of 2"}
+    searched = found[found["structure"].eq("searched 300")].set_index("task")
+    table = finished.chosen().query("seed < 2").groupby(["task", "structure"])["score"].mean()
+    for task in ("one", "two"):
+        gap = table[task, "searched 300"] - table[task, "random 300"]
+        assert searched.loc[task, "difference"] == pytest.approx(gap)
+    assert random_baselines(finished)["cheap 300"] == "random 300"
+    assert main(["study", "show", str(root / "grid.yaml")]) == 0
     printed = capsys.readouterr().out
-    assert "encoder.0.attn.q" in printed
-    assert "Space('mixed'" in printed
-    shutil.rmtree(folders / "task")
-    assert main(["search", "--task", str(folders / "task"), "--model", str(folders / "model"), "--budget", "300",
-                 "--out", str(folders / "y")]) == 2  # fmt: skip
+    assert "46 of 46 runs" in printed
+    one = finished.chosen().query("task == 'one' and structure == 'lnfit'")["score"]
+    assert f"{one.mean():.3f} ± {one.std():.3f} (2)" in printed
+    pairs = [agreement([finished.result(task, "ours", seed) for seed in (0, 1)]) for task in ("one", "two")]
+    overlap, ranks = (np.mean([table[name].item() for table in pairs]) for name in ("jaccard", "spearman"))
+    (row,) = agreement_table(finished).to_dict("records")
+    assert (row["searches"], row["overlap"], row["rank correlation"]) == (4, f"{overlap:.2f}", f"{ranks:.2f}")
+    assert "Agreement of the searches" in printed
+    assert main(["study", "show", str(root / "grid.yaml"), "--baseline", "lnfit"]) == 0
+    assert "Differences to lnfit" in capsys.readouterr().out
+    assert main(["study", "show", str(root / "grid.yaml"), "--baseline", "nothing"]) == 2
+    assert "no structure 'nothing'" in capsys.readouterr().err
+    assert main(["study", "show", str(root / "grid.yaml"), "--markdown"]) == 0
+    assert "| structure | parameters | one | two | mean | kept |\n| --- |" in capsys.readouterr().out
+    assert main(["study", "figures", str(root / "grid.yaml")]) == 0
+    made = {path.stem for path in (finished.path / "figures").glob("*.png")}
+    assert made == {"budget-one", "budget-two", "differences", "transfer-300"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"structures": {"x": {"kind": "magic"}}}, "kind 'magic'"),
+        ({"structures": {"x": {"kind": "searched", "search": "theirs"}}}, "declared are ours"),
+        ({"structures": {"x": {"kind": "manual", "rank": 3}}}, "it may have name"),
+        ({"structures": {"x": {"kind": "random", "seeds": [1, 2]}}}, "for 1 budgets"),
+        ({"structures": {"x": {"kind": "average", "search": "ours", "over": "all"}}}, "'x' is over 'all'"),
+        ({"recipes": {"three": {}}}, "no task of this study is called three"),
+        ({"colour": "blue"}, r"unknown \['colour'\]"),
+    ],
+)
+def test_bad_declarations_are_refused(tmp_path, changes, message):
+    with pytest.raises(StudyError, match=message):
+        Study.load(declare(tmp_path / "bad.yaml", **changes))
+
+
+def test_unreadable_files_missing_variables_and_unknown_names(tmp_path, monkeypatch, capsys):
+    with pytest.raises(StudyError, match="no study file"):
+        Study.load(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    with pytest.raises(StudyError, match="missing"):
+        Study.load(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("tasks: {")
+    assert main(["study", "show", str(tmp_path / "broken.yaml")]) == 2
+    assert "is not YAML" in capsys.readouterr().err
+    (tmp_path / "code.yaml").write_text("backbone: !!python/object/apply:os.getcwd []\ntasks: {}\nstructures: {}\n")
+    with pytest.raises(StudyError, match="not YAML"):
+        Study.load(tmp_path / "code.yaml")
+    study = Study.load(declare(tmp_path / "good.yaml"))
+    monkeypatch.delenv("TOY", raising=False)
+    with pytest.raises(StudyError, match="TOY"):
+        study.run(structures=["lnfit"])
+    with pytest.raises(StudyError, match="no structure of this study is called nothing"):
+        study.run(structures=["nothing"])
+    with pytest.raises(StudyError, match=r"nothing of .* is finished"):
+        summarize(study)
+
+
+def test_rows_run_on_a_dask_cluster(root, monkeypatch):
+    """The same backend serves a cluster; here its scheduler and its worker are threads of this process."""
+    distributed = pytest.importorskip("dask.distributed", reason="the optional extra s3pet[cluster] is not installed")
+    monkeypatch.setattr("distributed.comm.inproc.get_ip", lambda: "127.0.0.1")  # it asks the network for its address
+    monkeypatch.setenv("TOY", str(root))
+    threads, few = torch.get_num_threads(), {"lnfit": {"kind": "manual"}}
+    study, alone = (Study.load(declare(root / f"{name}.yaml", structures=few)) for name in ("dask", "alone"))
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with (
+        distributed.LocalCluster(**options) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        ours = study.run(jobs=2, tasks=["one"])
+    torch.set_num_threads(threads)
+    theirs = alone.run(tasks=["one"])
+    columns = ["key", "lr", "validation", "score"]
+    assert len(ours) == 3
+    assert ours[columns].sort_values("key").values.tolist() == theirs[columns].sort_values("key").values.tolist()
