@@ -251,7 +251,7 @@ class Head(nn.Module):
 
 
 class Encoder(Objective):
-    """Encoder with a head: cross-entropy, or squared error for regression."""
+    """Encoder with a fresh head: cross-entropy, or squared error from the mean of the training split's values on."""
 
     def __init__(self, model: nn.Module, task: Task, max_length: int, seed: int, pooling: str | None):
         super().__init__(model, task, max_length)
@@ -267,6 +267,8 @@ class Encoder(Objective):
             head = Head(config.hidden_size, task.n_labels, dropout, pooling)
             nn.init.normal_(head.out.weight, std=getattr(config, "initializer_range", 0.02))
             nn.init.zeros_(head.out.bias)
+        if task.regression:  # else the first hundred steps learn the mean, and little else
+            nn.init.constant_(head.out.bias, sum(float(example.label) for example in task.train) / len(task.train))
         self.head = head.to(self.device)
 
     def encode(self, examples: Sequence[Example]) -> list[Row]:

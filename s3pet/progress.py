@@ -64,9 +64,10 @@ class Bar(View):
 
 def describe_state(searcher: Any) -> str:
     """One line: loss, what the sampled gates are expected to cost, how settled the structure is."""
-    budget, loss = searcher.budget.n_params, searcher.history[-1]["loss_val"]
-    sampled = searcher.sampling_gap() * budget
-    return f"loss {loss:.3f}, sampled {sampled:,.0f} of {budget:,} parameters, settled {searcher.settled:.2f}"
+    budget, last = searcher.budget.n_params, searcher.history[-1]
+    sampled, warm = searcher.sampling_gap() * budget, searcher.step <= searcher.settings.warmup
+    loss = f"warming up, loss {last['loss_train']:.3f}" if warm else f"loss {last['loss_val']:.3f}"
+    return f"{loss}, sampled {sampled:,.0f} of {budget:,} parameters, settled {searcher.settled:.2f}"
 
 
 def in_notebook() -> bool:

@@ -5,8 +5,9 @@ Per step, on a frozen backbone with every candidate attached:
     1. w ← AdamW(w, clip(∇_w L_train(w, α)))      on a batch of search_train, gates sampled with noise u
     2. α ← AdamW(α, clip(hypergradient(w', α)))    on a batch of search_val, at the new weights
 
-The weights go first: at zero deltas α's gradient is exactly zero. ``order="first"`` costs two forward+backward passes
-per step, ``"unrolled"`` three, ``"unrolled_exact"`` a double backward. The backbone is never copied.
+The weights go first: at zero deltas α's gradient is exactly zero; ``warmup`` steps lack the second part.
+``order="first"`` costs two forward+backward passes per step, ``"unrolled"`` three, ``"unrolled_exact"`` a double
+backward. The backbone is never copied.
 
 Everything random is derived from (seed, step): batches, noise and dropout. A search therefore repeats bit for bit on a
 CPU, continues bit for bit from a checkpoint, and leaves the global random state alone.
@@ -18,6 +19,7 @@ train with binary-concrete gates at τ = 1, whose mean exceeds p (see ``sampling
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -97,26 +99,30 @@ class Searcher:
         factor = s.rate(self.step)
         for optimizer, lr in ((self.weight_optimizer, s.lr), (self.alpha_optimizer, s.alpha_lr)):
             optimizer.param_groups[0]["lr"] = lr * factor
-        rows, val_rows = self.train(self.step), self.val(self.step)
+        rows, xi = self.train(self.step), s.lr * factor
         train_loss = self._closure(self.objective.collate(rows), phase=0)
-        val_loss = self._closure(self.objective.collate(val_rows), phase=0 if s.order != "first" else 1)
         train_value, alpha_gradient, gradients = bilevel.gradients(train_loss, self.alpha, self.weights)
         before = [w.detach().clone() for w in self.weights] if s.order != "first" else []
         self._update(self.weight_optimizer, self.weights, gradients)
-        xi = s.lr * factor
-        if s.order == "first":
-            val_value, hyper = bilevel.first_order(val_loss, self.alpha, self.weights)
-        elif s.order == "unrolled":
-            inner = (before, self.weights, alpha_gradient, xi)
-            val_value, hyper = bilevel.unrolled(train_loss, val_loss, self.alpha, *inner)
-        else:
-            val_value, hyper = bilevel.unrolled_exact(train_loss, val_loss, self.alpha, before, xi)
-        if s.alpha_split == "both":
-            hyper = (hyper + alpha_gradient) / 2
-        self._update(self.alpha_optimizer, [self.alpha], [hyper])
+        self.cost.passes, self.cost.rows = self.cost.passes + 1, self.cost.rows + len(rows)
+        val_value: Tensor | float = float("nan")
+        if self.step >= s.warmup:
+            val_rows = self.val(self.step)
+            val_loss = self._closure(self.objective.collate(val_rows), phase=0 if s.order != "first" else 1)
+            if s.order == "first":
+                val_value, hyper = bilevel.first_order(val_loss, self.alpha, self.weights)
+            elif s.order == "unrolled":
+                inner = (before, self.weights, alpha_gradient, xi)
+                val_value, hyper = bilevel.unrolled(train_loss, val_loss, self.alpha, *inner)
+            else:
+                val_value, hyper = bilevel.unrolled_exact(train_loss, val_loss, self.alpha, before, xi)
+            if s.alpha_split == "both":
+                hyper = (hyper + alpha_gradient) / 2
+            self._update(self.alpha_optimizer, [self.alpha], [hyper])
+            again = s.order != "first"  # the training batch is passed a second time
+            self.cost.passes += 1 + again
+            self.cost.rows += len(val_rows) + len(rows) * again
         self.step += 1
-        self.cost.passes += 2 if s.order == "first" else 3
-        self.cost.rows += len(rows) * (1 if s.order == "first" else 2) + len(val_rows)
         self.cost.seconds += time.perf_counter() - start
         row = {"step": self.step, "loss_train": train_value, "loss_val": val_value, "lr": xi}
         self.history.append({**row, "alpha_lr": s.alpha_lr * factor})
@@ -129,10 +135,9 @@ class Searcher:
                 break
             row["loss_train"], row["loss_val"] = float(row["loss_train"]), float(row["loss_val"])
         self.cost.seconds += time.perf_counter() - start  # on a GPU, the waiting for all steps since the last record
-        last = self.history[-1]
-        if not all(abs(last[key]) < float("inf") for key in ("loss_train", "loss_val")) or not bool(
-            torch.isfinite(self.alpha).all()
-        ):
+        losses = ("loss_train",) if self.step <= self.settings.warmup else ("loss_train", "loss_val")
+        fine = all(math.isfinite(self.history[-1][key]) for key in losses)
+        if not fine or not bool(torch.isfinite(self.alpha).all()):
             self.alpha = self.records[-1][1].clone()
             return False
         self.records.append((self.step, self.alpha.clone()))
@@ -142,7 +147,7 @@ class Searcher:
         return True
 
     def steps_unchanged(self) -> int:
-        """For how many steps the sets chosen at half the budget, the budget and twice the budget have been the same."""
+        """For how many steps (not of the warm-up) the sets chosen at half, once and twice the budget are the same."""
         while len(self._choices) < len(self.records):
             probs, budget = self._probs(self.records[len(self._choices)][1].double()), self.budget.n_params
             chosen = (select_mask(probs, self.space.costs, share * budget) for share in (0.5, 1, 2))
@@ -152,7 +157,7 @@ class Searcher:
             if not torch.equal(choice, self._choices[-1]):
                 break
             since = step
-        return self.step - since
+        return self.step - max(since, self.settings.warmup)
 
     def sampling_gap(self) -> float:
         """Expected cost of the sampled supernet over the budget."""

@@ -31,6 +31,8 @@ class Settings:
         alpha_split: where α's gradient is taken: ``"val"``, on search_val, as in the method; ``"both"`` averages
             it with the gradient on search_train that the weight pass gives anyway: half of it is then no longer
             bi-level, for twice the rows.
+        warmup: of the ``steps``, how many first train the weights alone, at uniform gates. A fresh head has much to
+            learn that no candidate is needed for, and those next to it help it most: without a warm-up α favours them.
         schedule: of both learning rates: ``"linear"`` (to 0 at the last step, as the authors), ``"constant"``, or
             ``"inverse_sqrt"``, 1/√(1 + step/timescale), which does not depend on how long the search will be.
         timescale: steps of that schedule; after three times as many, rates are halved.
@@ -61,6 +63,7 @@ class Settings:
     alpha_lr: float = 0.1
     alpha_optimizer: str = "adamw"
     alpha_split: str = "val"
+    warmup: int = 0
     schedule: str = "linear"
     timescale: int = 30
     stop: str | None = None
@@ -93,6 +96,9 @@ class Settings:
         for name in (*positive, "sample_temperature", "temperature"):
             if not getattr(self, name) > 0:
                 raise SearchError(f"{name} must be > 0, got {getattr(self, name)}")
+
+        if not 0 <= self.warmup < self.steps:
+            raise SearchError(f"warmup must be at least 0 and below steps ({self.steps}), got {self.warmup}")
 
     def rate(self, step: int) -> float:
         """Factor on both learning rates at this step, in (0, 1]."""
