@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from s3pet.errors import StudyError
 from s3pet.runs import load_run
-from s3pet.statistics import over_tasks, summary
+from s3pet.statistics import best_of, over_tasks, summary
 from s3pet.study import KINDS, Study
 from s3pet.transfer import agreement
 
 if TYPE_CHECKING:
     import pandas as pd
+
+KEPT = 3  # runs of which a report keeps the best
 
 
 def random_baselines(study: Study) -> dict[str, str]:
@@ -99,6 +101,28 @@ def difference_table(found: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def best_table(study: Study, k: int = 3) -> pd.DataFrame:
+    """What to expect of making k runs of a structure and keeping the one that validation likes best.
+
+    Args:
+        study: its finished rows are read.
+        k: see :func:`s3pet.statistics.best_of`.
+
+    Returns:
+        ``structure``, a column per task, and ``mean`` where a structure has all tasks; empty without k runs of any.
+    """
+    import pandas as pd
+
+    found = best_of(study.chosen(), k)
+    order = [name for name in dict.fromkeys(row["structure"] for row in study.rows()) if name in {*found["structure"]}]
+    scores = found.pivot(index="structure", columns="task", values="score").reindex(index=order)
+    table = scores[[name for name in study.tasks if name in scores]].copy()
+    if table.shape[1] > 1:
+        table["mean"] = table.mean(axis=1, skipna=False)
+    text = table.map(lambda score: "" if pd.isna(score) else f"{score:.3f}")
+    return text.rename_axis(columns=None).reset_index()
+
+
 def agreement_table(study: Study, draws: int = 100) -> pd.DataFrame:
     """How far the finished searches of a task agree, for each declared search: means over pairs of seeds and tasks.
 
@@ -148,6 +172,9 @@ def show(study: Study, *, baseline: str | None = None, markdown: bool = False) -
         if len(tests):
             what = f"Differences to {what}, paired by seed; exact permutation tests, two-sided"
             parts += [what, _text(tests, markdown)]
+        kept = best_table(study, KEPT)
+        if len(kept):
+            parts += [f"Test score expected of keeping the best of {KEPT} by validation", _text(kept, markdown)]
     agreed = agreement_table(study)
     if len(agreed):
         parts += ["Agreement of the searches of one task: means over pairs of seeds and tasks", _text(agreed, markdown)]

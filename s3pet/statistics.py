@@ -65,6 +65,43 @@ def choose_lr(table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure"))
     return given[keep.to_numpy()]
 
 
+def best_of(table: pd.DataFrame, k: int, *, by: Sequence[str] = ("task", "structure")) -> pd.DataFrame:
+    """Test score to be expected of making k runs and keeping the one that is best on validation.
+
+    The mean over all subsets of k of a group's n runs: of runs in ascending order of ``validation`` the i-th is kept
+    from C(i − 1, k − 1) of C(n, k). Equal ones are kept equally often. So groups of more runs compare with groups of
+    fewer, at the same effort; only validation chooses.
+
+    Args:
+        table: one row per run, at one learning rate (`choose_lr`): ``task, structure, validation, score``.
+        k: runs made, ≥ 1; 1 gives plain means.
+        by: columns of a group.
+
+    Returns:
+        ``by``, ``score, runs`` (n), best first within a task; groups of fewer than k runs are left out.
+
+    Raises:
+        StudyError: a column is missing, a score is nan, or k < 1.
+
+    Source:
+        Dodge et al. 2019 (arXiv:1909.03004), who draw with replacement and look at the validation score itself.
+    """
+    import pandas as pd
+
+    if k < 1:
+        raise StudyError(f"expected at least one run to keep the best of, got k={k}")
+    table, rows = _checked(table, ("task", *by, "validation", "score"), finite=("validation", "score")), []
+    for key, runs in table.groupby([*by], sort=False, observed=True):
+        scores = runs.groupby("validation")["score"].transform("mean")[runs["validation"].sort_values().index]
+        kept = [math.comb(i, k - 1) for i in range(len(scores))]
+        if len(scores) >= k:
+            score = float(np.dot(kept, scores)) / math.comb(len(scores), k)
+            rows.append(dict(zip(by, key, strict=True)) | {"score": score, "runs": len(scores)})
+    found = pd.DataFrame(rows, columns=[*by, "score", "runs"])
+    order = [name for name in by if name != "structure"]
+    return found.sort_values([*order, "score"], ascending=[True] * len(order) + [False], ignore_index=True)
+
+
 def summary(
     table: pd.DataFrame,
     *,

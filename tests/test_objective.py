@@ -108,6 +108,9 @@ def test_regression_by_head_and_by_words():
         values = head.scores(batch).squeeze(1)
         expected = ((values - torch.tensor([example.label for example in task.test[:4]])) ** 2).mean()
         assert float(head.loss(batch)) == pytest.approx(float(expected), rel=1e-5)
+        start = float(head.head.out.bias)  # the training split's mean, so that nothing has to learn it
+        assert start == pytest.approx(sum(example.label for example in task.train) / len(task.train), rel=1e-6)
+        assert abs(float(values.mean()) - start) < 0.2
     words = make_objective(tiny_t5(), task)
     assert set(words.predict(task.test)) <= set(task.label_values)
     assert [task.label_values[row["target"]] for row in words.encode(task.test[:3])] == [e.label for e in task.test[:3]]

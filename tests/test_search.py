@@ -196,6 +196,49 @@ def test_a_search_in_bfloat16_trains_float32_and_ranks_alike():
     assert narrow.history.loss_train.sub(full.history.loss_train).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("order", ["first", "unrolled"])
+def test_a_warm_up_trains_weights_and_leaves_alpha(order):
+    """The first steps are those of a search whose α never moves; then both move."""
+    model, task = tiny_bert(), toy_task()
+    space = make_space(model, "mixed")
+    options = {"budget": 300, "steps": 6, "record_every": 1, "order": order, **QUIET}
+    warm, still, plain = (
+        search(model, task, space, **options, **more) for more in ({"warmup": 4}, {"alpha_lr": 1e-30}, {})
+    )
+    alpha = warm.trajectory.pivot(index="step", columns="candidate", values="alpha")
+    assert (alpha.loc[:4] == 0).all(axis=None) and (alpha.loc[5].abs() > 0).any()
+    assert warm.history.loss_train[:5].tolist() == still.history.loss_train[:5].tolist()  # weights of step 4, α of 0
+    assert warm.history.loss_train[:5].tolist() != plain.history.loss_train[:5].tolist()
+    assert warm.history.loss_val.isna().tolist() == [True] * 4 + [False] * 2
+    passes = 1 if order == "first" else 2
+    assert (warm.cost.passes, warm.cost.rows) == (6 + 2 * passes, 16 * (6 + 2 * passes))
+
+
+def test_a_search_goes_on_from_its_warm_up(tmp_path):
+    model, task = tiny_t5(), toy_task()
+    options = {"budget": 300, "steps": 14, "warmup": 12, "record_every": 1, **QUIET}
+    whole = search(model, task, make_space(model), **options)
+
+    def cut(searcher):
+        return searcher.step == 11
+
+    def fail(searcher):
+        if searcher.step == 11:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        search(model, task, make_space(model), out=tmp_path / "run", callbacks=[fail], **options)
+    assert search(model, task, make_space(model), out=tmp_path / "run", **options).gates.equals(whole.gates)
+    assert search(model, task, make_space(model), callbacks=[cut], **options).gates.alpha.abs().max() == 0
+
+
+def test_a_warm_up_is_not_a_settled_search():
+    model, task = tiny_t5(), toy_task()
+    options = {"budget": 300, "steps": 20, "stop": "settled", "window": 4, "record_every": 1, **QUIET}
+    settled = search(model, task, make_space(model), alpha_lr=1e-30, warmup=8, **options)
+    assert (settled.metrics["stopped"], settled.metrics["steps"]) == ("settled", 12)
+
+
 @pytest.mark.parametrize("split", ["val", "both"])
 def test_alphas_gradient_comes_from_the_half_it_should(split, monkeypatch):
     """With a gradient of zero on search_val, α moves only if search_train is asked too."""
@@ -267,6 +310,7 @@ def test_a_diverging_search_keeps_its_last_good_state(tmp_path):
         (300, {"steps": 0}, SearchError, "must be > 0"),
         (300, {"sampling": "gumbel"}, SearchError, "is not one of"),
         (300, {"alpha_optimizer": "sgd"}, SearchError, "is not one of adamw, shared"),
+        (300, {"warmup": 300}, SearchError, "warmup must be at least 0 and below steps"),
         (300, {"alpha_split": "test"}, SearchError, "is not one of val, both"),
         (300, {"stop": "early"}, SearchError, "is not one of None, settled"),
         (300, {"window": 0}, SearchError, "window must be > 0"),

@@ -12,7 +12,7 @@ from scipy import stats
 
 from s3pet.errors import S3PetError, StudyError
 from s3pet.resampling import flips, holm, interval, p_value, splits
-from s3pet.statistics import choose_lr, over_tasks, summary, wins
+from s3pet.statistics import best_of, choose_lr, over_tasks, summary, wins
 
 QUICK = {"draws": 500}
 INTERVAL = {"confidence": 0.95, "draws": 2000, "seed": 0}
@@ -326,6 +326,36 @@ def test_ties_divergence_and_rows_without_a_rate():
     assert found.to_dict() == {"a": 1e-2, "b": 1e-3}
     with pytest.raises(StudyError, match="every learning rate of task 'a', structure 'mine' has a run without"):
         choose_lr(rates({1e-2: [np.nan] * 3, 1e-3: [np.nan] * 3}))
+
+
+# --- the best of several ----------------------------------------------------------------------------------------------
+
+
+def test_keeping_the_best_of_k_is_the_mean_over_all_subsets():
+    rng = np.random.default_rng(0)
+    table = rows("mine", rng.random(6), validation=rng.permutation(6) / 6)
+    for k in (1, 2, 3, 6):
+        subsets = [table.iloc[[*picks]] for picks in itertools.combinations(range(6), k)]
+        kept = [part.loc[part["validation"].idxmax(), "score"] for part in subsets]
+        assert best_of(table.reset_index(drop=True), k)["score"].item() == pytest.approx(np.mean(kept))
+    assert best_of(table, 1)["score"].item() == pytest.approx(table["score"].mean())
+
+
+def test_equal_validation_scores_are_kept_equally_often():
+    table = rows("mine", [0.0, 1.0, 0.5], validation=[0.7, 0.7, 0.2])
+    for order in itertools.permutations(range(3)):
+        # of the three pairs one holds both good ones (0.5), the others one of them (0 and 1)
+        assert best_of(table.iloc[[*order]], 2)["score"].item() == pytest.approx(0.5)
+
+
+def test_the_best_of_more_runs_than_there_are_is_left_out():
+    table = pd.concat([rows("few", [0.5, 0.6]), rows("many", [0.5, 0.6, 0.7], validation=[0.1, 0.2, 0.3])])
+    found = best_of(table, 3)
+    assert found.to_dict("records") == [{"task": "a", "structure": "many", "score": 0.7, "runs": 3}]
+    with pytest.raises(StudyError, match="k=0"):
+        best_of(table, 0)
+    with pytest.raises(StudyError, match="validation is not a number in runs of"):
+        best_of(table.assign(validation=np.nan), 1)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
