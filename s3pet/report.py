@@ -189,7 +189,7 @@ def _text(table: pd.DataFrame, markdown: bool) -> str:
 
 
 def write_figures(study: Study, out: Path | None = None) -> list[Path]:
-    """Figures of all that is done: budget curves (where sizes differ), differences to random structures, transfers.
+    """Figures of all that is done: budget curves (where sizes differ), differences and rankings, transfers.
 
     Args:
         study: the study. out: folder; None: ``figures`` beside its rows.
@@ -199,7 +199,7 @@ def write_figures(study: Study, out: Path | None = None) -> list[Path]:
     """
     from matplotlib import pyplot as plt
 
-    from s3pet.plots import plot_budget_curve, plot_differences, plot_transfer, save_figure
+    from s3pet.plots import plot_budget_curve, plot_differences, plot_ranking, plot_transfer, save_figure
 
     out, table, made = out or study.path / "figures", study.chosen(), []
     if not len(table):
@@ -218,6 +218,9 @@ def write_figures(study: Study, out: Path | None = None) -> list[Path]:
     found = summarize(study)
     if "difference" in found and found["difference"].notna().any():
         save(plot_differences(found[found["kind"] == "searched"])[0], "differences")
+        for budget, rows in found[found["difference"].notna()].groupby("budget"):
+            if rows["task"].nunique() == 1 or rows["task"].str.startswith("mean of ").any():
+                save(plot_ranking(rows, title=f"{budget:,} parameters"), f"ranking-{budget}")
     for budget, rows in table[table["kind"] == "transfer"].groupby("budget"):
         save(plot_transfer(_transfers(study, table[table["budget"] == budget], rows)), f"transfer-{budget}")
     return made

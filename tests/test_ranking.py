@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from s3pet.errors import PlotError
-from s3pet.plots import figure_style, plot_differences
+from s3pet.plots import figure_style, plot_differences, plot_ranking
 from s3pet.statistics import over_tasks, summary
 
 BUDGETS = (500, 2270, 9000, 22000)
@@ -102,6 +102,46 @@ def test_the_page_holds_it_and_texts_do_not_overlap(name, kinds):
     boxes = [text.get_window_extent() for text in texts]
     assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
     assert all(figure.bbox.padded(1).contains(*corner) for box in boxes for corner in box.corners())
+
+
+def test_a_row_per_structure_the_best_on_top():
+    table = make_table(("sensitivity", "searched", "heuristic", "random"))
+    table = table[table["budget"] == BUDGETS[0]]
+    table["p"] = table["p"].where(table["kind"] != "searched", 0.5)
+    means = table[table["task"].str.startswith("mean") & table["difference"].notna()]
+    means = means.sort_values("difference", ascending=False)
+    ax = plot_ranking(table, title="One budget")
+    points, bars = by_gid(ax, "differences"), by_gid(ax, "intervals")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["sensitivity", "searched", "heuristic"]
+    assert [int(point.get_ydata()[0]) for point in points] == [0, 1, 2]
+    np.testing.assert_allclose([point.get_xdata()[0] for point in points], 100 * means["difference"])
+    np.testing.assert_allclose([bar.get_xdata() for bar in bars], 100 * means[["difference_low", "difference_high"]])
+    assert len(by_gid(ax, "tasks")) == 9 and len({point.get_color() for point in points}) == 3
+    filled = [point.get_markerfacecolor() == point.get_color() for point in points]
+    assert filled == list(means["p"] < 0.05) and len(set(filled)) == 2
+    one = plot_ranking(table[table["task"] == "sst2"], p="p_holm", scale=1)
+    assert len(by_gid(one, "differences")) == 3 and not by_gid(one, "tasks")
+    assert one.get_xlabel() == "difference to random 500"
+
+
+def test_a_ranking_fits_its_page_and_refuses_what_it_cannot_rank():
+    table = make_table(("searched", "sensitivity", "random"))
+    small = table[table["budget"] == BUDGETS[0]]
+    with figure_style("paper") as style:
+        ax = plot_ranking(small, title="One budget")
+    ax.figure.draw_without_rendering()
+    assert ax.figure.get_size_inches()[0] <= style.page + 0.01
+    texts = [ax.title, ax.xaxis.label, *ax.get_yticklabels(), *ax.get_xticklabels(), *ax.get_legend().get_texts()]
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    with pytest.raises(PlotError, match="No row has a difference"):
+        plot_ranking(small.assign(difference=np.nan))
+    with pytest.raises(PlotError, match="and no mean; put over_tasks"):
+        plot_ranking(small[~small["task"].str.startswith("mean")])
+    with pytest.raises(PlotError, match="'searched 500' is there twice"):
+        plot_ranking(pd.concat([small, small]))
+    mixed = plot_ranking(table)  # several budgets: names are not shortened to what they share
+    assert len({label.get_text() for label in mixed.get_yticklabels()}) == 8
 
 
 def test_what_cannot_be_drawn_is_refused():

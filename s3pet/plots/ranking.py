@@ -1,7 +1,7 @@
 """Is the structure better than its baseline, on which tasks, and do the runs suffice to say so?
 
-A forest plot of paired differences, with their intervals. An open marker is no evidence of equality: it has a look of
-its own where so few runs could not have been significant whatever their scores.
+Forest plots of differences with their intervals: a row per task, or a row per structure. An open marker is no evidence
+of equality; with a row per task it has a look of its own where so few runs could not have been significant at all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from s3pet.errors import PlotError
 from s3pet.plots.scores import AMOUNT
-from s3pet.plots.style import KINDS, OTHER, PET_COLOURS, as_table, new_figure, style, styled
+from s3pet.plots.style import KINDS, OTHER, PET_COLOURS, as_table, new_axes, new_figure, style, styled
 
 COLUMNS = ("task", "structure", "kind", "baseline", "difference", "difference_low", "difference_high", "p_floor")
 GAP = 0.4  # in rows: above the mean over tasks
@@ -97,6 +97,80 @@ def plot_differences(
     )
     figure.suptitle(title or "", size=1.27 * style().font)
     return axes
+
+
+@styled
+def plot_ranking(
+    table: Any,
+    *,
+    p: str = "p",
+    alpha: float = 0.05,
+    scale: float = 100,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Differences to one baseline, a row per structure, the best on top; coloured by kind.
+
+    The large marker is the mean over tasks with its interval, filled if significant; the short strokes are the tasks.
+
+    Args:
+        table: as for `plot_differences`, of one budget. With several tasks, rows named "mean of …" are ranked, and
+            structures without one are left out; with one task, its own rows are.
+        p: the column compared with ``alpha``: "p" or "p_holm".
+        scale: of the differences; 100 makes points out of scores between 0 and 1.
+
+    Raises:
+        PlotError: a column is missing, nothing has a baseline, tasks without a mean, or a structure is there twice.
+    """
+    table = as_table(table, [*COLUMNS, p], one=())
+    table = table[table["difference"].notna()]
+    if table.empty:
+        raise PlotError("No row has a difference; give the summary a baseline that shares tasks and seeds.")
+    is_mean = table["task"].str.startswith("mean of ")
+    if table["task"].nunique() > 1 and not is_mean.any():
+        raise PlotError(f"Tasks {', '.join(table['task'].unique())} and no mean; put over_tasks(…) below the summary.")
+    ranked = table[is_mean if is_mean.any() else is_mean | True]
+    ranked = ranked.sort_values("difference", ascending=False, kind="stable")
+    if ranked["structure"].duplicated().any():
+        raise PlotError(f"{ranked['structure'][ranked['structure'].duplicated()].iloc[0]!r} is there twice.")
+    names = list(ranked["structure"])
+    families = [AMOUNT.sub("", name) or name for name in names]
+    letters = max(map(len, names))
+    ax = ax or new_axes(min(style().page / style().scale, 3.2 + 0.065 * letters), 1.0 + 0.17 * len(names))
+    ax.axvline(0, color=style().grey, linewidth=0.8 * style().scale, zorder=0, gid="zero")
+    ax.grid(axis="y", color=style().pale, linewidth=style().scale)
+    ax.set_axisbelow(True)
+    parts = table[table["structure"].isin(names)] if is_mean.any() else table[:0]
+    for row in parts[~is_mean.loc[parts.index]].to_dict("records"):
+        look: dict[str, Any] = {"color": _of_kind(row["kind"]), "marker": "|", "markersize": 5 * style().scale}
+        ax.plot([scale * row["difference"]], [names.index(row["structure"])], alpha=0.7, zorder=2, gid="tasks", **look)
+    entries = {}
+    for y, row in enumerate(ranked.to_dict("records")):
+        colour, sure = _of_kind(row["kind"]), row[p] < alpha
+        ends = [scale * row["difference_low"], scale * row["difference_high"]]
+        ax.plot(ends, [y, y], color=colour, linewidth=1.4 * style().scale, zorder=3, gid="intervals")
+        face = colour if sure else style().ground
+        look = {"color": colour, "linestyle": "", "markersize": 5.5 * style().scale, "markeredgewidth": style().scale}
+        ax.plot([scale * row["difference"]], [y], marker="D", markerfacecolor=face, zorder=4, gid="differences", **look)
+        entries[f"{row['kind']}, {p} {'<' if sure else '≥'} {alpha:g}"] = (colour, face)
+    ax.set_yticks(range(len(names)), families if len(set(families)) == len(names) else names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    against = ", ".join(ranked["baseline"].unique())
+    ax.set_xlabel(f"difference to {against}" + (", points" if scale == 100 else ""))
+    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    ax.tick_params("y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.set_title(title or "")
+    handles = [
+        Line2D([], [], label=label, marker="D", linestyle="", color=colour, markerfacecolor=face)
+        for label, (colour, face) in sorted(entries.items())
+    ]
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.55 / (1.0 + 0.17 * len(names)) - 0.04), ncols=2)
+    return ax
+
+
+def _of_kind(kind: str) -> str:
+    return KINDS.get(kind, OTHER)[1]
 
 
 def _titles(table: pd.DataFrame, panels: list[Any], letters: int) -> list[str]:
