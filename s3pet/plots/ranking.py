@@ -15,10 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from s3pet.errors import PlotError
 from s3pet.plots.scores import AMOUNT
-from s3pet.plots.style import KINDS, OTHER, PET_COLOURS, as_table, new_axes, new_figure, style, styled
+from s3pet.plots.style import KINDS, OTHER, PET_COLOURS, as_table, figure_of, new_axes, new_figure, style, styled
 
 COLUMNS = ("task", "structure", "kind", "baseline", "difference", "difference_low", "difference_high", "p_floor")
 GAP = 0.4  # in rows: above the mean over tasks
@@ -123,7 +124,7 @@ def plot_ranking(
         PlotError: a column is missing, nothing has a baseline, tasks without a mean, or a structure is there twice.
     """
     table = as_table(table, [*COLUMNS, p], one=())
-    table = table[table["difference"].notna()]
+    table = table[table["difference"].notna()].reset_index(drop=True)  # of summaries put together, labels repeat
     if table.empty:
         raise PlotError("No row has a difference; give the summary a baseline that shares tasks and seeds.")
     is_mean = table["task"].str.startswith("mean of ")
@@ -140,8 +141,8 @@ def plot_ranking(
     ax.axvline(0, color=style().grey, linewidth=0.8 * style().scale, zorder=0, gid="zero")
     ax.grid(axis="y", color=style().pale, linewidth=style().scale)
     ax.set_axisbelow(True)
-    parts = table[table["structure"].isin(names)] if is_mean.any() else table[:0]
-    for row in parts[~is_mean.loc[parts.index]].to_dict("records"):
+    parts = table[~is_mean & table["structure"].isin(names) & is_mean.any()]
+    for row in parts.to_dict("records"):
         look: dict[str, Any] = {"color": _of_kind(row["kind"]), "marker": "|", "markersize": 5 * style().scale}
         ax.plot([scale * row["difference"]], [names.index(row["structure"])], alpha=0.7, zorder=2, gid="tasks", **look)
     entries = {}
@@ -165,7 +166,8 @@ def plot_ranking(
         Line2D([], [], label=label, marker="D", linestyle="", color=colour, markerfacecolor=face)
         for label, (colour, face) in sorted(entries.items())
     ]
-    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.55 / (1.0 + 0.17 * len(names)) - 0.04), ncols=2)
+    below = ScaledTranslation(0, -3.4 * style().font / 72, figure_of(ax).dpi_scale_trans)  # tick labels and label
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=ax.transAxes + below, ncols=2)
     return ax
 
 
