@@ -21,6 +21,7 @@ TITLES = (
     "06_transfer",
     "07_your_model",
     "08_explorer",
+    "09_evidence",
 )
 SOLUTION = re.compile(r"<details>.*?```python\n(.*?)```.*?</details>", re.DOTALL)
 every = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

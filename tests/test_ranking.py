@@ -124,6 +124,13 @@ def test_a_row_per_structure_the_best_on_top():
     assert one.get_xlabel() == "difference to random 500"
 
 
+def test_a_rank_in_a_name_is_no_budget():
+    table = make_table(kinds=("searched", "random"))
+    table = table[table["structure"].isin(["searched 500", "searched 2270"])]
+    table["structure"] = table["structure"].replace({"searched 500": "lora_qv r8", "searched 2270": "lora_qv 0.05 %"})
+    assert {label.get_text() for label in plot_ranking(table).get_yticklabels()} == {"lora_qv r8", "lora_qv"}
+
+
 def test_a_ranking_fits_its_page_and_refuses_what_it_cannot_rank():
     table = make_table(("searched", "sensitivity", "random"))
     small = table[table["budget"] == BUDGETS[0]]

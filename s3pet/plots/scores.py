@@ -31,7 +31,7 @@ JOINED = (
     "heuristic",
     "adalora",
 )  # kinds that exist at any budget: a line; all others have a cost of their own
-AMOUNT = re.compile(r"[\s@=]*\d[\d.,]*\s*[%kM]?$")  # "searched 0.05 %" and "searched 0.2 %" are one family
+AMOUNT = re.compile(r"[\s@=]*(?<![A-Za-z\d.,])\d[\d.,]*\s*[%kM]?$")  # "searched 0.05 %" is "searched"; "lora r8" stays
 
 
 class _Label(NamedTuple):
