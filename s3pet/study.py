@@ -72,7 +72,7 @@ class Study:
         seeds: how many.
         space: name or rules of the candidates.
         retrain: keywords of :func:`s3pet.retrain`. recipes: task → those that differ there.
-        lr: kind of training (pet, head, full, adalora) → rates.
+        lr: kind of training (pet, head, full, adalora) or name of a structure → rates, of which validation chooses.
         searches: name → ``budget`` and keywords of :func:`s3pet.search`; what all share stands in ``search``.
         path: folder of its rows, table and searches: beside the file, named like it.
     """
@@ -115,6 +115,7 @@ class Study:
         for name, entry in study.structures.items():
             study._check(name, entry)
         study._matching(study.tasks, [*study.recipes], "task")
+        study._matching({"pet": 0, "head": 0, "full": 0, **KINDS, **study.structures}, [*study.lr], "kind or structure")
         return study
 
     def _check(self, name: str, entry: Mapping[str, Any]) -> None:
@@ -194,7 +195,7 @@ class Study:
         kind = entry["kind"]
         if name == "zero-shot":
             return [None]
-        return self.lr.get(name if kind == "reference" else kind) or self.lr.get("pet") or [None]
+        return self.lr.get(name) or self.lr.get(kind) or self.lr.get("pet") or [None]
 
     @staticmethod
     def _matching(names: Mapping[str, Any], patterns: Sequence[str], what: str) -> list[str]:

@@ -25,7 +25,7 @@ DECLARED = {
     "budgets": [300],
     "seeds": 2,
     "retrain": {"steps": 4, "batch_size": 8, "evaluations": 1},
-    "lr": {"pet": [1e-3, 3e-3], "full": [5e-4]},
+    "lr": {"pet": [1e-3, 3e-3], "full": [5e-4], "wide": [2e-3, 6e-3]},
     "search": {"steps": 3, "batch_size": 8},
     "searches": {"ours": {"budget": 300}},
     "structures": {
@@ -63,6 +63,8 @@ def root(tmp_path_factory):
 
 def declare(path, **changes):
     given = {**DECLARED, **changes}
+    if "wide" not in given["structures"]:  # rates of a structure that is not declared would be an error
+        given["lr"] = {name: rates for name, rates in given["lr"].items() if name != "wide"}
     path.write_text(yaml.safe_dump(given))
     return path
 
@@ -83,7 +85,7 @@ def test_every_declared_row_is_there_once(finished):
     first = table[table["seed"] == 0]
     assert table["key"].is_unique
     assert first.groupby(["task", "structure"])["lr"].apply(sorted).map(tuple).to_dict() == {
-        (task, name): (5e-4,) if name == "full" else (1e-3, 3e-3)
+        (task, name): {"full": (5e-4,), "wide": (2e-3, 6e-3)}.get(name, (1e-3, 3e-3))
         for task in ("one", "two")
         for name in (
             "full", "lnfit", "wide", "random 300", "top 300", "fisher 300", "searched 300", "cheap 300",
@@ -208,6 +210,7 @@ def test_summary_and_figures(finished, root, capsys):
         ({"structures": {"x": {"kind": "random", "seeds": [1, 2]}}}, "for 1 budgets"),
         ({"structures": {"x": {"kind": "average", "search": "ours", "over": "all"}}}, "'x' is over 'all'"),
         ({"recipes": {"three": {}}}, "no task of this study is called three"),
+        ({"lr": {"pot": [1e-3]}}, "no kind or structure of this study is called pot"),
         ({"colour": "blue"}, r"unknown \['colour'\]"),
     ],
 )
