@@ -71,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--jobs", type=int, default=1, help="processes")
     made.add_argument("--markdown", action="store_true", help="show tables as Markdown")
     made.add_argument("--baseline", help="show: compare with this structure instead of random ones")
-    made.add_argument("--tasks", nargs="+", default=["*"], help="run only these (patterns of names)")
-    made.add_argument("--structures", nargs="+", default=["*"], help="run only these (patterns of names)")
+    made.add_argument("--tasks", nargs="+", default=["*"], help="only these (patterns of names)")
+    made.add_argument("--structures", nargs="+", default=["*"], help="only these (patterns of names)")
     made.set_defaults(run=_study)
 
     made = commands.add_parser("space", help="print the candidates of a backbone")
@@ -178,6 +178,7 @@ def _study(arguments: argparse.Namespace) -> None:
     study = Study.load(arguments.file)
     if arguments.action == "run":
         study.run(jobs=arguments.jobs, tasks=arguments.tasks, structures=arguments.structures)
+    study = study.only(tasks=arguments.tasks, structures=arguments.structures)
     if arguments.action == "figures":
         print("\n".join(map(str, write_figures(study))))
     else:

@@ -29,7 +29,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +136,21 @@ class Study:
             raise StudyError(
                 f"structure {name!r} wants search {entry.get('search')!r}; declared are {', '.join(self.searches)}"
             )
+
+    def only(self, *, tasks: Sequence[str] = ("*",), structures: Sequence[str] = ("*",)) -> Study:
+        """The same study with some of its tasks and structures, to look at; rows and searches stay where they are.
+
+        A mean over tasks needs structures that were run on all of them. Of transfers, those from other tasks are left.
+
+        Args:
+            tasks, structures: patterns of names.
+
+        Raises:
+            StudyError: a pattern fits nothing.
+        """
+        kept = {name: self.tasks[name] for name in self._matching(self.tasks, tasks, "task")}
+        names = self._matching(self.structures, structures, "structure")
+        return replace(self, tasks=kept, structures={name: self.structures[name] for name in names})
 
     def rows(self, tasks: Sequence[str] = ("*",), structures: Sequence[str] = ("*",)) -> list[Row]:
         """What is to be run: one dict per retraining; ``lr`` is None where it is still to be chosen, these come last.

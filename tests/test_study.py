@@ -171,6 +171,22 @@ def test_a_search_with_other_settings_is_not_taken_for_this_one(finished, root, 
     declare(root / "grid.yaml")
 
 
+def test_part_of_a_study_is_looked_at_without_running_anything(finished, root, capsys):
+    part = finished.only(tasks=["one"], structures=["random", "full", "s*"])
+    rows = part.chosen()
+    assert set(rows["task"]) == {"one"} and set(rows["structure"]) == {"full", "random 300", "searched 300"}
+    pd.testing.assert_frame_equal(
+        rows.reset_index(drop=True),
+        finished.chosen().query("task == 'one' and entry in ['full', 'random', 'searched']").reset_index(drop=True),
+    )
+    assert set(summarize(part)["task"]) == {"one"}
+    assert main(["study", "show", str(root / "grid.yaml"), "--tasks", "one", "--structures", "full", "random"]) == 0
+    printed = capsys.readouterr().out
+    assert "5 of 5 runs" in printed and "searched 300" not in printed and "mean" not in printed.split("\n\n")[2]
+    assert main(["study", "show", str(root / "grid.yaml"), "--tasks", "three"]) == 2
+    assert "no task of this study is called three" in capsys.readouterr().err
+
+
 def test_summary_and_figures(finished, root, capsys):
     found = summarize(finished)
     assert set(found["task"]) == {"one", "two", "mean of 2"}
