@@ -49,10 +49,11 @@ def summarize(study: Study, **options: Any) -> pd.DataFrame:
     everywhere = table.groupby("structure")["task"].nunique().eq(table["task"].nunique())
     shared = table[table["structure"].map(everywhere)]
     if table["task"].nunique() > 1 and len(shared):
-        baseline = options["baseline"]
+        baseline, here = options["baseline"], set(shared["structure"])
         if isinstance(baseline, dict):
-            here = set(shared["structure"])
             baseline = {one: other for one, other in baseline.items() if {one, other} <= here} or None
+        elif baseline not in here:  # it lacks a task, and has differences on the others only
+            baseline = None
         found.append(over_tasks(shared, **{**options, "baseline": baseline}))
     return pd.concat(found, ignore_index=True)
 

@@ -180,6 +180,9 @@ def test_part_of_a_study_is_looked_at_without_running_anything(finished, root, c
         finished.chosen().query("task == 'one' and entry in ['full', 'random', 'searched']").reset_index(drop=True),
     )
     assert set(summarize(part)["task"]) == {"one"}
+    one_lacks = finished.only(structures=["lnfit", "top", "carried"])  # carried structures are named after their task
+    found = summarize(one_lacks, baseline="carried 300 from two")
+    assert found.loc[found["difference"].notna(), "task"].eq("one").all() and "mean of 2" in set(found["task"])
     assert main(["study", "show", str(root / "grid.yaml"), "--tasks", "one", "--structures", "full", "random"]) == 0
     printed = capsys.readouterr().out
     assert "5 of 5 runs" in printed and "searched 300" not in printed and "mean" not in printed.split("\n\n")[2]
