@@ -115,7 +115,8 @@ class Study:
         for name, entry in study.structures.items():
             study._check(name, entry)
         study._matching(study.tasks, [*study.recipes], "task")
-        study._matching({"pet": 0, "head": 0, "full": 0, **KINDS, **study.structures}, [*study.lr], "kind or structure")
+        known = ["pet", "head", "full", *KINDS, *study.structures]
+        study._matching(dict.fromkeys(known), [*study.lr], "kind or structure")
         return study
 
     def _check(self, name: str, entry: Mapping[str, Any]) -> None:
