@@ -43,7 +43,8 @@ class Settings:
         gradient: how α's gradient passes the shift, see :func:`s3pet.gates.shifted_sigmoid`.
         sampling: ``"concrete"`` (relaxed Bernoulli), ``"hard"`` (straight-through) or ``"mean"`` (gate = probability).
             The default is the authors'. On three pocket tasks (``data/runs/ablation.yaml``, nine or more searches
-            of 150 steps each) its structures score 0.85 on average, those of ``"hard"`` samples 0.78 and of τ = 0.3 0.77, random ones 0.82.
+            of 150 steps each) its structures score 0.85 on average, those of ``"hard"`` samples 0.78 and of τ = 0.3
+            0.77, random ones 0.82.
         sample_temperature: τ of the samples.
         temperature: β of the shifted sigmoid.
         max_length: tokens per input.
