@@ -113,7 +113,7 @@ def _make(study: Any, row: Row, model: nn.Module, task: Task, space: Any) -> Ent
 
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if name not in ("kind", "budgets", "seeds")}
+    return {name: value for name, value in entry.items() if name not in ("kind", "budgets", "seeds", "repeats")}
 
 
 def each(function: Any, arguments: Sequence[tuple], jobs: int, what: str) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from s3pet.runs import load_run
 from s3pet.statistics import best_of, over_tasks, summary
 from s3pet.study import KINDS, Study
 from s3pet.transfer import agreement
+from s3pet.variance import variance_components
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,6 +156,29 @@ def agreement_table(study: Study, draws: int = 100) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def repeat_table(study: Study) -> pd.DataFrame:
+    """Is it the structure or the luck of its retraining? Where a study declares ``repeats``.
+
+    Args:
+        study: its finished rows are read.
+
+    Returns:
+        What :func:`s3pet.variance.variance_components` says, as text: task by task, then over the tasks together;
+        empty without any repeated run.
+    """
+    import pandas as pd
+
+    rows = study.chosen(repeats=True)
+    found = [variance_components(rows, by=by) for by in (("task", "structure"), ("structure",))]
+    found[1] = found[1].assign(task="together")[found[0].columns]
+    whole = found[0]["structure"].value_counts()
+    found[1] = found[1][found[1]["structure"].map(whole).gt(1)]
+    table = pd.concat([part for part in found if len(part)] or found[:1], ignore_index=True)
+    for name, form in (("between", "{:.3f}"), ("within", "{:.3f}"), ("icc", "{:.2f}"), ("p", "{:.3g}")):
+        table[name] = table[name].map(form.format)
+    return table
+
+
 def show(study: Study, *, baseline: str | None = None, markdown: bool = False) -> str:
     """What is done and what it says, as text or as Markdown.
 
@@ -163,8 +187,8 @@ def show(study: Study, *, baseline: str | None = None, markdown: bool = False) -
         baseline: the structure all others are compared with; None: random structures of each one's budget.
         markdown: tables as Markdown.
     """
-    plan, done = study.rows(), study.chosen()
-    runs = len({(row["task"], row["structure"], row["seed"]) for row in plan})
+    plan, done = study.rows(), study.chosen(repeats=True)
+    runs = len({(row["task"], row["structure"], row["index"], row["seed"]) for row in plan})
     parts = [f"{study.path.name}: {len(done)} of {runs} runs are done"]
     if len(done):
         found = summarize(study, **({"baseline": baseline} if baseline else {}))
@@ -176,6 +200,10 @@ def show(study: Study, *, baseline: str | None = None, markdown: bool = False) -
         kept = best_table(study, KEPT)
         if len(kept):
             parts += [f"Test score expected of keeping the best of {KEPT} by validation", _text(kept, markdown)]
+        repeated = repeat_table(study)
+        if len(repeated):
+            what = "Standard deviations between structures, and between retrainings of one (icc: share of the first)"
+            parts += [f"{what}; exchanged at random, p", _text(repeated, markdown)]
     agreed = agreement_table(study)
     if len(agreed):
         parts += ["Agreement of the searches of one task: means over pairs of seeds and tasks", _text(agreed, markdown)]

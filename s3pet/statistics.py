@@ -46,7 +46,7 @@ def choose_lr(table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure"))
     Raises:
         StudyError: a column is missing, no (index, seed) has every rate, or no rate has all its validation scores.
     """
-    given, table = table, _checked(table, ("task", "structure", "seed", "lr", "validation"), finite=())
+    given, table = table, checked(table, ("task", "structure", "seed", "lr", "validation"), finite=())
     rated, keep = table[table["lr"].notna()], table["lr"].isna()
     for place, runs in rated.groupby([*by], sort=False, observed=True):
         rates = runs["lr"].nunique()
@@ -90,7 +90,7 @@ def best_of(table: pd.DataFrame, k: int, *, by: Sequence[str] = ("task", "struct
 
     if k < 1:
         raise StudyError(f"expected at least one run to keep the best of, got k={k}")
-    table, rows = _checked(table, ("task", *by, "validation", "score"), finite=("validation", "score")), []
+    table, rows = checked(table, ("task", *by, "validation", "score"), finite=("validation", "score")), []
     for key, runs in table.groupby([*by], sort=False, observed=True):
         scores = runs.groupby("validation")["score"].transform("mean")[runs["validation"].sort_values().index]
         kept = [math.comb(i, k - 1) for i in range(len(scores))]
@@ -164,7 +164,7 @@ def summary(
             raise StudyError(f"{name}={value!r} is not one of {', '.join(known)}")
     if not 0 < confidence < 1 or draws < 1:
         raise StudyError(f"expected a confidence between 0 and 1 and draws ≥ 1, got {confidence} and {draws}")
-    table = _checked(table, ("task", "structure", "kind", "seed", "n_params", "score", *by))
+    table = checked(table, ("task", "structure", "kind", "seed", "n_params", "score", *by))
     _refuse_twice(table, by)
     whole = table[table["structure"] == full].groupby("task", observed=True)["score"].mean()
     options = {"confidence": confidence, "draws": draws, "seed": seed}
@@ -202,7 +202,7 @@ def over_tasks(table: pd.DataFrame, *, tasks: Iterable[str] | None = None, **opt
         StudyError: as `summary`; or there is no task that all have, or a group lacks one of ``tasks``: who lacks which.
     """
     by = [name for name in options.pop("by", ("structure",)) if name != "task"]
-    table = _checked(table, ("task", *by), finite=())
+    table = checked(table, ("task", *by), finite=())
     given: Any = table.groupby(by, sort=False, dropna=False, observed=True)["task"].unique()
     names = {", ".join(map(str, key if isinstance(key, tuple) else [key])): {*found} for key, found in given.items()}
     every = list(table["task"].unique())
@@ -268,8 +268,8 @@ def wins(table: pd.DataFrame, structure: str, baseline: str, alpha: float = 0.05
     )
 
 
-def _checked(table: Any, columns: Iterable[str], finite: Iterable[str] = ("score",)) -> pd.DataFrame:
-    """A copy with all ``columns``, with those that may be absent, and numbers as plain floats."""
+def checked(table: Any, columns: Iterable[str], finite: Iterable[str] = ("score",)) -> pd.DataFrame:
+    """A copy with all ``columns``, with those that may be absent, and numbers as plain floats; raises StudyError."""
     import pandas as pd
 
     if not isinstance(table, pd.DataFrame):

@@ -17,8 +17,10 @@
 
 Every structure gets the same recipe, the same grid of rates, and its own rate, chosen on the validation split; the test
 split decides nothing. Seed k of what depends on a seed (searched, random, by sensitivity) is search or draw k,
-retrained with seed k: a structure of its own, run at every rate. Other structures are one: their first seed is run at
-every rate, the other seeds at the chosen one.
+retrained with seed k: a structure of its own, run at every rate. With ``repeats: n`` it is retrained n times in all, at
+its chosen rate with seeds k + 1, k + 2, …: that tells the structure from the luck of its retraining, and is kept out of
+the comparisons (:meth:`Study.chosen`). Other structures are one: their first seed is run at every rate, the other seeds
+at the chosen one.
 
 Finished rows are kept and never computed again, so a study can be cut off at any time and go on, and its file can
 grow. A row is known by all that was declared for it; data that change under the same name are not noticed.
@@ -67,7 +69,7 @@ class Study:
         backbone: what :func:`s3pet.load_backbone` opens.
         tasks: name → what :func:`s3pet.load_task` opens, or its keywords with the name or folder as ``path``.
         structures: name → ``kind`` and its options; ``budgets`` and ``seeds`` (a number, or one for each budget) where
-            they differ from the study's.
+            they differ from the study's; ``repeats`` of the retraining, where each seed is a structure of its own.
         budgets: as :meth:`s3pet.Budget.parse` reads them.
         seeds: how many.
         space: name or rules of the candidates.
@@ -123,7 +125,7 @@ class Study:
         kind = entry.get("kind")
         if kind not in KINDS:
             raise StudyError(f"structure {name!r} has kind {kind!r}, not one of {', '.join(KINDS)}")
-        unknown = sorted(set(entry) - {"kind", "budgets", "seeds", *KINDS[kind][0]})
+        unknown = sorted(set(entry) - {"kind", "budgets", "seeds", "repeats", *KINDS[kind][0]})
         if unknown:
             raise StudyError(
                 f"structure {name!r} of kind {kind} has {unknown}; it may have {', '.join(KINDS[kind][0])}"
@@ -131,6 +133,8 @@ class Study:
         counts, budgets = entry.get("seeds", 1), entry.get("budgets", self.budgets) if KINDS[kind][1] else [None]
         if not isinstance(counts, int) and len(counts) != len(budgets):
             raise StudyError(f"structure {name!r} has seeds {counts} for {len(budgets)} budgets; give one number each")
+        if "repeats" in entry and not self._seeded(entry):
+            raise StudyError(f"structure {name!r} is the same for every seed, which repeat it: give seeds, not repeats")
         if kind == "average" and entry.get("over") not in AVERAGES:
             raise StudyError(f"structure {name!r} is over {entry.get('over')!r}; an average is over {AVERAGES}")
         if "search" in KINDS[kind][0] and entry.get("search") not in self.searches:
@@ -163,9 +167,8 @@ class Study:
         for task in self._matching(self.tasks, tasks, "task"):
             for name in self._matching(self.structures, structures, "structure"):
                 entry = self.structures[name]
-                _, cut, seeded = KINDS[entry["kind"]]
-                seeded = seeded and entry.get("over") != "seeds"
-                budgets = entry.get("budgets", self.budgets) if cut else [None]
+                seeded = self._seeded(entry)
+                budgets = entry.get("budgets", self.budgets) if KINDS[entry["kind"]][1] else [None]
                 counts = entry.get("seeds", self.seeds)
                 counts = [counts] * len(budgets) if isinstance(counts, int) else counts
                 for budget, seeds in zip(budgets, counts, strict=True):
@@ -178,6 +181,8 @@ class Study:
                             place = {**row, "index": seed if seeded else 0, "seed": seed, "tuned": seeded or seed == 0}
                             rates = self._rates(name, entry) if place["tuned"] else [None]
                             found += [{**place, "lr": lr} for lr in rates]
+                            for more in range(1, entry.get("repeats", 1)):
+                                found.append({**place, "seed": seed + more, "tuned": False, "lr": None})
         return sorted(found, key=lambda row: not row["tuned"])
 
     def key(self, row: Row) -> str:
@@ -198,6 +203,11 @@ class Study:
     def settings(self, search: str) -> dict[str, Any]:
         """Keywords of a declared search."""
         return {**self.search, **self.searches[search]}
+
+    @staticmethod
+    def _seeded(entry: Mapping[str, Any]) -> bool:
+        """Whether every seed is a structure of its own."""
+        return KINDS[entry["kind"]][2] and entry.get("over") != "seeds"
 
     def _sources(self, entry: Mapping[str, Any], task: str) -> Sequence[str | None]:
         """What a structure is carried over from, or averaged over."""
@@ -232,8 +242,12 @@ class Study:
         table = pd.concat([_typed(table) for table in tables])
         return table.drop_duplicates("key", ignore_index=True)
 
-    def chosen(self) -> pd.DataFrame:
-        """Finished rows that are declared now, at the chosen learning rate; none of what lacks a rate of the grid."""
+    def chosen(self, *, repeats: bool = False) -> pd.DataFrame:
+        """Finished rows that are declared now, at the chosen learning rate; none of what lacks a rate of the grid.
+
+        Args:
+            repeats: also the repeated retrainings of structures that are made anew for every seed.
+        """
         done, plan = self.table(), self.rows()
         have, first = set(done["key"]), dict[tuple, set[str]]()
         for row in (row for row in plan if row["tuned"]):
@@ -241,7 +255,8 @@ class Study:
         whole = {place: keys for place, keys in first.items() if keys <= have}
         kept = {key for keys in whole.values() for key in keys}
         for row in plan:
-            if not row["tuned"] and (row["task"], row["structure"], row["index"]) in whole:
+            again = self._seeded(self.structures[row["entry"]]) and not repeats
+            if not row["tuned"] and not again and (row["task"], row["structure"], row["index"]) in whole:
                 kept.add(self.key({**row, "lr": self._chosen(done, row)}))
         found = done[done["key"].isin(kept)]
         return choose_lr(found, by=("task", "structure", "index")) if len(found) else found
@@ -275,8 +290,8 @@ class Study:
         return table
 
     def _chosen(self, done: pd.DataFrame, row: Row) -> float | None:
-        """The rate that is best on validation, with the first seed."""
-        first = {**row, "seed": 0}
+        """The rate that is best on validation, with the structure's first seed."""
+        first = {**row, "seed": row["index"]}
         rates = self._rates(row["entry"], self.structures[row["entry"]])
         keys = {self.key({**first, "lr": rate}) for rate in rates}
         found = done[done["key"].isin(keys)]

@@ -16,7 +16,8 @@ LEVELS = {
     "supernet": 4, "runs": 4,
     "progress": 4.5, "environment": 4.6, "selectors": 4.7,
     "trainer": 4.9, "search": 5, "retrain": 5, "transfer": 5, "adalora": 5.5,
-    "resampling": 1, "statistics": 5, "comparison": 5.6, "jobs": 5.8, "export": 6, "study": 6, "plots": 6.3,
+    "resampling": 1, "statistics": 5, "variance": 5.1, "comparison": 5.6, "jobs": 5.8, "export": 6, "study": 6,
+    "plots": 6.3,
     "widgets": 7.2,
     "report": 7.5, "cli": 8, "__main__": 9, "__init__": 9,
     # within the figures

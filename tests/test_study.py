@@ -18,6 +18,7 @@ from s3pet.errors import StudyError
 from s3pet.report import agreement_table, random_baselines, summarize
 from s3pet.study import Study
 from s3pet.transfer import agreement
+from s3pet.variance import variance_components
 
 DECLARED = {
     "backbone": "${TOY}/model",
@@ -32,7 +33,7 @@ DECLARED = {
         "full": {"kind": "reference"},
         "lnfit": {"kind": "manual"},
         "wide": {"kind": "rules", "rules": [{"pet": "lora", "roles": ["attn.[qv]"], "ranks": [2]}]},
-        "random": {"kind": "random", "seeds": 3},
+        "random": {"kind": "random", "seeds": 3, "repeats": 2},
         "top": {"kind": "heuristic", "where": "top"},
         "fisher": {"kind": "sensitivity", "score": "fisher", "batches": 1},
         "searched": {"kind": "searched", "search": "ours"},
@@ -82,6 +83,12 @@ def finished(root):
 
 def test_every_declared_row_is_there_once(finished):
     table = finished.table()
+    again = table["entry"].eq("random") & table["seed"].ne(table["index"])
+    assert (
+        table[again].groupby("task")[["index", "seed"]].apply(lambda rows: sorted(map(tuple, rows.values))).tolist()
+        == [[(0, 1), (1, 2), (2, 3)]] * 2
+    )  # each once more
+    table = table[~again]
     first = table[table["seed"] == 0]
     assert table["key"].is_unique
     assert first.groupby(["task", "structure"])["lr"].apply(sorted).map(tuple).to_dict() == {
@@ -95,7 +102,7 @@ def test_every_declared_row_is_there_once(finished):
     assert table.groupby("structure")["seed"].max()["random 300"] == 2
     assert (finished.path / "study.parquet").is_file()
     made = pd.read_parquet(finished.path / "study.parquet")
-    assert sorted(made["key"]) == sorted(table["key"])
+    assert sorted(made["key"]) == sorted(finished.table()["key"])
     assert (made.loc[made["kind"].eq("searched"), "search_rows"] == 3 * 16).all()
     assert made["budget"].dropna().eq(300).all() and made.loc[made["budget"].notna(), "n_params"].le(300).all()
 
@@ -110,6 +117,9 @@ def test_every_structure_runs_at_the_rate_that_validation_chose_for_it(finished)
         assert kept["lr"].eq(best).all() and len(kept) == (1 if name.split()[0] in SEEDED else 2), name
     assert len(chosen) == 2 * (10 * 2 + 3)
     assert not chosen.duplicated(["task", "structure", "index", "seed"]).any()
+    whole = finished.chosen(repeats=True)
+    assert len(whole) == len(chosen) + 2 * 3
+    assert whole[whole["entry"].eq("random")].groupby(["task", "index"])["lr"].nunique().eq(1).all()
 
 
 def test_a_row_is_what_the_library_gives(finished, root):
@@ -117,6 +127,9 @@ def test_a_row_is_what_the_library_gives(finished, root):
     task = s3pet.load_task(root / "task2", tokenizer)
     space = s3pet.make_space(model)
     rows = finished.chosen().query("task == 'two' and seed == 1").set_index("structure")
+    again = (
+        finished.chosen(repeats=True).query("task == 'two' and entry == 'random' and index == 1 and seed == 2").iloc[0]
+    )
     result = s3pet.search(model, task, space, budget=300, steps=3, batch_size=8, seed=1, progress=False)
     for name, structure in (
         ("searched 300", result.structure()),
@@ -127,6 +140,9 @@ def test_a_row_is_what_the_library_gives(finished, root):
         assert tuned.metrics["test"] == rows.loc[name, "score"]
         assert tuned.metrics["validation"] == rows.loc[name, "validation"]
         assert structure.n_params == rows.loc[name, "n_params"]
+    structure = s3pet.random_structure(space, 300, seed=1)  # the same structure, another retraining
+    tuned = s3pet.retrain(model, task, structure, seed=2, lr=again["lr"], **DECLARED["retrain"])
+    assert tuned.metrics["test"] == again["score"] and again["lr"] == rows.loc["random 300", "lr"]
     other = s3pet.load_run(finished.folder("one", "ours", 1)).structure(300)
     assert rows.loc["carried 300 from one", "n_params"] == other.n_params
     folder = finished.folder("two", "ours", 1)
@@ -185,7 +201,7 @@ def test_part_of_a_study_is_looked_at_without_running_anything(finished, root, c
     assert found.loc[found["difference"].notna(), "task"].eq("one").all() and "mean of 2" in set(found["task"])
     assert main(["study", "show", str(root / "grid.yaml"), "--tasks", "one", "--structures", "full", "random"]) == 0
     printed = capsys.readouterr().out
-    assert "5 of 5 runs" in printed and "searched 300" not in printed and "mean" not in printed.split("\n\n")[2]
+    assert "8 of 8 runs" in printed and "searched 300" not in printed and "mean" not in printed.split("\n\n")[2]
     assert main(["study", "show", str(root / "grid.yaml"), "--tasks", "three"]) == 2
     assert "no task of this study is called three" in capsys.readouterr().err
 
@@ -201,7 +217,11 @@ def test_summary_and_figures(finished, root, capsys):
     assert random_baselines(finished)["cheap 300"] == "random 300"
     assert main(["study", "show", str(root / "grid.yaml")]) == 0
     printed = capsys.readouterr().out
-    assert "46 of 46 runs" in printed
+    assert "52 of 52 runs" in printed
+    parts = variance_components(finished.chosen(repeats=True), by=("structure",))
+    assert parts["structure"].tolist() == ["random 300"] and parts["structures"].item() == 6
+    text = " ".join(printed.split())
+    assert f"together random 300 6 12 {parts['between'].item():.3f} {parts['within'].item():.3f}" in text
     one = finished.chosen().query("task == 'one' and structure == 'lnfit'")["score"]
     assert f"{one.mean():.3f} ± {one.std():.3f} (2)" in printed
     pairs = [agreement([finished.result(task, "ours", seed) for seed in (0, 1)]) for task in ("one", "two")]
@@ -227,6 +247,7 @@ def test_summary_and_figures(finished, root, capsys):
         ({"structures": {"x": {"kind": "searched", "search": "theirs"}}}, "declared are ours"),
         ({"structures": {"x": {"kind": "manual", "rank": 3}}}, "it may have name"),
         ({"structures": {"x": {"kind": "random", "seeds": [1, 2]}}}, "for 1 budgets"),
+        ({"structures": {"x": {"kind": "manual", "name": "lnfit", "repeats": 2}}}, "give seeds, not repeats"),
         ({"structures": {"x": {"kind": "average", "search": "ours", "over": "all"}}}, "'x' is over 'all'"),
         ({"recipes": {"three": {}}}, "no task of this study is called three"),
         ({"lr": {"pot": [1e-3]}}, "no kind or structure of this study is called pot"),
