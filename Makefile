@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input $(PIP_ARGS)
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements.lock)
 
-.PHONY: help demo test check format notebooks runs lab page bench bench-real pocket lock clean
+.PHONY: help demo test check format notebooks runs results lab page bench bench-real pocket lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ notebooks: $(STAMP)  ## execute every notebook from a clean kernel, outputs kept
 
 runs: $(STAMP)  ## make the saved runs of the notebooks anew (two hours on two cores; resumable)
 	$(BIN)/python data/runs/build.py
+
+results: $(STAMP)  ## the tables of data/runs/RESULTS.md anew, from the rows of the studies
+	$(BIN)/python data/runs/results.py
 
 lab: $(STAMP)  ## JupyterLab
 	$(BIN)/jupyter lab notebooks

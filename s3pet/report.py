@@ -192,25 +192,29 @@ def show(study: Study, *, baseline: str | None = None, markdown: bool = False) -
     parts = [f"{study.path.name}: {len(done)} of {runs} runs are done"]
     if len(done):
         found = summarize(study, **({"baseline": baseline} if baseline else {}))
-        parts += ["Test scores: mean ± standard deviation (runs)", _text(score_table(study, found), markdown)]
+        parts += ["Test scores: mean ± standard deviation (runs)", as_text(score_table(study, found), markdown)]
         tests, what = difference_table(found), baseline or "random structures of the same budget"
         if len(tests):
             what = f"Differences to {what}, paired by seed; exact permutation tests, two-sided"
-            parts += [what, _text(tests, markdown)]
+            parts += [what, as_text(tests, markdown)]
         kept = best_table(study, KEPT)
         if len(kept):
-            parts += [f"Test score expected of keeping the best of {KEPT} by validation", _text(kept, markdown)]
+            parts += [f"Test score expected of keeping the best of {KEPT} by validation", as_text(kept, markdown)]
         repeated = repeat_table(study)
         if len(repeated):
             what = "Standard deviations between structures, and between retrainings of one (icc: share of the first)"
-            parts += [f"{what}; exchanged at random, p", _text(repeated, markdown)]
+            parts += [f"{what}; exchanged at random, p", as_text(repeated, markdown)]
     agreed = agreement_table(study)
     if len(agreed):
-        parts += ["Agreement of the searches of one task: means over pairs of seeds and tasks", _text(agreed, markdown)]
+        parts += [
+            "Agreement of the searches of one task: means over pairs of seeds and tasks",
+            as_text(agreed, markdown),
+        ]
     return "\n\n".join(parts)
 
 
-def _text(table: pd.DataFrame, markdown: bool) -> str:
+def as_text(table: pd.DataFrame, markdown: bool = True) -> str:
+    """A table of texts as Markdown or in columns."""
     if not markdown:
         return table.to_string(index=False)
     rows = [list(map(str, table.columns)), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]

@@ -1,0 +1,116 @@
+"""Write the tables of RESULTS.md anew, from the rows of the studies beside it; the words between them are ours.
+
+    python data/runs/results.py
+
+A table stands between ``<!-- its name -->`` and ``<!-- end -->``. A test compares file and rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+from s3pet.report import agreement_table, as_text, best_table, difference_table, score_table, summarize
+from s3pet.statistics import over_tasks
+from s3pet.study import Study
+
+HERE = Path(__file__).resolve().parent
+TASKS = ("sst2", "stsb", "qnli")
+BLOCK = re.compile(r"(<!-- (?!end)([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+@cache
+def study(name: str) -> Study:
+    """A study of this folder; of the encoder's, the tasks that can be told apart."""
+    found = Study.load(HERE / f"{name}.yaml")
+    return found.only(tasks=TASKS) if name == "minilm" else found
+
+
+@cache
+def summed(name: str, baseline: str | None = None) -> pd.DataFrame:
+    """The summary of a study."""
+    return summarize(study(name), **({"baseline": baseline} if baseline else {}))
+
+
+def mean_over_tasks(name: str, baseline: str | None = None) -> pd.DataFrame:
+    """Of the summary, the means over all tasks; a row per structure, best first."""
+    found = summed(name, baseline)
+    return found[found["task"].str.startswith("mean of")].set_index("structure")
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """Structures of the pocket without their budget, which is the same for all."""
+    table = table.reset_index()
+    return table.assign(structure=table["structure"].str.replace(" 0.1%", ""))
+
+
+def ablation() -> pd.DataFrame:
+    """Scores on the pocket, best first."""
+    table = score_table(study("ablation"), summed("ablation")).set_index("structure")
+    return named(table.loc[mean_over_tasks("ablation").index].drop(columns=["parameters", "kept"], errors="ignore"))
+
+
+def ablation_differences() -> pd.DataFrame:
+    """Differences of the mean over tasks to random structures, and to the default at half its length."""
+    against = {kind: mean_over_tasks("ablation", f"{kind} 0.1%") for kind in ("random", "default")}
+    pairs = against["random"]["pairs"].combine_first(against["default"]["pairs"])
+    columns = [pairs.loc[against["random"].index]]
+    for found in against.values():
+        columns += [found["difference"].map("{:+.3f}".format), found["p"].map("{:.2g}".format)]
+        columns += [found["p_holm"].map("{:.2g}".format)]
+    table = pd.concat(columns, axis=1).set_axis(["pairs", "− random", "p", "Holm", "− default", "p", "Holm"], axis=1)
+    return named(table.replace({"nan": "–", "+nan": "–"}))
+
+
+def kept_best() -> pd.DataFrame:
+    """One structure, and of three the one that validation likes best."""
+    best = best_table(study("ablation")).set_index("structure")["mean"]
+    one = mean_over_tasks("ablation")["score"].map("{:.3f}".format)
+    table = pd.DataFrame({"one": one, "best of three": best[best != ""]}).rename_axis("structure").dropna()
+    return named(table.sort_values("best of three", ascending=False, kind="stable"))
+
+
+def together(name: str) -> pd.DataFrame:
+    """Differences over the tasks that a structure of 0.01 % shares with random ones."""
+    rows = study(name).chosen()
+    rows = rows[rows["budget"].eq(2271)]
+    whole = rows.groupby("structure")["task"].nunique()
+    rows = rows[rows["structure"].map(whole).eq(len(TASKS))]
+    return difference_table(over_tasks(rows, baseline="random 0.01%")).drop(columns=["task", "baseline"])
+
+
+def heads() -> pd.DataFrame:
+    """The same rows with the encoder's own pooler and with the mean over tokens."""
+    both = study("minilm").chosen().merge(study("pooling").chosen(), on=["task", "structure", "index", "seed"])
+    cells = {}
+    for (task, structure), rows in both.groupby(["task", "structure"], sort=False):
+        told = [f"{rows[side].mean():.3f} ± {rows[side].std():.3f} ({len(rows)})" for side in ("score_x", "score_y")]
+        cells[task, structure] = [part.replace(" ± nan", "") for part in told]
+    table = pd.DataFrame([[*place, *told] for place, told in cells.items()])
+    return table.set_axis(["task", "structure", "own pooler", "mean"], axis=1)
+
+
+TABLES: dict[str, Callable[[], pd.DataFrame]] = {
+    "ablation": ablation,
+    "ablation differences": ablation_differences,
+    "ablation agreement": lambda: agreement_table(study("ablation")),
+    "ablation best of three": kept_best,
+    "encoder": lambda: score_table(study("minilm"), summed("minilm")),
+    "encoder differences": lambda: together("minilm"),
+    "encoder agreement": lambda: agreement_table(study("minilm")),
+    "heads": heads,
+}
+
+
+def filled(text: str) -> str:
+    """The text with all its tables made anew."""
+    return BLOCK.sub(lambda block: f"{block[1]}{as_text(TABLES[block[2]]())}\n{block[4]}", text)
+
+
+if __name__ == "__main__":
+    path = HERE / "RESULTS.md"
+    path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
