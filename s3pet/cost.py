@@ -51,6 +51,12 @@ class Cost:
             found = _peak(device)
             self.peak_memory = max((n for n in (found, self.peak_memory) if n is not None), default=None)
 
+    def __add__(self, other: Cost) -> Cost:
+        """Of two runs, one after the other."""
+        peak = max((n for n in (self.peak_memory, other.peak_memory) if n is not None), default=None)
+        passes, rows, scored = self.passes + other.passes, self.rows + other.rows, self.scored + other.scored
+        return Cost(passes, rows, scored, self.seconds + other.seconds, peak)
+
     def __str__(self) -> str:
         shown = {"passes": self.passes, "rows": self.rows, "rows scored": self.scored}
         parts = [f"{number:,} {name}" for name, number in shown.items() if number] + [f"{self.seconds:.1f} s"]

@@ -18,12 +18,13 @@ from s3pet.adalora import retrain_adalora
 from s3pet.backbones import load_backbone
 from s3pet.comparison import Entry, measured
 from s3pet.errors import S3PetError, StudyError
+from s3pet.halving import alternatives, successive_halving
 from s3pet.retrain import retrain
 from s3pet.search import search as search_structure
 from s3pet.selectors import depth_structure, sensitive_structure
 from s3pet.settings import Settings
 from s3pet.space import make_space
-from s3pet.structure import manual_structure, parse_budget, random_structure
+from s3pet.structure import Structure, manual_structure, parse_budget, random_structure
 from s3pet.tasks import Task, load_task
 from s3pet.transfer import average_gates
 
@@ -74,30 +75,38 @@ def run_row(study: Any, row: Row) -> Row:
     """Retrain one row's structure."""
     model, task, space = _open(study, row["task"])
     entry, recipe = study.structures[row["entry"]], {**study.recipe(row["task"]), "seed": row["seed"], "lr": row["lr"]}
+    costs = [study.result(*need).cost for need in study.needs(row)]
     try:
         if entry["kind"] == "adalora":
             tuned = retrain_adalora(model, task, row["budget"], **_options(entry), **recipe)
         else:
-            tuned = retrain(model, task, _make(study, row, model, task, space), **recipe)
+            made = _make(study, row, model, task, space)
+            if isinstance(made, list):
+                short = {**recipe, "steps": entry["halving"]["steps"], "evaluations": 1}
+                found = successive_halving(model, task, made, **short)
+                made, costs = found.structure, [*costs, found.cost]
+            tuned = retrain(model, task, made, **recipe)
     except S3PetError as error:
         raise StudyError(f"{row['structure']!r} on {row['task']!r}, seed {row['seed']}: {error}") from error
-    found = {"key": study.key(row), **row, **measured(tuned)}
-    found.pop("tuned")  # a matter of the plan
+    done = {"key": study.key(row), **row, **measured(tuned)}
+    done.pop("tuned")  # a matter of the plan
     if row["budget"] is not None:
-        found["budget"] = parse_budget(space, row["budget"]).n_params
-    costs = [study.result(*need).cost for need in study.needs(row)]
-    return found | {"search_rows": sum(c.rows for c in costs), "search_seconds": sum(c.seconds for c in costs)}
+        done["budget"] = parse_budget(space, row["budget"]).n_params
+    return done | {"search_rows": sum(c.rows for c in costs), "search_seconds": sum(c.seconds for c in costs)}
 
 
-def _make(study: Any, row: Row, model: nn.Module, task: Task, space: Any) -> Entry:
-    """A row's structure."""
+def _make(study: Any, row: Row, model: nn.Module, task: Task, space: Any) -> Entry | list[Structure]:
+    """A row's structure, or those of which halving keeps one."""
     entry, kind, budget = study.structures[row["entry"]], row["kind"], row["budget"]
+    several = entry.get("halving", {}).get("structures")
     if kind == "reference":
         return row["entry"]
     if kind == "manual":
         return manual_structure(space, entry.get("name", row["entry"]))
     if kind == "rules":
         return manual_structure(make_space(model, entry["rules"]), "all")
+    if kind == "random" and several:
+        return [random_structure(space, budget, seed=row["index"] + 1000 * more) for more in range(several)]
     if kind == "random":
         return random_structure(space, budget, seed=row["index"])
     if kind == "heuristic":
@@ -109,7 +118,10 @@ def _make(study: Any, row: Row, model: nn.Module, task: Task, space: Any) -> Ent
     results = [study.result(*need) for need in study.needs(row)]
     if kind == "average":
         return average_gates(results).structure(budget)
-    return results[0].structure(budget, per_param=entry.get("per_param", False))
+    per_param = entry.get("per_param", False)
+    if several:
+        return alternatives(results[0], several, budget, per_param=per_param)
+    return results[0].structure(budget, per_param=per_param)
 
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:

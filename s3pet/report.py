@@ -20,7 +20,7 @@ KEPT = 3  # runs of which a report keeps the best
 
 def random_baselines(study: Study) -> dict[str, str]:
     """Every structure that is made for a budget → the random structures of that budget, if the study has any."""
-    random = [name for name, entry in study.structures.items() if entry["kind"] == "random"]
+    random = [name for name, entry in study.structures.items() if entry["kind"] == "random" and "halving" not in entry]
     found = {}
     for row in study.rows():
         if random and row["budget"] is not None and row["entry"] != random[0]:

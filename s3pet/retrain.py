@@ -113,6 +113,7 @@ def retrain(
     *,
     out: str | Path | None = None,
     progress: bool = False,
+    test: bool = True,
     **recipe: Any,
 ) -> TunedModel:
     """Train a structure from fresh on the full training split; best checkpoint by validation; then test.
@@ -124,6 +125,7 @@ def retrain(
             backbone the same as zero-shot), ``"zero-shot"``.
         out: folder to save the tuned model to.
         progress: show a bar.
+        test: look at the test split; False while something is still to be chosen, and there is no ``test`` then.
         **recipe: fields of :class:`Recipe`: steps, batch_size, lr, seed, ….
 
     Returns:
@@ -142,7 +144,7 @@ def retrain(
     learner, tuned_model, _ = _learner(model, task, structure, chosen)
     kept = structure if isinstance(structure, Structure) else None
     kind = structure if isinstance(structure, str) else "pet"
-    tuned = tune(learner, tuned_model, model, task, chosen, kind, structure=kept, progress=progress)
+    tuned = tune(learner, tuned_model, model, task, chosen, kind, structure=kept, progress=progress, test=test)
     if out is not None:
         tuned.save(out)
     return tuned
@@ -158,6 +160,7 @@ def tune(
     *,
     structure: Structure | None = None,
     progress: bool = False,
+    test: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
     score_from: int = 0,
 ) -> TunedModel:
@@ -169,6 +172,7 @@ def tune(
         kind: ``"pet"`` for a structure, a reference, or the name of another method; it names the learning rate.
         structure: what is trained, if it is one.
         progress: show a bar.
+        test: look at the test split.
         callbacks, score_from: see :func:`s3pet.trainer.train`.
     """
     objective, start, was_training = learner.objective, time.perf_counter(), model.training
@@ -182,7 +186,8 @@ def tune(
                 options: Any = {"callbacks": callbacks, "score_from": score_from}
                 best_step, log = train(learner, rows, validation, recipe, kind, progress, **options)
             objective.model.eval()
-            scores = {"validation": objective.evaluate(*validation), "test": objective.evaluate(task.test)}
+            scores = {"validation": objective.evaluate(*validation)}
+            scores |= {"test": objective.evaluate(task.test)} if test else {}
     finally:
         model.train(was_training)
     learner.cost.scored, learner.cost.seconds = objective.scored, time.perf_counter() - start

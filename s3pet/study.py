@@ -19,8 +19,9 @@ Every structure gets the same recipe, the same grid of rates, and its own rate, 
 split decides nothing. Seed k of what depends on a seed (searched, random, by sensitivity) is search or draw k,
 retrained with seed k: a structure of its own, run at every rate. With ``repeats: n`` it is retrained n times in all, at
 its chosen rate with seeds k + 1, k + 2, …: that tells the structure from the luck of its retraining, and is kept out of
-the comparisons (:meth:`Study.chosen`). Other structures are one: their first seed is run at every rate, the other seeds
-at the chosen one.
+the comparisons (:meth:`Study.chosen`). With ``halving: {structures: 8, steps: [50, 100]}`` it is chosen from so many
+(:mod:`s3pet.halving`). Other structures are one: their first seed is run at every rate, the other seeds at the chosen
+one.
 
 Finished rows are kept and never computed again, so a study can be cut off at any time and go on, and its file can
 grow. A row is known by all that was declared for it; data that change under the same name are not noticed.
@@ -50,11 +51,11 @@ KINDS: dict[str, tuple[tuple[str, ...], bool, bool]] = {
     "reference": ((), False, False),
     "manual": (("name",), False, False),
     "rules": (("rules",), False, False),
-    "random": ((), True, True),
+    "random": (("halving",), True, True),
     "heuristic": (("where",), True, False),
     "sensitivity": (("score", "per_param", "batches", "head_steps"), True, True),
     "adalora": (("alpha", "init_rank"), True, False),
-    "searched": (("search", "per_param"), True, True),
+    "searched": (("search", "per_param", "halving"), True, True),
     "transfer": (("search", "sources"), True, True),
     "average": (("search", "over"), True, True),
 }
@@ -135,6 +136,11 @@ class Study:
             raise StudyError(f"structure {name!r} has seeds {counts} for {len(budgets)} budgets; give one number each")
         if "repeats" in entry and not self._seeded(entry):
             raise StudyError(f"structure {name!r} is the same for every seed, which repeat it: give seeds, not repeats")
+        halving = entry.get("halving", {"structures": 1, "steps": [1]})
+        if not isinstance(halving, dict) or set(halving) != {"structures", "steps"}:
+            raise StudyError(
+                f"structure {name!r} has halving {halving!r}; expected {{structures: 8, steps: [50, 100]}}"
+            )
         if kind == "average" and entry.get("over") not in AVERAGES:
             raise StudyError(f"structure {name!r} is over {entry.get('over')!r}; an average is over {AVERAGES}")
         if "search" in KINDS[kind][0] and entry.get("search") not in self.searches:

@@ -15,7 +15,7 @@ LEVELS = {
     "structure": 3, "objective": 3,
     "supernet": 4, "runs": 4,
     "progress": 4.5, "environment": 4.6, "selectors": 4.7,
-    "trainer": 4.9, "search": 5, "retrain": 5, "transfer": 5, "adalora": 5.5,
+    "trainer": 4.9, "search": 5, "retrain": 5, "transfer": 5, "adalora": 5.5, "halving": 5.5,
     "resampling": 1, "statistics": 5, "variance": 5.1, "comparison": 5.6, "jobs": 5.8, "export": 6, "study": 6,
     "plots": 6.3,
     "widgets": 7.2,

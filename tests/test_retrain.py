@@ -8,6 +8,7 @@ from toy import easy_task, toy_regression, toy_task
 from s3pet import Structure, load_tuned, make_space, manual_structure, random_structure, retrain
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import RunError, SearchError, StructureMismatchError
+from s3pet.objective import Objective
 
 QUICK = {"steps": 30, "batch_size": 16, "evaluations": 3}
 
@@ -92,6 +93,18 @@ def test_saved_and_loaded_it_gives_equal_logits(make_model, what, tmp_path):
         tuned.save(tmp_path / "tuned")
     with pytest.raises(RunError, match="holds a tuned model"):
         retrain(model, task, structure, out=tmp_path / "tuned", **QUICK)
+
+
+def test_while_something_is_to_be_chosen_the_test_split_is_not_looked_at(monkeypatch):
+    model, task = tiny_t5(), toy_task()
+    structure = manual_structure(model, "lnfit")
+    whole = retrain(model, task, structure, **QUICK)
+    seen, real = [], Objective.evaluate
+    monkeypatch.setattr(Objective, "evaluate", lambda self, rows, *more: seen.append(rows) or real(self, rows, *more))
+    tuned = retrain(model, task, structure, test=False, **QUICK)
+    assert not any(rows is task.test for rows in seen)
+    assert {"test", "test_all"} & {*tuned.metrics} == set() and "nan" in repr(tuned)
+    assert tuned.metrics["validation_all"] == whole.metrics["validation_all"]
 
 
 def test_checkpoints_hold_trained_tensors_only(monkeypatch):

@@ -15,6 +15,7 @@ import s3pet
 from s3pet import jobs
 from s3pet.cli import main
 from s3pet.errors import StudyError
+from s3pet.halving import alternatives, successive_halving
 from s3pet.report import agreement_table, random_baselines, summarize
 from s3pet.study import Study
 from s3pet.transfer import agreement
@@ -38,6 +39,8 @@ DECLARED = {
         "fisher": {"kind": "sensitivity", "score": "fisher", "batches": 1},
         "searched": {"kind": "searched", "search": "ours"},
         "cheap": {"kind": "searched", "search": "ours", "per_param": True},
+        "halved": {"kind": "searched", "search": "ours", "halving": {"structures": 3, "steps": [1, 2]}},
+        "drawn": {"kind": "random", "halving": {"structures": 2, "steps": [1]}},
         "carried": {"kind": "transfer", "search": "ours"},
         "mean": {"kind": "average", "search": "ours", "over": "seeds"},
         "others": {"kind": "average", "search": "ours", "over": "others"},
@@ -45,7 +48,16 @@ DECLARED = {
 }
 
 
-SEEDED = {"random", "fisher", "searched", "cheap", "carried", "others"}  # a structure of its own for every seed
+SEEDED = {
+    "random",
+    "fisher",
+    "searched",
+    "cheap",
+    "halved",
+    "drawn",
+    "carried",
+    "others",
+}  # a structure of its own for every seed
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +108,7 @@ def test_every_declared_row_is_there_once(finished):
         for task in ("one", "two")
         for name in (
             "full", "lnfit", "wide", "random 300", "top 300", "fisher 300", "searched 300", "cheap 300",
+            "halved 300", "drawn 300",
             f"carried 300 from {'two' if task == 'one' else 'one'}", "mean 300 over seeds", "others 300 over others",
         )
     }  # fmt: skip
@@ -103,7 +116,12 @@ def test_every_declared_row_is_there_once(finished):
     assert (finished.path / "study.parquet").is_file()
     made = pd.read_parquet(finished.path / "study.parquet")
     assert sorted(made["key"]) == sorted(finished.table()["key"])
-    assert (made.loc[made["kind"].eq("searched"), "search_rows"] == 3 * 16).all()
+    searched, halved = made["kind"].eq("searched"), made["entry"].isin(["halved", "drawn"])
+    assert (made.loc[searched & ~halved, "search_rows"] == 3 * 16).all()
+    trained = (
+        made[halved].groupby("entry")["search_rows"].unique().map(set).to_dict()
+    )  # batches of 8: 3 · 1 + 2 · 2, 2 · 1
+    assert trained == {"halved": {3 * 16 + 7 * 8}, "drawn": {2 * 8}}
     assert made["budget"].dropna().eq(300).all() and made.loc[made["budget"].notna(), "n_params"].le(300).all()
 
 
@@ -115,7 +133,7 @@ def test_every_structure_runs_at_the_rate_that_validation_chose_for_it(finished)
         best = first.loc[first["validation"].idxmax(), "lr"]
         kept = chosen[chosen["task"].eq(task) & chosen["structure"].eq(name) & chosen["index"].eq(index)]
         assert kept["lr"].eq(best).all() and len(kept) == (1 if name.split()[0] in SEEDED else 2), name
-    assert len(chosen) == 2 * (10 * 2 + 3)
+    assert len(chosen) == 2 * (12 * 2 + 3)
     assert not chosen.duplicated(["task", "structure", "index", "seed"]).any()
     whole = finished.chosen(repeats=True)
     assert len(whole) == len(chosen) + 2 * 3
@@ -143,6 +161,14 @@ def test_a_row_is_what_the_library_gives(finished, root):
     structure = s3pet.random_structure(space, 300, seed=1)  # the same structure, another retraining
     tuned = s3pet.retrain(model, task, structure, seed=2, lr=again["lr"], **DECLARED["retrain"])
     assert tuned.metrics["test"] == again["score"] and again["lr"] == rows.loc["random 300", "lr"]
+    for name, several in (
+        ("halved 300", alternatives(result, 3)),
+        ("drawn 300", [s3pet.random_structure(space, 300, seed=seed) for seed in (1, 1001)]),
+    ):
+        steps = [1, 2] if name == "halved 300" else [1]
+        best = successive_halving(model, task, several, steps=steps, seed=1, lr=rows.loc[name, "lr"], batch_size=8)
+        tuned = s3pet.retrain(model, task, best.structure, seed=1, lr=rows.loc[name, "lr"], **DECLARED["retrain"])
+        assert tuned.metrics["test"] == rows.loc[name, "score"]
     other = s3pet.load_run(finished.folder("one", "ours", 1)).structure(300)
     assert rows.loc["carried 300 from one", "n_params"] == other.n_params
     folder = finished.folder("two", "ours", 1)
@@ -217,7 +243,7 @@ def test_summary_and_figures(finished, root, capsys):
     assert random_baselines(finished)["cheap 300"] == "random 300"
     assert main(["study", "show", str(root / "grid.yaml")]) == 0
     printed = capsys.readouterr().out
-    assert "52 of 52 runs" in printed
+    assert "60 of 60 runs" in printed
     parts = variance_components(finished.chosen(repeats=True), by=("structure",))
     assert parts["structure"].tolist() == ["random 300"] and parts["structures"].item() == 6
     text = " ".join(printed.split())
@@ -248,6 +274,8 @@ def test_summary_and_figures(finished, root, capsys):
         ({"structures": {"x": {"kind": "manual", "rank": 3}}}, "it may have name"),
         ({"structures": {"x": {"kind": "random", "seeds": [1, 2]}}}, "for 1 budgets"),
         ({"structures": {"x": {"kind": "manual", "name": "lnfit", "repeats": 2}}}, "give seeds, not repeats"),
+        ({"structures": {"x": {"kind": "random", "halving": 3}}}, "expected {structures: 8"),
+        ({"structures": {"x": {"kind": "top", "halving": 3}}}, "kind 'top'"),
         ({"structures": {"x": {"kind": "average", "search": "ours", "over": "all"}}}, "'x' is over 'all'"),
         ({"recipes": {"three": {}}}, "no task of this study is called three"),
         ({"lr": {"pot": [1e-3]}}, "no kind or structure of this study is called pot"),
