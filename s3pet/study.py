@@ -70,7 +70,8 @@ class Study:
         backbone: what :func:`s3pet.load_backbone` opens.
         tasks: name → what :func:`s3pet.load_task` opens, or its keywords with the name or folder as ``path``.
         structures: name → ``kind`` and its options; ``budgets`` and ``seeds`` (a number, or one for each budget) where
-            they differ from the study's; ``repeats`` of the retraining, where each seed is a structure of its own.
+            they differ from the study's; ``repeats`` (likewise) of the retraining, where each seed is a structure of
+            its own.
         budgets: as :meth:`s3pet.Budget.parse` reads them.
         seeds: how many.
         space: name or rules of the candidates.
@@ -131,9 +132,12 @@ class Study:
             raise StudyError(
                 f"structure {name!r} of kind {kind} has {unknown}; it may have {', '.join(KINDS[kind][0])}"
             )
-        counts, budgets = entry.get("seeds", 1), entry.get("budgets", self.budgets) if KINDS[kind][1] else [None]
-        if not isinstance(counts, int) and len(counts) != len(budgets):
-            raise StudyError(f"structure {name!r} has seeds {counts} for {len(budgets)} budgets; give one number each")
+        for what in ("seeds", "repeats"):
+            counts, budgets = entry.get(what, 1), entry.get("budgets", self.budgets) if KINDS[kind][1] else [None]
+            if not isinstance(counts, int) and len(counts) != len(budgets):
+                raise StudyError(
+                    f"structure {name!r} has {what} {counts} for {len(budgets)} budgets; give one number each"
+                )
         if "repeats" in entry and not self._seeded(entry):
             raise StudyError(f"structure {name!r} is the same for every seed, which repeat it: give seeds, not repeats")
         halving = entry.get("halving", {"structures": 1, "steps": [1]})
@@ -175,9 +179,9 @@ class Study:
                 entry = self.structures[name]
                 seeded = self._seeded(entry)
                 budgets = entry.get("budgets", self.budgets) if KINDS[entry["kind"]][1] else [None]
-                counts = entry.get("seeds", self.seeds)
-                counts = [counts] * len(budgets) if isinstance(counts, int) else counts
-                for budget, seeds in zip(budgets, counts, strict=True):
+                counts = [entry.get("seeds", self.seeds), entry.get("repeats", 1)]
+                each = [[count] * len(budgets) if isinstance(count, int) else count for count in counts]
+                for budget, seeds, repeats in zip(budgets, *each, strict=True):
                     for source in self._sources(entry, task):
                         told = source and f"{'over' if entry['kind'] == 'average' else 'from'} {source}"
                         label = " ".join(str(part) for part in (name, budget, told) if part)
@@ -187,7 +191,7 @@ class Study:
                             place = {**row, "index": seed if seeded else 0, "seed": seed, "tuned": seeded or seed == 0}
                             rates = self._rates(name, entry) if place["tuned"] else [None]
                             found += [{**place, "lr": lr} for lr in rates]
-                            for more in range(1, entry.get("repeats", 1)):
+                            for more in range(1, repeats):
                                 found.append({**place, "seed": seed + more, "tuned": False, "lr": None})
         return sorted(found, key=lambda row: not row["tuned"])
 

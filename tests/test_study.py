@@ -273,6 +273,7 @@ def test_summary_and_figures(finished, root, capsys):
         ({"structures": {"x": {"kind": "searched", "search": "theirs"}}}, "declared are ours"),
         ({"structures": {"x": {"kind": "manual", "rank": 3}}}, "it may have name"),
         ({"structures": {"x": {"kind": "random", "seeds": [1, 2]}}}, "for 1 budgets"),
+        ({"structures": {"x": {"kind": "random", "repeats": [1, 2]}}}, "repeats .* for 1 budgets"),
         ({"structures": {"x": {"kind": "manual", "name": "lnfit", "repeats": 2}}}, "give seeds, not repeats"),
         ({"structures": {"x": {"kind": "random", "halving": 3}}}, "expected {structures: 8"),
         ({"structures": {"x": {"kind": "top", "halving": 3}}}, "kind 'top'"),

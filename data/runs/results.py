@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from s3pet.report import agreement_table, as_text, best_table, difference_table, score_table, summarize
+from s3pet.report import agreement_table, as_text, best_table, repeat_table, score_table, summarize
 from s3pet.statistics import over_tasks
 from s3pet.study import Study
 
 HERE = Path(__file__).resolve().parent
-TASKS = ("sst2", "stsb", "qnli")
+TASKS = ("sst2", "stsb", "qnli")  # of six, those that the encoder learns
+BUDGETS = {"ablation": 1351, "minilm": 2271, "pooling": 2271}
 BLOCK = re.compile(r"(<!-- (?!end)([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -43,27 +44,17 @@ def mean_over_tasks(name: str, baseline: str | None = None) -> pd.DataFrame:
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
-    """Structures of the pocket without their budget, which is the same for all."""
+    """Structures without their budget, where it is the same for all."""
+    short = re.compile(r" 0\.0?1%")
     table = table.reset_index()
-    return table.assign(structure=table["structure"].str.replace(" 0.1%", ""))
+    table.columns = [short.sub("", name) for name in table.columns]
+    return table.assign(structure=[short.sub("", name) for name in table["structure"]])
 
 
 def ablation() -> pd.DataFrame:
     """Scores on the pocket, best first."""
     table = score_table(study("ablation"), summed("ablation")).set_index("structure")
     return named(table.loc[mean_over_tasks("ablation").index].drop(columns=["parameters", "kept"], errors="ignore"))
-
-
-def ablation_differences() -> pd.DataFrame:
-    """Differences of the mean over tasks to random structures, and to the default at half its length."""
-    against = {kind: mean_over_tasks("ablation", f"{kind} 0.1%") for kind in ("random", "default")}
-    pairs = against["random"]["pairs"].combine_first(against["default"]["pairs"])
-    columns = [pairs.loc[against["random"].index]]
-    for found in against.values():
-        columns += [found["difference"].map("{:+.3f}".format), found["p"].map("{:.2g}".format)]
-        columns += [found["p_holm"].map("{:.2g}".format)]
-    table = pd.concat(columns, axis=1).set_axis(["pairs", "− random", "p", "Holm", "− default", "p", "Holm"], axis=1)
-    return named(table.replace({"nan": "–", "+nan": "–"}))
 
 
 def kept_best() -> pd.DataFrame:
@@ -74,13 +65,19 @@ def kept_best() -> pd.DataFrame:
     return named(table.sort_values("best of three", ascending=False, kind="stable"))
 
 
-def together(name: str) -> pd.DataFrame:
-    """Differences over the tasks that a structure of 0.01 % shares with random ones."""
+def differences(name: str, *baselines: str) -> pd.DataFrame:
+    """Differences of the mean over tasks to some baselines, of what was made for a budget and ran on all tasks."""
     rows = study(name).chosen()
-    rows = rows[rows["budget"].eq(2271)]
-    whole = rows.groupby("structure")["task"].nunique()
-    rows = rows[rows["structure"].map(whole).eq(len(TASKS))]
-    return difference_table(over_tasks(rows, baseline="random 0.01%")).drop(columns=["task", "baseline"])
+    rows = rows[rows["budget"].eq(BUDGETS[name])]
+    rows = rows[rows["structure"].map(rows.groupby("structure")["task"].nunique()).eq(len(study(name).tasks))]
+    columns, titles = [], []
+    for baseline in baselines:
+        found = over_tasks(rows, baseline=baseline).set_index("structure")
+        columns += [found["pairs"].astype(object).fillna("–"), found["difference"].map("{:+.3f}".format)]
+        columns += [found[name].map("{:.2g}".format) for name in ("p", "p_holm")]
+        titles += ["pairs", f"− {baseline}", "p", "Holm"]
+    table = pd.concat(columns, axis=1).set_axis(titles, axis=1).loc[found.index]
+    return named(table.replace({"nan": "–", "+nan": "–"}))
 
 
 def heads() -> pd.DataFrame:
@@ -96,12 +93,16 @@ def heads() -> pd.DataFrame:
 
 TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "ablation": ablation,
-    "ablation differences": ablation_differences,
+    "ablation differences": lambda: differences("ablation", "random 0.1%", "default 0.1%"),
     "ablation agreement": lambda: agreement_table(study("ablation")),
     "ablation best of three": kept_best,
     "encoder": lambda: score_table(study("minilm"), summed("minilm")),
-    "encoder differences": lambda: together("minilm"),
+    "encoder differences": lambda: differences("minilm", "random 0.01%", "searched warm 0.01%"),
     "encoder agreement": lambda: agreement_table(study("minilm")),
+    "mean": lambda: score_table(study("pooling"), summed("pooling")),
+    "mean differences": lambda: differences("pooling", "random 0.01%", "searched warm 0.01%"),
+    "mean agreement": lambda: agreement_table(study("pooling")),
+    "mean repeats": lambda: repeat_table(study("pooling")),
     "heads": heads,
 }
 
