@@ -222,7 +222,7 @@ def as_text(table: pd.DataFrame, markdown: bool = True) -> str:
 
 
 def write_figures(study: Study, out: Path | None = None) -> list[Path]:
-    """Figures of all that is done: budget curves (where sizes differ), differences and rankings, transfers.
+    """Figures of all that is done: budget curves (where sizes differ), differences, rankings, repeats, transfers.
 
     Args:
         study: the study. out: folder; None: ``figures`` beside its rows.
@@ -232,7 +232,7 @@ def write_figures(study: Study, out: Path | None = None) -> list[Path]:
     """
     from matplotlib import pyplot as plt
 
-    from s3pet.plots import plot_budget_curve, plot_differences, plot_ranking, plot_transfer, save_figure
+    from s3pet.plots import plot_budget_curve, plot_differences, plot_ranking, plot_repeats, plot_transfer, save_figure
 
     out, table, made = out or study.path / "figures", study.chosen(), []
     if not len(table):
@@ -254,6 +254,12 @@ def write_figures(study: Study, out: Path | None = None) -> list[Path]:
         for budget, rows in found[found["difference"].notna()].groupby("budget"):
             if rows["task"].nunique() == 1 or rows["task"].str.startswith("mean of ").any():
                 save(plot_ranking(rows, title=f"{budget:,} parameters"), f"ranking-{budget}")
+    again = study.chosen(repeats=True)
+    again = again[again["entry"].map(lambda name: "repeats" in study.structures[name])]
+    for task, rows in again.groupby("task", sort=False):
+        if rows.groupby(["structure", "index"]).size().max() > 1:
+            several = rows.groupby("structure")["index"].transform(lambda index: index.duplicated().any())
+            save(plot_repeats(rows[several], metric=str(rows["metric"].iloc[0]), title=str(task)), f"repeats-{task}")
     for budget, rows in table[table["kind"] == "transfer"].groupby("budget"):
         save(plot_transfer(_transfers(study, table[table["budget"] == budget], rows)), f"transfer-{budget}")
     return made

@@ -24,7 +24,7 @@ LEVELS = {
     "plots.style": 6.0, "plots.grid": 6.1, "plots.maps": 6.2,
     "plots.curves": 6.2, "plots.scores": 6.2, "plots.matrices": 6.2, "plots.words": 6.2,
     "plots.overview": 6.25, "plots.cuts": 6.25, "plots.choices": 6.27, "plots.lab": 6.2, "plots.ranking": 6.25,
-    "plots.__init__": 6.3,
+    "plots.repeats": 6.26, "plots.__init__": 6.3,
     # within the widgets
     "widgets.canvas": 7.0, "widgets.shelf": 7.0, "widgets.parts": 7.0, "widgets.recut": 7.0,
     "widgets.live": 7.1, "widgets.explorer": 7.1, "widgets.comparison": 7.1, "widgets.lab": 7.1,

@@ -263,7 +263,15 @@ def test_summary_and_figures(finished, root, capsys):
     assert "| structure | parameters | one | two | mean | kept |\n| --- |" in capsys.readouterr().out
     assert main(["study", "figures", str(root / "grid.yaml")]) == 0
     made = {path.stem for path in (finished.path / "figures").glob("*.png")}
-    assert made == {"budget-one", "budget-two", "differences", "ranking-300", "transfer-300"}
+    assert made == {
+        "budget-one",
+        "budget-two",
+        "differences",
+        "ranking-300",
+        "transfer-300",
+        "repeats-one",
+        "repeats-two",
+    }
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from s3pet.plots.lab import plot_gate_lab
 from s3pet.plots.maps import plot_difference, plot_gate_panels, plot_gates, plot_structure
 from s3pet.plots.matrices import plot_overlap, plot_transfer, transfer_matrix
 from s3pet.plots.ranking import plot_differences, plot_ranking
+from s3pet.plots.repeats import plot_repeats
 from s3pet.plots.scores import plot_budget_curve, plot_comparison, summarize_scores
 from s3pet.plots.style import figure_style, save_figure
 from s3pet.plots.words import describe
@@ -51,6 +52,7 @@ __all__ = [
     "plot_polarisation",
     "plot_profile",
     "plot_ranking",
+    "plot_repeats",
     "plot_structure",
     "plot_trajectories",
     "plot_transfer",

@@ -143,11 +143,11 @@ def plot_ranking(
     ax.set_axisbelow(True)
     parts = table[~is_mean & table["structure"].isin(names) & is_mean.any()]
     for row in parts.to_dict("records"):
-        look: dict[str, Any] = {"color": _of_kind(row["kind"]), "marker": "|", "markersize": 5 * style().scale}
+        look: dict[str, Any] = {"color": of_kind(row["kind"]), "marker": "|", "markersize": 5 * style().scale}
         ax.plot([scale * row["difference"]], [names.index(row["structure"])], alpha=0.7, zorder=2, gid="tasks", **look)
     entries = {}
     for y, row in enumerate(ranked.to_dict("records")):
-        colour, sure = _of_kind(row["kind"]), row[p] < alpha
+        colour, sure = of_kind(row["kind"]), row[p] < alpha
         ends = [scale * row["difference_low"], scale * row["difference_high"]]
         ax.plot(ends, [y, y], color=colour, linewidth=1.4 * style().scale, zorder=3, gid="intervals")
         face = colour if sure else style().ground
@@ -171,7 +171,8 @@ def plot_ranking(
     return ax
 
 
-def _of_kind(kind: str) -> str:
+def of_kind(kind: str) -> str:
+    """The colour of a kind of structure."""
     return KINDS.get(kind, OTHER)[1]
 
 
