@@ -4,6 +4,8 @@ A search ranks candidates one by one, under weights that all of them share. Its 
 whether a set works *together* is only seen when it is trained. So: take the cut of a search and its nearest
 alternatives, train each for a few steps, drop the worse half, train the rest for longer, and so on. Validation decides;
 the test split is never looked at. Random structures can be halved as well, and are what it should be compared with.
+On three pocket tasks (``data/runs/ablation.yaml``) it left searches where they were and lifted random structures by
+0.05, to 0.08 below the searches.
 
 Source: Jamieson & Talwalkar 2016 (arXiv:1502.07943), successive halving.
 """
@@ -59,7 +61,7 @@ def alternatives(
     parsed = parse_budget(result.space, result.budget if budget is None else budget)
     ranks = result.probs / result.space.costs if per_param else result.probs
     places = {candidate.name: place for place, candidate in enumerate(result.space)}
-    origin = {**result.structure(parsed, **({"per_param": True} if per_param else {})).origin}
+    origin = {**result.structure(parsed, per_param=per_param).origin}
     found: dict[tuple[str, ...], Structure] = {}
     waiting: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     seen = {waiting[0][1]}

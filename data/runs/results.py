@@ -32,14 +32,14 @@ def study(name: str) -> Study:
 
 
 @cache
-def summed(name: str, baseline: str | None = None) -> pd.DataFrame:
+def summed(name: str) -> pd.DataFrame:
     """The summary of a study."""
-    return summarize(study(name), **({"baseline": baseline} if baseline else {}))
+    return summarize(study(name))
 
 
-def mean_over_tasks(name: str, baseline: str | None = None) -> pd.DataFrame:
+def mean_over_tasks(name: str) -> pd.DataFrame:
     """Of the summary, the means over all tasks; a row per structure, best first."""
-    found = summed(name, baseline)
+    found = summed(name)
     return found[found["task"].str.startswith("mean of")].set_index("structure")
 
 
