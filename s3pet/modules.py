@@ -61,6 +61,11 @@ class PetModule:
     gated: tuple[str, ...]
     bounds: Callable[[int, int, int], dict[str, float]]
 
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is one vector that is added or multiplied in (BitFit, LNFit), with no factor before it."""
+        return not self.bounds(1, 1, 1)
+
     def init(self, d_in: int, d_out: int, rank: int, generator: torch.Generator) -> Tensors:
         """Fresh float32 tensors on the generator's device; the delta they give is exactly zero."""
         bounds = self.bounds(d_in, d_out, rank)

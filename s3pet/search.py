@@ -54,7 +54,7 @@ class Searcher:
     Attributes:
         step: steps done.
         alpha: structural parameters, float32 [n_candidates].
-        weights: all PET tensors as one vector, then the head's.
+        weights: all PET tensors as one vector, each divided by its rate (``vector_lr``), then the head's.
         settings, space, budget: what it runs on.
         history: one dict per step. records: (step, alpha) of every record.
         settled: overlap (Jaccard) of the chosen set with the one ten records before, in [0, 1].
@@ -80,6 +80,7 @@ class Searcher:
         self.costs = space.costs.to(device, torch.float32)
         self.alpha = torch.zeros(len(space), device=device)
         self.weights = [self.supernet.flatten(), *self.objective.head_weights]
+        self.rates = None if settings.vector_lr == 1 else self.supernet.rates(settings.vector_lr)
         self.alpha_optimizer = bilevel.ALPHA_OPTIMIZERS[settings.alpha_optimizer]([self.alpha], lr=settings.alpha_lr)
         self.weight_optimizer = torch.optim.AdamW(self.weights, lr=settings.lr, weight_decay=0.0)
         self.step, self.cost = 0, Cost()
@@ -202,7 +203,8 @@ class Searcher:
             if s.sampling != "mean":
                 gates = sample_gates(gates, noise, temperature=s.sample_temperature, hard=s.sampling == "hard")
             torch.manual_seed(seed)  # the same dropout in every pass over this batch
-            with self.supernet.using(gates, weights[0]):
+            flat = weights[0] if self.rates is None else weights[0] * self.rates  # for AdamW, a rate of each its own
+            with self.supernet.using(gates, flat):
                 return self.objective.loss(batch, weights[1:] or None)
 
         return loss

@@ -25,6 +25,9 @@ class Settings:
         seed: of everything random.
         batch_size: examples per batch, in both halves.
         lr: learning rate of PET weights and head (AdamW, no decay).
+        vector_lr: that of BitFit and LNFit, as a multiple of ``lr``. A first step of AdamW moves the output of a LoRA
+            by about 16/√3 · lr (its scale, and the spread of A), that of a bias by lr: at one rate for all, biases and
+            norms have hardly moved when α decides about them. 10 makes them equal.
         alpha_lr: learning rate of α.
         alpha_optimizer: ``"adamw"`` (without decay, as the authors), or ``"shared"``: one step size for all candidates,
             see :class:`s3pet.bilevel.SharedAdam`.
@@ -60,6 +63,7 @@ class Settings:
     seed: int = 0
     batch_size: int = 32
     lr: float = 3e-3
+    vector_lr: float = 1.0
     alpha_lr: float = 0.1
     alpha_optimizer: str = "adamw"
     alpha_split: str = "val"
@@ -92,7 +96,7 @@ class Settings:
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise SearchError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, choices))}")
-        positive = ("steps", "batch_size", "lr", "alpha_lr", "timescale", "window", "clip")
+        positive = ("steps", "batch_size", "lr", "vector_lr", "alpha_lr", "timescale", "window", "clip")
         for name in (*positive, "sample_temperature", "temperature"):
             if not getattr(self, name) > 0:
                 raise SearchError(f"{name} must be > 0, got {getattr(self, name)}")

@@ -145,6 +145,17 @@ class Supernet(nn.Module):
             weight.data = part.view(weight.shape)
         return flat
 
+    def vectors(self) -> list[nn.Parameter]:
+        """The tensors of BitFit and LNFit."""
+        of = zip(self.candidates, self._slots, strict=True)
+        return [self.weights[slot] for c, slots in of if PETS[c.pet].is_vector for _, slot in slots]
+
+    def rates(self, vector_lr: float) -> Tensor:
+        """Factor on the learning rate of each element of :meth:`flatten`: ``vector_lr`` for :meth:`vectors`, else 1."""
+        quick = {id(weight) for weight in self.vectors()}
+        own = [self.weights[slot] for slot in self._order]
+        return torch.cat([torch.full_like(w, vector_lr if id(w) in quick else 1.0).reshape(-1) for w in own])
+
     @contextmanager
     def using(self, gates: Tensor | None = None, weights: Tensor | Sequence[Tensor] | None = None) -> Iterator[None]:
         """Run with these gates and weights instead of 1 and the supernet's own; restored afterwards.

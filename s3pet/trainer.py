@@ -17,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from s3pet.backbones import quiet_transformers
 from s3pet.batches import Row, Stream
 from s3pet.cost import Cost
+from s3pet.errors import SearchError
 from s3pet.objective import Batch, Objective
 from s3pet.supernet import Supernet
 
@@ -32,6 +33,8 @@ class Recipe:
         steps: optimiser steps.
         batch_size: examples per step.
         lr: AdamW's; None takes 3e-3 for PET modules and heads, 5e-4 for full fine-tuning.
+        vector_lr: learning rate of BitFit and LNFit, as a multiple of ``lr``, see :class:`s3pet.settings.Settings`.
+        lr_warmup: steps over which the rate rises from 0.
         evaluations: times the validation split is scored, evenly spaced; the best one is kept.
         clip: gradient norm limit.
         seed: of fresh tensors, order of batches, dropout.
@@ -44,6 +47,8 @@ class Recipe:
     steps: int = 300
     batch_size: int = 32
     lr: float | None = None
+    vector_lr: float = 1.0
+    lr_warmup: int = 0
     evaluations: int = 10
     clip: float = 2.0
     seed: int = 0
@@ -51,6 +56,14 @@ class Recipe:
     pooling: str | None = None
     loss: str = "choice"
     precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "lr", "vector_lr", "evaluations", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SearchError(f"{name} must be > 0, got {value}")
+        if not 0 <= self.lr_warmup <= self.steps:
+            raise SearchError(f"lr_warmup must be 0 to steps ({self.steps}), got {self.lr_warmup}")
 
 
 class Learner(nn.Module):
@@ -93,14 +106,28 @@ class PetTrainer(Trainer):
         args: TrainingArguments,
         rows: Sequence[Row],
         validation: tuple,
+        vector_lr: float,
         callbacks: Sequence[TrainerCallback],
     ):
+        self.vector_lr = vector_lr
         self.validation, self.stream = validation, Stream(rows, args.per_device_train_batch_size, args.seed)
         super().__init__(learner, args, train_dataset=rows, eval_dataset=rows, callbacks=list(callbacks))
 
     def get_train_dataloader(self) -> DataLoader:
         """The batches of all steps, as one epoch."""
         return DataLoader(_Steps(self), batch_size=None)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The Trainer's own; BitFit and LNFit in groups with a rate of theirs."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        supernet = self.model.supernet
+        quick = {id(p) for p in supernet.vectors()} if supernet is not None and self.vector_lr != 1 else set()
+        for group in list(optimizer.param_groups):
+            own = [p for p in group["params"] if id(p) in quick]
+            if own:
+                group["params"] = [p for p in group["params"] if id(p) not in quick]
+                optimizer.add_param_group({**group, "params": own, "lr": group["lr"] * self.vector_lr})
+        return optimizer
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Scores the validation split; the Trainer keeps the best, and asks twice for that of the last step."""
@@ -162,6 +189,7 @@ def train(
             per_device_train_batch_size=recipe.batch_size,
             learning_rate=recipe.lr or DEFAULT_LR[kind],
             lr_scheduler_type="linear",
+            warmup_steps=recipe.lr_warmup,
             weight_decay=0.0,
             max_grad_norm=recipe.clip,
             seed=recipe.seed,
@@ -182,7 +210,7 @@ def train(
             use_cpu=learner.objective.device.type == "cpu",
         )
         bar = [_Bar(args.max_steps)] if progress else []
-        trainer = PetTrainer(learner, args, rows, validation, [*callbacks, *bar])
+        trainer = PetTrainer(learner, args, rows, validation, recipe.vector_lr, [*callbacks, *bar])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         curve = [entry for entry in trainer.state.log_history if "score" in entry]

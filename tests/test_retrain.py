@@ -9,6 +9,7 @@ from s3pet import Structure, load_tuned, make_space, manual_structure, random_st
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import RunError, SearchError, StructureMismatchError
 from s3pet.objective import Objective
+from s3pet.supernet import Supernet
 
 QUICK = {"steps": 30, "batch_size": 16, "evaluations": 3}
 
@@ -43,6 +44,48 @@ def test_training_learns_and_the_best_step_is_kept():
     assert tuned.metrics["validation"] == max(curve)
     assert tuned.metrics["best_step"] == 15 * (curve.index(max(curve)) + 1)
     assert tuned.metrics["validation"] > 0.9
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert])
+def test_biases_and_norms_have_a_rate_of_their_own(make_model):
+    model, first = make_model(), {}
+    space = make_space(model, "mixed")
+    fresh = Supernet(model, space).tensors()
+    for factor in (1.0, 10.0):
+        tuned = retrain(model, toy_task(), Structure(space.candidates, space.model_id), steps=1, vector_lr=factor)
+        first[factor] = tuned.tensors()
+    for key, tensor in first[1.0].items():
+        start = fresh.get(key, torch.zeros_like(tensor))
+        expected = 10 if ":bitfit" in key or ":lnfit" in key else 1
+        if not key.startswith("head"):
+            torch.testing.assert_close(first[10.0][key] - start, expected * (tensor - start), rtol=1e-3, atol=1e-6)
+    assert any(":bitfit" in key and tensor.any() for key, tensor in first[1.0].items())
+
+
+def test_the_rate_rises_over_the_warm_up():
+    model = tiny_t5()
+    structure = manual_structure(make_space(model, "mixed"), "bitfit")
+    still = retrain(model, toy_task(), structure, steps=1, lr_warmup=1).tensors()  # the first step has rate 0
+    assert not any(tensor.any() for tensor in still.values())
+    two = {"steps": 2, "evaluations": 1}  # with more, the first step may be the best
+    ends = [retrain(model, toy_task(), structure, lr_warmup=rise, **two).tensors() for rise in (2, 0)]
+    steps = [max(float(tensor.abs().max()) for tensor in end.values()) for end in ends]  # 0 + 1/2, and 1 + 1/2
+    assert 0 < steps[0] < 0.6 * steps[1]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"vector_lr": 0}, "vector_lr must be > 0"),
+        ({"lr_warmup": -1}, "lr_warmup must be 0 to steps"),
+        ({"steps": 5, "lr_warmup": 6}, "lr_warmup must be 0 to steps"),
+        ({"steps": 0}, "steps must be > 0"),
+        ({"lr": -1.0}, "lr must be > 0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(recipe, message):
+    with pytest.raises(SearchError, match=message):
+        retrain(tiny_t5(), toy_task(), "zero-shot", **recipe)
 
 
 def test_seeds_repeat_it_bit_for_bit():

@@ -9,6 +9,7 @@ from s3pet import Rule, Structure, bilevel, load_run, make_space, retrain, searc
 from s3pet.backbones import backbone_checksum
 from s3pet.cost import Cost
 from s3pet.errors import BudgetError, RunError, SearchError
+from s3pet.gates import Budget
 from s3pet.search import Searcher
 from s3pet.settings import Settings
 
@@ -74,6 +75,27 @@ def test_weights_go_first():
     space = make_space(model, "lora")
     result = search(model, toy_task(), space, budget=300, steps=1, **QUIET)
     assert (result.gates.alpha.abs() > 0).all()
+
+
+@pytest.mark.parametrize("order", ["first", "unrolled", "unrolled_exact"])
+def test_biases_and_norms_move_at_a_rate_of_their_own(order):
+    moved = {}
+    for factor in (1.0, 10.0):
+        model = tiny_t5(attn_implementation="eager")
+        space = make_space(model, "mixed")
+        settings = Settings(steps=4, vector_lr=factor, sampling="mean", batch_size=8, order=order)
+        searcher = Searcher(model, toy_task(), space, Budget(500, 5000), settings)
+        start = searcher.weights[0].detach().clone()
+        with searcher.supernet:
+            searcher.advance()
+        rates = searcher.supernet.rates(factor)
+        moved[factor] = (searcher.weights[0].detach() - start) * rates
+        vector = searcher.supernet.rates(2.0) == 2
+    stirred = moved[1.0].abs() > 0.9 * 3e-3  # AdamW's first step is as long as its rate where there is a gradient
+    assert stirred[vector].float().mean() > 0.9
+    both = stirred & (moved[10.0] != 0)
+    torch.testing.assert_close(moved[10.0][both & vector], 10 * moved[1.0][both & vector], rtol=0.12, atol=0)
+    torch.testing.assert_close(moved[10.0][both & ~vector], moved[1.0][both & ~vector], rtol=0.12, atol=0)
 
 
 def test_encoder_tasks_train_a_head_beside_the_budget():

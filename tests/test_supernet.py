@@ -104,6 +104,18 @@ def test_fresh_tensors_depend_on_seed_and_candidate_only():
     assert any(not torch.equal(other[key], tensor) for key, tensor in part.items())
 
 
+def test_rates_are_for_the_tensors_of_biases_and_norms():
+    model = tiny_bert()
+    space = make_space(model, [Rule(pet) for pet in PETS])
+    assert {pet for pet in PETS if PETS[pet].is_vector} == {"bitfit", "lnfit"}
+    supernet = Supernet(model, space)
+    with torch.no_grad():
+        for key, weight in zip(supernet.keys, supernet.weights, strict=True):
+            weight.fill_(7.0 if key.split(":")[1].split("/")[0] in ("bitfit", "lnfit") else 1.0)
+    assert torch.equal(supernet.rates(7.0), supernet.flatten())
+    assert len(supernet.vectors()) == sum(candidate.pet in ("bitfit", "lnfit") for candidate in space)
+
+
 def test_two_at_once_are_refused_and_an_error_leaves_no_trace():
     model = tiny_t5()
     space = make_space(model, "lora")
