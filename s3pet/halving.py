@@ -12,6 +12,7 @@ Source: Jamieson & Talwalkar 2016 (arXiv:1502.07943), successive halving.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -114,7 +115,8 @@ def successive_halving(
     Args:
         model: the backbone; left as it was.
         task: the task; the training split trains, the validation split decides, the test split is not touched.
-        structures: as they are preferred: of equals the earlier one is kept. Several that are the same count once.
+        structures: as preferred: of equals the earlier one is kept; nan is the worst. Several
+            that are the same count once.
         steps: of each round. After each round but the last the better half stays (of five, three).
         progress: show a bar.
         **recipe: fields of :class:`s3pet.trainer.Recipe` but ``steps``: lr, batch_size, seed, …; ``evaluations`` is 1
@@ -149,7 +151,7 @@ def successive_halving(
                 cost = cost + tuned.cost
                 bar.update()
             left = 1 if rung == len(steps) - 1 else (len(field) + 1) // 2
-            best = sorted(scored, key=lambda one: -one[0])[:left]  # stable: of equals the earlier
+            best = sorted(scored, key=lambda one: math.inf if math.isnan(one[0]) else -one[0])[:left]
             kept = {index for _, index, _ in best}
             for score, index, structure in scored:
                 row = {"rung": rung, "steps": count, "index": index, "n_params": structure.n_params}

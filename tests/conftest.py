@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 os.environ.update(
@@ -40,6 +41,14 @@ def own_cache(tmp_path_factory):
     patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    """No test leaves figures open to the next."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(scope="session")

@@ -27,12 +27,6 @@ pytestmark = pytest.mark.filterwarnings("error")
 SPACES = {"t5-pocket": (4, 4, False), "bert-like": (6, 0, True), "t5-large": (24, 24, False)}
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 def make_choice(gates: pd.DataFrame, budget: float) -> pd.DataFrame:
     """The gates with ``chosen`` as a search fills it: the most probable first, skipping what does not fit."""
     chosen, left = pd.Series(False, gates.index), budget

@@ -27,12 +27,6 @@ TASKS = ("sentiment", "certainty", "number", "ending")
 EXTRA = ("random", "average of the others", "deep backbone")
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 def make_transfer(tasks=TASKS, extra=EXTRA, *, seeds: int = 3, seed: int = 0) -> pd.DataFrame:
     """Own structures best, random ones worst; two pairs were not run."""
     rng, rows = np.random.default_rng(seed), []

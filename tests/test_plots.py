@@ -23,12 +23,6 @@ from s3pet.errors import PlotError, S3PetError
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 def make_gates(n_encoder: int = 4, n_decoder: int = 4, *, bert: bool = False, seed: int = 0) -> pd.DataFrame:
     """A gate table like a search's on T5 (or BERT): every key bias inert, a fifth of the candidates chosen."""
     rows = []

@@ -8,7 +8,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,12 +18,6 @@ from s3pet.statistics import over_tasks, summary
 
 BUDGETS = (500, 2270, 9000, 22000)
 pytestmark = pytest.mark.filterwarnings("error")
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
 
 
 def make_runs(kinds=("searched", "random"), seeds=3) -> pd.DataFrame:
@@ -119,6 +112,9 @@ def test_a_row_per_structure_the_best_on_top():
     assert len(by_gid(ax, "tasks")) == 9 and len({point.get_color() for point in points}) == 3
     filled = [point.get_markerfacecolor() == point.get_color() for point in points]
     assert filled == list(means["p"] < 0.05) and len(set(filled)) == 2
+    uneven = table.assign(pairs=table["pairs"].where(table["kind"] != "searched", 2))
+    labels = [label.get_text() for label in plot_ranking(uneven).get_yticklabels()]
+    assert labels == ["sensitivity (9 pairs)", "searched (2 pairs)", "heuristic (9 pairs)"]
     one = plot_ranking(table[table["task"] == "sst2"], p="p_holm", scale=1)
     assert len(by_gid(one, "differences")) == 3 and not by_gid(one, "tasks")
     assert one.get_xlabel() == "difference to random 500"

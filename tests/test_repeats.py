@@ -17,12 +17,6 @@ from s3pet.plots.style import KINDS
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 def runs(structures=3, retrainings=4):
     rng, rows = np.random.default_rng(0), []
     for kind, level in (("random", 0.6), ("searched", 0.8)):

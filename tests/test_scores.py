@@ -26,12 +26,6 @@ BUDGETS = (100, 200, 500, 1000, 2000, 5000, 10000)
 MANUAL = {"bitfit": (8960, 0.80), "lora_qv": (4096, 0.90), "lora_all": (14336, 0.915), "all": (32448, 0.93)}
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 def make_curve(seed: int = 0, n_seeds: int = 3) -> pd.DataFrame:
     """Searched and random structures at seven budgets, a second search at one, manual structures, references."""
     rng, rows = np.random.default_rng(seed), []

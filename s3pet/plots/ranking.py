@@ -113,6 +113,8 @@ def plot_ranking(
     """Differences to one baseline, a row per structure, the best on top; coloured by kind.
 
     The large marker is the mean over tasks with its interval, filled if significant; the short strokes are the tasks.
+    Where structures share different numbers of pairs with the baseline, names tell them: such rows are of different
+    seeds, and their order says less.
 
     Args:
         table: as for `plot_differences`, of one budget. With several tasks, rows named "mean of …" are ranked, and
@@ -154,7 +156,10 @@ def plot_ranking(
         look = {"color": colour, "linestyle": "", "markersize": 5.5 * style().scale, "markeredgewidth": style().scale}
         ax.plot([scale * row["difference"]], [y], marker="D", markerfacecolor=face, zorder=4, gid="differences", **look)
         entries[f"{row['kind']}, {p} {'<' if sure else '≥'} {alpha:g}"] = (colour, face)
-    ax.set_yticks(range(len(names)), families if len(set(families)) == len(names) else names)
+    labels = families if len(set(families)) == len(names) else names
+    if "pairs" in ranked and ranked["pairs"].nunique() > 1:
+        labels = [f"{label} ({n} pairs)" for label, n in zip(labels, ranked["pairs"], strict=True)]
+    ax.set_yticks(range(len(names)), labels)
     ax.set_ylim(len(names) - 0.4, -0.6)
     against = ", ".join(ranked["baseline"].unique())
     ax.set_xlabel(f"difference to {against}" + (", points" if scale == 100 else ""))
