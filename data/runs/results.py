@@ -20,7 +20,8 @@ from s3pet.study import Study
 
 HERE = Path(__file__).resolve().parent
 TASKS = ("sst2", "stsb", "qnli")  # of six, those that the encoder learns
-BUDGETS = {"ablation": 1351, "minilm": 2271, "pooling": 2271}
+BUDGETS = {"ablation": 1351, "minilm": 2271, "pooling": 2271, "steady": 2271}
+SAME = {"searched warm 0.01%": "searched plain 0.01%"}  # structures of "pooling" that "steady" calls otherwise
 BLOCK = re.compile(r"(<!-- (?!end)([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -80,15 +81,21 @@ def differences(name: str, *baselines: str) -> pd.DataFrame:
     return named(table.replace({"nan": "–", "+nan": "–"}))
 
 
-def heads() -> pd.DataFrame:
-    """The same rows with the encoder's own pooler and with the mean over tokens."""
-    both = study("minilm").chosen().merge(study("pooling").chosen(), on=["task", "structure", "index", "seed"])
-    cells = {}
+def beside(names: tuple[str, str], titles: tuple[str, str], renamed: dict[str, str] | None = None) -> pd.DataFrame:
+    """What two studies share: equal structures and seeds.
+
+    Args:
+        names: of the studies. titles: of their columns.
+        renamed: structures of the first, as the second calls them.
+    """
+    one, other = (study(name).chosen() for name in names)
+    one = one.assign(structure=one["structure"].replace(renamed or {}))
+    both, cells = one.merge(other, on=["task", "structure", "index", "seed"]), {}
     for (task, structure), rows in both.groupby(["task", "structure"], sort=False):
         told = [f"{rows[side].mean():.3f} ± {rows[side].std():.3f} ({len(rows)})" for side in ("score_x", "score_y")]
         cells[task, structure] = [part.replace(" ± nan", "") for part in told]
     table = pd.DataFrame([[*place, *told] for place, told in cells.items()])
-    return table.set_axis(["task", "structure", "own pooler", "mean"], axis=1)
+    return table.set_axis(["task", "structure", *titles], axis=1)
 
 
 TABLES: dict[str, Callable[[], pd.DataFrame]] = {
@@ -103,7 +110,14 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "mean differences": lambda: differences("pooling", "random 0.01%", "searched warm 0.01%"),
     "mean agreement": lambda: agreement_table(study("pooling")),
     "mean repeats": lambda: repeat_table(study("pooling")),
-    "heads": heads,
+    "heads": lambda: beside(("minilm", "pooling"), ("own pooler", "mean")),
+    "recipes": lambda: beside(
+        ("pooling", "steady"), ("before", "steadier"), {"searched warm 0.01%": "searched plain 0.01%"}
+    ),
+    "steady": lambda: score_table(study("steady"), summed("steady")),
+    "steady differences": lambda: differences("steady", "random 0.01%", "searched 0.01%"),
+    "steady agreement": lambda: agreement_table(study("steady")),
+    "steady repeats": lambda: repeat_table(study("steady")),
 }
 
 
