@@ -25,9 +25,9 @@ class Settings:
         seed: of everything random.
         batch_size: examples per batch, in both halves.
         lr: learning rate of PET weights and head (AdamW, no decay).
-        vector_lr: that of BitFit and LNFit, as a multiple of ``lr``. A first step of AdamW moves the output of a LoRA
-            by about 16/√3 · lr (its scale, and the spread of A), that of a bias by lr: at one rate for all, biases and
-            norms have hardly moved when α decides about them. 10 makes them equal.
+        vector_lr: that of BitFit and LNFit, as a multiple of ``lr``. For inputs of size 1 a first step of AdamW moves
+            the output of a LoRA by about 16/√3 · lr (its scale, and the spread of A), that of a bias by lr: at one
+            rate for all, biases and norms have hardly moved when α decides about them. 10 makes them equal.
         alpha_lr: learning rate of α.
         alpha_optimizer: ``"adamw"`` (without decay, as the authors), or ``"shared"``: one step size for all candidates,
             see :class:`s3pet.bilevel.SharedAdam`.
