@@ -114,6 +114,8 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "recipes": lambda: beside(
         ("pooling", "steady"), ("before", "steadier"), {"searched warm 0.01%": "searched plain 0.01%"}
     ),
+    "others": lambda: score_table(study("others"), summed("others")).drop(columns=["mean", "kept"]),
+    "lora": lambda: score_table(study("lora"), summed("lora")),
     "steady": lambda: score_table(study("steady"), summed("steady")),
     "steady differences": lambda: differences("steady", "random 0.01%", "searched 0.01%"),
     "steady agreement": lambda: agreement_table(study("steady")),
