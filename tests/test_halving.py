@@ -97,8 +97,8 @@ def test_halves_are_kept_and_every_training_is_paid(monkeypatch):
 def test_what_learns_is_kept_and_of_equals_the_earlier(monkeypatch):
     model = tiny_t5(std=0.15)
     structures = [manual_structure(model, name) for name in ("bitfit", "lora_all")]
-    found = successive_halving(model, easy_task(), structures, steps=[150], lr=1e-2, batch_size=16)
-    assert found.table["validation"][1] > found.table["validation"][0] + 0.05
+    found = successive_halving(model, easy_task(), structures, steps=[60], lr=1e-2, batch_size=16)
+    assert found.table["validation"][1] > found.table["validation"][0] + 0.1
     assert found.structure == structures[1]
     equal = SimpleNamespace(metrics={"validation": 0.5}, cost=Cost())
     monkeypatch.setattr(halving, "retrain", lambda *args, **options: equal)

@@ -12,6 +12,7 @@ from s3pet.errors import BudgetError, RunError, SearchError
 from s3pet.gates import Budget
 from s3pet.search import Searcher
 from s3pet.settings import Settings
+from s3pet.supernet import Supernet
 
 QUIET = {"progress": False, "batch_size": 16}
 
@@ -77,20 +78,21 @@ def test_weights_go_first():
     assert (result.gates.alpha.abs() > 0).all()
 
 
-@pytest.mark.parametrize("order", ["first", "unrolled", "unrolled_exact"])
-def test_biases_and_norms_move_at_a_rate_of_their_own(order):
-    moved = {}
+@pytest.mark.parametrize("order", ["first", "unrolled"])
+def test_biases_and_norms_move_at_a_rate_of_their_own(order, monkeypatch):
+    moved, using = {}, Supernet.using
     for factor in (1.0, 10.0):
-        model = tiny_t5(attn_implementation="eager")
-        space = make_space(model, "mixed")
+        model, seen = tiny_t5(), []
+        monkeypatch.setattr(
+            Supernet, "using", lambda self, gates, flat, seen=seen: seen.append(flat) or using(self, gates, flat)
+        )
         settings = Settings(steps=4, vector_lr=factor, sampling="mean", batch_size=8, order=order)
-        searcher = Searcher(model, toy_task(), space, Budget(500, 5000), settings)
+        searcher = Searcher(model, toy_task(), make_space(model, "mixed"), Budget(500, 5000), settings)
         start = searcher.weights[0].detach().clone()
         with searcher.supernet:
             searcher.advance()
-        rates = searcher.supernet.rates(factor)
-        moved[factor] = (searcher.weights[0].detach() - start) * rates
         vector = searcher.supernet.rates(2.0) == 2
+        moved[factor] = seen[1].detach() - start  # what the model ran with after the first step, fresh vectors being 0
     stirred = moved[1.0].abs() > 0.9 * 3e-3  # AdamW's first step is as long as its rate where there is a gradient
     assert stirred[vector].float().mean() > 0.9
     both = stirred & (moved[10.0] != 0)

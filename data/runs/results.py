@@ -20,7 +20,7 @@ from s3pet.study import Study
 
 HERE = Path(__file__).resolve().parent
 TASKS = ("sst2", "stsb", "qnli")  # of six, those that the encoder learns
-BUDGETS = {"ablation": 1351, "minilm": 2271, "pooling": 2271, "steady": 2271}
+BUDGETS = {"ablation": 1351, "minilm": 2271, "pooling": 2271, "steady": 2271, "lora": 2271}
 SAME = {"searched warm 0.01%": "searched plain 0.01%"}  # structures of "pooling" that "steady" calls otherwise
 BLOCK = re.compile(r"(<!-- (?!end)([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -66,9 +66,17 @@ def kept_best() -> pd.DataFrame:
     return named(table.sort_values("best of three", ascending=False, kind="stable"))
 
 
-def differences(name: str, *baselines: str) -> pd.DataFrame:
-    """Differences of the mean over tasks to some baselines, of what was made for a budget and ran on all tasks."""
+def differences(name: str, *baselines: str, also: str | None = None) -> pd.DataFrame:
+    """Differences of the mean over tasks to some baselines, of what was made for a budget and ran on all tasks.
+
+    Args:
+        name: of the study. baselines: structures.
+        also: a structure of "steady" to compare, too.
+    """
     rows = study(name).chosen()
+    if also:
+        other = study("steady").chosen()
+        rows = pd.concat([rows, other[other["structure"].eq(also) & other["task"].isin(study(name).tasks)]])
     rows = rows[rows["budget"].eq(BUDGETS[name])]
     rows = rows[rows["structure"].map(rows.groupby("structure")["task"].nunique()).eq(len(study(name).tasks))]
     columns, titles = [], []
@@ -111,11 +119,10 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "mean agreement": lambda: agreement_table(study("pooling")),
     "mean repeats": lambda: repeat_table(study("pooling")),
     "heads": lambda: beside(("minilm", "pooling"), ("own pooler", "mean")),
-    "recipes": lambda: beside(
-        ("pooling", "steady"), ("before", "steadier"), {"searched warm 0.01%": "searched plain 0.01%"}
-    ),
+    "recipes": lambda: beside(("pooling", "steady"), ("before", "steadier"), SAME),
     "others": lambda: score_table(study("others"), summed("others")).drop(columns=["mean", "kept"]),
     "lora": lambda: score_table(study("lora"), summed("lora")),
+    "lora differences": lambda: differences("lora", "searched lora 0.01%", also="uniform 0.01%"),
     "steady": lambda: score_table(study("steady"), summed("steady")),
     "steady differences": lambda: differences("steady", "random 0.01%", "searched 0.01%"),
     "steady agreement": lambda: agreement_table(study("steady")),
