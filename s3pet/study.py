@@ -20,8 +20,8 @@ split decides nothing. Seed k of what depends on a seed (searched, random, by se
 retrained with seed k: a structure of its own, run at every rate. With ``repeats: n`` it is retrained n times in all, at
 its chosen rate with seeds k + 1, k + 2, …: that tells the structure from the luck of its retraining, and is kept out of
 the comparisons (:meth:`Study.chosen`). With ``halving: {structures: 8, steps: [50, 100]}`` it is chosen from so many
-(:mod:`s3pet.halving`). Other structures are one: their first seed is run at every rate, the other seeds at the chosen
-one.
+(:mod:`s3pet.halving`). The average over all seeds is one structure; with ``of: 3`` seed k is the average of the k-th
+three searches. Other structures are one: their first seed is run at every rate, the other seeds at the chosen one.
 
 Finished rows are kept and never computed again, so a study can be cut off at any time and go on, and its file can
 grow. A row is known by all that was declared for it; data that change under the same name are not noticed.
@@ -57,7 +57,7 @@ KINDS: dict[str, tuple[tuple[str, ...], bool, bool]] = {
     "adalora": (("alpha", "init_rank"), True, False),
     "searched": (("search", "per_param", "halving"), True, True),
     "transfer": (("search", "sources"), True, True),
-    "average": (("search", "over"), True, True),
+    "average": (("search", "over", "of"), True, True),
 }
 AVERAGES = ("seeds", "others")
 
@@ -147,6 +147,9 @@ class Study:
             )
         if kind == "average" and entry.get("over") not in AVERAGES:
             raise StudyError(f"structure {name!r} is over {entry.get('over')!r}; an average is over {AVERAGES}")
+        of = entry.get("of", 1)
+        if not (isinstance(of, int) and of > 0 and ("of" not in entry or entry["over"] == "seeds")):
+            raise StudyError(f"structure {name!r} is of {of!r}; expected a number of searches, with over: seeds")
         if "search" in KINDS[kind][0] and entry.get("search") not in self.searches:
             raise StudyError(
                 f"structure {name!r} wants search {entry.get('search')!r}; declared are {', '.join(self.searches)}"
@@ -184,6 +187,7 @@ class Study:
                 for budget, seeds, repeats in zip(budgets, *each, strict=True):
                     for source in self._sources(entry, task):
                         told = source and f"{'over' if entry['kind'] == 'average' else 'from'} {source}"
+                        told = f"over {entry['of']} {source}" if "of" in entry else told
                         label = " ".join(str(part) for part in (name, budget, told) if part)
                         row: Row = {"task": task, "structure": label, "entry": name, "kind": entry["kind"]}
                         row |= {"budget": budget, "source": source}
@@ -202,6 +206,8 @@ class Study:
         told["name"] = entry.get("name", row["entry"]) if entry["kind"] in ("manual", "reference") else None
         if "search" in told:
             told["search"] = self.settings(told["search"])
+        if told.get("over") == "seeds":
+            told["of"] = entry.get("of", self.seeds)
         where: dict[str, Any] = {"backbone": self.backbone, "space": self.space, "task": self.tasks[row["task"]]}
         where |= {"retrain": self.recipe(row["task"]), "structure": told}
         return config_hash({**where, **{name: row[name] for name in ("budget", "source", "index", "seed", "lr")}})
@@ -217,7 +223,7 @@ class Study:
     @staticmethod
     def _seeded(entry: Mapping[str, Any]) -> bool:
         """Whether every seed is a structure of its own."""
-        return KINDS[entry["kind"]][2] and entry.get("over") != "seeds"
+        return KINDS[entry["kind"]][2] and (entry.get("over") != "seeds" or "of" in entry)
 
     def _sources(self, entry: Mapping[str, Any], task: str) -> Sequence[str | None]:
         """What a structure is carried over from, or averaged over."""
@@ -313,7 +319,9 @@ class Study:
         if entry["kind"] in ("searched", "transfer"):
             yield row["source"] or row["task"], entry["search"], row["index"]
         elif entry["kind"] == "average" and row["source"] == "seeds":
-            yield from ((row["task"], entry["search"], seed) for seed in range(self.seeds))
+            of = entry.get("of", self.seeds)
+            first = row["index"] * of  # seed k is the average of the k-th so many searches
+            yield from ((row["task"], entry["search"], seed) for seed in range(first, first + of))
         elif entry["kind"] == "average":
             yield from ((task, entry["search"], row["index"]) for task in self.tasks if task != row["task"])
 

@@ -44,6 +44,7 @@ DECLARED = {
         "carried": {"kind": "transfer", "search": "ours"},
         "mean": {"kind": "average", "search": "ours", "over": "seeds"},
         "others": {"kind": "average", "search": "ours", "over": "others"},
+        "pair": {"kind": "average", "search": "ours", "over": "seeds", "of": 2},
     },
 }
 
@@ -57,6 +58,7 @@ SEEDED = {
     "drawn",
     "carried",
     "others",
+    "pair",
 }  # a structure of its own for every seed
 
 
@@ -110,6 +112,7 @@ def test_every_declared_row_is_there_once(finished):
             "full", "lnfit", "wide", "random 300", "top 300", "fisher 300", "searched 300", "cheap 300",
             "halved 300", "drawn 300",
             f"carried 300 from {'two' if task == 'one' else 'one'}", "mean 300 over seeds", "others 300 over others",
+            "pair 300 over 2 seeds",
         )
     }  # fmt: skip
     assert table.groupby("structure")["seed"].max()["random 300"] == 2
@@ -133,7 +136,7 @@ def test_every_structure_runs_at_the_rate_that_validation_chose_for_it(finished)
         best = first.loc[first["validation"].idxmax(), "lr"]
         kept = chosen[chosen["task"].eq(task) & chosen["structure"].eq(name) & chosen["index"].eq(index)]
         assert kept["lr"].eq(best).all() and len(kept) == (1 if name.split()[0] in SEEDED else 2), name
-    assert len(chosen) == 2 * (12 * 2 + 3)
+    assert len(chosen) == 2 * (13 * 2 + 3)
     assert not chosen.duplicated(["task", "structure", "index", "seed"]).any()
     whole = finished.chosen(repeats=True)
     assert len(whole) == len(chosen) + 2 * 3
@@ -169,6 +172,17 @@ def test_a_row_is_what_the_library_gives(finished, root):
         best = successive_halving(model, task, several, steps=steps, seed=1, lr=rows.loc[name, "lr"], batch_size=8)
         tuned = s3pet.retrain(model, task, best.structure, seed=1, lr=rows.loc[name, "lr"], **DECLARED["retrain"])
         assert tuned.metrics["test"] == rows.loc[name, "score"]
+    pair = [s3pet.load_run(finished.folder("two", "ours", seed)) for seed in (2, 3)]
+    tuned = s3pet.retrain(
+        model,
+        task,
+        s3pet.average_gates(pair).structure(),
+        seed=1,
+        lr=rows.loc["pair 300 over 2 seeds", "lr"],
+        **DECLARED["retrain"],
+    )
+    assert tuned.metrics["test"] == rows.loc["pair 300 over 2 seeds", "score"]
+    assert rows.loc["pair 300 over 2 seeds", "search_rows"] == 2 * 3 * 16
     other = s3pet.load_run(finished.folder("one", "ours", 1)).structure(300)
     assert rows.loc["carried 300 from one", "n_params"] == other.n_params
     folder = finished.folder("two", "ours", 1)
@@ -286,6 +300,8 @@ def test_summary_and_figures(finished, root, capsys):
         ({"structures": {"x": {"kind": "random", "halving": 3}}}, "expected {structures: 8"),
         ({"structures": {"x": {"kind": "top", "halving": 3}}}, "kind 'top'"),
         ({"structures": {"x": {"kind": "average", "search": "ours", "over": "all"}}}, "'x' is over 'all'"),
+        ({"structures": {"x": {"kind": "average", "search": "ours", "over": "seeds", "of": 0}}}, "'x' is of 0"),
+        ({"structures": {"x": {"kind": "average", "search": "ours", "over": "others", "of": 2}}}, "with over: seeds"),
         ({"recipes": {"three": {}}}, "no task of this study is called three"),
         ({"lr": {"pot": [1e-3]}}, "no kind or structure of this study is called pot"),
         ({"colour": "blue"}, r"unknown \['colour'\]"),
