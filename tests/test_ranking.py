@@ -125,6 +125,10 @@ def test_a_rank_in_a_name_is_no_budget():
     table = table[table["structure"].isin(["searched 500", "searched 2270"])]
     table["structure"] = table["structure"].replace({"searched 500": "lora_qv r8", "searched 2270": "lora_qv 0.05 %"})
     assert {label.get_text() for label in plot_ranking(table).get_yticklabels()} == {"lora_qv r8", "lora_qv"}
+    names = {"lora_qv r8": "average 0.01% over 3 seeds", "lora_qv 0.05 %": "carried 500 from qnli"}
+    table["structure"] = table["structure"].replace(names)
+    labels = {label.get_text() for label in plot_ranking(table).get_yticklabels()}
+    assert labels == {"average over 3 seeds", "carried from qnli"}
 
 
 def test_a_ranking_fits_its_page_and_refuses_what_it_cannot_rank():

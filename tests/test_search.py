@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny import tiny_bert, tiny_classifier, tiny_llama, tiny_mt5, tiny_roberta, tiny_t5
 from toy import easy_task, toy_task
 
@@ -192,7 +194,15 @@ def test_an_interrupted_search_goes_on_bit_for_bit(tmp_path, optimizer):
         search(model, task, space, out=tmp_path, callbacks=[cut], **settings)
     with pytest.raises(RunError, match="with other settings"):
         search(model, task, space, out=tmp_path, **{**settings, "seed": 1})
-    steps = []
+    steps, state = [], tmp_path / "checkpoint" / "state.safetensors"
+    kept = state.read_bytes()
+    with safe_open(state, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()} | {"weight.0": torch.zeros(3, 7)}  # noqa: SIM118
+        save_file(tensors, tmp_path / "other", metadata=file.metadata())
+    (tmp_path / "other").replace(state)
+    with pytest.raises(RunError, match="of another version"):
+        search(model, task, space, out=tmp_path, **settings)
+    state.write_bytes(kept)
     rest = search(model, task, space, out=tmp_path, callbacks=[lambda s: steps.append(s.step)], **settings)
     assert steps[0] == 11, "it should have gone on after the checkpoint at step 10"
     assert rest.gates.equals(whole.gates)

@@ -19,8 +19,10 @@ from s3pet.statistics import over_tasks
 from s3pet.study import Study
 
 HERE = Path(__file__).resolve().parent
-TASKS = ("sst2", "stsb", "qnli")  # of six, those that the encoder learns
-BUDGETS = {"ablation": 1351, "minilm": 2271, "pooling": 2271, "steady": 2271, "lora": 2271}
+RUN = {
+    "minilm": ("sst2", "stsb", "qnli"),
+    "budgets": ("stsb", "sst2"),
+}  # tasks that the encoder learns, or that were run
 SAME = {"searched warm 0.01%": "searched plain 0.01%"}  # structures of "pooling" that "steady" calls otherwise
 BLOCK = re.compile(r"(<!-- (?!end)([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -29,7 +31,7 @@ BLOCK = re.compile(r"(<!-- (?!end)([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.DOTAL
 def study(name: str) -> Study:
     """A study of this folder; of the encoder's, the tasks that can be told apart."""
     found = Study.load(HERE / f"{name}.yaml")
-    return found.only(tasks=TASKS) if name == "minilm" else found
+    return found.only(tasks=RUN[name]) if name in RUN else found
 
 
 @cache
@@ -46,7 +48,7 @@ def mean_over_tasks(name: str) -> pd.DataFrame:
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
     """Structures without their budget, where it is the same for all."""
-    short = re.compile(r" 0\.0?1%")
+    short = re.compile(r" 0\.\d+%")
     table = table.reset_index()
     table.columns = [short.sub("", name) for name in table.columns]
     return table.assign(structure=[short.sub("", name) for name in table["structure"]])
@@ -58,26 +60,33 @@ def ablation() -> pd.DataFrame:
     return named(table.loc[mean_over_tasks("ablation").index].drop(columns=["parameters", "kept"], errors="ignore"))
 
 
-def kept_best() -> pd.DataFrame:
-    """One structure, and of three the one that validation likes best."""
-    best = best_table(study("ablation")).set_index("structure")["mean"]
-    one = mean_over_tasks("ablation")["score"].map("{:.3f}".format)
-    table = pd.DataFrame({"one": one, "best of three": best[best != ""]}).rename_axis("structure").dropna()
+def kept_best(name: str, *, tasks: bool = False) -> pd.DataFrame:
+    """One structure, and of three the one that validation likes best.
+
+    Args:
+        name: of the study.
+        tasks: also the best of three on each task.
+    """
+    best = best_table(study(name)).set_index("structure")
+    one = mean_over_tasks(name)["score"].map("{:.3f}".format)
+    parts = {task: best[task] for task in study(name).tasks} if tasks else {}
+    table = pd.DataFrame({"one": one, **parts, "best of three": best["mean"][best["mean"] != ""]})
+    table = table.rename_axis("structure").dropna()
     return named(table.sort_values("best of three", ascending=False, kind="stable"))
 
 
-def differences(name: str, *baselines: str, also: str | None = None) -> pd.DataFrame:
+def differences(name: str, *baselines: str, budget: int = 2271, also: str | None = None) -> pd.DataFrame:
     """Differences of the mean over tasks to some baselines, of what was made for a budget and ran on all tasks.
 
     Args:
-        name: of the study. baselines: structures.
+        name: of the study. baselines: structures. budget: parameters.
         also: a structure of "steady" to compare, too.
     """
     rows = study(name).chosen()
     if also:
         other = study("steady").chosen()
         rows = pd.concat([rows, other[other["structure"].eq(also) & other["task"].isin(study(name).tasks)]])
-    rows = rows[rows["budget"].eq(BUDGETS[name])]
+    rows = rows[rows["budget"].eq(budget)]
     rows = rows[rows["structure"].map(rows.groupby("structure")["task"].nunique()).eq(len(study(name).tasks))]
     columns, titles = [], []
     for baseline in baselines:
@@ -108,9 +117,9 @@ def beside(names: tuple[str, str], titles: tuple[str, str], renamed: dict[str, s
 
 TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "ablation": ablation,
-    "ablation differences": lambda: differences("ablation", "random 0.1%", "default 0.1%"),
+    "ablation differences": lambda: differences("ablation", "random 0.1%", "default 0.1%", budget=1351),
     "ablation agreement": lambda: agreement_table(study("ablation")),
-    "ablation best of three": kept_best,
+    "ablation best of three": lambda: kept_best("ablation"),
     "encoder": lambda: score_table(study("minilm"), summed("minilm")),
     "encoder differences": lambda: differences("minilm", "random 0.01%", "searched warm 0.01%"),
     "encoder agreement": lambda: agreement_table(study("minilm")),
@@ -127,6 +136,11 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "steady differences": lambda: differences("steady", "random 0.01%", "searched 0.01%"),
     "steady agreement": lambda: agreement_table(study("steady")),
     "steady repeats": lambda: repeat_table(study("steady")),
+    "steady best of three": lambda: kept_best("steady", tasks=True),
+    "budgets": lambda: score_table(study("budgets"), summed("budgets")),
+    "budgets middle": lambda: differences("budgets", "random 0.04%", "searched 0.04%", budget=9085),
+    "budgets large": lambda: differences("budgets", "random 0.1%", "searched 0.1%", budget=22713),
+    "pocket": lambda: score_table(study("pocket"), summed("pocket")),
 }
 
 

@@ -31,7 +31,8 @@ JOINED = (
     "heuristic",
     "adalora",
 )  # kinds that exist at any budget: a line; all others have a cost of their own
-AMOUNT = re.compile(r"[\s@=]*(?<![A-Za-z\d.,])\d[\d.,]*\s*[%kM]?$")  # "searched 0.05 %" is "searched"; "lora r8" stays
+# "searched 0.05 %" is "searched", "carried 0.05% from qnli" is "carried from qnli"; "lora r8" stays
+AMOUNT = re.compile(r"[\s@=]*(?<![A-Za-z\d.,])\d[\d.,]*\s*[%kM]?(?=$| over | from )")
 
 
 class _Label(NamedTuple):
