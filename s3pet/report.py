@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from s3pet.errors import StudyError
 from s3pet.runs import load_run
-from s3pet.statistics import best_of, over_tasks, summary
+from s3pet.statistics import over_tasks, summary
 from s3pet.study import KINDS, Study
 from s3pet.transfer import agreement
+from s3pet.validation import best_of
 from s3pet.variance import variance_components
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def best_table(study: Study, k: int = 3) -> pd.DataFrame:
 
     Args:
         study: its finished rows are read.
-        k: see :func:`s3pet.statistics.best_of`.
+        k: see :func:`s3pet.validation.best_of`.
 
     Returns:
         ``structure``, a column per task, and ``mean`` where a structure has all tasks; empty without k runs of any.

@@ -41,7 +41,7 @@ from s3pet.errors import StudyError
 from s3pet.gates import Budget
 from s3pet.jobs import Row, each, run_row, run_search
 from s3pet.runs import SearchResult, config_hash, load_run, write_table
-from s3pet.statistics import choose_lr
+from s3pet.validation import choose_lr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -247,7 +247,7 @@ class Study:
         return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
     def table(self) -> pd.DataFrame:
-        """All finished rows, at every learning rate; :func:`s3pet.statistics.choose_lr` keeps the chosen ones."""
+        """All finished rows, at every learning rate; :func:`s3pet.validation.choose_lr` keeps the chosen ones."""
         import pandas as pd
 
         kept = pd.read_parquet(self.path / "study.parquet") if (self.path / "study.parquet").is_file() else None

@@ -8,22 +8,15 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from rows import rows
 from scipy import stats
 
 from s3pet.errors import S3PetError, StudyError
 from s3pet.resampling import flips, holm, interval, p_value, splits
-from s3pet.statistics import best_of, choose_lr, over_tasks, summary, wins
+from s3pet.statistics import over_tasks, summary, wins
 
 QUICK = {"draws": 500}
 INTERVAL = {"confidence": 0.95, "draws": 2000, "seed": 0}
-
-
-def rows(structure, scores, *, task="a", kind="manual", seeds=None, **columns):
-    """One row per score, with seeds 0, 1, …"""
-    n = len(scores)
-    table = pd.DataFrame({"task": task, "structure": structure, "kind": kind, "index": 0, "seed": seeds or range(n)})
-    table = table.assign(n_params=100, head_params=10, score=scores, validation=0.5, metric="accuracy", passes=3)
-    return table.assign(seconds=2.0, budget=pd.array([pd.NA] * n, "Int64"), lr=1e-3).assign(**columns)
 
 
 def five(differences=(0.01, 0.02, 0.03, 0.04, 0.05), task="a"):
@@ -278,84 +271,6 @@ def test_wins_are_counted_and_bounded_by_the_runs():
     assert wins(table, "mine", "other", **QUICK).attainable == 0  # five pairs never get below 1/16
     with pytest.raises(StudyError, match=r"no structure 'othr'; nearest: 'other'"):
         wins(table, "mine", "othr")
-
-
-# --- learning rates ---------------------------------------------------------------------------------------------------
-
-
-def rates(validation, score=None, **columns):
-    """Three seeds at each rate."""
-    tables = [rows("mine", score or [0.5] * 3, validation=given, lr=lr) for lr, given in validation.items()]
-    return pd.concat(tables).assign(**columns)
-
-
-def test_the_rate_is_chosen_on_validation_never_on_test():
-    table = rates({1e-2: [0.9, 0.7, 0.7], 1e-3: [0.8, 0.8, 0.8], 1e-4: [0.1, 0.2, 0.3]})
-    assert set(choose_lr(table)["lr"]) == {1e-3}
-    for scores in (np.nan, np.arange(9.0), -np.arange(9.0)):
-        assert set(choose_lr(table.assign(score=scores))["lr"]) == {1e-3}
-    assert len(choose_lr(table.drop(columns="score"))) == 3
-    kept = choose_lr(table.assign(extra="x"))
-    assert list(kept) == [*table, "extra"] and len(kept) == 3
-
-
-def test_each_of_several_structures_may_have_its_own_rate():
-    table = pd.concat([rates({1e-2: 0.9, 1e-3: 0.5}), rates({1e-2: 0.1, 1e-3: 0.6}).assign(index=1)])
-    kept = choose_lr(table, by=("task", "structure", "index"))
-    assert dict(zip(kept["index"], kept["lr"], strict=True)) == {0: 1e-2, 1: 1e-3}
-    assert set(choose_lr(table)["lr"]) == {1e-3}  # 0.55 on average, against 0.5
-
-
-def test_rates_are_compared_on_the_same_seeds():
-    table = rates({1e-2: [0.9, 0.1, 0.1], 1e-3: [0.8, 0.8, 0.8]})
-    table = table[~((table["lr"] == 1e-2) & (table["seed"] > 0))]  # the worse rate ran on its lucky seed only
-    assert set(choose_lr(table)["lr"]) == {1e-2}  # on seed 0 it is the better one
-    with pytest.raises(
-        StudyError, match=r"no \(index, seed\) of task 'a', structure 'mine' has all its 2 learning rates"
-    ):
-        choose_lr(table[~((table["lr"] == 1e-3) & (table["seed"] == 0))])
-
-
-def test_ties_divergence_and_rows_without_a_rate():
-    assert set(choose_lr(rates({1e-2: [0.6, 0.8, 0.7], 1e-3: [0.7, 0.7, 0.7]}))["lr"]) == {1e-3}
-    assert set(choose_lr(rates({1e-2: [0.9, np.nan, 0.9], 1e-3: [0.1] * 3}))["lr"]) == {1e-3}
-    table = pd.concat([rates({1e-2: [0.9] * 3, 1e-3: [0.1] * 3}), rows("zero-shot", [0.5], lr=np.nan)])
-    assert len(choose_lr(table)) == 4
-    other = rates({1e-2: [0.1] * 3, 1e-3: [0.9] * 3}, task="b")
-    found = choose_lr(pd.concat([table, other])).groupby("task")["lr"].max()
-    assert found.to_dict() == {"a": 1e-2, "b": 1e-3}
-    with pytest.raises(StudyError, match="every learning rate of task 'a', structure 'mine' has a run without"):
-        choose_lr(rates({1e-2: [np.nan] * 3, 1e-3: [np.nan] * 3}))
-
-
-# --- the best of several ----------------------------------------------------------------------------------------------
-
-
-def test_keeping_the_best_of_k_is_the_mean_over_all_subsets():
-    rng = np.random.default_rng(0)
-    table = rows("mine", rng.random(6), validation=rng.permutation(6) / 6)
-    for k in (1, 2, 3, 6):
-        subsets = [table.iloc[[*picks]] for picks in itertools.combinations(range(6), k)]
-        kept = [part.loc[part["validation"].idxmax(), "score"] for part in subsets]
-        assert best_of(table.reset_index(drop=True), k)["score"].item() == pytest.approx(np.mean(kept))
-    assert best_of(table, 1)["score"].item() == pytest.approx(table["score"].mean())
-
-
-def test_equal_validation_scores_are_kept_equally_often():
-    table = rows("mine", [0.0, 1.0, 0.5], validation=[0.7, 0.7, 0.2])
-    for order in itertools.permutations(range(3)):
-        # of the three pairs one holds both good ones (0.5), the others one of them (0 and 1)
-        assert best_of(table.iloc[[*order]], 2)["score"].item() == pytest.approx(0.5)
-
-
-def test_the_best_of_more_runs_than_there_are_is_left_out():
-    table = pd.concat([rows("few", [0.5, 0.6]), rows("many", [0.5, 0.6, 0.7], validation=[0.1, 0.2, 0.3])])
-    found = best_of(table, 3)
-    assert found.to_dict("records") == [{"task": "a", "structure": "many", "score": 0.7, "runs": 3}]
-    with pytest.raises(StudyError, match="k=0"):
-        best_of(table, 0)
-    with pytest.raises(StudyError, match="validation is not a number in runs of"):
-        best_of(table.assign(validation=np.nan), 1)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
