@@ -17,6 +17,7 @@ import pandas as pd
 from s3pet.report import agreement_table, as_text, best_table, repeat_table, score_table, summarize
 from s3pet.statistics import over_tasks
 from s3pet.study import Study
+from s3pet.validation import keep_best
 
 HERE = Path(__file__).resolve().parent
 RUN = {
@@ -98,6 +99,22 @@ def differences(name: str, *baselines: str, budget: int = 2271, also: str | None
     return named(table.replace({"nan": "–", "+nan": "–"}))
 
 
+def threes() -> pd.DataFrame:
+    """What three searches are worth: averaged, or the best of three by validation; beside three of the rule."""
+    rows = study("steady").chosen()
+    rows = rows[rows["budget"].eq(2271)]
+    best = keep_best(rows[rows["entry"].isin(["searched", "uniform"])], 3)
+    best = best.assign(structure=best["entry"] + ", best of three")
+    both = pd.concat([best, rows[rows["entry"].eq("averaged")].assign(structure="searched, average of three")])
+    scores = both.groupby(["structure", "task"])["score"].agg(["mean", "std", "size"])
+    told = [f"{row.mean:.3f} ± {row.std:.3f} ({row.size})" for row in scores.itertuples(index=False, name="Row")]
+    told = pd.Series(told, scores.index).unstack("task")[[*study("steady").tasks]]
+    found = over_tasks(both, baseline="uniform, best of three").set_index("structure")
+    told = told.loc[found.index].assign(mean=found["score"].map("{:.3f}".format))
+    told["− uniform"], told["p"] = found["difference"].map("{:+.3f}".format), found["p"].map("{:.2g}".format)
+    return told.replace({"nan": "–", "+nan": "–"}).rename_axis("structure").reset_index()
+
+
 def beside(names: tuple[str, str], titles: tuple[str, str], renamed: dict[str, str] | None = None) -> pd.DataFrame:
     """What two studies share: equal structures and seeds.
 
@@ -136,6 +153,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "steady differences": lambda: differences("steady", "random 0.01%", "searched 0.01%"),
     "steady agreement": lambda: agreement_table(study("steady")),
     "steady repeats": lambda: repeat_table(study("steady")),
+    "steady threes": threes,
     "steady best of three": lambda: kept_best("steady", tasks=True),
     "budgets": lambda: score_table(study("budgets"), summed("budgets")),
     "budgets middle": lambda: differences("budgets", "random 0.04%", "searched 0.04%", budget=9085),
