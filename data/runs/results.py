@@ -99,6 +99,21 @@ def differences(name: str, *baselines: str, budget: int = 2271, also: str | None
     return named(table.replace({"nan": "–", "+nan": "–"}))
 
 
+def adalora() -> pd.DataFrame:
+    """AdaLoRA on the pocket, beside the searches that score best there and what they are compared with."""
+    beside = ["shared warm long", "warm long", "shared warm", "long", "uniform", "random"]
+    rows = study("ablation").chosen()
+    other = study("pocket").chosen()
+    rows = pd.concat([other[other["entry"].eq("adalora")], rows[rows["entry"].isin(beside)]])
+    found = over_tasks(rows, baseline="adalora 0.1%").dropna(subset="difference")
+    found = found.assign(
+        score=found["score"].map("{:.3f}".format), difference=found["difference"].map("{:+.3f}".format)
+    )
+    found = found.assign(p=found["p"].map("{:.2g}".format), p_holm=found["p_holm"].map("{:.2g}".format))
+    table = found[["structure", "score", "pairs", "difference", "p", "p_holm"]].set_index("structure")
+    return named(table.set_axis(["score", "pairs", "− adalora", "p", "Holm"], axis=1))
+
+
 def threes() -> pd.DataFrame:
     """What three searches are worth: averaged, or the best of three by validation; beside three of the rule."""
     rows = study("steady").chosen()
@@ -158,6 +173,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "budgets": lambda: score_table(study("budgets"), summed("budgets")),
     "budgets middle": lambda: differences("budgets", "random 0.04%", "searched 0.04%", budget=9085),
     "budgets large": lambda: differences("budgets", "random 0.1%", "searched 0.1%", budget=22713),
+    "pocket adalora": adalora,
     "pocket": lambda: score_table(study("pocket"), summed("pocket")),
 }
 
