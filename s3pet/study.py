@@ -206,8 +206,8 @@ class Study:
         told["name"] = entry.get("name", row["entry"]) if entry["kind"] in ("manual", "reference") else None
         if "search" in told:
             told["search"] = self.settings(told["search"])
-        if told.get("over") == "seeds":
-            told["of"] = entry.get("of", self.seeds)
+        if told.get("over") == "seeds" and "of" not in told:
+            told["seeds"] = self.seeds
         where: dict[str, Any] = {"backbone": self.backbone, "space": self.space, "task": self.tasks[row["task"]]}
         where |= {"retrain": self.recipe(row["task"]), "structure": told}
         return config_hash({**where, **{name: row[name] for name in ("budget", "source", "index", "seed", "lr")}})
