@@ -116,9 +116,7 @@ def keep_best(table: pd.DataFrame, k: int) -> pd.DataFrame:
     if len(twice):
         row = twice.iloc[0]
         raise StudyError(f"seed {row['seed']} of {row['structure']!r} on {row['task']!r} is there twice; drop repeats")
-    table = table.sort_values("seed", kind="stable", ignore_index=True)
-    number = table["seed"] // k
-    groups = table.groupby(["task", "structure", number], sort=False, observed=True)
-    whole = groups["validation"].transform("size") == k
-    kept = table.loc[table[whole].groupby(["task", "structure", number[whole]], sort=False)["validation"].idxmax()]
-    return kept.assign(index=number, seed=number).reset_index(drop=True)
+    table = table.sort_values("seed", ignore_index=True).assign(index=lambda rows: rows["seed"] // k)
+    groups = table.groupby(["task", "structure", "index"], sort=False)["validation"]
+    kept = table.loc[groups.idxmax()[groups.size() == k]]
+    return kept.assign(seed=kept["index"]).reset_index(drop=True)

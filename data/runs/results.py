@@ -76,17 +76,17 @@ def kept_best(name: str, *, tasks: bool = False) -> pd.DataFrame:
     return named(table.sort_values("best of three", ascending=False, kind="stable"))
 
 
-def differences(name: str, *baselines: str, budget: int = 2271, also: str | None = None) -> pd.DataFrame:
+def differences(name: str, *baselines: str, budget: int = 2271, also: tuple[str, str] | None = None) -> pd.DataFrame:
     """Differences of the mean over tasks to some baselines, of what was made for a budget and ran on all tasks.
 
     Args:
         name: of the study. baselines: structures. budget: parameters.
-        also: a structure of "steady" to compare, too.
+        also: another study and a structure of it, to compare, too.
     """
     rows = study(name).chosen()
     if also:
-        other = study("steady").chosen()
-        rows = pd.concat([rows, other[other["structure"].eq(also) & other["task"].isin(study(name).tasks)]])
+        other = study(also[0]).chosen()
+        rows = pd.concat([rows, other[other["structure"].eq(also[1]) & other["task"].isin(study(name).tasks)]])
     rows = rows[rows["budget"].eq(budget)]
     rows = rows[rows["structure"].map(rows.groupby("structure")["task"].nunique()).eq(len(study(name).tasks))]
     columns, titles = [], []
@@ -97,21 +97,6 @@ def differences(name: str, *baselines: str, budget: int = 2271, also: str | None
         titles += ["pairs", f"− {baseline}", "p", "Holm"]
     table = pd.concat(columns, axis=1).set_axis(titles, axis=1).loc[found.index]
     return named(table.replace({"nan": "–", "+nan": "–"}))
-
-
-def adalora() -> pd.DataFrame:
-    """AdaLoRA on the pocket, beside the searches that score best there and what they are compared with."""
-    beside = ["shared warm long", "warm long", "shared warm", "long", "uniform", "random"]
-    rows = study("ablation").chosen()
-    other = study("pocket").chosen()
-    rows = pd.concat([other[other["entry"].eq("adalora")], rows[rows["entry"].isin(beside)]])
-    found = over_tasks(rows, baseline="adalora 0.1%").dropna(subset="difference")
-    found = found.assign(
-        score=found["score"].map("{:.3f}".format), difference=found["difference"].map("{:+.3f}".format)
-    )
-    found = found.assign(p=found["p"].map("{:.2g}".format), p_holm=found["p_holm"].map("{:.2g}".format))
-    table = found[["structure", "score", "pairs", "difference", "p", "p_holm"]].set_index("structure")
-    return named(table.set_axis(["score", "pairs", "− adalora", "p", "Holm"], axis=1))
 
 
 def threes() -> pd.DataFrame:
@@ -163,7 +148,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "recipes": lambda: beside(("pooling", "steady"), ("before", "steadier"), SAME),
     "others": lambda: score_table(study("others"), summed("others")).drop(columns=["mean", "kept"]),
     "lora": lambda: score_table(study("lora"), summed("lora")),
-    "lora differences": lambda: differences("lora", "searched lora 0.01%", also="uniform 0.01%"),
+    "lora differences": lambda: differences("lora", "searched lora 0.01%", also=("steady", "uniform 0.01%")),
     "steady": lambda: score_table(study("steady"), summed("steady")),
     "steady differences": lambda: differences("steady", "random 0.01%", "searched 0.01%"),
     "steady agreement": lambda: agreement_table(study("steady")),
@@ -173,7 +158,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "budgets": lambda: score_table(study("budgets"), summed("budgets")),
     "budgets middle": lambda: differences("budgets", "random 0.04%", "searched 0.04%", budget=9085),
     "budgets large": lambda: differences("budgets", "random 0.1%", "searched 0.1%", budget=22713),
-    "pocket adalora": adalora,
+    "pocket adalora": lambda: differences("ablation", "adalora 0.1%", budget=1351, also=("pocket", "adalora 0.1%")),
     "pocket": lambda: score_table(study("pocket"), summed("pocket")),
 }
 
