@@ -34,7 +34,7 @@ from s3pet.backbones import backbone_checksum
 from s3pet.batches import Stream, derive
 from s3pet.checkpoint import load_state, save_state
 from s3pet.cost import Cost
-from s3pet.errors import SearchError
+from s3pet.errors import BudgetError, SearchError
 from s3pet.gates import Budget, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
 from s3pet.objective import Batch, Objective, make_objective
 from s3pet.progress import View, make_view
@@ -148,7 +148,7 @@ class Searcher:
         return True
 
     def steps_unchanged(self) -> int:
-        """For how many steps (not of the warm-up) the sets chosen at half, once and twice the budget are the same."""
+        """For how many steps (of those at the budget itself, with α free) the sets chosen at half, once and twice the budget are the same."""
         while len(self._choices) < len(self.records):
             probs, budget = self._probs(self.records[len(self._choices)][1].double()), self.budget.n_params
             chosen = (select_mask(probs, self.space.costs, share * budget) for share in (0.5, 1, 2))
@@ -158,16 +158,16 @@ class Searcher:
             if not torch.equal(choice, self._choices[-1]):
                 break
             since = step
-        return self.step - max(since, self.settings.warmup)
+        return self.step - max(since, self.settings.shrunk)
 
     def sampling_gap(self) -> float:
-        """Expected cost of the sampled supernet over the budget."""
-        if self.settings.sampling == "mean":
-            return 1.0
+        """Expected cost of the sampled supernet over the budget; with ``start_budget``, at this step."""
         s = self.settings
-        return sampling_gap(
-            self.probs, self.costs.double(), temperature=s.sample_temperature, hard=s.sampling == "hard"
-        )
+        share = s.share(self.step)
+        if s.sampling == "mean":
+            return share
+        options: Any = {"temperature": s.sample_temperature, "hard": s.sampling == "hard"}
+        return share * sampling_gap(self._probs(self.alpha.double(), share), self.costs.double(), **options)
 
     def result(self, config: dict[str, Any], metrics: dict[str, Any]) -> SearchResult:
         """What has been found so far."""
@@ -199,7 +199,7 @@ class Searcher:
         s = self.settings
 
         def loss(alpha: Tensor, weights: Sequence[Tensor]) -> Tensor:
-            gates = self._probs(alpha)
+            gates = self._probs(alpha, s.share(self.step))
             if s.sampling != "mean":
                 gates = sample_gates(gates, noise, temperature=s.sample_temperature, hard=s.sampling == "hard")
             torch.manual_seed(seed)  # the same dropout in every pass over this batch
@@ -209,10 +209,11 @@ class Searcher:
 
         return loss
 
-    def _probs(self, alpha: Tensor) -> Tensor:
+    def _probs(self, alpha: Tensor, share: float = 1.0) -> Tensor:
+        """Probabilities at a multiple of the budget."""
         s = self.settings
         options: Any = {"temperature": s.temperature, "gradient": s.gradient, "check": False}
-        return shifted_sigmoid(alpha, self.costs.to(alpha.dtype), self.budget.n_params, **options)
+        return shifted_sigmoid(alpha, self.costs.to(alpha.dtype), share * self.budget.n_params, **options)
 
     def _mask(self, probs: Tensor) -> Tensor:
         return select_mask(probs, self.space.costs, self.budget.n_params)
@@ -256,13 +257,18 @@ def search(
         The result; ``result.structure()`` is the structure at the budget.
 
     Raises:
-        BudgetError: unreadable, below the cheapest candidate, or above the space. SearchError: bad settings, or the
+        BudgetError: unreadable, below the cheapest candidate, or (``start_budget`` times) above the space. SearchError: bad settings, or the
             search diverged (what was found before is saved in ``out`` and is the error's ``result``). RunError: a
             finished run is in ``out``.
     """
     chosen = Settings(**settings)
     parsed = parse_budget(space, budget)
     solve_shift(torch.zeros(len(space)), space.costs, parsed.n_params)  # raises BudgetError above the space
+    if not chosen.start_budget * parsed.n_params < space.n_params:
+        raise BudgetError(
+            f"start_budget={chosen.start_budget:g} times the budget of {parsed.n_params:,} parameters is not below the "
+            f"{space.n_params:,} of all candidates; here it can be up to {space.n_params / parsed.n_params:.4g}"
+        )
     folder, view = Path(out) if out is not None else None, make_view(progress)
     if folder is not None:
         refuse_finished(folder, overwrite)

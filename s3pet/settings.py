@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ SAMPLINGS = ("concrete", "hard", "mean")
 SCHEDULES = ("linear", "constant", "inverse_sqrt")
 ALPHA_SPLITS = ("val", "both")
 STOPS = (None, "settled")
+SHRINKING = 0.6  # share of the steps after the warm-up in which start_budget comes down to the budget, as AdaLoRA's do
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Settings:
             bi-level, for twice the rows.
         warmup: of the ``steps``, how many first train the weights alone, at uniform gates. A fresh head has much to
             learn that no candidate is needed for, and those next to it help it most: without a warm-up α favours them.
+        start_budget: the expected cost at the start, as a multiple of the budget, ≥ 1. Above 1 the gates start open and
+            the search prunes while it trains: after the warm-up the cost shrinks along a cubic, as in AdaLoRA, and is
+            the budget from :attr:`shrunk` on. At 1, modules are scaled by small gates from the first step and learn
+            slowly. Recorded probabilities are those at the budget itself.
         schedule: of both learning rates: ``"linear"`` (to 0 at the last step, as the authors), ``"constant"``, or
             ``"inverse_sqrt"``, 1/√(1 + step/timescale), which does not depend on how long the search will be.
         timescale: steps of that schedule; after three times as many, rates are halved.
@@ -68,6 +74,7 @@ class Settings:
     alpha_optimizer: str = "adamw"
     alpha_split: str = "val"
     warmup: int = 0
+    start_budget: float = 1.0
     schedule: str = "linear"
     timescale: int = 30
     stop: str | None = None
@@ -103,12 +110,26 @@ class Settings:
 
         if not 0 <= self.warmup < self.steps:
             raise SearchError(f"warmup must be at least 0 and below steps ({self.steps}), got {self.warmup}")
+        if not 1 <= self.start_budget < math.inf:
+            raise SearchError(f"start_budget is a multiple of the budget, at least 1, got {self.start_budget}")
 
     def rate(self, step: int) -> float:
         """Factor on both learning rates at this step, in (0, 1]."""
         if self.schedule == "linear":
             return 1 - step / self.steps
         return (1 + step / self.timescale) ** -0.5 if self.schedule == "inverse_sqrt" else 1.0
+
+    @property
+    def shrunk(self) -> int:
+        """Step from which on the expected cost is the budget; until the end of the warm-up α rests."""
+        return self.warmup + (round(SHRINKING * (self.steps - self.warmup)) if self.start_budget > 1 else 0)
+
+    def share(self, step: int) -> float:
+        """Expected cost at this step, as a multiple of the budget, in [1, ``start_budget``]."""
+        if step >= self.shrunk:
+            return 1.0
+        left = 1 - max(0, step - self.warmup) / (self.shrunk - self.warmup)
+        return 1 + (self.start_budget - 1) * left**3
 
     @property
     def every(self) -> int:
