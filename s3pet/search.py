@@ -148,7 +148,10 @@ class Searcher:
         return True
 
     def steps_unchanged(self) -> int:
-        """For how many steps (of those at the budget itself, with α free) the sets chosen at half, once and twice the budget are the same."""
+        """For how many steps the sets chosen at half, once and twice the budget are the same.
+
+        Steps of the warm-up, and those above the budget, do not count.
+        """
         while len(self._choices) < len(self.records):
             probs, budget = self._probs(self.records[len(self._choices)][1].double()), self.budget.n_params
             chosen = (select_mask(probs, self.space.costs, share * budget) for share in (0.5, 1, 2))
@@ -257,9 +260,10 @@ def search(
         The result; ``result.structure()`` is the structure at the budget.
 
     Raises:
-        BudgetError: unreadable, below the cheapest candidate, or (``start_budget`` times) above the space. SearchError: bad settings, or the
-            search diverged (what was found before is saved in ``out`` and is the error's ``result``). RunError: a
-            finished run is in ``out``.
+        BudgetError: unreadable, below the cheapest candidate, or (``start_budget`` times) above the space.
+        SearchError: bad settings, or the search diverged (what was found before is saved in ``out`` and is the error's
+            ``result``).
+        RunError: a finished run is in ``out``.
     """
     chosen = Settings(**settings)
     parsed = parse_budget(space, budget)

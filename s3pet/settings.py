@@ -126,7 +126,7 @@ class Settings:
 
     def share(self, step: int) -> float:
         """Expected cost at this step, as a multiple of the budget, in [1, ``start_budget``]."""
-        if step >= self.shrunk:
+        if self.start_budget == 1 or step >= self.shrunk:
             return 1.0
         left = 1 - max(0, step - self.warmup) / (self.shrunk - self.warmup)
         return 1 + (self.start_budget - 1) * left**3
