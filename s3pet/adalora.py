@@ -32,8 +32,8 @@ from s3pet.gates import Budget
 from s3pet.modules import LORA_ALPHA
 from s3pet.objective import Objective, make_objective
 from s3pet.retrain import TunedModel, isolated_random, tune
-from s3pet.space import Space, make_space
-from s3pet.structure import parse_budget, select_mask
+from s3pet.space import Rule, Space, layers_of, make_space
+from s3pet.structure import Structure, parse_budget, select_mask
 from s3pet.tasks import Task
 from s3pet.trainer import Learner, Recipe
 
@@ -141,6 +141,31 @@ def retrain_adalora(
     own = {"init_rank": init_rank, "warmup": warmup, "final": final, "regularizer": regularizer}
     tuned.config |= own | {"alpha": config.lora_alpha, "budget": parsed.n_params}
     return tuned
+
+
+def allocated_structure(model: nn.Module, tuned: TunedModel) -> Structure:
+    """The LoRA of the ranks that AdaLoRA left, to be retrained from its initial values like any other structure.
+
+    It tells whether AdaLoRA is good at finding where, or at training what it found.
+
+    Args:
+        model: the backbone that :func:`retrain_adalora` was given.
+        tuned: what it returned.
+
+    Returns:
+        LoRA of those ranks at those sites; one parameter less for each rank than AdaLoRA has, so within its budget.
+
+    Raises:
+        SearchError: tuned by something else.
+    """
+    ranks = tuned.metrics.get("ranks")
+    if not ranks:
+        raise SearchError(f"expected what retrain_adalora returns, with ranks; this was tuned by {tuned!r}")
+    rule = Rule("lora", ranks=tuple(range(1, max(ranks.values()) + 1)))
+    space = make_space(model, [rule], cross_attention=True)
+    chosen = tuple(c for c in space if ranks.get(c.site) == c.rank)
+    origin = {"kind": "allocated", "task": tuned.task.name, "seed": tuned.config["seed"]}
+    return Structure(chosen, space.model_id, space.name, tuned.config["budget"], origin, layers=layers_of(space))
 
 
 class _AdaLearner(Learner):

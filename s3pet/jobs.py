@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from s3pet.adalora import retrain_adalora
+from s3pet.adalora import allocated_structure, retrain_adalora
 from s3pet.backbones import load_backbone
 from s3pet.comparison import Entry, measured
 from s3pet.errors import S3PetError, StudyError
@@ -77,14 +77,19 @@ def run_row(study: Any, row: Row) -> Row:
     entry, recipe = study.structures[row["entry"]], {**study.recipe(row["task"]), "seed": row["seed"], "lr": row["lr"]}
     costs = [study.result(*need).cost for need in study.needs(row)]
     try:
+        made: Entry | list[Structure] | None = None
         if entry["kind"] == "adalora":
             tuned = retrain_adalora(model, task, row["budget"], **_options(entry), **recipe)
+        elif entry["kind"] == "allocated":
+            first = retrain_adalora(model, task, row["budget"], **_options(entry), **{**recipe, "seed": row["index"]})
+            made, costs = allocated_structure(model, first), [first.cost]
         else:
             made = _make(study, row, model, task, space)
-            if isinstance(made, list):
-                short = {**recipe, "steps": entry["halving"]["steps"], "evaluations": 1}
-                found = successive_halving(model, task, made, **short)
-                made, costs = found.structure, [*costs, found.cost]
+        if isinstance(made, list):
+            short = {**recipe, "steps": entry["halving"]["steps"], "evaluations": 1}
+            found = successive_halving(model, task, made, **short)
+            made, costs = found.structure, [*costs, found.cost]
+        if made is not None:
             tuned = retrain(model, task, made, **recipe)
     except S3PetError as error:
         raise StudyError(f"{row['structure']!r} on {row['task']!r}, seed {row['seed']}: {error}") from error

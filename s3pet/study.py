@@ -55,6 +55,7 @@ KINDS: dict[str, tuple[tuple[str, ...], bool, bool]] = {
     "heuristic": (("where",), True, False),
     "sensitivity": (("score", "per_param", "batches", "head_steps"), True, True),
     "adalora": (("alpha", "init_rank"), True, False),
+    "allocated": (("alpha", "init_rank"), True, True),
     "searched": (("search", "per_param", "halving"), True, True),
     "transfer": (("search", "sources"), True, True),
     "average": (("search", "over", "of"), True, True),

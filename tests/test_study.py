@@ -352,3 +352,21 @@ def test_rows_run_on_a_dask_cluster(root, monkeypatch):
     columns = ["key", "lr", "validation", "score"]
     assert len(ours) == 3
     assert ours[columns].sort_values("key").values.tolist() == theirs[columns].sort_values("key").values.tolist()
+
+
+def test_what_adalora_allocates_is_retrained_with_the_seed_of_each_row(root, monkeypatch):
+    """Seed k of the structure is AdaLoRA's with seed k, also where it is repeated; the first training is its search."""
+    monkeypatch.setenv("TOY", str(root))
+    asked, real = [], jobs.retrain_adalora
+    monkeypatch.setattr(jobs, "retrain_adalora", lambda *a, **o: asked.append((o["seed"], o["lr"])) or real(*a, **o))
+    structures = {"adalora": {"kind": "adalora"}, "allocated": {"kind": "allocated", "repeats": 2}}
+    changes = {"tasks": {"one": DECLARED["tasks"]["one"]}, "structures": structures, "lr": {"pet": [3e-3]}}
+    changes |= {"retrain": {"steps": 10, "batch_size": 8, "evaluations": 1}}
+    study = Study.load(declare(root / "allocated.yaml", **changes))
+    table = study.run().set_index("entry").sort_values(["index", "seed"])
+    assert sorted(asked) == [(seed, 3e-3) for seed in (0, 0, 0, 1, 1, 1)]
+    rows = table.loc["allocated"]
+    assert list(zip(rows["index"], rows["seed"], strict=True)) == [(0, 0), (0, 1), (1, 1), (1, 2)]
+    assert (rows["n_params"].to_numpy() < table.loc["adalora", "n_params"].repeat(2).to_numpy()).all()
+    assert (rows["search_rows"] == 80).all() and (table.loc["adalora", "search_rows"] == 0).all()
+    assert len(study.chosen()) == 4
