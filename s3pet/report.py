@@ -157,6 +157,31 @@ def agreement_table(study: Study, draws: int = 100) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def drop_table(study: Study) -> pd.DataFrame:
+    """How far the loss of the finished searches fell (:attr:`s3pet.runs.SearchResult.loss_drop`), mean ± deviation.
+
+    Args:
+        study: the study.
+
+    Returns:
+        ``search``, and a column per task, with the number of searches; a row per search that was run.
+    """
+    import pandas as pd
+
+    cells = {}
+    for search in study.searches:
+        for task in study.tasks:
+            paths = sorted(study.folder(task, search, 0).parent.glob("*/config.json"))
+            drops = pd.Series([load_run(path.parent).loss_drop for path in paths], dtype="float64")
+            if len(drops):
+                spread = f" ± {drops.std():.3f}" if len(drops) > 1 else ""
+                cells[search, task] = f"{drops.mean():.3f}{spread} ({len(drops)})"
+    if not cells:
+        return pd.DataFrame({"search": []})
+    table = pd.Series(cells).unstack(sort=False).fillna("").reindex(columns=[*study.tasks], fill_value="")
+    return table.rename_axis(index="search", columns=None).reset_index()
+
+
 def repeat_table(study: Study) -> pd.DataFrame:
     """Is it the structure or the luck of its retraining? Where a study declares ``repeats``.
 
@@ -205,6 +230,10 @@ def show(study: Study, *, baseline: str | None = None, markdown: bool = False) -
         if len(repeated):
             what = "Standard deviations between structures, and between retrainings of one (icc: share of the first)"
             parts += [f"{what}; exchanged at random, p", as_text(repeated, markdown)]
+    drops = drop_table(study)
+    if len(drops):
+        what = "How far the loss of the searches fell on held-out rows: mean ± standard deviation (searches)"
+        parts += [what, as_text(drops, markdown)]
     agreed = agreement_table(study)
     if len(agreed):
         parts += [

@@ -71,6 +71,19 @@ class SearchResult:
         """Probability of each candidate, float64 [n_candidates]."""
         return torch.tensor(self.gates["prob"].to_numpy(dtype="float64"))
 
+    @property
+    def loss_drop(self) -> float:
+        """How far the loss fell: 1 − its mean on search_val, last quarter of the steps, over that of the first steps.
+
+        The first steps are a twentieth of them, on search_train, before much is learned. Near 0 the supernet has
+        learned nothing that holds on other rows, and what α followed was noise: try another ``lr``, or more steps.
+        nan without a history (averages), or with one that ends in the warm-up.
+        """
+        if not len(self.history):
+            return float("nan")
+        first = self.history["loss_train"].iloc[: max(1, len(self.history) // 20)].mean()
+        return float(1 - self.history["loss_val"].iloc[-max(1, len(self.history) // 4) :].mean() / first)
+
     def structure(self, budget: int | float | str | Budget | None = None, *, per_param: bool = False) -> Structure:
         """The structure at the searched budget, or cut at another one: one search ranks all candidates.
 

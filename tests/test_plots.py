@@ -398,6 +398,13 @@ def test_describe_says_true_numbers():
     assert f"uniform start {np.average(gates['prob'], weights=gates['n_params']):.3g}" in text
 
 
+def test_describe_says_how_far_a_search_has_learned():
+    gates = make_gates()
+    told = plots.describe(SimpleNamespace(gates=gates, loss_drop=0.314))
+    assert told == plots.describe(gates) + " The search's loss on held-out rows fell by 31 %."
+    assert plots.describe(SimpleNamespace(gates=gates, loss_drop=float("nan"))) == plots.describe(gates)
+
+
 def test_describe_says_where_the_budget_goes():
     gates = make_gates(8, 0).assign(chosen=False)
     wanted = (gates["role"] == "attn.q") & (gates["pet"] == "lora") & gates["layer"].isin([0, 3, 4, 5])

@@ -1,5 +1,7 @@
 """The search end to end: a planted site is found, seeds repeat it bit for bit, an interrupted one goes on."""
 
+import math
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,6 +17,7 @@ from s3pet.gates import Budget
 from s3pet.search import Searcher
 from s3pet.settings import Settings
 from s3pet.supernet import Supernet
+from s3pet.transfer import average_gates
 
 QUIET = {"progress": False, "batch_size": 16}
 
@@ -246,6 +249,18 @@ def test_a_warm_up_trains_weights_and_leaves_alpha(order):
     assert warm.history.loss_val.isna().tolist() == [True] * 4 + [False] * 2
     passes = 1 if order == "first" else 2
     assert (warm.cost.passes, warm.cost.rows) == (6 + 2 * passes, 16 * (6 + 2 * passes))
+
+
+def test_a_search_says_how_far_its_loss_fell():
+    model, space = planted_t5("encoder.1.attn.v")
+    options = {"budget": 300, **QUIET, "batch_size": 32}
+    learned, still = (search(model, easy_task(), space, steps=80, lr=lr, **options) for lr in (1e-2, 1e-30))
+    history = learned.history
+    assert learned.loss_drop == pytest.approx(1 - history.loss_val[60:].mean() / history.loss_train[:4].mean())
+    assert learned.loss_drop > still.loss_drop + 0.04 and abs(still.loss_drop) < 0.03
+    warm = search(model, easy_task(), space, steps=9, warmup=8, callbacks=[lambda searcher: True], **options)
+    assert math.isnan(warm.loss_drop)
+    assert math.isnan(average_gates([learned, still]).loss_drop)
 
 
 def test_a_search_goes_on_from_its_warm_up(tmp_path):

@@ -15,7 +15,7 @@ from s3pet import jobs
 from s3pet.cli import main
 from s3pet.errors import StudyError
 from s3pet.halving import alternatives, successive_halving
-from s3pet.report import agreement_table, random_baselines, summarize
+from s3pet.report import agreement_table, drop_table, random_baselines, summarize
 from s3pet.study import Study
 from s3pet.transfer import agreement
 from s3pet.variance import variance_components
@@ -268,6 +268,10 @@ def test_summary_and_figures(finished, root, capsys):
     (row,) = agreement_table(finished).to_dict("records")
     assert (row["searches"], row["overlap"], row["rank correlation"]) == (8, f"{overlap:.2f}", f"{ranks:.2f}")
     assert "Agreement of the searches" in printed
+    drops = pd.Series([finished.result("two", "ours", seed).loss_drop for seed in range(4)])
+    (row,) = drop_table(finished).to_dict("records")
+    assert row["search"] == "ours" and row["two"] == f"{drops.mean():.3f} ± {drops.std():.3f} (4)"
+    assert f"ours {row['one']} {row['two']}" in text
     assert main(["study", "show", str(root / "grid.yaml"), "--baseline", "lnfit"]) == 0
     assert "Differences to lnfit" in capsys.readouterr().out
     assert main(["study", "show", str(root / "grid.yaml"), "--baseline", "nothing"]) == 2

@@ -20,7 +20,8 @@ def describe(gates: Any, *, top: int = 3) -> str:
     """A gate table in plain language, as alt text: what was chosen, where it lies, how far the gates separated.
 
     Args:
-        gates: a gate table, or an object with ``.gates``; all columns of a search but ``margin`` are needed.
+        gates: a gate table, or an object with ``.gates``; all columns of a search but ``margin`` are needed. Of a
+            search it also says how far the loss fell.
         top: how many kinds of modules, and how many of the most probable candidates, to name.
 
     Returns:
@@ -45,6 +46,9 @@ def describe(gates: Any, *, top: int = 3) -> str:
     if used and expected > 0:
         inside = float((mine["prob"] * mine["n_params"]).sum()) / expected
         text.append(f"{100 * inside:.0f} % of the parameters that the gates expect lie on what was chosen.")
+    drop = getattr(gates, "loss_drop", float("nan"))
+    if np.isfinite(drop):
+        text.append(f"The search's loss on held-out rows fell by {100 * drop:.0f} %.")
     return " ".join(text)
 
 
