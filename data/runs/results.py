@@ -12,12 +12,13 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from s3pet.report import agreement_table, as_text, best_table, repeat_table, score_table, summarize
+from s3pet.report import agreement_table, as_text, best_table, drop_table, repeat_table, score_table, summarize
 from s3pet.statistics import over_tasks
 from s3pet.study import Study
-from s3pet.validation import keep_best
+from s3pet.validation import best_of, keep_best
 
 HERE = Path(__file__).resolve().parent
 # tasks that are shown: those that the encoder learns, those that were run
@@ -130,6 +131,40 @@ def beside(names: tuple[str, str], titles: tuple[str, str], renamed: dict[str, s
     return table.set_axis(["task", "structure", *titles], axis=1)
 
 
+def drops() -> pd.DataFrame:
+    """Whether searches whose loss fell further found better structures, at each study's main budget.
+
+    Rank correlation of the drop with the test score, mean of tasks; the same within kinds of search, of both less their
+    kind's mean, with a permutation test within kinds; and the test score of one search, and of the one of three (of a
+    kind) whose loss fell furthest.
+    """
+    told, rng = [], np.random.default_rng(0)
+    for name, budget in (("ablation", 1351), ("minilm", 2271), ("pooling", 2271), ("steady", 2271)):
+        rows, of = study(name).chosen(), study(name).structures
+        plain = rows["entry"].map(lambda entry, of=of: not {"per_param", "halving"} & set(of[entry]))
+        rows = rows[rows["kind"].eq("searched") & rows["budget"].eq(budget) & plain].reset_index(drop=True)
+        places = zip(rows["task"], rows["entry"], rows["index"], strict=True)
+        found = [study(name).result(task, of[entry]["search"], index) for task, entry, index in places]
+        rows = rows.assign(validation=[result.loss_drop for result in found])  # in place of a validation score
+        rows = rows[rows.groupby(["task", "structure"])["seed"].transform("size") > 2]
+        plainly = [part["validation"].corr(part["score"], method="spearman") for _, part in rows.groupby("task")]
+        kinds = rows.groupby(["task", "structure"])
+        drop, score = (
+            (rows[part] - kinds[part].transform("mean")).rank().to_numpy() for part in ("validation", "score")
+        )
+        within, drawn, order = np.corrcoef(drop, score)[0, 1], [], np.arange(len(rows))
+        for _ in range(2000):
+            for members in kinds.indices.values():
+                order[members] = rng.permutation(members)
+            drawn.append(np.corrcoef(drop, score[order])[0, 1])
+        p = (1 + (np.abs(drawn) >= abs(within)).sum()) / (1 + len(drawn))
+        one, three = (best_of(rows, k)["score"].mean() for k in (1, 3))
+        numbers = [f"{value:.{digits}f}" for value, digits in ((np.mean(plainly), 2), (within, 2), (p, 4), (one, 3))]
+        told.append([name, len(rows), *numbers, f"{three:.3f}"])
+    columns = ["study", "searches", "rank correlation", "within kinds", "p", "one search", "of three by its loss"]
+    return pd.DataFrame(told, columns=columns)
+
+
 TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "ablation": ablation,
     "ablation differences": lambda: differences("ablation", "random 0.1%", "default 0.1%", budget=1351),
@@ -141,6 +176,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "mean": lambda: score_table(study("pooling"), summed("pooling")),
     "mean differences": lambda: differences("pooling", "random 0.01%", "searched warm 0.01%"),
     "mean agreement": lambda: agreement_table(study("pooling")),
+    "drops": drops,
     "mean repeats": lambda: repeat_table(study("pooling")),
     "heads": lambda: beside(("minilm", "pooling"), ("own pooler", "mean")),
     "recipes": lambda: beside(("pooling", "steady"), ("before", "steadier"), SAME),
@@ -149,6 +185,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "lora differences": lambda: differences("lora", "searched lora 0.01%", also=("steady", "uniform 0.01%")),
     "steady": lambda: score_table(study("steady"), summed("steady")),
     "steady differences": lambda: differences("steady", "random 0.01%", "searched 0.01%"),
+    "steady drops": lambda: drop_table(study("steady")),
     "steady agreement": lambda: agreement_table(study("steady")),
     "steady repeats": lambda: repeat_table(study("steady")),
     "steady threes": threes,
@@ -157,6 +194,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "budgets middle": lambda: differences("budgets", "random 0.04%", "searched 0.04%", budget=9085),
     "budgets large": lambda: differences("budgets", "random 0.1%", "searched 0.1%", budget=22713),
     "pocket adalora": lambda: differences("ablation", "adalora 0.1%", budget=1351, also=("pocket", "adalora 0.1%")),
+    "pocket differences": lambda: differences("pocket", "adalora 0.1%", "random 0.1%", budget=1351),
     "pocket": lambda: score_table(study("pocket"), summed("pocket")),
 }
 
