@@ -402,6 +402,7 @@ def test_describe_says_how_far_a_search_has_learned():
     gates = make_gates()
     told = plots.describe(SimpleNamespace(gates=gates, loss_drop=0.314))
     assert told == plots.describe(gates) + " The search's loss on held-out rows fell by 31 %."
+    assert plots.describe(SimpleNamespace(gates=gates, loss_drop=-0.02)).endswith("on held-out rows rose by 2 %.")
     assert plots.describe(SimpleNamespace(gates=gates, loss_drop=float("nan"))) == plots.describe(gates)
 
 

@@ -48,7 +48,7 @@ def describe(gates: Any, *, top: int = 3) -> str:
         text.append(f"{100 * inside:.0f} % of the parameters that the gates expect lie on what was chosen.")
     drop = getattr(gates, "loss_drop", float("nan"))
     if np.isfinite(drop):
-        text.append(f"The search's loss on held-out rows fell by {100 * drop:.0f} %.")
+        text.append(f"The search's loss on held-out rows {'fell' if drop >= 0 else 'rose'} by {100 * abs(drop):.0f} %.")
     return " ".join(text)
 
 
