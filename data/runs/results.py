@@ -193,8 +193,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "budgets": lambda: score_table(study("budgets"), summed("budgets")),
     "budgets middle": lambda: differences("budgets", "random 0.04%", "searched 0.04%", budget=9085),
     "budgets large": lambda: differences("budgets", "random 0.1%", "searched 0.1%", budget=22713),
-    "pocket adalora": lambda: differences("ablation", "adalora 0.1%", budget=1351, also=("pocket", "adalora 0.1%")),
-    "pocket differences": lambda: differences("pocket", "adalora 0.1%", "random 0.1%", budget=1351),
+    "pocket differences": lambda: differences("pocket", "random 0.1%", "searched 0.1%", budget=1351),
     "pocket": lambda: score_table(study("pocket"), summed("pocket")),
 }
 
