@@ -21,8 +21,9 @@ retrained with seed k: a structure of its own, run at every rate. With ``repeats
 its chosen rate with seeds k + 1, k + 2, …: that tells the structure from the luck of its retraining, and is kept out of
 the comparisons (:meth:`Study.chosen`). With ``halving: {structures: 8, steps: [50, 100]}`` it is chosen from so many
 (:mod:`s3pet.halving`). Of kind ``allocated`` it is what AdaLoRA with seed k leaves, retrained from the start
-(:func:`s3pet.adalora.allocated_structure`). The average over all seeds is one structure; with ``of: 3`` seed k is the average of the k-th
-three searches. Other structures are one: their first seed is run at every rate, the other seeds at the chosen one.
+(:func:`s3pet.adalora.allocated_structure`). The average over all seeds is one structure; with ``of: 3`` seed k is the
+average of the k-th three searches. Other structures are one: their first seed is run at every rate, the other seeds at
+the chosen one.
 
 Finished rows are kept and never computed again, so a study can be cut off at any time and go on, and its file can
 grow. A row is known by all that was declared for it; data that change under the same name are not noticed.
