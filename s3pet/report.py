@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3pet.errors import StudyError
-from s3pet.runs import load_run
+from s3pet.runs import SearchResult, load_run
 from s3pet.statistics import over_tasks, summary
 from s3pet.study import KINDS, Study
 from s3pet.transfer import agreement
@@ -143,9 +143,7 @@ def agreement_table(study: Study, draws: int = 100) -> pd.DataFrame:
     for search in study.searches:
         pairs, n = [], 0
         for task in study.tasks:
-            runs = [
-                load_run(path.parent) for path in sorted(study.folder(task, search, 0).parent.glob("*/config.json"))
-            ]
+            runs = _finished(study, task, search)
             n += len(runs)
             if len(runs) > 1:
                 inner = agreement(runs, within="pet", draws=1)["spearman"]
@@ -171,8 +169,7 @@ def drop_table(study: Study) -> pd.DataFrame:
     cells = {}
     for search in study.searches:
         for task in study.tasks:
-            paths = sorted(study.folder(task, search, 0).parent.glob("*/config.json"))
-            drops = pd.Series([load_run(path.parent).loss_drop for path in paths], dtype="float64")
+            drops = pd.Series([run.loss_drop for run in _finished(study, task, search)], dtype="float64")
             if len(drops):
                 spread = f" ± {drops.std():.3f}" if len(drops) > 1 else ""
                 cells[search, task] = f"{drops.mean():.3f}{spread} ({len(drops)})"
@@ -180,6 +177,11 @@ def drop_table(study: Study) -> pd.DataFrame:
         return pd.DataFrame({"search": []})
     table = pd.Series(cells).unstack(sort=False).fillna("").reindex(columns=[*study.tasks], fill_value="")
     return table.rename_axis(index="search", columns=None).reset_index()
+
+
+def _finished(study: Study, task: str, search: str) -> list[SearchResult]:
+    """The searches of a task that are there, by seed."""
+    return [load_run(path.parent) for path in sorted(study.folder(task, search, 0).parent.glob("*/config.json"))]
 
 
 def repeat_table(study: Study) -> pd.DataFrame:
