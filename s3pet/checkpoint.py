@@ -23,7 +23,7 @@ _FILE = "state.safetensors"
 
 
 def save_state(searcher: Any, folder: Path, config: str) -> None:
-    """Write the state of a :class:`~s3pet.search.Searcher` to ``folder``, replacing the last one in one move.
+    """Write the state of a :class:`~s3pet.searcher.Searcher` to ``folder``, replacing the last one in one move.
 
     Args:
         searcher: between two steps, all losses already numbers (after a record).

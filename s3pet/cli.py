@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from s3pet.retrain import REFERENCES, Recipe
+    from s3pet.tuning import REFERENCES, Recipe
     from s3pet.settings import Settings
     from s3pet.structure import MANUAL
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
     made = commands.add_parser("study", help="run, show or draw a grid of runs declared in a file")
     made.add_argument("action", choices=("run", "show", "figures"))
-    made.add_argument("file", type=Path, help="YAML, see s3pet.study; rows, table and figures go beside it")
+    made.add_argument("file", type=Path, help="YAML, see s3pet.studies.study; rows, table and figures go beside it")
     made.add_argument("--jobs", type=int, default=1, help="processes")
     made.add_argument("--markdown", action="store_true", help="show tables as Markdown")
     made.add_argument("--baseline", help="show: compare with this structure instead of random ones")
@@ -129,7 +129,7 @@ def _search(arguments: argparse.Namespace) -> None:
 
 
 def _structure(given: str, space: Any, model: Any, budget: str | None) -> Any:
-    from s3pet.retrain import REFERENCES
+    from s3pet.tuning import REFERENCES
     from s3pet.structure import MANUAL
 
     if given in REFERENCES:
@@ -146,7 +146,7 @@ def _structure(given: str, space: Any, model: Any, budget: str | None) -> Any:
 
 
 def _retrain(arguments: argparse.Namespace) -> None:
-    from s3pet.retrain import Recipe
+    from s3pet.tuning import Recipe
 
     model, task, space = _load(arguments)
     structure = _structure(arguments.structure, space, model, arguments.budget)
@@ -157,7 +157,7 @@ def _retrain(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from s3pet.retrain import Recipe
+    from s3pet.tuning import Recipe
 
     model, task, space = _load(arguments)
     runs = [s3pet.load_run(path) for path in arguments.runs]
@@ -172,8 +172,8 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _study(arguments: argparse.Namespace) -> None:
-    from s3pet.report import show, write_figures
-    from s3pet.study import Study
+    from s3pet.studies.report import show, write_figures
+    from s3pet.studies.study import Study
 
     study = Study.load(arguments.file)
     if arguments.action == "run":
@@ -192,7 +192,7 @@ def _space(arguments: argparse.Namespace) -> None:
     print(space)
 
 
-def _figures(result: s3pet.SearchResult) -> None:
+def _figures(result: Any) -> None:
     assert result.path is not None
     s3pet.save_figure(s3pet.plot_gates(result), result.path / "figures" / "gates")
 
@@ -211,7 +211,7 @@ def _demo(task_name: str, out: Path) -> None:
     structures |= {"full": "full", "zero-shot": "zero-shot"}
     table = s3pet.compare(model, task, structures, steps=300, batch_size=16, evaluations=5)
     table.to_csv(out / "comparison.csv", index=False)
-    s3pet.save_figure(s3pet.plot_comparison(table), out / "figures" / "comparison")
+    s3pet.save_figure(s3pet.plots.plot_comparison(table), out / "figures" / "comparison")
     s3pet.save_figure(s3pet.plot_structure(result.structure()), out / "figures" / "structure")
     print_summary(table)
     print(s3pet.describe(result))
@@ -220,7 +220,7 @@ def _demo(task_name: str, out: Path) -> None:
 
 def print_summary(table: Any) -> None:
     """Print a comparison as people read it: best first, with the spread over runs."""
-    from s3pet.statistics import summary
+    from s3pet.studies.statistics import summary
 
     shown = ["task", "structure", "kind", "n_params", "head_params", "score", "spread", "runs", "seconds"]
     found = summary(table)[shown]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
-    from s3pet.runs import SearchResult
+    from s3pet.result import SearchResult
 
 T = TypeVar("T")
 

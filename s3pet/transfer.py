@@ -21,7 +21,7 @@ import torch
 
 from s3pet.errors import RunError, StructureMismatchError
 from s3pet.gates import Budget, shifted_sigmoid
-from s3pet.runs import SearchResult, config_hash, gate_table
+from s3pet.result import SearchResult, config_hash, gate_table
 from s3pet.space import Space, layers_of
 from s3pet.structure import Structure, parse_budget, random_structure
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-torch.set_num_threads(int(os.environ.get("S3PET_TEST_THREADS", "2")))
+torch.set_num_threads(int(os.environ.get("S3PET_TEST_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True, scope="session")

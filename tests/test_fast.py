@@ -13,7 +13,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 from s3pet import Rule, attach, make_space
 from s3pet import supernet as supernet_module
 from s3pet.fused import fused_forward
-from s3pet.search import Searcher
+from s3pet.searcher import Searcher
 from s3pet.settings import Settings
 from s3pet.structure import parse_budget
 from s3pet.supernet import Supernet

@@ -10,7 +10,7 @@ from tiny import meta_t5, tiny_t5
 from s3pet import Structure, load_run, make_space, manual_structure, random_structure
 from s3pet.errors import BudgetError, RunError, StructureMismatchError
 from s3pet.gates import shifted_sigmoid
-from s3pet.runs import SearchResult, gate_table
+from s3pet.result import SearchResult, gate_table
 from s3pet.transfer import agreement, average_gates, gate_difference, jaccard_chance, retarget_gates
 
 

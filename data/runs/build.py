@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 
 import s3pet
-from s3pet.runs import versions, write_json
+from s3pet.result import versions, write_json
 
 HERE = Path(__file__).resolve().parent
 ROWS = HERE.parents[1] / "runs" / "data"

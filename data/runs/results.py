@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from s3pet.report import agreement_table, as_text, best_table, drop_table, repeat_table, score_table, summarize
-from s3pet.statistics import over_tasks
-from s3pet.study import Study
-from s3pet.validation import best_of, keep_best
+from s3pet.studies.report import agreement_table, as_text, best_table, drop_table, repeat_table, score_table, summarize
+from s3pet.studies.statistics import over_tasks
+from s3pet.studies.study import Study
+from s3pet.studies.validation import best_of, keep_best
 
 HERE = Path(__file__).resolve().parent
 # tasks that are shown: those that the encoder learns, those that were run

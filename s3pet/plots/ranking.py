@@ -42,8 +42,8 @@ def plot_differences(
     smallest possible p is not below ``alpha`` (before any correction).
 
     Args:
-        table: what :func:`s3pet.statistics.summary` gives with a baseline, and under it, if wanted,
-            :func:`s3pet.statistics.over_tasks` (tasks named "mean of …"). Rows without a baseline are left out.
+        table: what :func:`s3pet.studies.statistics.summary` gives with a baseline, and under it, if wanted,
+            :func:`s3pet.studies.statistics.over_tasks` (tasks named "mean of …"). Rows without a baseline are left out.
             Structures without a ``budget`` have a panel each.
         p: the column compared with ``alpha``: "p_holm" or "p".
         scale: of the differences; 100 makes points out of scores between 0 and 1.

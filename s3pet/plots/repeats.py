@@ -18,7 +18,7 @@ def plot_repeats(table: Any, *, metric: str = "score", title: str | None = None,
     """Scores of retrainings: a line per structure, a dot per retraining, a stroke at the mean; kinds below each other.
 
     Where lines lie apart, it is the structures that differ; where they are long and overlap, it is the retrainings.
-    :func:`s3pet.variance.variance_components` puts it in numbers.
+    :func:`s3pet.studies.variance.variance_components` puts it in numbers.
 
     Args:
         table: one row per run of one task, at one learning rate for each structure: ``task, structure, kind, index``

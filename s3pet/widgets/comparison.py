@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from s3pet.errors import RunError, S3PetError
 from s3pet.plots.choices import choice_table, plot_agreement, plot_two
 from s3pet.plots.maps import plot_gate_panels
-from s3pet.runs import SearchResult
+from s3pet.result import SearchResult
 from s3pet.transfer import agreement
 from s3pet.widgets.canvas import Canvas, Panel
 from s3pet.widgets.parts import NAMED, FileRow, Message, budget_slider, export_figure, whole

@@ -23,7 +23,7 @@ import ipywidgets as W
 from s3pet.plots.overview import plot_search
 from s3pet.plots.style import style
 from s3pet.progress import View, describe_state
-from s3pet.runs import SearchResult
+from s3pet.result import SearchResult
 from s3pet.widgets.canvas import Canvas
 
 T = TypeVar("T")

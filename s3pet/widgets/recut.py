@@ -15,7 +15,7 @@ import torch
 
 from s3pet.gates import Budget
 from s3pet.plots.grid import value_limits
-from s3pet.runs import SearchResult, config_hash
+from s3pet.result import SearchResult, config_hash
 from s3pet.structure import Structure, select_mask, select_structure
 from s3pet.transfer import average_gates
 

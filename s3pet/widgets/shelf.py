@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from s3pet.errors import RunError
-from s3pet.runs import SearchResult, load_run
+from s3pet.result import SearchResult, load_run
 
 FIELDS = ("model", "space", "task", "budget", "seed")
 MADE_BY = "Make one: s3pet.search(…, out='runs/demo')."

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import s3pet
-from s3pet.statistics import summary
+from s3pet.studies.statistics import summary
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MANUAL = ("bitfit", "lnfit", "lora_qv", "lora_all", "lowrank_adapter")

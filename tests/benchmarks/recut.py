@@ -17,7 +17,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 import s3pet
 from s3pet.gates import shifted_sigmoid
-from s3pet.runs import SearchResult, gate_table
+from s3pet.result import SearchResult, gate_table
 from s3pet.widgets import explore
 
 

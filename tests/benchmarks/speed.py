@@ -48,7 +48,7 @@ import s3pet
 from s3pet import bilevel
 from s3pet.batches import Stream
 from s3pet.cost import Cost
-from s3pet.search import Searcher
+from s3pet.searcher import Searcher
 from s3pet.settings import Settings
 from s3pet.structure import parse_budget
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from s3pet.statistics import checked
+from s3pet.studies.statistics import checked
 
 if TYPE_CHECKING:
     import pandas as pd

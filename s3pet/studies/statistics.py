@@ -4,7 +4,7 @@ Reads the tidy table of :func:`s3pet.compare`, one row per retraining: ``task, s
 several structures of that name), ``seed`` (of the retraining), ``n_params, score`` (test split), and where there are
 any ``budget, head_params, lr, validation, seconds``. Other columns are ignored.
 
-How intervals and tests are made, and what few runs cannot show: :mod:`s3pet.resampling`.
+How intervals and tests are made, and what few runs cannot show: :mod:`s3pet.studies.resampling`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from s3pet.errors import StudyError, nearest
-from s3pet.resampling import flips, holm, interval, p_value, splits
+from s3pet.studies.resampling import flips, holm, interval, p_value, splits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,7 @@ def summary(
     Two-sided p are twice the smaller one-sided p.
 
     Args:
-        table: one row per run, see above, at one learning rate (:func:`s3pet.validation.choose_lr`).
+        table: one row per run, see above, at one learning rate (:func:`s3pet.studies.validation.choose_lr`).
         by: columns of a group. Without ``"task"``, a group's score is the mean over its tasks of the mean over runs;
             `over_tasks` also sees to it that the tasks are the same for all.
         baseline: what to compare with: a structure's name; or a mapping or function from a structure to its own
@@ -229,7 +229,7 @@ def _refuse_twice(table: pd.DataFrame, by: list[str]) -> None:
     what = ", ".join(f"{name} {run[name].iloc[0]}" for name in ("task", "structure", "index", "seed"))
     differ = [name for name in ("lr", "budget", "kind", "n_params") if run[name].nunique(dropna=False) > 1]
     if "lr" in differ:
-        hint = "at several learning rates; s3pet.validation.choose_lr(table) keeps one"
+        hint = "at several learning rates; s3pet.studies.validation.choose_lr(table) keeps one"
     else:
         hint = (
             f"with several values of {differ[0]}; add it to by=" if differ else "; drop the duplicates, or number index"

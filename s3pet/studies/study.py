@@ -20,8 +20,8 @@ split decides nothing. Seed k of what depends on a seed (searched, random, by se
 retrained with seed k: a structure of its own, run at every rate. With ``repeats: n`` it is retrained n times in all, at
 its chosen rate with seeds k + 1, k + 2, …: that tells the structure from the luck of its retraining, and is kept out of
 the comparisons (:meth:`Study.chosen`). With ``halving: {structures: 8, steps: [50, 100]}`` it is chosen from so many
-(:mod:`s3pet.halving`). Of kind ``allocated`` it is what AdaLoRA with seed k leaves, retrained from the start
-(:func:`s3pet.adalora.allocated_structure`). The average over all seeds is one structure; with ``of: 3`` seed k is the
+(:mod:`s3pet.studies.halving`). Of kind ``allocated`` it is what AdaLoRA with seed k leaves, retrained from the start
+(:func:`s3pet.studies.adalora.allocated_structure`). The average over all seeds is one structure; with ``of: 3`` seed k is the
 average of the k-th three searches. Other structures are one: their first seed is run at every rate, the other seeds at
 the chosen one.
 
@@ -38,12 +38,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s3pet.comparison import read_rows
+from s3pet.studies.comparison import read_rows
 from s3pet.errors import StudyError
 from s3pet.gates import Budget
-from s3pet.jobs import Row, each, run_row, run_search
-from s3pet.runs import SearchResult, config_hash, load_run, write_table
-from s3pet.validation import choose_lr
+from s3pet.studies.jobs import Row, each, run_row, run_search
+from s3pet.result import SearchResult, config_hash, load_run, write_table
+from s3pet.studies.validation import choose_lr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -250,7 +250,7 @@ class Study:
         return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
     def table(self) -> pd.DataFrame:
-        """All finished rows, at every learning rate; :func:`s3pet.validation.choose_lr` keeps the chosen ones."""
+        """All finished rows, at every learning rate; :func:`s3pet.studies.validation.choose_lr` keeps the chosen ones."""
         import pandas as pd
 
         kept = pd.read_parquet(self.path / "study.parquet") if (self.path / "study.parquet").is_file() else None

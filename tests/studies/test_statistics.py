@@ -12,8 +12,8 @@ from rows import rows
 from scipy import stats
 
 from s3pet.errors import S3PetError, StudyError
-from s3pet.resampling import flips, holm, interval, p_value, splits
-from s3pet.statistics import over_tasks, summary, wins
+from s3pet.studies.resampling import flips, holm, interval, p_value, splits
+from s3pet.studies.statistics import over_tasks, summary, wins
 
 QUICK = {"draws": 500}
 INTERVAL = {"confidence": 0.95, "draws": 2000, "seed": 0}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3pet.errors import TaskError, UnknownTaskError, nearest
-from s3pet.glue import (
+from s3pet.tasks.benchmarks import (
     BENCHMARKS,
     ENDINGS,
     Entry,
@@ -379,6 +379,6 @@ def _spread(rows: Sequence[Example], key: str, stratify: bool) -> list[int]:
 
 def _pocket() -> Path | None:
     """The embedded tasks: beside the package in a checkout, inside it in a wheel."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     folders = (root / "data" / "pocket" / "tasks" for root in (package.parent, package))
     return next((folder for folder in folders if folder.is_dir()), None)

@@ -12,7 +12,7 @@ from s3pet.backbones import backbone_checksum
 from s3pet.batches import Stream, derive
 from s3pet.errors import BudgetError, SearchError, SpaceError, StructureMismatchError
 from s3pet.objective import make_objective
-from s3pet.selectors import SCORES, depth_structure, sensitive_structure, sensitivity
+from s3pet.studies.selectors import SCORES, depth_structure, sensitive_structure, sensitivity
 
 QUICK = {"batches": 2, "batch_size": 8, "seed": 3}
 

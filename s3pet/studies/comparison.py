@@ -1,4 +1,4 @@
-"""A few structures on one task as one tidy table, row by row, resumable; a whole grid is a :mod:`s3pet.study`.
+"""A few structures on one task as one tidy table, row by row, resumable; a whole grid is a :mod:`s3pet.studies.study`.
 
 Every structure gets the same recipe. Rows already in the file are not computed again, so a long comparison can be cut
 off and go on.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from s3pet.errors import RunError
-from s3pet.retrain import TunedModel, retrain
+from s3pet.tuning import TunedModel, retrain
 from s3pet.structure import Structure
 from s3pet.tasks import Task
 

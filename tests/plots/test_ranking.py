@@ -14,7 +14,7 @@ import pytest
 
 from s3pet.errors import PlotError
 from s3pet.plots import figure_style, plot_differences, plot_ranking
-from s3pet.statistics import over_tasks, summary
+from s3pet.studies.statistics import over_tasks, summary
 
 BUDGETS = (500, 2270, 9000, 22000)
 pytestmark = pytest.mark.filterwarnings("error")

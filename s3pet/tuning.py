@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 from s3pet.cost import Cost
 from s3pet.errors import RunError, SearchError, StructureMismatchError
 from s3pet.objective import Objective, make_objective
-from s3pet.runs import versions, write_json
+from s3pet.result import versions, write_json
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet
 from s3pet.tasks import Example, Task

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-RUNS = Path(__file__).resolve().parent.parent / "data" / "runs"
+RUNS = Path(__file__).resolve().parents[2] / "data" / "runs"
 NUMBER = re.compile(r"[+-]?\d+\.\d+")
 
 

@@ -11,14 +11,14 @@ from tiny import tiny_t5
 from toy import toy_rows, toy_tokenizer
 
 import s3pet
-from s3pet import jobs
+from s3pet.studies import jobs
 from s3pet.cli import main
 from s3pet.errors import StudyError
-from s3pet.halving import alternatives, successive_halving
-from s3pet.report import agreement_table, drop_table, random_baselines, summarize
-from s3pet.study import Study
+from s3pet.studies.halving import alternatives, successive_halving
+from s3pet.studies.report import agreement_table, drop_table, random_baselines, summarize
+from s3pet.studies.study import Study
 from s3pet.transfer import agreement
-from s3pet.variance import variance_components
+from s3pet.studies.variance import variance_components
 
 DECLARED = {
     "backbone": "${TOY}/model",

@@ -12,7 +12,7 @@ import s3pet
 from s3pet import compare, make_space, manual_structure, random_structure
 from s3pet.cli import main
 from s3pet.errors import RunError
-from s3pet.statistics import summary
+from s3pet.studies.statistics import summary
 
 QUICK = {"steps": 4, "batch_size": 8, "evaluations": 1, "progress": False}
 
@@ -43,7 +43,7 @@ def test_finished_rows_are_not_computed_again(tmp_path, monkeypatch):
     space = make_space(model, "mixed")
     structures = {"random": [random_structure(space, 300, seed=seed) for seed in range(2)]}
     first = compare(model, task, structures, out=tmp_path / "rows.jsonl", **QUICK)
-    monkeypatch.setattr("s3pet.comparison.retrain", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr("s3pet.studies.comparison.retrain", lambda *a, **k: pytest.fail("computed again"))
     again = compare(model, task, structures, out=tmp_path / "rows.jsonl", **QUICK)
     pd.testing.assert_frame_equal(first, again)
     (tmp_path / "rows.jsonl").write_text("not a row\n")

@@ -38,7 +38,7 @@ from s3pet.errors import BudgetError, SearchError
 from s3pet.gates import Budget, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
 from s3pet.objective import Batch, Objective, make_objective
 from s3pet.progress import View, make_view
-from s3pet.runs import SearchResult, config_hash, gate_table, refuse_finished, versions
+from s3pet.result import SearchResult, config_hash, gate_table, refuse_finished, versions
 from s3pet.settings import Settings
 from s3pet.space import Space
 from s3pet.structure import parse_budget, select_mask

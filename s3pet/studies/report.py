@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3pet.errors import StudyError
-from s3pet.runs import SearchResult, load_run
-from s3pet.statistics import over_tasks, summary
-from s3pet.study import KINDS, Study
+from s3pet.result import SearchResult, load_run
+from s3pet.studies.statistics import over_tasks, summary
+from s3pet.studies.study import KINDS, Study
 from s3pet.transfer import agreement
-from s3pet.validation import best_of
-from s3pet.variance import variance_components
+from s3pet.studies.validation import best_of
+from s3pet.studies.variance import variance_components
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ def summarize(study: Study, **options: Any) -> pd.DataFrame:
 
     Args:
         study: what was declared; its finished rows are read.
-        **options: of :func:`s3pet.statistics.summary`; ``baseline`` defaults to random structures of the same budget.
+        **options: of :func:`s3pet.studies.statistics.summary`; ``baseline`` defaults to random structures of the same budget.
 
     Raises:
         StudyError: no structure has been run at all its learning rates.
@@ -109,7 +109,7 @@ def best_table(study: Study, k: int = 3) -> pd.DataFrame:
 
     Args:
         study: its finished rows are read.
-        k: see :func:`s3pet.validation.best_of`.
+        k: see :func:`s3pet.studies.validation.best_of`.
 
     Returns:
         ``structure``, a column per task, and ``mean`` where a structure has all tasks; empty without k runs of any.
@@ -156,7 +156,7 @@ def agreement_table(study: Study, draws: int = 100) -> pd.DataFrame:
 
 
 def drop_table(study: Study) -> pd.DataFrame:
-    """How far the loss of the finished searches fell (:attr:`s3pet.runs.SearchResult.loss_drop`), mean ± deviation.
+    """How far the loss of the finished searches fell (:attr:`s3pet.result.SearchResult.loss_drop`), mean ± deviation.
 
     Args:
         study: the study.
@@ -191,7 +191,7 @@ def repeat_table(study: Study) -> pd.DataFrame:
         study: its finished rows are read.
 
     Returns:
-        What :func:`s3pet.variance.variance_components` says, as text: task by task, then over the tasks together;
+        What :func:`s3pet.studies.variance.variance_components` says, as text: task by task, then over the tasks together;
         empty without any repeated run.
     """
     import pandas as pd

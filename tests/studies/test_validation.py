@@ -8,8 +8,8 @@ import pytest
 from rows import rows
 
 from s3pet.errors import StudyError
-from s3pet.statistics import over_tasks
-from s3pet.validation import best_of, choose_lr, keep_best
+from s3pet.studies.statistics import over_tasks
+from s3pet.studies.validation import best_of, choose_lr, keep_best
 
 # --- learning rates ---------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from collections import Counter
 import datasets
 import pytest
 
-from s3pet import glue, tasks
+from s3pet.tasks import benchmarks as glue
+from s3pet.tasks import task as tasks
 from s3pet.errors import TaskError, UnknownTaskError
 from s3pet.tasks import Example, list_tasks, load_task
 

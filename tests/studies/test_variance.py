@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from s3pet.errors import StudyError
-from s3pet.variance import variance_components
+from s3pet.studies.variance import variance_components
 
 
 def runs(scores, task="t", name="random"):

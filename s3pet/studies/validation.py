@@ -1,6 +1,6 @@
 """What validation chooses: a learning rate, the best of several runs. Test scores are reported, never looked at.
 
-Reads the tidy table of :func:`s3pet.compare`, like :mod:`s3pet.statistics`.
+Reads the tidy table of :func:`s3pet.compare`, like :mod:`s3pet.studies.statistics`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from s3pet.errors import StudyError
-from s3pet.statistics import checked
+from s3pet.studies.statistics import checked
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,8 +5,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
-from s3pet import environment
-from s3pet.environment import MANAGER, environment_report
+from s3pet.widgets import environment
+from s3pet.widgets.environment import MANAGER, environment_report
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from s3pet.backbones import backbone_checksum
 from s3pet.cost import Cost
 from s3pet.errors import BudgetError, RunError, SearchError
 from s3pet.gates import Budget
-from s3pet.search import Searcher
+from s3pet.searcher import Searcher
 from s3pet.settings import Settings
 from s3pet.supernet import Supernet
 from s3pet.transfer import average_gates

@@ -1,0 +1,5 @@
+"""Tasks: rows read, checked and named, ready for any backbone."""
+
+from s3pet.tasks.task import Example, Task, list_tasks, load_task
+
+__all__ = ["Example", "Task", "list_tasks", "load_task"]
