@@ -1,25 +1,24 @@
-"""How a running search is shown: a bar in a terminal, a live figure in a notebook, nothing on request.
+"""How a running search is shown: nothing, a bar, or a view that somebody registered, such as the live figure.
 
-A view is told of every step and every record. It decides one thing only: whether to stop and keep what was found.
+A view hears of every step and every record. It decides one thing only: whether to stop and keep the result. Packages
+register views as entry points of group ``s3pet.views``.
 """
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Callable
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
 
+import torch
 from tqdm.auto import tqdm
-
-if TYPE_CHECKING:
-    from s3pet.result import SearchResult
 
 T = TypeVar("T")
 
 
 class View:
-    """Shows nothing. Other views override what they need; all get the ``Searcher``."""
+    """Shows nothing. Other views override what they need. A view may stop the search, which keeps its result."""
 
     def conduct(self, function: Callable[[], T]) -> T:
         """Run the search; a view may choose the thread."""
@@ -29,26 +28,28 @@ class View:
         """Before the first step."""
 
     def advance(self, searcher: Any) -> bool:
-        """After every step; True stops the search, which keeps what it has found."""
+        """After every step; True stops the search."""
         return False
 
     def record(self, searcher: Any) -> None:
-        """After every record: losses, probabilities and ``settled`` are up to date."""
+        """After every record; losses, probabilities and ``settled`` are up to date."""
 
     def end(self) -> None:
-        """After the last step, also when an error or an interrupt made it the last."""
+        """After the last step, also when an error or an interrupt ended the search."""
 
-    def finish(self, result: SearchResult) -> None:
-        """The result is there."""
+    def finish(self, result: Any) -> None:
+        """With the result."""
 
 
 class Bar(View):
-    """A tqdm bar with loss, expected sampled parameters, and how settled the structure is."""
+    """A tqdm bar with the loss and how stable the choice is."""
 
     bar: Any = None
 
     def start(self, searcher: Any) -> None:
         self.bar = tqdm(total=searcher.settings.steps, initial=searcher.step, desc="search")
+        if note := busy_note():
+            self.bar.write(note)
 
     def advance(self, searcher: Any) -> bool:
         self.bar.update()
@@ -63,26 +64,34 @@ class Bar(View):
 
 
 def describe_state(searcher: Any) -> str:
-    """One line: loss, what the sampled gates are expected to cost, how settled the structure is."""
-    budget, last = searcher.budget.n_params, searcher.history[-1]
-    sampled, warm = searcher.sampling_gap() * budget, searcher.step <= searcher.settings.warmup
-    loss = f"warming up, loss {last['loss_train']:.3f}" if warm else f"loss {last['loss_val']:.3f}"
-    return f"{loss}, sampled {sampled:,.0f} of {budget:,} parameters, settled {searcher.settled:.2f}"
+    """One line about a running search: the loss, and how much of the choice stayed over the last ten records."""
+    last = searcher.history[-1]
+    if searcher.step <= searcher.settings.warmup:
+        return f"loss {last['loss_train']:.3f}, warm-up: only weights are trained"
+    return f"loss {last['loss_val']:.3f}, choice {searcher.settled:.0%} as ten records ago"
 
 
-def in_notebook() -> bool:
-    """Whether this is the kernel of a notebook, which can show widgets."""
-    found = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return getattr(found, "kernel", None) is not None
+def busy_note() -> str | None:
+    """A sentence if other processes and torch together want more cores than there are, else None."""
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if threads == 1 or load < 0.5 or load + threads <= cores + 0.5:
+        return None
+    return (
+        f"This machine is busy (load {load:.1f} on {cores} cores) and torch wants {threads} threads, which then wait "
+        "for each other; torch.set_num_threads(1) is probably faster."
+    )
 
 
 def make_view(progress: bool | View) -> View:
-    """The view that ``progress`` asks for: True is a live figure in a notebook, a bar elsewhere.
+    """The view that ``progress`` asks for.
 
-    The live view is a widget, from a room above this one; it is reached by its name, and only in a notebook.
+    True asks the entry points of group ``s3pet.views``, functions that return a view, or None where theirs cannot be
+    shown; the first view wins, else it is a bar.
     """
     if isinstance(progress, View):
         return progress
     if not progress:
         return View()
-    return import_module("s3pet.widgets.live").Live() if in_notebook() else Bar()
+    views = (entry.load()() for entry in entry_points(group="s3pet.views"))
+    return next((view for view in views if view is not None), Bar())

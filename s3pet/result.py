@@ -1,30 +1,37 @@
-"""What a search leaves behind: a result in memory, a run folder on disk.
+"""What a search leaves: a result in memory and a run folder on disk.
 
-A run is a folder that can be read without the model:
+A run folder can be read without the model:
 
-    config.json          all that repeats it: model id and hash, task, space, budget, settings, seed, versions
+    config.json          everything that repeats the run: model, task, space, budget, settings, versions
     gates.parquet        the gate table: one row per candidate (site … n_params, alpha, prob, chosen, margin)
-    history.parquet      one row per step: losses, learning rates
+    history.parquet      one row per step: losses and learning rates
     trajectory.parquet   alpha and prob of every candidate at every recorded step
     structure.json       the structure at the searched budget
-    metrics.json         steps, what it cost, gap of the sampled gates, how settled the structure is
+    metrics.json         steps done, cost, diagnostics
+    checkpoint/          while the search runs: one file from which it continues
 
-Tables are plain pandas; nothing read here is ever executed.
+Batches, noise and dropout are functions of (seed, step). So α, the weights, the moments of both optimisers, the history
+and the records are the whole state of a search, and a continued search gives bit for bit what an uninterrupted one
+gives. Tables are plain pandas; nothing that is read here is executed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from s3pet.cost import Cost
 from s3pet.errors import RunError
 from s3pet.gates import Budget
 from s3pet.space import Candidate, Space
@@ -33,18 +40,85 @@ from s3pet.structure import Structure, parse_budget, select_mask, select_structu
 if TYPE_CHECKING:
     import pandas as pd
 
+STATE = "state.safetensors"
+RESULTS_VERSION = 1  # raised when the same config gives other numbers
+
+
+@dataclass
+class Cost:
+    """What a search or a retraining cost.
+
+    Attributes:
+        passes: forward and backward passes of one batch through the backbone.
+        rows: rows in these passes; a row counts once per pass.
+        scored: rows that went forward only, to be scored.
+        seconds: wall clock.
+        peak_memory: bytes. On a GPU: the most that torch had allocated. On a CPU: the largest resident size of the
+            whole process that was seen at the start, after a step, or at the end.
+    """
+
+    passes: int = 0
+    rows: int = 0
+    scored: int = 0
+    seconds: float = 0.0
+    peak_memory: int | None = None
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, Any]) -> Cost:
+        """The cost in a run's metrics; early versions wrote passes and seconds only."""
+        if "cost" in metrics:
+            return cls(**metrics["cost"])
+        return cls(passes=metrics.get("passes", 0), seconds=metrics.get("seconds", 0.0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``metrics.json``."""
+        return asdict(self) | {"seconds": round(self.seconds, 3)}
+
+    def note_memory(self, device: torch.device) -> None:
+        """Raise ``peak_memory`` to what is in use now."""
+        if device.type == "cuda":
+            used = torch.cuda.max_memory_allocated(device)
+        else:
+            import psutil
+
+            used = psutil.Process().memory_info().rss
+        self.peak_memory = max(used, self.peak_memory or 0)
+
+    @contextmanager
+    def watch_memory(self, device: torch.device) -> Iterator[None]:
+        """Note the memory at the start and at the end."""
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.note_memory(device)
+        try:
+            yield
+        finally:
+            self.note_memory(device)
+
+    def __add__(self, other: Cost) -> Cost:
+        """The cost of two runs, one after the other."""
+        peak = max((n for n in (self.peak_memory, other.peak_memory) if n is not None), default=None)
+        passes, rows, scored = self.passes + other.passes, self.rows + other.rows, self.scored + other.scored
+        return Cost(passes, rows, scored, self.seconds + other.seconds, peak)
+
+    def __str__(self) -> str:
+        counts = {"passes": self.passes, "rows": self.rows, "rows scored": self.scored}
+        parts = [f"{number:,} {name}" for name, number in counts.items() if number] + [f"{self.seconds:.1f} s"]
+        parts += [] if self.peak_memory is None else [f"peak {self.peak_memory / 1e6:,.0f} MB"]
+        return ", ".join(parts)
+
 
 @dataclass
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        space: the candidates it searched.
-        config: everything that repeats it.
+        space: the candidates that were searched.
+        config: everything that repeats the search.
         gates: the gate table, one row per candidate.
         history: one row per step.
-        trajectory: long table, one row per recorded step and candidate (``candidate, step, alpha, prob``).
-        metrics: costs and diagnostics.
+        trajectory: one row per recorded step and candidate (``candidate, step, alpha, prob``).
+        metrics: cost and diagnostics; ``stopped`` says why a search ended early, None if it did not.
         path: the run folder, if saved.
     """
 
@@ -58,12 +132,12 @@ class SearchResult:
 
     @property
     def budget(self) -> Budget:
-        """The budget the search was run at."""
+        """The budget of the search."""
         return Budget(self.config["budget"], self.space.backbone_params)
 
     @property
     def cost(self) -> Cost:
-        """What the search cost: passes, rows, seconds, peak memory."""
+        """What the search cost."""
         return Cost.of(self.metrics)
 
     @property
@@ -73,71 +147,74 @@ class SearchResult:
 
     @property
     def loss_drop(self) -> float:
-        """How far the loss fell: 1 − its mean on search_val, last quarter of the steps, over that of the first steps.
+        """How far the loss fell, as a share of the loss at the start.
 
-        The first steps are a twentieth of them, on search_train, before much is learned. Near 0 the supernet has
-        learned nothing that holds on other rows, and what α followed was noise: try another ``lr``, or more steps.
-        nan without a history (averages), or with one that ends in the warm-up.
+        1 − (mean loss on search_val in the last quarter of the steps) / (mean loss on search_train in the first
+        twentieth). Near 0 the supernet has learned nothing that holds on other rows, and α followed noise: try another
+        ``lr`` or more steps. NaN without a history, or if the search ended during the warm-up.
         """
         if not len(self.history):
-            return float("nan")
+            return math.nan
         first = self.history["loss_train"].iloc[: max(1, len(self.history) // 20)].mean()
         return float(1 - self.history["loss_val"].iloc[-max(1, len(self.history) // 4) :].mean() / first)
 
-    def structure(self, budget: int | float | str | Budget | None = None, *, per_param: bool = False) -> Structure:
-        """The structure at the searched budget, or cut at another one: one search ranks all candidates.
+    def structure(self, budget: int | float | str | Budget | None = None) -> Structure:
+        """The structure at a budget: one search ranks all candidates, so it can be cut at any budget.
 
         Args:
-            budget: any form :meth:`s3pet.Budget.parse` reads; None: the searched one.
-            per_param: walk down the probabilities per parameter, which favours cheap candidates, instead of the
-                probabilities alone.
+            budget: any form that :meth:`s3pet.Budget.parse` reads; None: the budget of the search.
 
         Raises:
-            BudgetError: unreadable, or below the cheapest candidate.
+            BudgetError: the budget cannot be read, or is below the cheapest candidate.
         """
         origin = {"kind": "searched", "searched_at": self.config["budget"]}
-        origin |= {key: self.config[key] for key in ("task", "seed", "order", "steps") if key in self.config}
+        origin |= {key: self.config[key] for key in ("task", "seed", "order") if key in self.config}
+        steps = self.metrics.get("steps", self.config.get("steps"))
+        origin |= {} if steps is None else {"steps": steps}
         origin["config_hash"] = config_hash(self.config)
-        ranked = self.probs / self.space.costs if per_param else self.probs
-        origin |= {"per_param": True} if per_param else {}
-        return select_structure(self.space, ranked, self.budget if budget is None else budget, origin=origin)
+        return select_structure(self.space, self.probs, self.budget if budget is None else budget, origin=origin)
 
     def gates_at(self, step: int | None = None, budget: int | float | str | Budget | None = None) -> pd.DataFrame:
-        """The gate table as it was at a recorded step, or cut at another budget.
+        """The gate table at a recorded step, or cut at another budget.
 
         Args:
             step: a step of the trajectory; None: the end of the search.
-            budget: what ``chosen`` and ``margin`` are for; None: the searched one.
+            budget: the budget that ``chosen`` and ``margin`` refer to; None: that of the search.
 
         Raises:
             RunError: the step was not recorded. BudgetError: as :meth:`structure`.
         """
         import pandas as pd
 
-        alpha, prob = (torch.tensor(self.gates[name].to_numpy("float64")) for name in ("alpha", "prob"))
+        table = self.gates
         if step is not None:
             steps = sorted(set(self.trajectory["step"]))
             if step not in steps:
-                known = f"recorded are {', '.join(f'{s:g}' for s in steps)}" if steps else "it has no trajectory"
-                raise RunError(f"step {step} was not recorded; {known}")
-            then = self.trajectory[self.trajectory["step"] == step].set_index("candidate")
-            names = [candidate.name for candidate in self.space]
-            alpha, prob = (torch.tensor(then.loc[names, name].to_numpy("float64")) for name in ("alpha", "prob"))
+                hint = f"recorded are {', '.join(f'{s:g}' for s in steps)}" if steps else "it has no trajectory"
+                raise RunError(f"step {step} was not recorded; {hint}")
+            table = self.trajectory[self.trajectory["step"] == step].set_index("candidate")
+            table = table.loc[[candidate.name for candidate in self.space]]
+        alpha, prob = (torch.tensor(table[name].to_numpy("float64")) for name in ("alpha", "prob"))
         cut = parse_budget(self.space, self.budget if budget is None else budget)
-        table = gate_table(self.space, alpha, prob, cut.n_params)
-        more = [name for name in self.gates if name not in table]
-        return pd.concat([table, self.gates[more]], axis=1) if more and step is None else table
+        gates = gate_table(self.space, alpha, prob, cut.n_params)
+        extra = [name for name in self.gates if name not in gates]
+        return pd.concat([gates, self.gates[extra]], axis=1) if extra and step is None else gates
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the run folder; raises RunError if a finished run is there and ``overwrite`` is not set."""
+        """Write the run folder.
+
+        Raises:
+            RunError: a finished run is there and ``overwrite`` is not set.
+        """
         path = Path(path)
         refuse_finished(path, overwrite)
         path.mkdir(parents=True, exist_ok=True)
+        (path / "config.json").unlink(missing_ok=True)  # written last: its presence says that the run is complete
         for name in ("history", "trajectory", "gates"):
             write_table(getattr(self, name), path / f"{name}.parquet")
         self.structure().to_json(path / "structure.json")
         write_json(self.metrics, path / "metrics.json")
-        write_json(self.config, path / "config.json")  # last: its presence says that the run is whole
+        write_json(self.config, path / "config.json")
         self.path = path
         return path
 
@@ -147,13 +224,13 @@ class SearchResult:
 
 
 def gate_table(space: Space, alpha: torch.Tensor, probs: torch.Tensor, budget: int) -> pd.DataFrame:
-    """The gate table: the space's table with ``alpha, prob, chosen, margin``.
+    """The table of the space with ``alpha, prob, chosen, margin``.
 
-    ``margin`` is prob minus the cut, the smallest probability among the chosen; a skipped candidate that was too
-    expensive can have a positive one.
+    ``margin`` is prob minus the smallest probability among the chosen candidates. A candidate that was skipped because
+    it was too expensive can have a positive margin.
     """
     mask = select_mask(probs, space.costs, budget)
-    cut = float(probs[mask].min()) if bool(mask.any()) else float("nan")
+    cut = float(probs[mask].min()) if bool(mask.any()) else math.nan
     table = space.table()
     table["alpha"] = alpha.detach().cpu().double().numpy()
     table["prob"] = probs.detach().cpu().double().numpy()
@@ -171,16 +248,15 @@ def load_run(path: str | Path) -> SearchResult:
     import pandas as pd
 
     path = Path(path)
-    missing = [n for n in ("config.json", "gates.parquet", "history.parquet") if not (path / n).is_file()]
+    names = ("config.json", "metrics.json", "gates.parquet", "history.parquet", "trajectory.parquet")
+    missing = [name for name in names if not (path / name).is_file()]
     if missing:
         raise RunError(f"{path} is not a finished run: {', '.join(missing)} missing. Make one: search(…, out={path})")
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    gates = pd.read_parquet(path / "gates.parquet")
+    config, metrics = (json.loads((path / name).read_text(encoding="utf-8")) for name in names[:2])
+    gates, history, trajectory = (pd.read_parquet(path / name) for name in names[2:])
     candidates = tuple(Candidate.from_row(row) for row in gates.to_dict("records"))  # type: ignore[arg-type]
     space = Space(candidates, config["space"], config["model"], config["backbone_params"])
-    metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-    tables = (gates, pd.read_parquet(path / "history.parquet"), pd.read_parquet(path / "trajectory.parquet"))
-    return SearchResult(space, config, *tables, metrics, path)
+    return SearchResult(space, config, gates, history, trajectory, metrics, path)
 
 
 def refuse_finished(path: Path, overwrite: bool) -> None:
@@ -189,17 +265,74 @@ def refuse_finished(path: Path, overwrite: bool) -> None:
         raise RunError(f"{path} holds a finished run; choose another folder or pass overwrite=True")
 
 
+def save_state(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], rest: Any) -> None:
+    """Write the state of a running search, replacing the last one in one move.
+
+    Args:
+        folder: made if absent.
+        config: the config of the run; a search with another config does not continue from this state.
+        tensors: by name.
+        rest: everything else, as JSON; it travels in the header of the safetensors file, so that the state is one file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / (STATE + ".part")
+    copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(copies, temporary, metadata={"state": json.dumps({"config": _decisive(config), "rest": rest})})
+    os.replace(temporary, folder / STATE)
+
+
+def load_state(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], Any] | None:
+    """The state that :func:`save_state` wrote, or None if there is none.
+
+    Raises:
+        RunError: the file cannot be read, or belongs to a run with another config; the message names what differs.
+    """
+    path = folder / STATE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        saved, rest = state["config"], state["rest"]
+    except Exception as error:  # safetensors raises undocumented types for damaged files
+        raise RunError(f"{path} cannot be read ({error}); remove it to start this search anew") from error
+    now = json.loads(json.dumps(_decisive(config)))
+    different = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+    if different:
+        changes = ", ".join(f"{name} {saved.get(name)!r} → {now.get(name)!r}" for name in different)
+        raise RunError(
+            f"{folder.parent} holds an unfinished search with other settings ({changes}); choose another folder, pass "
+            "the same settings to continue, or overwrite=True to start anew"
+        )
+    return tensors, rest
+
+
+def _decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run: all of its config but the versions of the libraries."""
+    return {name: value for name, value in config.items() if name != "versions"}
+
+
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Twelve hex digits that change with anything in the config."""
+    """Twelve hexadecimal digits that change with anything in the config."""
     text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def write_json(record: Mapping[str, Any], path: Path) -> None:
-    """Write JSON atomically."""
+    """Write JSON atomically; numbers that are not finite become null, which JSON has."""
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    text = json.dumps(_finite(record), indent=1, ensure_ascii=False, default=str, allow_nan=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -210,13 +343,11 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
+    """Versions of the libraries that compute."""
+    numbers = {}
     for name in ("s3pet", "torch", "transformers", "numpy"):
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:  # a source tree on the path, not installed
-            found[name] = "source"
-    return found
+            numbers[name] = "source"
+    return numbers

@@ -1,20 +1,20 @@
-"""The bi-level search: weights, then α, in turns.
+"""The bi-level search: weights and structural parameters α in turns.
 
 Per step, on a frozen backbone with every candidate attached:
 
-    1. w ← AdamW(w, clip(∇_w L_train(w, α)))      on a batch of search_train, gates sampled with noise u
-    2. α ← AdamW(α, clip(hypergradient(w', α)))    on a batch of search_val, at the new weights
+    1. w ← AdamW(w, clip(∇_w L_train(w, α)))       on a batch of search_train, with gates sampled from noise u
+    2. α ← Optimizer(α, clip(hypergradient(w', α)))  on a batch of search_val, at the new weights w'
 
-The weights go first: at zero deltas α's gradient is exactly zero; ``warmup`` steps lack the second part.
-``order="first"`` costs two forward+backward passes per step, ``"unrolled"`` three, ``"unrolled_exact"`` a double
-backward. The backbone is never copied.
+The weights go first, because at zero deltas the gradient of α is exactly zero; the first ``warmup`` steps lack part 2.
+Both learning rates decay linearly to 0. ``order="first"`` costs two forward and backward passes per step,
+``"unrolled"`` three, ``"unrolled_exact"`` a double backward. The backbone is never copied.
 
-Everything random is derived from (seed, step): batches, noise and dropout. A search therefore repeats bit for bit on a
-CPU, continues bit for bit from a checkpoint, and leaves the global random state alone.
+Everything random is derived from (seed, step): batches, noise and dropout. So a search repeats bit for bit on a CPU,
+continues bit for bit from a checkpoint, and leaves the global random state alone.
 
-Source: Hu et al. 2022 (arXiv:2206.07382), section 3.3 and algorithm 1. Departures, each an option: the authors spend
-five passes on the unrolled form, take α from the step with the best soft validation score (we take the last), and
-train with binary-concrete gates at τ = 1, whose mean exceeds p (see ``sampling``).
+Source: Hu et al. 2022 (arXiv:2206.07382), section 3.3 and algorithm 1. Departures: the authors take α from the step
+with the best soft validation score (we take the last one) and spend five passes on the unrolled form. Our default has a
+warm-up and one step size for all gates; ``settings="paper"`` has neither.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +31,79 @@ from torch import Tensor, nn
 
 from s3pet import bilevel
 from s3pet.backbones import backbone_checksum
-from s3pet.batches import Stream, derive
-from s3pet.checkpoint import load_state, save_state
-from s3pet.cost import Cost
-from s3pet.errors import BudgetError, SearchError
-from s3pet.gates import Budget, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
-from s3pet.objective import Batch, Objective, make_objective
+from s3pet.errors import SearchError
+from s3pet.gates import GRADIENT_MODES, Budget, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
+from s3pet.objective import Batch, ObjectiveSettings, Stream, check_fields, derive, make_objective, preserved_modes
 from s3pet.progress import View, make_view
-from s3pet.result import SearchResult, config_hash, gate_table, refuse_finished, versions
-from s3pet.settings import Settings
+from s3pet.result import (
+    RESULTS_VERSION,
+    Cost,
+    SearchResult,
+    config_hash,
+    gate_table,
+    load_state,
+    refuse_finished,
+    save_state,
+    versions,
+)
 from s3pet.space import Space
 from s3pet.structure import parse_budget, select_mask
 from s3pet.supernet import Supernet
 from s3pet.tasks import Task
 
 Callback = Callable[["Searcher"], Any]
+
+CLIP = 2.0  # largest norm of the gradient of the weights, and of α (the authors')
+PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": {"alpha_optimizer": "adamw", "warmup": 0}}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a search runs; every field is a keyword of :func:`search`.
+
+    Attributes:
+        steps: number of steps; each updates the weights and, after the warm-up, α.
+        order: hypergradient, ``"first"``, ``"unrolled"`` or ``"unrolled_exact"``, see :mod:`s3pet.bilevel`.
+        seed: of batches, noise, dropout and fresh tensors.
+        batch_size: examples per batch, in both halves of the training split.
+        lr: learning rate of PET weights and head (AdamW without weight decay).
+        alpha_lr: learning rate of α.
+        alpha_optimizer: ``"shared"`` (one step size for all candidates, see :class:`s3pet.bilevel.SharedAdam`) or
+            ``"adamw"`` (without weight decay, the authors').
+        warmup: number of initial steps that update only the weights; None: a quarter of the steps. A fresh head and
+            fresh modules have much to learn that says nothing about the structure.
+        gradient: how the gradient of α passes the shift, see :func:`s3pet.gates.shifted_sigmoid`.
+    """
+
+    steps: int = 200
+    order: str = "first"
+    seed: int = 0
+    batch_size: int = 32
+    lr: float = 3e-3
+    alpha_lr: float = 0.1
+    alpha_optimizer: str = "shared"
+    warmup: int | None = None
+    gradient: str = "normalized"
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            positive=("steps", "batch_size", "lr", "alpha_lr"),
+            choices={
+                "order": bilevel.ORDERS,
+                "alpha_optimizer": tuple(bilevel.ALPHA_OPTIMIZERS),
+                "gradient": GRADIENT_MODES,
+            },
+        )
+        if self.warmup is None:
+            object.__setattr__(self, "warmup", self.steps // 4)
+        elif not 0 <= self.warmup < self.steps:
+            raise SearchError(f"warmup must be at least 0 and below steps ({self.steps}), got {self.warmup}")
+
+    @property
+    def every(self) -> int:
+        """Steps between records: about 50 records in all."""
+        return max(1, self.steps // 50)
 
 
 class Searcher:
@@ -54,40 +112,38 @@ class Searcher:
     Attributes:
         step: steps done.
         alpha: structural parameters, float32 [n_candidates].
-        weights: all PET tensors as one vector, each divided by its rate (``vector_lr``), then the head's.
+        weights: all PET tensors as one vector, then those of the head.
         settings, space, budget: what it runs on.
         history: one dict per step. records: (step, alpha) of every record.
-        settled: overlap (Jaccard) of the chosen set with the one ten records before, in [0, 1].
+        settled: overlap (Jaccard index) of the chosen set with that of ten records before, in [0, 1].
         cost: what it has cost so far.
     """
 
-    def __init__(self, model: nn.Module, task: Task, space: Space, budget: Budget, settings: Settings):
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        space: Space,
+        budget: Budget,
+        settings: Settings,
+        objective: ObjectiveSettings | None = None,
+    ):
         self.settings, self.space, self.budget = settings, space, budget
-        options: dict[str, Any] = {
-            "max_length": settings.max_length,
-            "seed": settings.seed,
-            "pooling": settings.pooling,
-        }
-        options |= {"loss": settings.loss, "precision": settings.precision}
-        self.objective: Objective = make_objective(model, task, **options)
+        self.objective = make_objective(model, task, objective, seed=settings.seed)
         self.supernet = Supernet(model, space, seed=settings.seed)
-        halves = task.search_split(settings.seed)
         self.train, self.val = (
             Stream(self.objective.encode(half), settings.batch_size, derive(settings.seed, tag))
-            for tag, half in enumerate(halves)
+            for tag, half in enumerate(task.search_split(settings.seed))
         )
         device = self.objective.device
         self.costs = space.costs.to(device, torch.float32)
         self.alpha = torch.zeros(len(space), device=device)
         self.weights = [self.supernet.flatten(), *self.objective.head_weights]
-        self.rates = None if settings.vector_lr == 1 else self.supernet.rates(settings.vector_lr)
         self.alpha_optimizer = bilevel.ALPHA_OPTIMIZERS[settings.alpha_optimizer]([self.alpha], lr=settings.alpha_lr)
         self.weight_optimizer = torch.optim.AdamW(self.weights, lr=settings.lr, weight_decay=0.0)
-        self.step, self.cost = 0, Cost()
+        self.step, self.cost, self.settled = 0, Cost(), math.nan
         self.history: list[dict[str, Any]] = []
         self.records: list[tuple[int, Tensor]] = [(0, self.alpha.clone())]
-        self.settled = float("nan")
-        self._choices: list[Tensor] = []  # of each record, as far as they were asked for
 
     @property
     def probs(self) -> Tensor:
@@ -97,93 +153,85 @@ class Searcher:
     def advance(self) -> None:
         """One step: weights, then α."""
         start, s = time.perf_counter(), self.settings
-        factor = s.rate(self.step)
+        factor = 1 - self.step / s.steps
         for optimizer, lr in ((self.weight_optimizer, s.lr), (self.alpha_optimizer, s.alpha_lr)):
             optimizer.param_groups[0]["lr"] = lr * factor
         rows, xi = self.train(self.step), s.lr * factor
-        train_loss = self._closure(self.objective.collate(rows), phase=0)
+        train_loss = self._loss_on(self.objective.collate(rows), phase=0)
         train_value, alpha_gradient, gradients = bilevel.gradients(train_loss, self.alpha, self.weights)
-        before = [w.detach().clone() for w in self.weights] if s.order != "first" else []
-        self._update(self.weight_optimizer, self.weights, gradients)
+        before = [weight.detach().clone() for weight in self.weights] if s.order != "first" else []
+        _update(self.weight_optimizer, self.weights, gradients)
         self.cost.passes, self.cost.rows = self.cost.passes + 1, self.cost.rows + len(rows)
-        val_value: Tensor | float = float("nan")
+        val_value: Tensor | float = math.nan
         if self.step >= s.warmup:
             val_rows = self.val(self.step)
-            val_loss = self._closure(self.objective.collate(val_rows), phase=0 if s.order != "first" else 1)
+            val_loss = self._loss_on(self.objective.collate(val_rows), phase=0 if s.order != "first" else 1)
             if s.order == "first":
-                val_value, hyper = bilevel.first_order(val_loss, self.alpha, self.weights)
+                val_value, hypergradient = bilevel.first_order(val_loss, self.alpha, self.weights)
             elif s.order == "unrolled":
-                inner = (before, self.weights, alpha_gradient, xi)
-                val_value, hyper = bilevel.unrolled(train_loss, val_loss, self.alpha, *inner)
+                val_value, hypergradient = bilevel.unrolled(
+                    train_loss, val_loss, self.alpha, before, self.weights, alpha_gradient, xi
+                )
             else:
-                val_value, hyper = bilevel.unrolled_exact(train_loss, val_loss, self.alpha, before, xi)
-            if s.alpha_split == "both":
-                hyper = (hyper + alpha_gradient) / 2
-            self._update(self.alpha_optimizer, [self.alpha], [hyper])
+                val_value, hypergradient = bilevel.unrolled_exact(train_loss, val_loss, self.alpha, before, xi)
+            _update(self.alpha_optimizer, [self.alpha], [hypergradient])
             again = s.order != "first"  # the training batch is passed a second time
             self.cost.passes += 1 + again
             self.cost.rows += len(val_rows) + len(rows) * again
+        self.supernet.use()
         self.step += 1
+        self.history.append(
+            {
+                "step": self.step,
+                "loss_train": train_value,
+                "loss_val": val_value,
+                "lr": xi,
+                "alpha_lr": s.alpha_lr * factor,
+            }
+        )
+        self.cost.note_memory(self.objective.device)
         self.cost.seconds += time.perf_counter() - start
-        row = {"step": self.step, "loss_train": train_value, "loss_val": val_value, "lr": xi}
-        self.history.append({**row, "alpha_lr": s.alpha_lr * factor})
 
     def record(self) -> bool:
-        """Note all probabilities; returns False, taking the step back to the last record, if the search diverged."""
+        """Note all probabilities; if the search diverged, take α back to the last record and return False."""
         start = time.perf_counter()
-        for row in reversed(self.history):  # the only place where losses leave the device
-            if not isinstance(row["loss_train"], Tensor):
-                break
-            row["loss_train"], row["loss_val"] = float(row["loss_train"]), float(row["loss_val"])
-        self.cost.seconds += time.perf_counter() - start  # on a GPU, the waiting for all steps since the last record
+        self.read_losses()
+        self.cost.seconds += time.perf_counter() - start  # on a GPU, waiting for all steps since the last record
         losses = ("loss_train",) if self.step <= self.settings.warmup else ("loss_train", "loss_val")
-        fine = all(math.isfinite(self.history[-1][key]) for key in losses)
-        if not fine or not bool(torch.isfinite(self.alpha).all()):
+        finite = all(math.isfinite(self.history[-1][key]) for key in losses)
+        if not finite or not bool(torch.isfinite(self.alpha).all()):
             self.alpha = self.records[-1][1].clone()
             return False
         self.records.append((self.step, self.alpha.clone()))
-        then = self.records[max(0, len(self.records) - 11)][1]
-        masks = [self._mask(self.probs), self._mask(self._probs(then.double()))]
-        self.settled = float((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
+        before = self.records[max(0, len(self.records) - 11)][1]
+        now, then = self._mask(self.probs), self._mask(self._probs(before.double()))
+        self.settled = float((now & then).sum() / (now | then).sum())
         return True
 
-    def steps_unchanged(self) -> int:
-        """For how many steps the sets chosen at half, once and twice the budget are the same.
-
-        Steps of the warm-up, and those above the budget, do not count.
-        """
-        while len(self._choices) < len(self.records):
-            probs, budget = self._probs(self.records[len(self._choices)][1].double()), self.budget.n_params
-            chosen = (select_mask(probs, self.space.costs, share * budget) for share in (0.5, 1, 2))
-            self._choices.append(torch.cat(list(chosen)))
-        since = self.step
-        for (step, _), choice in zip(reversed(self.records), reversed(self._choices), strict=True):
-            if not torch.equal(choice, self._choices[-1]):
+    def read_losses(self) -> None:
+        """Turn the losses of the steps since the last record into numbers; only here do they leave the device."""
+        for row in reversed(self.history):
+            if not isinstance(row["loss_train"], Tensor):
                 break
-            since = step
-        return self.step - max(since, self.settings.shrunk)
+            row["loss_val"], row["loss_train"] = float(row["loss_val"]), float(row["loss_train"])
 
     def sampling_gap(self) -> float:
-        """Expected cost of the sampled supernet over the budget; with ``start_budget``, at this step."""
-        s = self.settings
-        share = s.share(self.step)
-        if s.sampling == "mean":
-            return share
-        options: Any = {"temperature": s.sample_temperature, "hard": s.sampling == "hard"}
-        return share * sampling_gap(self._probs(self.alpha.double(), share), self.costs.double(), **options)
+        """Expected cost of the sampled supernet over the budget, see :func:`s3pet.gates.sampling_gap`."""
+        return sampling_gap(self.probs, self.costs.double())
 
     def result(self, config: dict[str, Any], metrics: dict[str, Any]) -> SearchResult:
-        """What has been found so far."""
+        """The result as of now, at any point of a step."""
         import pandas as pd
 
+        self.read_losses()
         names = [candidate.name for candidate in self.space]
-        rows = []
+        trajectory = []
         for step, alpha in self.records:
             alpha = alpha.double()
             values = {"alpha": alpha.cpu().numpy(), "prob": self._probs(alpha).cpu().numpy()}
-            rows.append(pd.DataFrame({"candidate": names, "step": step, **values}))
+            trajectory.append(pd.DataFrame({"candidate": names, "step": step, **values}))
         gates = gate_table(self.space, self.alpha, self.probs.cpu(), self.budget.n_params)
-        extra = {
+        metrics = {
             "steps": self.step,
             "cost": self.cost.to_dict(),
             "head_params": self.objective.head_params,
@@ -191,42 +239,65 @@ class Searcher:
             "settled": self.settled,
             "max_prob": float(self.probs.max()),
             "uniform_prob": self.budget.n_params / self.space.n_params,
+            **metrics,
         }
-        history = pd.DataFrame(self.history)
-        return SearchResult(self.space, config, gates, history, pd.concat(rows), {**extra, **metrics})
+        history = pd.DataFrame(self.history, columns=["step", "loss_train", "loss_val", "lr", "alpha_lr"])
+        return SearchResult(self.space, config, gates, history, pd.concat(trajectory), metrics)
 
-    def _closure(self, batch: Batch, phase: int) -> bilevel.Loss:
+    def save(self, folder: Path, config: dict[str, Any]) -> None:
+        """Write the state, from which :meth:`load` continues; right after a record."""
+        tensors = {"alpha": self.alpha, "records": torch.stack([alpha for _, alpha in self.records])}
+        tensors |= {f"weight.{index}": weight for index, weight in enumerate(self.weights)}
+        for name, optimizer in self._optimizers().items():
+            for index, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"{name}.{index}.{key}": value for key, value in moments.items()}
+        steps = [step for step, _ in self.records]
+        rest = {"step": self.step, "cost": self.cost.to_dict(), "history": self.history, "record_steps": steps}
+        save_state(folder, config, tensors, rest)
+
+    @torch.no_grad()
+    def load(self, folder: Path, config: dict[str, Any]) -> None:
+        """Continue from a saved state, if there is one; raises RunError if it belongs to other settings."""
+        state = load_state(folder, config)
+        if state is None:
+            return
+        tensors, rest = state
+        self.alpha.copy_(tensors["alpha"])
+        for index, weight in enumerate(self.weights):
+            weight.copy_(tensors[f"weight.{index}"])
+        for name, optimizer in self._optimizers().items():
+            moments: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith(name + "."):
+                    _, index_text, field = key.split(".")
+                    moments.setdefault(int(index_text), {})[field] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        self.step, self.cost, self.history = rest["step"], Cost(**rest["cost"]), rest["history"]
+        self.records = list(zip(rest["record_steps"], tensors["records"].to(self.alpha.device), strict=True))
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"alpha_moment": self.alpha_optimizer, "weight_moment": self.weight_optimizer}
+
+    def _loss_on(self, batch: Batch, phase: int) -> bilevel.Loss:
+        """The loss on a batch as a function of α and the weights, with the same noise and dropout in every call."""
         seed = derive(self.settings.seed, 7, self.step, phase)
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(len(self.space), generator=generator).to(self.alpha.device)
-        s = self.settings
 
         def loss(alpha: Tensor, weights: Sequence[Tensor]) -> Tensor:
-            gates = self._probs(alpha, s.share(self.step))
-            if s.sampling != "mean":
-                gates = sample_gates(gates, noise, temperature=s.sample_temperature, hard=s.sampling == "hard")
-            torch.manual_seed(seed)  # the same dropout in every pass over this batch
-            flat = weights[0] if self.rates is None else weights[0] * self.rates  # for AdamW, a rate of each its own
-            with self.supernet.using(gates, flat):
-                return self.objective.loss(batch, weights[1:] or None)
+            gates = sample_gates(self._probs(alpha), noise)
+            torch.manual_seed(seed)
+            self.supernet.use(gates, weights[0])  # still in effect in the backward pass, see Supernet
+            return self.objective.loss(batch, weights[1:] or None)
 
         return loss
 
-    def _probs(self, alpha: Tensor, share: float = 1.0) -> Tensor:
-        """Probabilities at a multiple of the budget."""
-        s = self.settings
-        options: Any = {"temperature": s.temperature, "gradient": s.gradient, "check": False}
-        return shifted_sigmoid(alpha, self.costs.to(alpha.dtype), share * self.budget.n_params, **options)
+    def _probs(self, alpha: Tensor) -> Tensor:
+        costs = self.costs.to(alpha.dtype)
+        return shifted_sigmoid(alpha, costs, self.budget.n_params, gradient=self.settings.gradient, check=False)  # type: ignore[arg-type]
 
     def _mask(self, probs: Tensor) -> Tensor:
         return select_mask(probs, self.space.costs, self.budget.n_params)
-
-    def _update(self, optimizer: torch.optim.Optimizer, tensors: list[Tensor], gradients: list[Tensor]) -> None:
-        for tensor, gradient in zip(tensors, gradients, strict=True):
-            tensor.grad = gradient
-        nn.utils.clip_grad_norm_(tensors, self.settings.clip)
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def search(
@@ -235,71 +306,72 @@ def search(
     space: Space,
     *,
     budget: int | float | str | Budget,
+    settings: str = "default",
+    objective: Any = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: bool | View = True,
     callbacks: Sequence[Callback] = (),
-    **settings: Any,
+    **changes: Any,
 ) -> SearchResult:
     """Find which PET modules where, under a parameter budget.
 
     Args:
-        model: the frozen backbone; it is left exactly as it was.
-        task: its training split is halved into search_train and search_val; nothing else of it is touched.
+        model: the frozen backbone; it is left exactly as it was, however the search ends.
+        task: its training split is halved into search_train and search_val; no other split is used.
         space: the candidates.
-        budget: trainable PET parameters, any form :meth:`Budget.parse` reads.
-        out: run folder; with it, the search checkpoints and continues where it was cut off.
-        overwrite: replace a finished run in ``out``.
-        progress: show how it goes: in a notebook a live figure with a button that stops and keeps, elsewhere a bar; or
-            a :class:`s3pet.progress.View` of your own.
-        callbacks: called with the :class:`Searcher` at every record; one that returns True stops the search, which
-            keeps what it has found. So does an interrupt from the keyboard.
-        **settings: fields of :class:`Settings`: steps, order, seed, batch_size, lr, alpha_lr, …
+        budget: trainable PET parameters, any form that :meth:`s3pet.Budget.parse` reads.
+        settings: ``"default"``, or ``"paper"`` for the authors' optimiser of α and no warm-up.
+        objective: how the backbone learns the task: :class:`s3pet.objective.ObjectiveSettings` or a mapping.
+        out: run folder; with it, the search writes checkpoints and continues where it was cut off.
+        overwrite: replace a finished run in ``out``, and start an unfinished one anew.
+        progress: show a live figure with a stop button in a notebook and a bar elsewhere; or a :class:`View`.
+        callbacks: called with the :class:`Searcher` at every record; one that returns True stops the search.
+        **changes: fields of :class:`Settings` that differ: steps, order, seed, batch_size, lr, alpha_lr, …
 
     Returns:
-        The result; ``result.structure()`` is the structure at the budget.
+        The result; ``result.structure()`` is the structure at the budget. A stopped search, or one that was interrupted
+        from the keyboard, returns what it had; ``result.metrics["stopped"]`` says so.
 
     Raises:
-        BudgetError: unreadable, below the cheapest candidate, or (``start_budget`` times) above the space.
-        SearchError: bad settings, or the search diverged (what was found before is saved in ``out`` and is the error's
-            ``result``).
-        RunError: a finished run is in ``out``.
+        BudgetError: the budget cannot be read, is below the cheapest candidate, or above the space.
+        SearchError: bad settings, a model that cannot be searched, or a search that diverged (``error.result`` is the
+            result at the last good record, also saved in ``out``).
+        RunError: ``out`` holds a finished run, or an unfinished one with other settings.
     """
-    chosen = Settings(**settings)
+    chosen = make_settings(settings, **changes)
     parsed = parse_budget(space, budget)
     solve_shift(torch.zeros(len(space)), space.costs, parsed.n_params)  # raises BudgetError above the space
-    if not chosen.start_budget * parsed.n_params < space.n_params:
-        raise BudgetError(
-            f"start_budget={chosen.start_budget:g} times the budget of {parsed.n_params:,} parameters is not below the "
-            f"{space.n_params:,} of all candidates; here it can be up to {space.n_params / parsed.n_params:.4g}"
+    if chosen.order == "unrolled_exact" and getattr(model, "is_gradient_checkpointing", False):
+        raise SearchError(
+            "order='unrolled_exact' differentiates twice, which gradient checkpointing cannot; call "
+            "model.gradient_checkpointing_disable(), or take order='unrolled'"
         )
     folder, view = Path(out) if out is not None else None, make_view(progress)
     if folder is not None:
         refuse_finished(folder, overwrite)
-    config = {
-        "model": space.model_id,
-        "model_hash": backbone_checksum(model),
-        "backbone_params": space.backbone_params,
-        "task": task.name,
-        "task_hash": task.fingerprint,
-        "space": space.name,
-        "space_hash": config_hash({"candidates": [candidate.name for candidate in space]}),
-        "budget": parsed.n_params,
-        **asdict(chosen),
-        "versions": versions(),
-    }
-    was_training = model.training
-    cuda = [next(model.parameters()).device] if next(model.parameters()).is_cuda else []
-    with torch.random.fork_rng(devices=cuda):
-        searcher = Searcher(model, task, space, parsed, chosen)
+    on_gpu = next(model.parameters()).is_cuda
+    with torch.random.fork_rng(devices=[next(model.parameters()).device] if on_gpu else []), preserved_modes(model):
+        searcher = Searcher(model, task, space, parsed, chosen, objective)
+        config = {
+            "model": space.model_id,
+            "model_hash": backbone_checksum(model),
+            "backbone_params": space.backbone_params,
+            "task": task.name,
+            "task_hash": task.fingerprint,
+            "space": space.name,
+            "space_hash": config_hash({"candidates": [candidate.name for candidate in space]}),
+            "budget": parsed.n_params,
+            **asdict(chosen),
+            "objective": asdict(searcher.objective.settings),
+            "results_version": RESULTS_VERSION,
+            "versions": versions(),
+        }
         if folder is not None and not overwrite:
-            load_state(searcher, folder / "checkpoint", config_hash(config))
-        model.train()
-        try:
-            with searcher.supernet, searcher.cost.watch_memory(searcher.objective.device):
-                stopped = view.conduct(lambda: _run(searcher, folder, config_hash(config), view, callbacks))
-        finally:
-            model.train(was_training)
+            searcher.load(folder / "checkpoint", config)
+        with searcher.supernet, searcher.cost.watch_memory(searcher.objective.device):
+            model.train()
+            stopped = view.conduct(lambda: _run(searcher, folder, config, view, callbacks))
     result = searcher.result(config, {"stopped": stopped})
     if folder is not None:
         result.save(folder, overwrite=overwrite)
@@ -307,16 +379,30 @@ def search(
     if stopped == "diverged":
         error = SearchError(
             f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite. Lower lr "
-            f"({chosen.lr}) or alpha_lr ({chosen.alpha_lr}). The last good state is "
-            + (f"saved in {folder}" if folder else "error.result")
+            f"({chosen.lr}) or alpha_lr ({chosen.alpha_lr}). The last good state is error.result"
+            + (f", saved in {folder}" if folder else "")
         )
         error.result = result  # type: ignore[attr-defined]
         raise error
     return result
 
 
-def _run(searcher: Searcher, folder: Path | None, config: str, view: View, callbacks: Sequence[Callback]) -> str | None:
-    """Advance to the last step; returns why it ended early, or None."""
+def make_settings(preset: str = "default", **changes: Any) -> Settings:
+    """A preset with some fields changed; raises SearchError for unknown presets and fields."""
+    if preset not in PRESETS:
+        raise SearchError(f"settings={preset!r} is not one of {', '.join(PRESETS)}")
+    unknown = [name for name in changes if name not in Settings.__dataclass_fields__]
+    if unknown:
+        raise SearchError(
+            f"search has no setting {', '.join(unknown)}; it has {', '.join(Settings.__dataclass_fields__)}"
+        )
+    return Settings(**{**PRESETS[preset], **changes})
+
+
+def _run(
+    searcher: Searcher, folder: Path | None, config: dict[str, Any], view: View, callbacks: Sequence[Callback]
+) -> str | None:
+    """Advance to the last step; returns why the search ended early, or None."""
     s = searcher.settings
     try:
         view.start(searcher)
@@ -328,15 +414,21 @@ def _run(searcher: Searcher, folder: Path | None, config: str, view: View, callb
             if not searcher.record():
                 return "diverged"
             view.record(searcher)
-            stops = [callback(searcher) is True for callback in callbacks]  # every one is called
+            stops = [callback(searcher) is True for callback in callbacks]  # every callback is called
             if stop or any(stops):
                 return "stopped"
-            if s.stop == "settled" and searcher.steps_unchanged() >= s.window:
-                return "settled"
             if folder is not None and len(searcher.records) % 10 == 1:
-                save_state(searcher, folder / "checkpoint", config)
+                searcher.save(folder / "checkpoint", config)
     except KeyboardInterrupt:
         return "interrupted"
     finally:
         view.end()
     return None
+
+
+def _update(optimizer: torch.optim.Optimizer, tensors: list[Tensor], gradients: list[Tensor]) -> None:
+    for tensor, gradient in zip(tensors, gradients, strict=True):
+        tensor.grad = gradient
+    nn.utils.clip_grad_norm_(tensors, CLIP)
+    optimizer.step()
+    optimizer.zero_grad()

@@ -1,19 +1,21 @@
 """Attach candidates to a frozen model, and take them off without a trace.
 
-A supernet owns the PET tensors of its candidates, nothing of the backbone: one frozen backbone serves every supernet,
-one after the other, and is bit for bit what it was once they are gone. While attached, every site's output is
+A supernet owns the PET tensors of its candidates and nothing of the backbone. So one frozen backbone serves many
+supernets, one after the other, and is bit for bit what it was once they are detached. While attached, a forward hook
+makes the output of every site
 
     h + Σ_i z_i · δ_i(x, h)
 
-with the gates z given by :meth:`Supernet.using` (all 1 without it, which is how a chosen structure is retrained). Only
-PET tensors get gradients; autograd builds no graph below the first site.
+with gates z set by :meth:`Supernet.use` (without gates all are 1, which is how a chosen structure is retrained). Only
+PET tensors get gradients, and autograd builds no graph below the first site. As in the authors' code, all candidates
+of a projection or norm read the input and output of the site itself; the adapter of a block reads the output of the
+block with what the candidates of its projections have added.
 
-As in the authors' code, all candidates of a projection or norm read the site's own input and output; a block's
-adapter reads the block's output with what its projections' candidates have added. Where :mod:`s3pet.fused` knows the
-site, its forward is replaced while attached; elsewhere a forward hook adds the deltas one by one.
+δ is linear in the last tensors of each PET module, so the gates multiply those instead of activations. For one product
+with all gates the PET tensors are seen as one vector (:meth:`Supernet.flatten`), tensors without gates first.
 
-Gates multiply the smallest tensors, all of them in one product: for that the PET tensors are thought of as one vector,
-those that no gate touches first. A search keeps them so (:meth:`Supernet.flatten`), and gets one gradient back.
+A backbone with gradient checkpointing runs forward again in the backward pass. The gates must still be in effect then:
+call ``backward`` inside ``with supernet.using(…)``; outside, an error says so.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -29,7 +30,6 @@ import torch
 from torch import Tensor, nn
 
 from s3pet.errors import SearchError, StructureMismatchError
-from s3pet.fused import fused_forward, split
 from s3pet.modules import PETS, pet_module
 from s3pet.space import Candidate, Space
 from s3pet.structure import Structure
@@ -38,62 +38,54 @@ _MARK = "_s3pet_attached"
 
 
 class Supernet(nn.Module):
-    """Candidates on a frozen backbone. Calling it runs the backbone with them on.
+    """Candidates on a frozen backbone. Calling it runs the backbone with the candidates on.
 
     Args:
         model: the backbone; it is frozen while the supernet is attached.
         candidates: a space, a structure, or a sequence of candidates.
-        seed: of the fresh PET tensors. Each candidate's tensors depend only on the seed and its name, so the same
+        seed: of the fresh PET tensors. The tensors of a candidate depend only on the seed and its name, so the same
             candidate starts the same in every structure.
 
     Attributes:
         weights: all PET tensors, in candidate order.
         keys: their names, ``"<candidate>/<tensor>"``.
+
+    Raises:
+        StructureMismatchError: a structure that does not fit the model.
     """
 
-    model: Any  # kept out of the submodules, so nn.Module's own attribute types do not apply
+    model: Any  # kept out of the submodules: state_dict() and parameters() hold PET tensors only
 
     def __init__(self, model: nn.Module, candidates: Space | Structure | Sequence[Candidate], *, seed: int = 0):
         super().__init__()
         if isinstance(candidates, Structure):
             candidates.check(model)
-        chosen = candidates.candidates if isinstance(candidates, (Space, Structure)) else candidates
-        self.candidates = tuple(chosen)
-        self.__dict__["model"] = model  # not a submodule: state_dict() and parameters() hold PET tensors only
+        self.candidates = tuple(getattr(candidates, "candidates", candidates))
+        self.__dict__["model"] = model
         self.keys: list[str] = []
-        self._slots: list[list[tuple[str, int]]] = []
-        fresh: list[nn.Parameter] = []
-        free: list[int] = []
-        gated: list[int] = []
-        owners: list[int] = []  # of each gated tensor, its candidate
+        self._slots: list[list[tuple[str, int]]] = []  # of each candidate: (name of the tensor, index in weights)
+        tensors: list[nn.Parameter] = []
+        ungated, gated, gate_of = list[int](), list[int](), list[int]()
         device = next(model.parameters()).device
         for number, candidate in enumerate(self.candidates):
-            slots = []
-            for name, tensor in self._fresh(candidate, seed).items():
-                slots.append((name, len(fresh)))
+            self._slots.append([])
+            for name, tensor in _fresh(candidate, seed).items():
                 if name in PETS[candidate.pet].gated:
-                    gated.append(len(fresh))
-                    owners.append(number)
+                    gated.append(len(tensors))
+                    gate_of.append(number)
                 else:
-                    free.append(len(fresh))
+                    ungated.append(len(tensors))
+                self._slots[-1].append((name, len(tensors)))
                 self.keys.append(f"{candidate.name}/{name}")
-                fresh.append(nn.Parameter(tensor.to(device)))
-            self._slots.append(slots)
-        self.weights = nn.ParameterList(fresh)
-        self._order, self._n_free = [*free, *gated], len(free)
-        sizes = torch.tensor([fresh[slot].numel() for slot in gated], dtype=torch.long)
-        self._owners = torch.tensor(owners, dtype=torch.long).repeat_interleave(sizes).to(device)  # of each element
-        self._gates: Tensor | None = None
-        self._given: Tensor | Sequence[Tensor] = list(self.weights)
-        self._now: Sequence[Tensor] = list(self.weights)  # as given, gates multiplied in
-        self._undo: list[Callable[[], None]] = []
-        self._flags: list[bool] = []
-
-    @staticmethod
-    def _fresh(candidate: Candidate, seed: int) -> dict[str, Tensor]:
-        digest = hashlib.sha256(f"{seed}:{candidate.name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        return pet_module(candidate.pet).init(candidate.d_in, candidate.d_out, candidate.rank or 1, generator)
+                tensors.append(nn.Parameter(tensor.to(device)))
+        self.weights = nn.ParameterList(tensors)
+        self._order, self._n_ungated = [*ungated, *gated], len(ungated)  # of the tensors in the flat vector
+        sizes = torch.tensor([tensors[slot].numel() for slot in gated], dtype=torch.long)
+        self._gate_of = torch.tensor(gate_of, dtype=torch.long).repeat_interleave(sizes).to(device)  # of each element
+        self._active: Sequence[Tensor] = list(self.weights)  # what the hooks use: gates multiplied in
+        self._last_forward: Sequence[Tensor] | None = None
+        self._hooks: list[Any] = []
+        self._flags: list[tuple[nn.Parameter, bool]] = []
 
     @property
     def n_params(self) -> int:
@@ -101,35 +93,43 @@ class Supernet(nn.Module):
         return sum(weight.numel() for weight in self.weights)
 
     def attach(self) -> Supernet:
-        """Put the candidates on and freeze the backbone; raises SearchError if another supernet is on."""
-        if getattr(self.model, _MARK, False):
+        """Put the candidates on and freeze the backbone.
+
+        Raises:
+            SearchError: another supernet is attached, or the model uses reentrant gradient checkpointing.
+            StructureMismatchError: a site is not in the model.
+        """
+        _refuse_reentrant_checkpointing(self.model)
+        if is_attached(self.model):
             raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
-        parameters = list(self.model.parameters())
-        self._flags = [parameter.requires_grad for parameter in parameters]
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        setattr(self.model, _MARK, True)
-        indexed = enumerate(self.candidates)
-        for (path, _), group in groupby(indexed, key=lambda pair: (pair[1].path, _is_block(pair[1]))):
-            try:
-                site = self.model.get_submodule(path)
-            except AttributeError as error:
-                self.detach()
-                raise StructureMismatchError(f"{path!r} is not in {type(self.model).__name__}") from error
-            self._put_on(site, [index for index, _ in group])
+        try:
+            setattr(self.model, _MARK, True)
+            for parameter in self.model.parameters():
+                self._flags.append((parameter, parameter.requires_grad))
+                parameter.requires_grad_(False)
+            indexed = enumerate(self.candidates)
+            for (path, _), group in groupby(indexed, key=lambda pair: (pair[1].path, "." not in pair[1].role)):
+                try:
+                    site = self.model.get_submodule(path)
+                except AttributeError as error:
+                    raise StructureMismatchError(f"{path!r} is not in {type(self.model).__name__}") from error
+                self._hooks.append(site.register_forward_hook(self._adder([index for index, _ in group])))
+        except BaseException:  # an interrupt, too
+            self.detach()
+            raise
         return self
 
     def detach(self) -> None:
-        """Take the candidates off and give the backbone its own requires_grad flags back. Safe to call twice."""
+        """Take the candidates off and give the backbone its requires_grad flags back. Safe to call twice."""
         if not self._flags:
             return
-        for undo in self._undo:
-            undo()
-        self._undo = []
-        for parameter, flag in zip(self.model.parameters(), self._flags, strict=True):
+        while self._hooks:
+            self._hooks.pop().remove()
+        for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
         self._flags = []
-        delattr(self.model, _MARK)
+        self._last_forward = None
+        self.model.__dict__.pop(_MARK, None)
 
     def __enter__(self) -> Supernet:
         return self if self._flags else self.attach()
@@ -138,57 +138,52 @@ class Supernet(nn.Module):
         self.detach()
 
     def flatten(self) -> Tensor:
-        """All PET tensors as one vector that shares their memory from now on; :meth:`using` takes it as weights."""
-        flat = torch.cat([self.weights[slot].detach().reshape(-1) for slot in self._order])
-        own = [self.weights[slot] for slot in self._order]
-        for weight, part in zip(own, flat.split([weight.numel() for weight in own]), strict=True):
+        """All PET tensors as one vector that shares their memory from now on; :meth:`use` takes it as weights."""
+        ordered = [self.weights[slot] for slot in self._order]
+        flat = torch.cat([weight.detach().reshape(-1) for weight in ordered])
+        for weight, part in zip(ordered, flat.split([weight.numel() for weight in ordered]), strict=True):
             weight.data = part.view(weight.shape)
         return flat
 
     def vectors(self) -> list[nn.Parameter]:
         """The tensors of BitFit and LNFit."""
-        of = zip(self.candidates, self._slots, strict=True)
-        return [self.weights[slot] for c, slots in of if PETS[c.pet].is_vector for _, slot in slots]
+        pairs = zip(self.candidates, self._slots, strict=True)
+        return [self.weights[slot] for c, slots in pairs if PETS[c.pet].is_vector for _, slot in slots]
 
-    def rates(self, vector_lr: float) -> Tensor:
-        """Factor on the learning rate of each element of :meth:`flatten`: ``vector_lr`` for :meth:`vectors`, else 1."""
-        quick = {id(weight) for weight in self.vectors()}
-        own = [self.weights[slot] for slot in self._order]
-        return torch.cat([torch.full_like(w, vector_lr if id(w) in quick else 1.0).reshape(-1) for w in own])
-
-    @contextmanager
-    def using(self, gates: Tensor | None = None, weights: Tensor | Sequence[Tensor] | None = None) -> Iterator[None]:
-        """Run with these gates and weights instead of 1 and the supernet's own; restored afterwards.
+    def use(self, gates: Tensor | None = None, weights: Tensor | Sequence[Tensor] | None = None) -> None:
+        """Run with these gates and weights from now on; without arguments, with gates of 1 and the supernet's weights.
 
         Args:
             gates: [n_candidates].
             weights: tensors in the shapes of ``self.weights``, or one vector in the order of :meth:`flatten`.
         """
-        before = self._gates, self._given, self._now
-        self._gates = self._gates if gates is None else gates
-        self._given = self._given if weights is None else weights
-        self._now = self._gated()
+        weights = list(self.weights) if weights is None else weights
+        if gates is None and not isinstance(weights, Tensor):
+            self._active = weights
+            return
+        flat = weights
+        if not isinstance(flat, Tensor):
+            flat = torch.cat([weights[slot].reshape(-1) for slot in self._order])
+        ungated, gated = flat.split([flat.numel() - len(self._gate_of), len(self._gate_of)])
+        if gates is not None:
+            gated = gated * gates.index_select(0, self._gate_of)
+        shapes = [self.weights[slot].shape for slot in self._order]
+        parts = [*_split(ungated, shapes[: self._n_ungated]), *_split(gated, shapes[self._n_ungated :])]
+        by_slot = dict(zip(self._order, parts, strict=True))
+        self._active = [by_slot[slot] for slot in range(len(self.weights))]
+
+    @contextmanager
+    def using(self, gates: Tensor | None = None, weights: Tensor | Sequence[Tensor] | None = None) -> Iterator[None]:
+        """:meth:`use` inside a ``with``; what was in effect before is restored afterwards."""
+        before = self._active
+        self.use(gates, weights)
         try:
             yield
         finally:
-            self._gates, self._given, self._now = before
-
-    def _gated(self) -> Sequence[Tensor]:
-        """The given weights, each in its shape, the gates multiplied in."""
-        given = self._given
-        if self._gates is None and not isinstance(given, Tensor):
-            return given
-        flat = given if isinstance(given, Tensor) else torch.cat([given[slot].reshape(-1) for slot in self._order])
-        parts = list(flat.split([flat.numel() - len(self._owners), len(self._owners)]))
-        if self._gates is not None:
-            parts[1] = parts[1] * self._gates.index_select(0, self._owners)
-        shapes = [self.weights[slot].shape for slot in self._order]
-        tensors = (*split(parts[0], shapes[: self._n_free]), *split(parts[1], shapes[self._n_free :]))
-        found = dict(zip(self._order, tensors, strict=True))
-        return [found[slot] for slot in range(len(self.weights))]
+            self._active = before
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The backbone's own output, with the candidates on for this call."""
+        """The output of the backbone, with the candidates on for this call."""
         if self._flags:
             return self.model(*args, **kwargs)
         with self:
@@ -200,40 +195,42 @@ class Supernet(nn.Module):
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Copy saved PET tensors in; raises StructureMismatchError naming what is missing or of another shape."""
-        own = dict(zip(self.keys, self.weights, strict=True))
-        wrong = [key for key in own if key not in tensors or tensors[key].shape != own[key].shape]
+        mine = dict(zip(self.keys, self.weights, strict=True))
+        wrong = [key for key in mine if key not in tensors or tensors[key].shape != mine[key].shape]
         if wrong:
             raise StructureMismatchError(f"saved PET tensors lack or misshape {wrong[:3]} ({len(wrong)} in all)")
         with torch.no_grad():
-            for key, weight in own.items():
+            for key, weight in mine.items():
                 weight.copy_(tensors[key])
 
-    def _put_on(self, site: nn.Module, indices: list[int]) -> None:
-        pets = [self.candidates[index].pet for index in indices]
-        slots = [self._slots[index] for index in indices]
-
-        def tensors() -> list[dict[str, Tensor]]:
-            return [{name: self._now[slot] for name, slot in row} for row in slots]
+    def _adder(self, indices: list[int]) -> Callable[[nn.Module, tuple, Any], Any]:
+        """A forward hook that adds the deltas of these candidates."""
 
         def add_deltas(site: nn.Module, inputs: tuple, output: Any) -> Any:
+            self._check_recomputation()
             h = output[0] if isinstance(output, tuple) else output
             x = inputs[0] if inputs else h
             changed = h
-            for pet, own in zip(pets, tensors(), strict=True):
-                cast = {name: tensor.to(h.dtype) for name, tensor in own.items()}
-                changed = changed + PETS[pet].delta(cast, x, h, site)
+            for index in indices:
+                tensors = {name: self._active[slot].to(h.dtype) for name, slot in self._slots[index]}
+                changed = changed + PETS[self.candidates[index].pet].delta(tensors, x, h, site)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-        forward = fused_forward(site, pets, tensors)
-        if forward is None:
-            self._undo.append(site.register_forward_hook(add_deltas).remove)
-        else:
-            site.forward = forward  # type: ignore[assignment]
-            self._undo.append(partial(delattr, site, "forward"))
+        return add_deltas
+
+    def _check_recomputation(self) -> None:
+        """Refuse a forward pass inside a backward pass with other gates or weights than the pass it repeats."""
+        if torch._C._current_graph_task_id() == -1:  # not in a backward pass; torch's own checkpointing asks the same
+            self._last_forward = self._active
+        elif self._active is not self._last_forward:
+            raise SearchError(
+                "gradient checkpointing ran the model again with other gates than in the forward pass; call backward "
+                "inside `with supernet.using(...)`, or model.gradient_checkpointing_disable()"
+            )
 
 
 def attach(model: nn.Module, candidates: Space | Structure | Sequence[Candidate], *, seed: int = 0) -> Supernet:
-    """Fresh candidates on a frozen model; a context manager that takes them off without a trace.
+    """Put fresh candidates on a frozen model; a context manager that takes them off without a trace.
 
     >>> with attach(model, space) as supernet:  # doctest: +SKIP
     ...     logits = model(**batch).logits
@@ -244,5 +241,29 @@ def attach(model: nn.Module, candidates: Space | Structure | Sequence[Candidate]
     return Supernet(model, candidates, seed=seed).attach()
 
 
-def _is_block(candidate: Candidate) -> bool:
-    return "." not in candidate.role
+def is_attached(model: nn.Module) -> bool:
+    """Whether a supernet is attached to this model."""
+    return getattr(model, _MARK, False)
+
+
+def _refuse_reentrant_checkpointing(model: nn.Module) -> None:
+    """Reentrant checkpointing makes no graph where no input needs a gradient, so PET tensors would not be trained."""
+    for module in model.modules():
+        function = getattr(module, "_gradient_checkpointing_func", None)
+        if getattr(module, "gradient_checkpointing", False) and getattr(function, "keywords", {}).get("use_reentrant"):
+            raise SearchError(
+                "reentrant gradient checkpointing trains no PET modules on a frozen model; call "
+                'model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})'
+            )
+
+
+def _fresh(candidate: Candidate, seed: int) -> dict[str, Tensor]:
+    digest = hashlib.sha256(f"{seed}:{candidate.name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    return pet_module(candidate.pet).init(candidate.d_in, candidate.d_out, candidate.rank or 1, generator)
+
+
+def _split(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """One vector as tensors of these shapes."""
+    parts = flat.split([shape.numel() for shape in shapes]) if shapes else ()
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from s3pet.backbones import quiet_transformers
 from s3pet.batches import Row, Stream
-from s3pet.cost import Cost
+from s3pet.result import Cost
 from s3pet.errors import SearchError
 from s3pet.objective import Batch, Objective
 from s3pet.supernet import Supernet

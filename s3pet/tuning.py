@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from s3pet.cost import Cost
+from s3pet.result import Cost
 from s3pet.errors import RunError, SearchError, StructureMismatchError
 from s3pet.objective import Objective, make_objective
 from s3pet.result import versions, write_json
@@ -271,8 +271,8 @@ def _learner(
 ) -> tuple[Learner, nn.Module, Objective]:
     full = structure == "full"
     target = copy.deepcopy(model) if full else model
-    options: Any = {"max_length": recipe.max_length, "seed": recipe.seed, "pooling": recipe.pooling}
-    options |= {"loss": recipe.loss, "precision": recipe.precision}
+    options: Any = {"seed": recipe.seed}
+
     objective = make_objective(target, task, **options)
     candidates = structure if isinstance(structure, Structure) else ()  # without any, a supernet still freezes
     supernet = None if full else Supernet(target, candidates, seed=recipe.seed)

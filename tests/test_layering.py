@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "s3pet"
 CORE = (
     *("modules", "families", "space", "gates", "structure", "supernet", "bilevel"),
-    *("objective", "searcher", "result", "tuning", "transfer"),
+    *("objective", "progress", "searcher", "result", "tuning", "transfer"),
 )
 WINGS = ("widgets", "studies", "export")
 LEVELS = [("errors",), ("backbones", "tasks"), CORE, ("plots",), WINGS, ("__init__",), ("cli",), ("__main__",)]
