@@ -342,10 +342,10 @@ def search(
     chosen = make_settings(settings, **changes)
     parsed = parse_budget(space, budget)
     solve_shift(torch.zeros(len(space)), space.costs, parsed.n_params)  # raises BudgetError above the space
-    if chosen.order == "unrolled_exact" and getattr(model, "is_gradient_checkpointing", False):
+    if chosen.order == "unrolled_exact" and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         raise SearchError(
-            "order='unrolled_exact' differentiates twice, which gradient checkpointing cannot; call "
-            "model.gradient_checkpointing_disable(), or take order='unrolled'"
+            "order='unrolled_exact' differentiates twice, which does not work with gradient checkpointing; switch that "
+            "off, or take order='unrolled'"
         )
     folder, view = Path(out) if out is not None else None, make_view(progress)
     if folder is not None:

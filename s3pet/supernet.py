@@ -225,7 +225,7 @@ class Supernet(nn.Module):
         elif self._active is not self._last_forward:
             raise SearchError(
                 "gradient checkpointing ran the model again with other gates than in the forward pass; call backward "
-                "inside `with supernet.using(...)`, or model.gradient_checkpointing_disable()"
+                "inside `with supernet.using(...)`, or switch gradient checkpointing off"
             )
 
 
@@ -252,8 +252,8 @@ def _refuse_reentrant_checkpointing(model: nn.Module) -> None:
         function = getattr(module, "_gradient_checkpointing_func", None)
         if getattr(module, "gradient_checkpointing", False) and getattr(function, "keywords", {}).get("use_reentrant"):
             raise SearchError(
-                "reentrant gradient checkpointing trains no PET modules on a frozen model; call "
-                'model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})'
+                "reentrant gradient checkpointing gives no gradients of PET modules on a frozen model; enable it with "
+                '{"use_reentrant": False}, which is the default of transformers'
             )
 
 

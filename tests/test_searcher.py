@@ -189,6 +189,13 @@ def test_a_callback_stops_and_keeps(tmp_path):
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
+def checkpointed(model, **options):
+    """The model with gradient checkpointing, by the name that the installed transformers prefers."""
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{name}_checkpointing_enable")(options or None)
+    return model
+
+
 class Interrupted:
     """Raises KeyboardInterrupt at the n-th call of any of the functions that a step is made of."""
 
@@ -219,7 +226,7 @@ def test_an_interrupt_anywhere_in_a_step_keeps_the_result(tmp_path, monkeypatch)
     model, task = tiny_t5(), toy_task()
     space, before = make_space(model, "lora"), backbone_checksum(model)
     places = set()
-    for n in range(81, 121):
+    for n in (*range(55, 75), *range(614, 628)):  # around the record of step 5 and the checkpoint of step 50
         out = tmp_path / str(n)
         with monkeypatch.context() as patch:
             interrupt = Interrupted(patch, n)
@@ -233,7 +240,7 @@ def test_an_interrupt_anywhere_in_a_step_keeps_the_result(tmp_path, monkeypatch)
         assert len(kept.history) == kept.metrics["steps"] == kept.structure().origin["steps"]
         assert not any(module._forward_hooks for module in model.modules()) and not model.training
     assert backbone_checksum(model) == before
-    assert len(places) >= 10, places
+    assert len(places) == 12, places  # clip_grad_norm_ and both optimisers' steps have one name each
 
 
 def test_a_diverging_search_keeps_its_last_good_state(tmp_path):
@@ -260,8 +267,7 @@ def test_gradient_checkpointing_gives_the_same_search(make_model, order):
     runs = []
     for checkpointing in (False, True):
         model = make_model().double()
-        if checkpointing:
-            model.gradient_checkpointing_enable()
+        model = checkpointed(model) if checkpointing else model
         options = {"budget": 300, "steps": 4, "warmup": 0, "order": order, **QUIET, "batch_size": 8}
         calls = []
         handle = model.get_submodule(make_space(model, "lora").candidates[0].path).register_forward_hook(
@@ -270,23 +276,22 @@ def test_gradient_checkpointing_gives_the_same_search(make_model, order):
         runs.append(search(model, toy_task(), make_space(model, "mixed"), **options))
         handle.remove()
         runs[-1].metrics["calls"] = len(calls)
-    plain, checkpointed = runs
-    assert checkpointed.metrics["calls"] > plain.metrics["calls"], "the model was not run again"
-    difference = (plain.gates.alpha - checkpointed.gates.alpha).abs().max()
+    plain, repeated = runs
+    assert repeated.metrics["calls"] > plain.metrics["calls"], "the model was not run again"
+    difference = (plain.gates.alpha - repeated.gates.alpha).abs().max()
     assert difference <= 1e-10 * plain.gates.alpha.abs().max()
 
 
 def test_checkpointing_that_cannot_work_is_refused_by_name():
     model = tiny_t5(attn_implementation="eager")
     space, task = make_space(model, "lora"), toy_task()
-    model.gradient_checkpointing_enable()
+    checkpointed(model)
     with pytest.raises(SearchError, match="'unrolled_exact' differentiates twice"):
         search(model, task, space, budget=300, steps=2, order="unrolled_exact", **QUIET)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    checkpointed(model, use_reentrant=True)
     with pytest.raises(SearchError, match="reentrant gradient checkpointing"):
         search(model, task, space, budget=300, steps=2, **QUIET)
-    model.gradient_checkpointing_disable()
-    assert search(model, task, space, budget=300, steps=2, **QUIET).metrics["steps"] == 2
+    assert search(checkpointed(model), task, space, budget=300, steps=2, **QUIET).metrics["steps"] == 2
 
 
 def test_a_search_in_bfloat16_trains_float32_and_ranks_alike():
