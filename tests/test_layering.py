@@ -32,7 +32,9 @@ def imports(source):
             base = node.module.removeprefix("s3pet").lstrip(".")
             yield from ([alias.name for alias in node.names] if not base else [base])
         elif isinstance(node, ast.Import):
-            yield from (n.name.removeprefix("s3pet").lstrip(".") or "__init__" for n in node.names if n.name.startswith("s3pet"))
+            yield from (
+                n.name.removeprefix("s3pet").lstrip(".") or "__init__" for n in node.names if n.name.startswith("s3pet")
+            )
 
 
 def test_imports_go_downward():

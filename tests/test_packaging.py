@@ -43,7 +43,7 @@ def test_every_dependency_is_pinned():
     assert locked["torch"] == ["2.13.0"]
     missing = [line for name, line in requirements() if name not in locked]
     assert not missing
-    assert {"peft", "cluster", "test", "bench", "web"} <= set(PROJECT["optional-dependencies"])
+    assert {"peft", "cluster", "test", "web"} <= set(PROJECT["optional-dependencies"])
     assert PROJECT["requires-python"] == ">=3.10"
 
 

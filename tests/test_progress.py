@@ -72,7 +72,9 @@ def test_registered_views_come_first(monkeypatch):
         def load(self):
             return lambda: self.view
 
-    monkeypatch.setattr(progress, "entry_points", lambda group: [Entry(None), Entry(mine)] if group == "s3pet.views" else [])
+    monkeypatch.setattr(
+        progress, "entry_points", lambda group: [Entry(None), Entry(mine)] if group == "s3pet.views" else []
+    )
     assert progress.make_view(True) is mine
     monkeypatch.setattr(progress, "entry_points", lambda group: [Entry(None)])
     assert isinstance(progress.make_view(True), progress.Bar)

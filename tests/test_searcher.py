@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_bert, tiny_classifier, tiny_llama, tiny_mt5, tiny_roberta, tiny_t5
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import easy_task, toy_task
 
 from s3pet import Rule, Structure, average_gates, bilevel, load_run, make_space, retrain, search
@@ -253,7 +254,14 @@ def test_a_diverging_search_keeps_its_last_good_state(tmp_path):
 
     with pytest.raises(SearchError, match="diverged after step 4") as caught:
         search(
-            model, toy_task(), make_space(model, "lora"), budget=300, steps=20, callbacks=[poison], out=tmp_path, **QUIET
+            model,
+            toy_task(),
+            make_space(model, "lora"),
+            budget=300,
+            steps=20,
+            callbacks=[poison],
+            out=tmp_path,
+            **QUIET,
         )
     assert caught.value.result.gates.alpha.notna().all()
     assert load_run(tmp_path).metrics["stopped"] == "diverged"
@@ -356,3 +364,37 @@ def test_settled_is_one_once_the_chosen_set_no_longer_changes():
         searcher.step = step
         assert searcher.record()
     assert searcher.settled == 1.0
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations that make a processor wait for its accelerator."""
+
+    names = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.name() in self.names
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("order", "passes"), [("first", 2), ("unrolled", 3)])
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert, tiny_llama])
+def test_a_step_waits_for_the_device_no_more_than_the_backbone_does(make_model, order, passes):
+    model = make_model()
+    space = make_space(model, "mixed")
+    settings = Settings(order=order, batch_size=4, warmup=0)
+    searcher = Searcher(model, toy_task(), space, parse_budget(space, 300), settings)
+    for optimizer in (searcher.weight_optimizer, searcher.alpha_optimizer):
+        optimizer.step = lambda: None  # AdamW reads its step count, which it keeps with the processor
+    batch = searcher.objective.collate(searcher.train(0))
+    with HostReads() as plain:
+        searcher.objective.loss(batch)
+    with searcher.supernet, HostReads() as step:
+        searcher.advance()
+    assert step.count == passes * plain.count
+    with HostReads() as read:
+        float(searcher.alpha.sum())
+    assert read.count == 1, "it does count"

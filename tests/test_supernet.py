@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_batch, tiny_bert, tiny_t5
+from tiny import FAMILIES, tiny_batch, tiny_bert, tiny_llama, tiny_t5
 
 from s3pet import Rule, attach, make_space, random_structure
 from s3pet.backbones import backbone_checksum
@@ -104,16 +104,61 @@ def test_fresh_tensors_depend_on_seed_and_candidate_only():
     assert any(not torch.equal(other[key], tensor) for key, tensor in part.items())
 
 
-def test_rates_are_for_the_tensors_of_biases_and_norms():
+def test_vectors_are_the_tensors_of_biases_and_norms():
     model = tiny_bert()
     space = make_space(model, [Rule(pet) for pet in PETS])
-    assert {pet for pet in PETS if PETS[pet].is_vector} == {"bitfit", "lnfit"}
     supernet = Supernet(model, space)
-    with torch.no_grad():
-        for key, weight in zip(supernet.keys, supernet.weights, strict=True):
-            weight.fill_(7.0 if key.split(":")[1].split("/")[0] in ("bitfit", "lnfit") else 1.0)
-    assert torch.equal(supernet.rates(7.0), supernet.flatten())
-    assert len(supernet.vectors()) == sum(candidate.pet in ("bitfit", "lnfit") for candidate in space)
+    expected = {
+        id(w) for key, w in zip(supernet.keys, supernet.weights, strict=True) if key.endswith(("bitfit/b", "lnfit/w"))
+    }
+    assert {id(weight) for weight in supernet.vectors()} == expected and len(expected) > 4
+
+
+def test_the_flat_vector_is_the_same_tensors():
+    model = tiny_t5()
+    space, batch = make_space(model, "mixed"), tiny_batch(model)
+    supernet = Supernet(model, space)
+    randomize(supernet)
+    before = [weight.detach().clone() for weight in supernet.weights]
+    flat, gates = supernet.flatten(), torch.rand(len(space))
+    assert all(torch.equal(one, other) for one, other in zip(supernet.weights, before, strict=True))
+    with torch.no_grad(), supernet:
+        with supernet.using(gates, flat):
+            one = model(**batch)[0]
+        with supernet.using(gates, list(supernet.weights)):
+            other = model(**batch)[0]
+    assert torch.equal(one, other)
+    flat.zero_()
+    assert all(not weight.any() for weight in supernet.weights), "memory is shared"
+
+
+def test_a_gate_multiplies_its_delta():
+    """A linear map with LoRA and BitFit at gates of 0.3 and 0.7, computed by hand."""
+    model = tiny_t5()
+    space = make_space(model, [Rule("lora", roles=("attn.q",), layers=(0,), stacks=("encoder",), ranks=(2,)),
+                               Rule("bitfit", roles=("attn.q",), layers=(0,), stacks=("encoder",))])  # fmt: skip
+    site, x = model.encoder.block[0].layer[0].SelfAttention.q, torch.randn(2, 3, 32)
+    with torch.no_grad(), attach(model, space) as supernet:
+        randomize(supernet)
+        tensors = supernet.tensors()
+        a, b = tensors["encoder.0.attn.q:lora:2/A"], tensors["encoder.0.attn.q:lora:2/B"]
+        lora, bias = 16 / 2 * (x @ a.T) @ b.T, tensors["encoder.0.attn.q:bitfit/b"]
+        with supernet.using(torch.tensor([0.3, 0.7])):
+            torch.testing.assert_close(site(x), x @ site.weight.T + 0.3 * lora + 0.7 * bias)
+
+
+def test_a_backward_pass_outside_the_gates_is_refused_with_checkpointing():
+    model = tiny_t5().train()
+    space, batch = make_space(model, "lora"), tiny_batch(model)
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{name}_checkpointing_enable")()
+    with attach(model, space) as supernet:
+        with supernet.using(torch.full((len(space),), 0.5)):
+            inside = model(**batch)[0].sum()
+            inside.backward()
+            outside = model(**batch)[0].sum()
+        with pytest.raises(SearchError, match="with other gates than in the forward pass"):
+            outside.backward()
 
 
 def test_two_at_once_are_refused_and_an_error_leaves_no_trace():
@@ -140,3 +185,33 @@ def test_saved_tensors_of_another_shape_are_refused():
     supernet = Supernet(model, make_space(model, "lora"))
     with pytest.raises(StructureMismatchError, match="lack or misshape"):
         supernet.load({key: tensor[:1] for key, tensor in supernet.tensors().items()})
+
+
+@pytest.mark.parametrize("make_model", [lambda: tiny_t5(std=0.1), tiny_bert, tiny_llama])
+def test_a_model_of_half_precision_keeps_float32_modules(make_model):
+    """Fresh modules change nothing; trained ones act as in full precision, as far as bfloat16 goes."""
+    outputs = []
+    for kind in (torch.float32, torch.bfloat16):
+        model = make_model().to(kind)
+        with torch.no_grad():
+            before = model(**tiny_batch(model))[0]
+            with attach(model, make_space(model, "mixed")) as supernet:
+                assert torch.equal(model(**tiny_batch(model))[0], before)
+                assert all(weight.dtype == torch.float32 for weight in supernet.weights)
+                randomize(supernet, std=0.1)
+                outputs.append(model(**tiny_batch(model))[0] - before)
+        assert outputs[-1].dtype == kind
+    one, other = (output.float().flatten() for output in outputs)
+    assert torch.nn.functional.cosine_similarity(one, other, 0) > 0.95
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert, tiny_llama])
+def test_autocast_gives_what_full_precision_gives(make_model):
+    model = make_model()
+    space, batch = make_space(model, "mixed"), tiny_batch(model)
+    with torch.no_grad(), attach(model, space) as supernet:
+        randomize(supernet, std=0.1)
+        full = model(**batch)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            narrow = model(**batch)[0]
+    assert torch.nn.functional.cosine_similarity(narrow.float().flatten(), full.flatten(), 0) > 0.98
