@@ -33,7 +33,7 @@ from s3pet import bilevel
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import SearchError
 from s3pet.gates import GRADIENT_MODES, Budget, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
-from s3pet.objective import Batch, ObjectiveSettings, Stream, check_fields, derive, make_objective, preserved_modes
+from s3pet.objective import Batch, Stream, check_fields, derive, make_objective, preserved_modes
 from s3pet.progress import View, make_view
 from s3pet.result import (
     RESULTS_VERSION,
@@ -86,24 +86,13 @@ class Settings:
     gradient: str = "normalized"
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            positive=("steps", "batch_size", "lr", "alpha_lr"),
-            choices={
-                "order": bilevel.ORDERS,
-                "alpha_optimizer": tuple(bilevel.ALPHA_OPTIMIZERS),
-                "gradient": GRADIENT_MODES,
-            },
-        )
+        optimizers = tuple(bilevel.ALPHA_OPTIMIZERS)
+        choices = {"order": bilevel.ORDERS, "alpha_optimizer": optimizers, "gradient": GRADIENT_MODES}
+        check_fields(self, positive=("steps", "batch_size", "lr", "alpha_lr"), choices=choices)
         if self.warmup is None:
             object.__setattr__(self, "warmup", self.steps // 4)
         elif not 0 <= self.warmup < self.steps:
             raise SearchError(f"warmup must be at least 0 and below steps ({self.steps}), got {self.warmup}")
-
-    @property
-    def every(self) -> int:
-        """Steps between records: about 50 records in all."""
-        return max(1, self.steps // 50)
 
 
 class Searcher:
@@ -120,13 +109,7 @@ class Searcher:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        task: Task,
-        space: Space,
-        budget: Budget,
-        settings: Settings,
-        objective: ObjectiveSettings | None = None,
+        self, model: nn.Module, task: Task, space: Space, budget: Budget, settings: Settings, objective: Any = None
     ):
         self.settings, self.space, self.budget = settings, space, budget
         self.objective = make_objective(model, task, objective, seed=settings.seed)
@@ -163,7 +146,7 @@ class Searcher:
         _update(self.weight_optimizer, self.weights, gradients)
         self.cost.passes, self.cost.rows = self.cost.passes + 1, self.cost.rows + len(rows)
         val_value: Tensor | float = math.nan
-        if self.step >= s.warmup:
+        if self.step >= (s.warmup or 0):
             val_rows = self.val(self.step)
             val_loss = self._loss_on(self.objective.collate(val_rows), phase=0 if s.order != "first" else 1)
             if s.order == "first":
@@ -197,14 +180,15 @@ class Searcher:
         start = time.perf_counter()
         self.read_losses()
         self.cost.seconds += time.perf_counter() - start  # on a GPU, waiting for all steps since the last record
-        losses = ("loss_train",) if self.step <= self.settings.warmup else ("loss_train", "loss_val")
+        losses = ("loss_train",) if self.step <= (self.settings.warmup or 0) else ("loss_train", "loss_val")
         finite = all(math.isfinite(self.history[-1][key]) for key in losses)
         if not finite or not bool(torch.isfinite(self.alpha).all()):
             self.alpha = self.records[-1][1].clone()
             return False
         self.records.append((self.step, self.alpha.clone()))
-        before = self.records[max(0, len(self.records) - 11)][1]
-        now, then = self._mask(self.probs), self._mask(self._probs(before.double()))
+        before = self._probs(self.records[max(0, len(self.records) - 11)][1].double())
+        costs, budget = self.space.costs, self.budget.n_params
+        now, then = select_mask(self.probs, costs, budget), select_mask(before, costs, budget)
         self.settled = float((now & then).sum() / (now | then).sum())
         return True
 
@@ -224,12 +208,12 @@ class Searcher:
         import pandas as pd
 
         self.read_losses()
-        names = [candidate.name for candidate in self.space]
-        trajectory = []
+        if not bool(torch.isfinite(self.alpha).all()):
+            self.alpha = self.records[-1][1].clone()
+        table, trajectory = pd.DataFrame({"candidate": [candidate.name for candidate in self.space]}), []
         for step, alpha in self.records:
-            alpha = alpha.double()
-            values = {"alpha": alpha.cpu().numpy(), "prob": self._probs(alpha).cpu().numpy()}
-            trajectory.append(pd.DataFrame({"candidate": names, "step": step, **values}))
+            alpha, prob = alpha.double(), self._probs(alpha.double())
+            trajectory.append(table.assign(step=step, alpha=alpha.cpu().numpy(), prob=prob.cpu().numpy()))
         gates = gate_table(self.space, self.alpha, self.probs.cpu(), self.budget.n_params)
         metrics = {
             "steps": self.step,
@@ -248,7 +232,7 @@ class Searcher:
         """Write the state, from which :meth:`load` continues; right after a record."""
         tensors = {"alpha": self.alpha, "records": torch.stack([alpha for _, alpha in self.records])}
         tensors |= {f"weight.{index}": weight for index, weight in enumerate(self.weights)}
-        for name, optimizer in self._optimizers().items():
+        for name, optimizer in (("alpha_moment", self.alpha_optimizer), ("weight_moment", self.weight_optimizer)):
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"{name}.{index}.{key}": value for key, value in moments.items()}
         steps = [step for step, _ in self.records]
@@ -265,18 +249,14 @@ class Searcher:
         self.alpha.copy_(tensors["alpha"])
         for index, weight in enumerate(self.weights):
             weight.copy_(tensors[f"weight.{index}"])
-        for name, optimizer in self._optimizers().items():
+        for name, optimizer in (("alpha_moment", self.alpha_optimizer), ("weight_moment", self.weight_optimizer)):
             moments: dict[int, dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                if key.startswith(name + "."):
-                    _, index_text, field = key.split(".")
-                    moments.setdefault(int(index_text), {})[field] = value
+            for key in (key for key in tensors if key.startswith(name)):
+                _, index, part = key.split(".")  # type: ignore[assignment]
+                moments.setdefault(int(index), {})[part] = tensors[key]
             optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         self.step, self.cost, self.history = rest["step"], Cost(**rest["cost"]), rest["history"]
         self.records = list(zip(rest["record_steps"], tensors["records"].to(self.alpha.device), strict=True))
-
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"alpha_moment": self.alpha_optimizer, "weight_moment": self.weight_optimizer}
 
     def _loss_on(self, batch: Batch, phase: int) -> bilevel.Loss:
         """The loss on a batch as a function of α and the weights, with the same noise and dropout in every call."""
@@ -295,9 +275,6 @@ class Searcher:
     def _probs(self, alpha: Tensor) -> Tensor:
         costs = self.costs.to(alpha.dtype)
         return shifted_sigmoid(alpha, costs, self.budget.n_params, gradient=self.settings.gradient, check=False)  # type: ignore[arg-type]
-
-    def _mask(self, probs: Tensor) -> Tensor:
-        return select_mask(probs, self.space.costs, self.budget.n_params)
 
 
 def search(
@@ -377,10 +354,10 @@ def search(
         result.save(folder, overwrite=overwrite)
     view.finish(result)
     if stopped == "diverged":
+        where = f", saved in {folder}" if folder else ""
         error = SearchError(
-            f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite. Lower lr "
-            f"({chosen.lr}) or alpha_lr ({chosen.alpha_lr}). The last good state is error.result"
-            + (f", saved in {folder}" if folder else "")
+            f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite. Lower lr ({chosen.lr}) "
+            f"or alpha_lr ({chosen.alpha_lr}). The last good state is error.result{where}"
         )
         error.result = result  # type: ignore[attr-defined]
         raise error
@@ -393,9 +370,8 @@ def make_settings(preset: str = "default", **changes: Any) -> Settings:
         raise SearchError(f"settings={preset!r} is not one of {', '.join(PRESETS)}")
     unknown = [name for name in changes if name not in Settings.__dataclass_fields__]
     if unknown:
-        raise SearchError(
-            f"search has no setting {', '.join(unknown)}; it has {', '.join(Settings.__dataclass_fields__)}"
-        )
+        known = ", ".join(Settings.__dataclass_fields__)
+        raise SearchError(f"search has no setting {', '.join(unknown)}; it has {known}")
     return Settings(**{**PRESETS[preset], **changes})
 
 
@@ -403,13 +379,14 @@ def _run(
     searcher: Searcher, folder: Path | None, config: dict[str, Any], view: View, callbacks: Sequence[Callback]
 ) -> str | None:
     """Advance to the last step; returns why the search ended early, or None."""
-    s = searcher.settings
+    steps = searcher.settings.steps
+    every = max(1, steps // 50)  # about 50 records in all
     try:
         view.start(searcher)
-        while searcher.step < s.steps:
+        while searcher.step < steps:
             searcher.advance()
             stop = view.advance(searcher)
-            if not stop and searcher.step % s.every and searcher.step < s.steps:
+            if not stop and searcher.step % every and searcher.step < steps:
                 continue
             if not searcher.record():
                 return "diverged"

@@ -1,18 +1,16 @@
 """Attach candidates to a frozen model, and take them off without a trace.
 
-A supernet owns the PET tensors of its candidates and nothing of the backbone. So one frozen backbone serves many
-supernets, one after the other, and is bit for bit what it was once they are detached. While attached, a forward hook
-makes the output of every site
+A supernet owns the PET tensors of its candidates and nothing of the backbone, which is bit for bit what it was once the
+supernet is detached. While attached, a forward hook makes the output of every site
 
     h + Σ_i z_i · δ_i(x, h)
 
-with gates z set by :meth:`Supernet.use` (without gates all are 1, which is how a chosen structure is retrained). Only
-PET tensors get gradients, and autograd builds no graph below the first site. As in the authors' code, all candidates
-of a projection or norm read the input and output of the site itself; the adapter of a block reads the output of the
-block with what the candidates of its projections have added.
+with gates z set by :meth:`Supernet.use` (all 1 without it, which is how a structure is retrained). Only PET tensors get
+gradients. As in the authors' code, all candidates of a projection or norm read the input and output of the site
+itself; the adapter of a block reads the output of the block with what the candidates of its projections have added.
 
-δ is linear in the last tensors of each PET module, so the gates multiply those instead of activations. For one product
-with all gates the PET tensors are seen as one vector (:meth:`Supernet.flatten`), tensors without gates first.
+δ is linear in the last tensors of each PET module, so the gates multiply those, not activations. For one product with
+all gates the PET tensors are seen as one vector (:meth:`Supernet.flatten`), tensors without gates first.
 
 A backbone with gradient checkpointing runs forward again in the backward pass. The gates must still be in effect then:
 call ``backward`` inside ``with supernet.using(…)``; outside, an error says so.
@@ -60,7 +58,7 @@ class Supernet(nn.Module):
         super().__init__()
         if isinstance(candidates, Structure):
             candidates.check(model)
-        self.candidates = tuple(getattr(candidates, "candidates", candidates))
+        self.candidates = candidates.candidates if isinstance(candidates, (Space, Structure)) else tuple(candidates)
         self.__dict__["model"] = model
         self.keys: list[str] = []
         self._slots: list[list[tuple[str, int]]] = []  # of each candidate: (name of the tensor, index in weights)
@@ -167,9 +165,9 @@ class Supernet(nn.Module):
         ungated, gated = flat.split([flat.numel() - len(self._gate_of), len(self._gate_of)])
         if gates is not None:
             gated = gated * gates.index_select(0, self._gate_of)
-        shapes = [self.weights[slot].shape for slot in self._order]
-        parts = [*_split(ungated, shapes[: self._n_ungated]), *_split(gated, shapes[self._n_ungated :])]
-        by_slot = dict(zip(self._order, parts, strict=True))
+        sizes = [self.weights[slot].numel() for slot in self._order]
+        parts = [*ungated.split(sizes[: self._n_ungated]), *gated.split(sizes[self._n_ungated :])]
+        by_slot = {slot: part.view(self.weights[slot].shape) for slot, part in zip(self._order, parts, strict=True)}
         self._active = [by_slot[slot] for slot in range(len(self.weights))]
 
     @contextmanager
@@ -230,10 +228,7 @@ class Supernet(nn.Module):
 
 
 def attach(model: nn.Module, candidates: Space | Structure | Sequence[Candidate], *, seed: int = 0) -> Supernet:
-    """Put fresh candidates on a frozen model; a context manager that takes them off without a trace.
-
-    >>> with attach(model, space) as supernet:  # doctest: +SKIP
-    ...     logits = model(**batch).logits
+    """Put fresh candidates on a frozen model; used in a ``with``, they come off at its end.
 
     Raises:
         SearchError: a supernet is already attached. StructureMismatchError: a candidate does not fit the model.
@@ -261,9 +256,3 @@ def _fresh(candidate: Candidate, seed: int) -> dict[str, Tensor]:
     digest = hashlib.sha256(f"{seed}:{candidate.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     return pet_module(candidate.pet).init(candidate.d_in, candidate.d_out, candidate.rank or 1, generator)
-
-
-def _split(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """One vector as tensors of these shapes."""
-    parts = flat.split([shape.numel() for shape in shapes]) if shapes else ()
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -11,10 +11,19 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "s3pet"
 CORE = (
     *("modules", "families", "space", "gates", "structure", "supernet", "bilevel"),
-    *("objective", "progress", "searcher", "result", "tuning", "transfer"),
+    *("objective", "searcher", "result", "tuning", "transfer"),
 )
 WINGS = ("widgets", "studies", "export")
-LEVELS = [("errors",), ("backbones", "tasks"), CORE, ("plots",), WINGS, ("__init__",), ("cli",), ("__main__",)]
+LEVELS = [
+    ("errors", "progress"),
+    ("backbones", "tasks"),
+    CORE,
+    ("plots",),
+    WINGS,
+    ("__init__",),
+    ("cli",),
+    ("__main__",),
+]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
