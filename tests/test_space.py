@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny import FAMILIES, meta_t5, tiny_batch, tiny_bert, tiny_t5
 
-from s3pet import Rule, find_sites, make_space
+from s3pet import Rule, make_space
 from s3pet.errors import BackboneError, SpaceError, UnknownSiteError
-from s3pet.space import Candidate
+from s3pet.space import Candidate, find_sites
 from s3pet.supernet import attach
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import meta_t5, tiny_bert, tiny_llama, tiny_t5
 
-from s3pet import Structure, attach, load_backbone, make_space, manual_structure, random_structure, select_structure
+from s3pet import Structure, attach, load_backbone, make_space, manual_structure, random_structure
 from s3pet.errors import BudgetError, SpaceError, StructureMismatchError
-from s3pet.structure import select_mask
+from s3pet.structure import select_mask, select_structure
 
 
 def test_select_takes_skips_and_fills():
