@@ -109,8 +109,8 @@ class Rule:
             value: Any = getattr(self, name)
             if value is None and name != "stacks":
                 continue
-            many = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
-            values = tuple(value) if many else (value,)
+            single = isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable)
+            values = (value,) if single else tuple(value)
             valid = values and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
             if not valid or (name == "ranks" and min(values) < 1):
                 what = {"layers": "whole numbers", "ranks": "whole numbers of at least 1"}.get(name, "patterns")
@@ -126,18 +126,13 @@ class Rule:
 
 Rules = Sequence[Rule | Mapping[str, Any]]
 LAST_PROJECTION = {"attn": "attn.o", "cross": "cross.o", "ffn": "ffn.out"}  # of each block, by role
-SPACES: dict[str, tuple[Rule, ...]] = {
-    "mixed": (Rule("lora"), Rule("lnfit"), Rule("bitfit"), Rule("lowrank_adapter")),
-    "lora": (Rule("lora"),),
-}
+_MIXED = ("lora", "lnfit", "bitfit", "lowrank_adapter")
+SPACES = {"mixed": tuple(Rule(pet) for pet in _MIXED), "lora": (Rule("lora"),)}
 
 
 @dataclass(frozen=True)
 class Space:
-    """All candidates of a search, in canonical order.
-
-    ``name`` is "mixed", "lora" or "custom". Budgets given as fractions refer to ``backbone_params``.
-    """
+    """All candidates of a search, in canonical order. Budgets given as fractions refer to ``backbone_params``."""
 
     candidates: tuple[Candidate, ...]
     name: str
@@ -211,10 +206,7 @@ def counterparts(space: Space, by: str, layers: Mapping[str, int]) -> Callable[[
 
 
 def find_sites(model: nn.Module) -> tuple[Site, ...]:
-    """All sites of a model, in ``named_modules()`` order; a module with two roles gives two sites.
-
-    A model on the meta device is enough. Raises BackboneError for an unknown family or unknown module names.
-    """
+    """All sites of a model, in ``named_modules()`` order (no weights needed); BackboneError if there are none."""
     family, sites = family_of(model), []
     patterns = family.compiled()
     for path, module in model.named_modules():
@@ -247,8 +239,7 @@ def make_space(
         model: the backbone.
         rules: ``"mixed"`` (S³PET-M), ``"lora"`` (S³PET-L), or a list of rules, also as mappings (from a JSON file).
         keep_inert: keep candidates that cannot change the model's output (a bias on attention keys).
-        cross_attention: add the cross-attention projections and blocks, which are not in the paper's spaces. Rules
-            with ``roles`` are not affected.
+        cross_attention: for rules without ``roles``, add cross-attention, which is not in the paper's spaces.
 
     Raises:
         SpaceError: unknown name, malformed rule, a layer out of range, or a rule that matches nothing.
@@ -279,10 +270,10 @@ def make_space(
         raise SpaceError("every candidate of these rules is inert (a bias on attention keys); use keep_inert=True")
     ordered = [candidates[order] for order in sorted(candidates)]
     biases = {c.site: c.name for c in ordered if c.pet == "bitfit"}  # add at the same place as the bias of an adapter
-    twins = [biases.get(c.site.removesuffix(c.role) + LAST_PROJECTION.get(c.role, "")) for c in ordered]
-    all_named = tuple(replace(c, redundant=twin) for c, twin in zip(ordered, twins, strict=True))
+    for n, c in enumerate(ordered):
+        ordered[n] = replace(c, redundant=biases.get(c.site.removesuffix(c.role) + LAST_PROJECTION.get(c.role, "")))
     model_id = getattr(model, "s3pet_id", None) or getattr(model.config, "_name_or_path", "") or type(model).__name__
-    return Space(all_named, rules if isinstance(rules, str) else "custom", model_id, n_parameters(model))
+    return Space(tuple(ordered), rules if isinstance(rules, str) else "custom", model_id, n_parameters(model))
 
 
 def _matching(rule: Rule, sites: Sequence[Site], cross_attention: bool) -> list[int]:

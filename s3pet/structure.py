@@ -1,11 +1,8 @@
 """A discrete choice of candidates: select, random, manual, save, load, compare, retarget.
 
-A structure is the result of a search: a list of candidates whose cost is at most the budget. Selection goes through the
-candidates from the most to the least probable, takes each one that still fits and skips the others. So one search ranks
-all candidates and can be cut at any budget. Baselines come from the same space: random and manual structures.
-
-A structure can be put on another space, such as that of a deeper backbone: each candidate goes to its counterpart. A
-structure file is versioned JSON and is checked when it is read.
+A structure is a list of candidates whose cost is at most the budget. Selection goes through the candidates from the
+most to the least probable, takes each one that still fits and skips the others. So one search ranks all candidates and
+can be cut at any budget. A structure file is versioned JSON and is checked when it is read.
 
 Source: Hu et al. 2022 (arXiv:2206.07382), section 3.3. Their random baseline can loop for ever when only chosen
 candidates still fit; here every candidate is visited once.
@@ -35,14 +32,8 @@ from s3pet.space import Candidate, Rule, Space, candidate_table, counterparts, f
 FORMAT = "s3pet-structure"
 VERSION = 1
 
-MANUAL: dict[str, Rule] = {
-    "bitfit": Rule("bitfit"),
-    "lnfit": Rule("lnfit"),
-    "lora_qv": Rule("lora", roles=("attn.[qv]",)),
-    "lora_all": Rule("lora"),
-    "lowrank_adapter": Rule("lowrank_adapter"),
-    "adapter": Rule("adapter"),
-}
+_ALL_OF = ("bitfit", "lnfit", "lowrank_adapter", "adapter")
+MANUAL = {pet: Rule(pet) for pet in _ALL_OF} | {"lora_all": Rule("lora"), "lora_qv": Rule("lora", roles=("attn.[qv]",))}
 
 
 @dataclass(frozen=True)
@@ -114,8 +105,7 @@ class Structure:
             space: the candidates to put it on.
             by: ``"name"`` or ``"relative_depth"``.
             budget: keep only the most probable candidates (the first ones where probabilities are unknown) within this
-                budget. None: keep all, whatever they cost there. For the same share of both backbones give
-                ``structure.n_params / old_space.backbone_params``.
+                budget; None: keep all. ``structure.n_params / old_space.backbone_params`` gives the same share.
 
         Returns:
             A structure of ``space``. Without a budget it keeps its own on the same backbone, and has None on another.
@@ -129,10 +119,8 @@ class Structure:
         same = space.model_id == self.model_id
         layers = layers_of(space) if self.layers is None and same else self.layers
         if layers is None and by == "relative_depth":
-            raise StructureMismatchError(
-                f"this structure does not say how many layers {self.model_id!r} has, so relative depths are unknown. "
-                "Read it with its backbone, Structure.from_json(path, model), or use by='name'."
-            )
+            what = f"this structure does not say how many layers {self.model_id!r} has"
+            raise StructureMismatchError(f"{what}; read it with Structure.from_json(path, model), or use by='name'")
         counterpart, probs = counterparts(space, by, layers or {}), self.probs or (0.0,) * len(self)
         best: dict[str, float] = {}  # name of the counterpart → largest probability
         unplaced, merged = [], []
@@ -145,10 +133,8 @@ class Structure:
             else:
                 best[target.name] = probs[i]
         if len(self) and not best:
-            names = _first_three(self.names, ", ")
-            raise StructureMismatchError(
-                f"no candidate of this structure has a counterpart in {space!r} by {by}: {names}"
-            )
+            names = ", ".join(self.names[:3])
+            raise StructureMismatchError(f"no candidate ({names}, …) has a counterpart in {space!r} by {by}")
         placed = replace(space, candidates=tuple(candidate for candidate in space if candidate.name in best))
         ranked_by = torch.tensor([best[candidate.name] for candidate in placed], dtype=torch.float64)
         new_budget = self.budget if same and placed.n_params <= (self.budget or 0) else None
@@ -174,8 +160,10 @@ class Structure:
                 here = f"{site.path} {site.d_in}→{site.d_out} here"
                 wrong.append(f"{c.site} is {here}, {c.path} {c.d_in}→{c.d_out} in the structure")
         if wrong:
-            what = f"structure made for {self.model_id!r} does not fit this {type(model).__name__}"
-            raise StructureMismatchError(f"{what}: {_first_three(wrong, '; ')}. Load the backbone it was made for.")
+            what = (
+                f"structure made for {self.model_id!r} does not fit this {type(model).__name__} in {len(wrong)} places"
+            )
+            raise StructureMismatchError(f"{what}: {'; '.join(wrong[:3])}. Load the backbone it was made for.")
 
     def to_json(self, path: str | Path) -> Path:
         """Write the structure as versioned JSON, atomically; returns the path. Numbers that are not finite are null."""
@@ -212,9 +200,8 @@ class Structure:
             structure = cls(candidates, *known, probs, layers)
             structure._check_costs(record.get("n_params"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StructureMismatchError(
-                f"{path} is not a structure file of version ≤ {VERSION}: {error}. Write one with structure.to_json()."
-            ) from error
+            what = f"{path} is not a structure file of version ≤ {VERSION}: {error}"
+            raise StructureMismatchError(f"{what}. Write one with structure.to_json().") from error
         if model is not None:
             structure.check(model)
             structure = replace(structure, layers=structure.layers or layers_of(find_sites(model)))
@@ -247,24 +234,16 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _first_three(names: Sequence[str], separator: str) -> str:
-    more = f" … and {len(names) - 3} more" if len(names) > 3 else ""
-    return separator.join(names[:3]) + more
-
-
 def select_mask(probs: Tensor, costs: Tensor, budget: float) -> Tensor:
-    """Choose by probability under a hard budget: take what fits, skip what does not, until the end.
+    """Choose by probability within a budget: take what fits, skip what does not, until the end.
 
     Args:
         probs: [n_candidates]; higher ones are chosen first, ties in candidate order.
         costs: [n_candidates], in parameters.
-        budget: in parameters; the chosen cost never exceeds it.
+        budget: in parameters, > 0; the chosen cost never exceeds it.
 
     Returns:
         Boolean mask, [n_candidates], on the CPU.
-
-    Raises:
-        BudgetError: probs and costs are not vectors of one length, or the budget is not positive.
     """
     if probs.shape != costs.shape or probs.ndim != 1:
         raise BudgetError(f"probs {tuple(probs.shape)} and costs {tuple(costs.shape)} must be one vector each")

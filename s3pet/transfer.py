@@ -1,8 +1,8 @@
 """What several searches have in common, and what carries over to another task, seed or backbone.
 
-Gates can be averaged over searches, compared, and carried to a backbone of another depth and width by relative depth.
-Agreement between searches must be compared with chance: two random structures share candidates too, and two searches
-can agree on the *type* of module while they disagree on every *place* (see ``within`` of :func:`agreement`).
+Gates can be averaged over searches, compared, and carried to a backbone of another depth by relative depth. Agreement
+must be compared with chance: two random structures share candidates too, and two searches can agree on the *type* of
+module while they disagree on every *place* (``within`` of :func:`agreement`).
 
 Source: the transfer of structures between tasks is Hu et al. 2022 (arXiv:2206.07382), section 5; chance levels and
 transfer between sizes are ours.
@@ -21,7 +21,7 @@ import torch
 from s3pet.errors import RunError
 from s3pet.gates import Budget, shifted_sigmoid
 from s3pet.result import SearchResult, config_hash, gate_table
-from s3pet.space import Candidate, Space, layers_of
+from s3pet.space import Space, layers_of
 from s3pet.structure import parse_budget, random_structure
 
 Results = Mapping[str, SearchResult] | Sequence[SearchResult]
@@ -57,14 +57,10 @@ def average_gates(results: Results, *, budget: int | float | str | Budget | None
 
 
 def gate_difference(one: Any, other: Any, value: str = "prob") -> pd.DataFrame:
-    """Where two searches of one space differ: a gate table with ``difference`` = one − other.
-
-    Args:
-        one, other: gate tables, or results.
-        value: the numeric column to compare.
+    """Where two searches (results or gate tables) of one space differ: ``difference`` = one − other of a column.
 
     Returns:
-        The candidates of the first table with ``difference``; ``chosen`` (by both), ``only_one`` and ``only_other``.
+        The first table's candidates with ``difference``, ``chosen`` (by both), ``only_one`` and ``only_other``.
 
     Raises:
         RunError: different candidates, or a missing column.
@@ -78,9 +74,7 @@ def gate_difference(one: Any, other: Any, value: str = "prob") -> pd.DataFrame:
     names, other_names = (t[keys].astype("string").fillna("").agg(":".join, axis=1) for t in (first, second))
     unshared = sorted(set(names) ^ set(other_names))
     if unshared:
-        raise RunError(
-            f"the searches have different spaces: {len(unshared)} candidates, such as {unshared[:3]}, differ"
-        )
+        raise RunError(f"different spaces: {len(unshared)} candidates are in one only, such as {unshared[:3]}")
     second = second.set_axis(other_names).loc[names].set_axis(first.index)  # rows in the order of the first table
     difference = first[value].astype(float) - second[value].astype(float)
     a, b = first["chosen"].astype(bool), second["chosen"].astype(bool)
@@ -111,30 +105,29 @@ def retarget_gates(
         raise RunError(f"by={by!r} is not one of name, relative_depth")
     parsed = parse_budget(space, result.budget.fraction if budget is None else budget)
     attribute = "name" if by == "name" else "across_layers"  # must be equal, besides the depth
-    old_layers, new_layers = layers_of(result.space), layers_of(space)
-    curves: dict[Any, list[tuple[float, float]]] = {}  # (depth, α) of the source
-    for candidate, value in zip(result.space, result.gates["alpha"], strict=True):
-        curves.setdefault(getattr(candidate, attribute), []).append((_depth(candidate, old_layers), value))
+
+    def places(space: Space) -> list[tuple[Any, float]]:
+        layers = layers_of(space)  # layer / (layers − 1) is the relative depth, 0 outside the layers
+        return [(getattr(c, attribute), (c.layer or 0) / max(layers.get(c.stack, 1) - 1, 1)) for c in space]
+
+    curves: dict[Any, list[tuple[float, float]]] = {}  # points (depth, α) of the source
+    for (key, depth), value in zip(places(result.space), result.gates["alpha"], strict=True):
+        curves.setdefault(key, []).append((depth, value))
     alpha = np.full(len(space), np.nan)
-    for i, candidate in enumerate(space):
-        if curve := curves.get(getattr(candidate, attribute)):
-            alpha[i] = np.interp(_depth(candidate, new_layers), *np.array(sorted(curve)).T)
+    for i, (key, depth) in enumerate(places(space)):
+        if key in curves:
+            alpha[i] = np.interp(depth, *np.array(sorted(curves[key])).T)
     unplaced = np.isnan(alpha)
     if unplaced.all():
         raise RunError(f"no candidate of {space!r} has a counterpart in {result.space!r} by {by}")
     alpha[unplaced] = float(result.gates["alpha"].min())
     probs = shifted_sigmoid(torch.tensor(alpha), space.costs, parsed.n_params)
     origin = {"retargeted": config_hash(result.config), "from": result.space.model_id, "by": by}
-    config = _config(result, parsed.n_params, origin)
-    config |= {"model": space.model_id, "backbone_params": space.backbone_params, "space": space.name}
+    new_space = {"model": space.model_id, "backbone_params": space.backbone_params, "space": space.name}
+    config = _config(result, parsed.n_params, origin | new_space)
     config.pop("model_hash", None)
     gates = gate_table(space, torch.tensor(alpha), probs, parsed.n_params)
     return _result(space, config, gates, {"unplaced": [c.name for c, no in zip(space, unplaced, strict=True) if no]})
-
-
-def _depth(candidate: Candidate, layers: Mapping[str, int]) -> float:
-    """Relative depth in [0, 1]; 0 outside the layers."""
-    return (candidate.layer or 0) / max(layers.get(candidate.stack, 1) - 1, 1)
 
 
 def agreement(
@@ -152,8 +145,7 @@ def agreement(
         budget: cut all at this one; None: each at its own.
         within: a column of the gate table such as ``"pet"``: chance then keeps how much of each kind was chosen and
             shuffles only the places, and ranks are taken within each kind. None: random structures of the same budget.
-        draws: random structures for each pair.
-        seed: of the draws.
+        draws, seed: number of random structures for each pair, and the seed for them.
 
     Returns:
         One row for each pair: ``first, second, group`` ("same task" or "other task"), ``jaccard`` of the structures and
@@ -180,12 +172,11 @@ def agreement(
             chance = [float((in_a & mask).sum() / (in_a | mask).sum()) for mask in shuffled]
             ranks = [result.gates.groupby(within)["prob"].rank(pct=True) for result in (one, other)]
         same_task = one.config.get("task") == other.config.get("task")
-        row: dict[str, Any] = {"first": first, "second": second, "group": "same task" if same_task else "other task"}
-        row |= {"jaccard": a.jaccard(b), "jaccard_chance": float(np.mean(chance))}
-        row |= {"jaccard_chance_high": float(np.quantile(chance, 0.95))}
-        row |= {"spearman": float(np.corrcoef(np.stack(ranks))[0, 1]), "spearman_chance": 0.0}
-        rows.append(row | {"spearman_chance_high": 1.645 / np.sqrt(len(one.space) - 1)})  # of a large sample
-    return pd.DataFrame(rows)
+        jaccard = (a.jaccard(b), float(np.mean(chance)), float(np.quantile(chance, 0.95)))
+        spearman = (float(np.corrcoef(np.stack(ranks))[0, 1]), 0.0, 1.645 / np.sqrt(len(one.space) - 1))  # large sample
+        rows.append((first, second, "same task" if same_task else "other task", *jaccard, *spearman))
+    measures = [f"{name}{kind}" for name in ("jaccard", "spearman") for kind in ("", "_chance", "_chance_high")]
+    return pd.DataFrame(rows, columns=["first", "second", "group", *measures])
 
 
 def _same_space(results: Results) -> dict[str, SearchResult]:
