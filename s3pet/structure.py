@@ -160,10 +160,9 @@ class Structure:
                 here = f"{site.path} {site.d_in}→{site.d_out} here"
                 wrong.append(f"{c.site} is {here}, {c.path} {c.d_in}→{c.d_out} in the structure")
         if wrong:
-            what = (
-                f"structure made for {self.model_id!r} does not fit this {type(model).__name__} in {len(wrong)} places"
-            )
-            raise StructureMismatchError(f"{what}: {'; '.join(wrong[:3])}. Load the backbone it was made for.")
+            what = f"structure made for {self.model_id!r} does not fit this {type(model).__name__}: "
+            what += "; ".join(wrong[:3]) + (f" … and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+            raise StructureMismatchError(f"{what}. Load the backbone it was made for.")
 
     def to_json(self, path: str | Path) -> Path:
         """Write the structure as versioned JSON, atomically; returns the path. Numbers that are not finite are null."""
@@ -243,7 +242,7 @@ def select_mask(probs: Tensor, costs: Tensor, budget: float) -> Tensor:
         budget: in parameters, > 0; the chosen cost never exceeds it.
 
     Returns:
-        Boolean mask, [n_candidates], on the CPU.
+        Boolean mask, [n_candidates], on the CPU. Other shapes, or a budget that is not positive, raise BudgetError.
     """
     if probs.shape != costs.shape or probs.ndim != 1:
         raise BudgetError(f"probs {tuple(probs.shape)} and costs {tuple(costs.shape)} must be one vector each")

@@ -4,8 +4,7 @@ Gates can be averaged over searches, compared, and carried to a backbone of anot
 must be compared with chance: two random structures share candidates too, and two searches can agree on the *type* of
 module while they disagree on every *place* (``within`` of :func:`agreement`).
 
-Source: the transfer of structures between tasks is Hu et al. 2022 (arXiv:2206.07382), section 5; chance levels and
-transfer between sizes are ours.
+Source: Hu et al. 2022 (arXiv:2206.07382), section 5, for transfer between tasks; the rest is ours.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ def average_gates(results: Results, *, budget: int | float | str | Budget | None
     """The mean of several searches of one space; it can be cut, drawn and saved like a single one.
 
     Args:
-        results: searches over seeds or tasks.
-        budget: where to cut; None: the budget they share.
+        results, budget: searches over seeds or tasks, and where to cut; None: at the budget they share.
 
     Returns:
         A result whose gate table holds the mean ``alpha`` and ``prob``, their standard deviation ``prob_spread``, and
@@ -88,8 +86,7 @@ def retarget_gates(
     """Carry the gates of a search to the candidates of another space, such as that of a backbone of another size.
 
     Args:
-        result: the search.
-        space: the candidates to carry them to.
+        result, space: the search, and the candidates to carry its gates to.
         by: ``"name"``: a candidate keeps its α. ``"relative_depth"``: α is interpolated linearly between the layers of
             the source, at the same layer / (layers − 1), for each stack, role, PET module and rank.
         budget: of the new gates; None: the same share of the backbone's parameters.
@@ -104,7 +101,7 @@ def retarget_gates(
     if by not in ("name", "relative_depth"):
         raise RunError(f"by={by!r} is not one of name, relative_depth")
     parsed = parse_budget(space, result.budget.fraction if budget is None else budget)
-    attribute = "name" if by == "name" else "across_layers"  # must be equal, besides the depth
+    attribute = "name" if by == "name" else "across_layers"  # equal in counterparts
 
     def places(space: Space) -> list[tuple[Any, float]]:
         layers = layers_of(space)  # layer / (layers − 1) is the relative depth, 0 outside the layers
