@@ -1,19 +1,18 @@
-"""Hypergradients: how α should move when the PET weights w answer to it.
+"""Hypergradients: the gradient of α, given that the PET weights w react to α.
 
-The search solves  min_α L_val(w*(α), α)  with  w*(α) = argmin_w L_train(w, α).  All three functions take α's gradient
-*after* a weight step, w' = w − ξ ∇_w L_train(w, α) or any other optimiser's step:
+The search solves  min_α L_val(w*(α), α)  with  w*(α) = argmin_w L_train(w, α). All three functions take α's gradient
+*after* a weight step w', which is w − ξ ∇_w L_train(w, α) or the step of another optimiser:
 
     first order       ∂_α L_val(w', α)
     unrolled          ∂_α L_val(w', α) − ξ · ∂²_{α,w} L_train(w, α) · ∂_{w'} L_val(w', α)
     unrolled_exact    d/dα L_val(w − ξ ∇_w L_train(w, α), α)   by double backward
 
-``unrolled`` replaces the mixed second derivative by a one-sided finite difference along v = ∂_{w'} L_val: since
-∂_α L_train(w, α) comes free with the weight step's gradient, only one further pass is needed, three in all (the
-authors spend five). Its correction is the derivative of an SGD step of length ξ; behind an AdamW step it is the same
-approximation the authors make.
+``unrolled`` replaces the mixed second derivative by a one-sided finite difference along v = ∂_{w'} L_val. The weight
+step's backward pass gives ∂_α L_train(w, α) as well, so one search step needs three passes (the authors use five). The
+correction is the derivative of an SGD step of length ξ; after an AdamW step it is an approximation, as theirs is.
 
-Losses are closures ``loss(alpha, weights) -> scalar``. The closure must use the same noise and the same dropout in
-every call with the same weights-batch, or the difference measures noise.
+A loss is a closure ``loss(alpha, weights) -> scalar``. It must use the same gate noise and the same dropout in every
+call on one batch; otherwise the finite difference measures noise.
 
 Source: Liu et al. 2019 (DARTS), equations 5–8; Hu et al. 2022 (arXiv:2206.07382), section 3.3.
 """
@@ -33,38 +32,26 @@ ORDERS: tuple[str, ...] = ("first", "unrolled", "unrolled_exact")
 
 
 def gradients(loss: Loss, alpha: Tensor, weights: Weights) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Loss and its gradients in alpha and weights, from one forward and one backward pass.
-
-    Args:
-        loss: closure ``loss(alpha, weights) -> scalar``.
-        alpha: [n_candidates].
-        weights: tensors of any shape.
+    """Loss and gradients in alpha, [n_candidates], and weights, of any shapes: one forward and one backward pass.
 
     Returns:
-        (loss value, ∂α [n_candidates], [∂w in the shapes of weights]); zeros where the loss does not depend.
+        (loss value, ∂α [n_candidates], [∂w in the shapes of weights]); zeros where the loss does not depend on them.
     """
-    alpha = alpha.detach().requires_grad_()
-    weights = [weight.detach().requires_grad_() for weight in weights]
+    alpha, weights = _leaf(alpha), [_leaf(weight) for weight in weights]
     value = loss(alpha, weights)
-    found = torch.autograd.grad(value, [alpha, *weights], materialize_grads=True, allow_unused=True)
-    return value.detach(), found[0], list(found[1:])
+    alpha_gradient, *weight_gradients = _grad(value, [alpha, *weights])
+    return value.detach(), alpha_gradient, weight_gradients
 
 
 def first_order(val_loss: Loss, alpha: Tensor, new_weights: Weights) -> tuple[Tensor, Tensor]:
-    """∂_α L_val(w', α): one pass.
-
-    Args:
-        val_loss: closure on the search_val batch.
-        alpha: [n_candidates].
-        new_weights: w', the weights *after* the weight step.
+    """∂_α L_val(w', α): one pass. ``new_weights`` is w', the weights *after* the weight step.
 
     Returns:
         (L_val, hypergradient [n_candidates]).
     """
-    alpha = alpha.detach().requires_grad_()
+    alpha = _leaf(alpha)
     value = val_loss(alpha, [weight.detach() for weight in new_weights])
-    (found,) = torch.autograd.grad(value, [alpha], materialize_grads=True, allow_unused=True)
-    return value.detach(), found
+    return value.detach(), _grad(value, [alpha])[0]
 
 
 def unrolled(
@@ -78,15 +65,15 @@ def unrolled(
     *,
     epsilon: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
-    """DARTS' second order by a one-sided difference: two passes beside the weight step's own.
+    """DARTS' second order by a one-sided difference: two passes besides the one of the weight step.
 
     Args:
-        train_loss: closure on the search_train batch, the one the weight step used, with its noise.
+        train_loss: closure on the search_train batch of the weight step, with the same noise.
         val_loss: closure on the search_val batch.
         alpha: [n_candidates].
         weights: w, before the weight step.
         new_weights: w', after it.
-        train_alpha_gradient: ∂_α L_train(w, α), which the weight step's backward pass gave.
+        train_alpha_gradient: ∂_α L_train(w, α), from the backward pass of the weight step.
         xi: ξ, the length of the inner step (its learning rate).
         epsilon: norm of the displacement of w, ε·v/‖v‖.
 
@@ -95,55 +82,45 @@ def unrolled(
     """
     value, direct, v = gradients(val_loss, alpha, new_weights)
     norm = torch.stack([part.double().norm() for part in v]).norm()
-    # r·v has norm epsilon; where v vanishes so does the correction, and r stays finite.
-    r = (epsilon / norm.clamp_min(1e-12)).to(alpha.dtype)
+    r = (epsilon / norm.clamp_min(1e-12)).to(alpha.dtype)  # ‖r·v‖ = ε; the clamp keeps r finite where v is 0
     moved = [weight.detach() + r * part for weight, part in zip(weights, v, strict=True)]
-    _, shifted = first_order(train_loss, alpha, moved)
-    mixed = (shifted - train_alpha_gradient) / r  # ≈ ∂²_{α,w} L_train · v, once the division by r (not ε) is done
+    _, moved_gradient = first_order(train_loss, alpha, moved)
+    mixed = (moved_gradient - train_alpha_gradient) / r  # ≈ ∂²_{α,w} L_train · v; the divisor is r, not ε
     return value, direct - xi * mixed
 
 
 def unrolled_exact(
     train_loss: Loss, val_loss: Loss, alpha: Tensor, weights: Weights, xi: float
 ) -> tuple[Tensor, Tensor]:
-    """d/dα L_val(w − ξ ∇_w L_train(w, α), α) by double backward — the reference, for tests and small models.
+    """d/dα L_val(w − ξ ∇_w L_train(w, α), α) by double backward: the reference for tests and small models.
 
-    Scaled-dot-product attention kernels have no double backward on CPU: load the backbone with
-    ``attn_implementation="eager"``.
-
-    Args:
-        train_loss: closure on the search_train batch.
-        val_loss: closure on the search_val batch.
-        alpha: [n_candidates].
-        weights: w.
-        xi: ξ, length of the (SGD) inner step.
+    Needs a backbone with ``attn_implementation="eager"``: the other kinds have no double backward on the CPU.
 
     Returns:
         (L_val at the virtual w', hypergradient [n_candidates]).
     """
-    alpha = alpha.detach().requires_grad_()
-    weights = [weight.detach().requires_grad_() for weight in weights]
-    inner = torch.autograd.grad(
-        train_loss(alpha, weights), weights, create_graph=True, materialize_grads=True, allow_unused=True
-    )
-    virtual = [weight - xi * part for weight, part in zip(weights, inner, strict=True)]
-    value = val_loss(alpha, virtual)
-    (found,) = torch.autograd.grad(value, [alpha], materialize_grads=True, allow_unused=True)
-    return value.detach(), found
+    alpha, weights = _leaf(alpha), [_leaf(weight) for weight in weights]
+    inner = _grad(train_loss(alpha, weights), weights, create_graph=True)
+    value = val_loss(alpha, [weight - xi * part for weight, part in zip(weights, inner, strict=True)])
+    return value.detach(), _grad(value, [alpha])[0]
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_()
+
+
+def _grad(value: Tensor, tensors: Weights, create_graph: bool = False) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(value, tensors, create_graph=create_graph, materialize_grads=True, allow_unused=True)
 
 
 class SharedAdam(torch.optim.Optimizer):
-    """Adam with one second moment, the mean of g² over all elements, instead of one for each.
+    """Adam with one second moment for the whole tensor, the mean of g² over its elements.
 
-    Adam moves every α about as far, however small its gradient: α of a candidate that hardly matters walks at random as
-    far as that of one that decides. Here steps stay in proportion to the gradients; only their common scale is adapted.
-
-    Args:
-        params: tensors; each has a moment of its own.
-        lr: learning rate. betas: decay of the two moments. eps: added to the root.
+    Adam moves every α by about the same distance, however small its gradient, so the α of an unimportant candidate
+    makes as wide a random walk as that of an important one. Here only the common scale of the steps is adapted.
 
     Source:
-        The form is Adam's (Kingma and Ba 2015, arXiv:1412.6980); the common second moment is ours.
+        Kingma and Ba 2015 (arXiv:1412.6980) for Adam, whose arguments it takes; the shared second moment is ours.
     """
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-12):
@@ -157,10 +134,10 @@ class SharedAdam(torch.optim.Optimizer):
             for tensor in (tensor for tensor in group["params"] if tensor.grad is not None):
                 state = self.state[tensor]
                 if not state:
-                    state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(tensor))
-                    state.update(exp_avg_sq=torch.zeros_like(tensor.sum()))
+                    zero = torch.zeros_like(tensor)
+                    state.update(step=torch.zeros(()), exp_avg=zero, exp_avg_sq=zero.sum())
                 state["step"] += 1
-                step = float(state["step"])  # kept with the processor
+                step = float(state["step"])  # on the CPU, so reading it does not wait for the device
                 state["exp_avg"].lerp_(tensor.grad, 1 - decay)
                 state["exp_avg_sq"].lerp_(tensor.grad.square().mean(), 1 - slow)
                 scale = (state["exp_avg_sq"] / (1 - slow**step)).sqrt() + group["eps"]

@@ -1,7 +1,7 @@
-"""From structural parameters to gates that meet a parameter budget.
+"""From structural parameters α to gates that meet a parameter budget.
 
-Every candidate i has one structural parameter α_i and costs c_i trainable parameters. The shifted global sigmoid
-turns α into probabilities whose expected cost is exactly the budget B,
+Candidate i has one structural parameter α_i and c_i trainable parameters. The shifted global sigmoid turns α into
+probabilities whose expected cost is exactly the budget B,
 
     p_i = σ((α_i − ζ) / β)     with ζ such that  Σ_i c_i p_i = B,
 
@@ -9,12 +9,11 @@ and a binary-concrete sample turns probabilities into gates,
 
     z_i = σ((logit u_i + logit p_i) / τ),     u_i ~ U(0, 1).
 
-All functions here are pure, work on tensors of any device, and accept leading batch dimensions. The shift costs ten
-vectorised rounds whatever the number of candidates, without a host synchronisation when ``check=False``.
+All functions are pure, run on the device of their tensors, and accept leading batch dimensions.
 
-Where we depart from the authors' code: the root is bracketed (theirs starts ``fsolve`` from the last value), the
-gradient through the shift is a named choice, and samples may be hard (straight-through), because at τ = 1 the mean of
-the sampled gate is well above p (see :func:`expected_gates`).
+Departures from the authors' code: the root is bracketed (they start ``fsolve`` from the last value), and the gradient
+through the shift can be chosen. Samples can be hard (straight-through), because at τ = 1 the mean of a sampled gate is
+well above p (:func:`expected_gates`).
 
 Source: Hu et al. 2022 (arXiv:2206.07382), shifted global sigmoid; Maddison et al. 2017, binary concrete.
 """
@@ -24,7 +23,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,18 +33,15 @@ from s3pet.errors import BudgetError
 GradientMode = Literal["normalized", "detached", "implicit"]
 GRADIENT_MODES: tuple[str, ...] = ("normalized", "detached", "implicit")
 
-_SECTIONS = 64  # points per round; 64 ** 10 = 2 ** 60 sections of the bracket in all
-_ROUNDS = 10
+_SECTIONS, _ROUNDS = 64, 10  # each round divides the bracket by 64, all together by 64 ** 10 = 2 ** 60
 _UNITS = {"%": 1e-2, "‰": 1e-3, "‱": 1e-4}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A number of trainable PET parameters (a task head is never part of it).
+    """A number of trainable PET parameters, ``n_params`` ≥ 1; a task head is never part of it.
 
-    Attributes:
-        n_params: the budget in parameters, ≥ 1.
-        total: parameters of the frozen backbone the fractions refer to.
+    ``total`` is the number of parameters of the frozen backbone, which fractions refer to.
     """
 
     n_params: int
@@ -53,24 +49,22 @@ class Budget:
 
     @property
     def fraction(self) -> float:
-        """Budget as a share of the backbone's parameters."""
+        """The budget as a share of the backbone's parameters."""
         return self.n_params / self.total
 
     def __str__(self) -> str:
-        return (
-            f"{self.n_params:,} parameters = {100 * self.fraction:.4g} % = {1e4 * self.fraction:.4g} ‱ "
-            f"of {self.total:,}"
-        )
+        share = f"{100 * self.fraction:.4g} % = {1e4 * self.fraction:.4g} ‱"
+        return f"{self.n_params:,} parameters = {share} of {self.total:,}"
 
     @classmethod
     def parse(cls, value: int | float | str | Budget, *, total: int) -> Budget:
         """Read a budget in any of its usual forms.
 
         Args:
-            value: an int or a digit string is a number of parameters (``2048``, ``"2048"``); a number below 1 is a
+            value: a whole number is a number of parameters (``2048``, ``"2048"``, ``"2,048"``); a number below 1 is a
                 fraction of the backbone (``0.0001``, ``"1.39e-4"``); a string may end in ``%``, ``‰`` or ``‱``
-                (``"0.01%"``, ``"1.39‱"``).
-            total: parameters of the backbone, in parameters.
+                (``"0.01%"``, ``"1.39‱"``). A comma is never a decimal point.
+            total: parameters of the backbone.
 
         Returns:
             The budget, rounded down to a whole parameter.
@@ -78,34 +72,29 @@ class Budget:
         Raises:
             BudgetError: not readable, not positive, below one parameter, or above the backbone.
 
-        >>> Budget.parse("0.01%", total=20_480_000)
-        Budget(n_params=2048, total=20480000)
-        >>> print(Budget.parse(2048, total=20_480_000))
+        >>> print(Budget.parse("0.01%", total=20_480_000))
         2,048 parameters = 0.01 % = 1 ‱ of 20,480,000
         """
-        if isinstance(value, Budget):
-            return cls.parse(value.n_params, total=total)
         how = 'Give parameters (2048), a fraction (0.0001, "1.39e-4"), or a share ("0.01%", "1.39‱").'
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        number, unit = (value.n_params if isinstance(value, Budget) else value), ""
+        if isinstance(number, bool) or not isinstance(number, (int, float, str)):
             raise BudgetError(f"budget {value!r} is a {type(value).__name__}. {how}")
-        number: Any = value
-        unit = ""
-        if isinstance(value, str):
-            match = re.fullmatch(r"\s*([+-]?[\d_,]*\.?\d+(?:[eE][+-]?\d+)?)\s*([%‰‱]?)\s*", value)
+        if isinstance(number, str):
+            text = number.strip()
+            text = text.replace(",", "") if re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+", text) else text
+            match = re.fullmatch(r"([+-]?[\d_]*\.?\d+(?:[eE][+-]?\d+)?)\s*([%‰‱]?)", text)
             if match is None:
                 raise BudgetError(f"budget {value!r} is not a number. {how}")
-            text, unit = match[1].replace(",", "").replace("_", ""), match[2]
+            text, unit = match[1].replace("_", ""), match[2]
             number = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
         if not math.isfinite(number) or number <= 0:
             raise BudgetError(f"budget {value!r} must be positive and finite. {how}")
         if unit:
             exact = number * _UNITS[unit] * total
-        elif isinstance(number, int):
+        elif isinstance(number, int) or (number > 1 and number.is_integer()):
             exact = float(number)
         elif number < 1:
             exact = number * total
-        elif number == int(number) and number > 1:
-            exact = number
         else:
             raise BudgetError(f"budget {value!r} is neither whole parameters nor a fraction below 1. {how}")
         n_params = math.floor(exact + 1e-6)
@@ -117,33 +106,30 @@ class Budget:
 
 
 def solve_shift(alpha: Tensor, costs: Tensor, budget: float, *, temperature: float = 1.0, check: bool = True) -> Tensor:
-    """Find the shift ζ at which the expected number of trainable parameters equals the budget.
+    """The shift ζ at which the expected number of trainable parameters equals the budget.
 
-    Solves Σ_i costs_i · σ((alpha_i − ζ)/temperature) = budget. The left side falls monotonically in ζ and the root
-    lies between min(alpha) and max(alpha), both moved by temperature · logit(budget/Σ costs): bracketing cannot fail.
+    Solves Σ_i costs_i · σ((alpha_i − ζ)/temperature) = budget. The left side falls in ζ, and the root lies between
+    min(alpha) and max(alpha), both moved by temperature · logit(budget/Σ costs), so bracketing cannot fail.
 
     Args:
         alpha: structural parameters, [..., n_candidates], any float dtype; not differentiated through.
-        costs: trainable parameters of each candidate, [n_candidates], in parameters.
-        budget: 0 < budget < costs.sum(), in parameters.
-        temperature: width of the sigmoid in units of alpha, > 0.
-        check: validate the inputs first (costs one host synchronisation on an accelerator).
+        costs: trainable parameters of each candidate, [n_candidates].
+        budget: in parameters, 0 < budget < costs.sum().
+        temperature: width β of the sigmoid, in units of alpha, > 0.
+        check: validate the inputs first, which waits for the device.
 
     Returns:
-        ζ, float64 [...] (a scalar for one vector of alpha), on alpha's device; residual below 1e-6 · budget.
+        ζ, float64 [...] (a scalar for one vector alpha), on alpha's device; residual below 1e-6 · budget.
 
     Raises:
-        BudgetError: budget outside (0, costs.sum()), or alpha not finite; the message gives the numbers.
-
-    Source:
-        Hu et al. 2022 (arXiv:2206.07382), shifted global sigmoid.
+        BudgetError: budget outside (0, costs.sum()), or alpha not finite.
     """
     alpha = alpha.detach().double()
     costs = costs.detach().to(alpha.device, torch.float64)
     total = costs.sum()
     if check:
         _check(alpha, costs, budget, temperature)
-    level = torch.logit(budget / total)  # σ(level) is the common probability at uniform alpha
+    level = torch.logit(budget / total)  # σ(level) is the probability of every candidate at uniform alpha
     low = alpha.amin(-1, keepdim=True) - temperature * level  # here the cost is ≥ budget
     high = alpha.amax(-1, keepdim=True) - temperature * level  # here it is ≤ budget
     steps = torch.linspace(0, 1, _SECTIONS + 1, dtype=torch.float64, device=alpha.device)
@@ -167,35 +153,27 @@ def shifted_sigmoid(
     """Probabilities whose expected cost is the budget, differentiable in alpha.
 
     Args:
-        alpha: structural parameters, [..., n_candidates].
-        costs: trainable parameters of each candidate, [n_candidates].
-        budget: in parameters, 0 < budget < costs.sum().
-        temperature: width β of the sigmoid, in units of alpha.
-        gradient: how the gradient passes the shift; the value is the same in all three.
-            ``"normalized"`` — the authors' code: ζ constant, then p · sg(Σp)/Σp, so that Σp cannot grow;
-            ``"detached"`` — ζ constant;
-            ``"implicit"`` — the exact derivative of the root: the expected cost stays constant to first order.
-        check: validate the inputs first.
+        alpha, costs, budget, temperature, check: as for :func:`solve_shift`.
+        gradient: how the gradient passes the shift; the value is the same in all three modes.
+            ``"normalized"``: ζ is constant, then p · sg(Σp)/Σp, so that Σp cannot grow (the authors' ``shift_detach``);
+            ``"detached"``: ζ is constant;
+            ``"implicit"``: the exact derivative of the root, so the expected cost is constant to first order.
 
     Returns:
         probs, [..., n_candidates], in alpha's dtype.
 
     Raises:
-        BudgetError: as :func:`solve_shift`; ValueError: unknown gradient mode.
-
-    Source:
-        Hu et al. 2022 (arXiv:2206.07382); ``"normalized"`` as in the authors' ``shift_detach``.
+        BudgetError: as :func:`solve_shift`. ValueError: unknown gradient mode.
     """
     if gradient not in GRADIENT_MODES:
         raise ValueError(f"gradient {gradient!r} is not one of {', '.join(GRADIENT_MODES)}")
-    shift = solve_shift(alpha, costs, budget, temperature=temperature, check=check)
-    shift = shift.unsqueeze(-1).to(alpha.dtype)
+    shift = solve_shift(alpha, costs, budget, temperature=temperature, check=check).unsqueeze(-1).to(alpha.dtype)
     probs = torch.sigmoid((alpha - shift) / temperature)
     if gradient == "normalized":
         sums = probs.sum(-1, keepdim=True)
         return probs * (sums.detach() / sums)
     if gradient == "implicit":
-        # dζ/dα_j = c_j p'_j / Σ c p'. Adding a zero that has this derivative makes ζ a function of α.
+        # dζ/dα_j = c_j p'_j / Σ c p': ζ gets this derivative by adding (spent − sg(spent)) / slopes, whose value is 0
         slopes = (costs * probs * (1 - probs)).detach().sum(-1, keepdim=True) / temperature
         spent = (costs * probs).sum(-1, keepdim=True)
         shift = shift + (spent - spent.detach()) / slopes
@@ -204,24 +182,16 @@ def shifted_sigmoid(
 
 
 def sample_gates(
-    probs: Tensor,
-    noise: Tensor,
-    *,
-    temperature: float = 1.0,
-    hard: bool = False,
-    stretch: tuple[float, float] = (0.0, 1.0),
+    probs: Tensor, noise: Tensor, *, temperature: float = 1.0, hard: bool = False, stretch: tuple[float, float] = (0, 1)
 ) -> Tensor:
-    """Relaxed Bernoulli (binary concrete) gates.
+    """Relaxed Bernoulli (binary concrete) gates, in the shape of probs.
 
     Args:
         probs: [..., n_candidates], in (0, 1).
-        noise: uniform noise in (0, 1), broadcastable to probs.
-        temperature: τ > 0; lower is closer to 0/1. P(gate > ½) = p at every τ.
-        hard: return exact 0/1 in the forward pass and the relaxed gradient in the backward pass (straight-through).
-        stretch: (low, high): gates are stretched to this interval and clamped to [0, 1] (hard concrete).
-
-    Returns:
-        gates, the shape of probs.
+        noise: uniform in (0, 1), broadcastable to probs.
+        temperature: τ > 0; a lower one gives gates closer to 0 or 1. P(gate > ½) = p at every τ.
+        hard: 0 or 1 in the forward pass, the relaxed gradient in the backward pass (straight-through).
+        stretch: (low, high), the interval to which gates are stretched before they are clamped to [0, 1].
 
     Source:
         Maddison et al. 2017 (binary concrete); Louizos et al. 2018 (stretch).
@@ -231,7 +201,7 @@ def sample_gates(
     tiny = torch.finfo(probs.dtype).eps
     soft = torch.sigmoid((torch.logit(noise, tiny) + torch.logit(probs, tiny)) / temperature)
     low, high = stretch
-    if (low, high) != (0.0, 1.0):
+    if (low, high) != (0, 1):
         soft = (low + (high - low) * soft).clamp(0, 1)
     if hard:
         return soft + ((soft > 0.5).to(soft.dtype) - soft).detach()
@@ -239,19 +209,10 @@ def sample_gates(
 
 
 def expected_gates(probs: Tensor, *, temperature: float = 1.0, hard: bool = False, points: int = 2048) -> Tensor:
-    """Mean of the sampled gate for each probability — which is *not* the probability.
+    """Mean of the sampled gate for each probability, in the shape of probs. It is *not* the probability.
 
-    At τ = 1 it is o(o − 1 − ln o)/(o − 1)² with o = p/(1 − p): 3.4 × p at p = 0.0136. Computed by the midpoint rule,
-    so that every τ is served; a hard sample has mean p exactly.
-
-    Args:
-        probs: [..., n_candidates].
-        temperature: τ of :func:`sample_gates`.
-        hard: as in :func:`sample_gates`.
-        points: nodes of the midpoint rule.
-
-    Returns:
-        E[gate], the shape of probs.
+    At τ = 1 it is o(o − 1 − ln o)/(o − 1)² with o = p/(1 − p): 3.4 × p at p = 0.0136. It is computed by the midpoint
+    rule with this many ``points``, which works for every τ. A hard sample has mean p exactly.
     """
     if hard:
         return probs.clone()
@@ -261,9 +222,9 @@ def expected_gates(probs: Tensor, *, temperature: float = 1.0, hard: bool = Fals
 
 
 def sampling_gap(probs: Tensor, costs: Tensor, *, temperature: float = 1.0, hard: bool = False) -> float:
-    """Expected cost of the *sampled* supernet over the expected cost Σ c p that the budget controls.
+    """Expected cost of the *sampled* supernet divided by Σ c p, the expected cost that the budget controls.
 
-    1 means that training meets the budget; at τ = 1 and small budgets it is 2 to 4. One number for a chart.
+    1 means that training meets the budget; at τ = 1 and small budgets it is 2 to 4.
     """
     mean = expected_gates(probs, temperature=temperature, hard=hard)
     return float((costs * mean).sum() / (costs * probs).sum())

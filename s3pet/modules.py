@@ -1,19 +1,19 @@
-"""The PET modules: input and output of a site → a delta that starts at zero.
+"""The PET modules: from the input and output of a site to a delta that starts at zero.
 
-A site is a module m of the frozen backbone with input x and output h = m(x); a candidate replaces h by
-h + z · δ(x, h) with its gate z. Each module kind here is a row of one table, :data:`PETS`: which sites it fits on,
-what it costs, its fresh tensors, and its delta. Deltas are pure functions of their tensors, so the search can evaluate
-any weights w' without touching a parameter; gates are multiplied into the last tensors, never the activations.
+A site is a module m of the frozen backbone with input x and output h = m(x). A candidate replaces h by
+h + z · δ(x, h), where z is its gate. The table :data:`PETS` has one row for each kind of module:
 
-    lora              s · (x Aᵀ) Bᵀ, s = 16/r         cost r (d_in + d_out)
-    bitfit            b                                 cost d_out
-    lnfit             w ⊙ norm(x)                       cost d
-    lowrank_adapter   up(gelu(down(h))), rank 1         cost 3 d + 3 m,  m = max(1, d // 32)
-    adapter           W₂ gelu(W₁ h + b₁) + b₂           cost 2 d k + d + k
+    lora              δ = s · (x Aᵀ) Bᵀ,  s = 16/r     r (d_in + d_out) parameters
+    lnfit             δ = w ⊙ norm(x)                   d
+    bitfit            δ = b                             d_out
+    lowrank_adapter   δ = up(gelu(down(h))), rank 1     3 d + 3 m,  m = max(1, d // 32)
+    adapter           δ = W₂ gelu(W₁ h + b₁) + b₂       2 d k + d + k
 
-Where we depart from the authors' code: their low-rank adapter is not the identity at initialisation (all four factors
-are Glorot); ours starts with the last factor at 0, so attaching a space never changes the model. Their bottleneck
-d // 32 is 0 below d = 32; ours is at least 1.
+A delta is a pure function of its tensors, so a search can evaluate any weights without changing a parameter. Every
+delta is linear in its last tensors; multiplying those by z is cheaper than multiplying the activations.
+
+Departures from the authors' code: all four factors of their low-rank adapter start at random values, which changes the
+model; here the last one starts at 0. Their bottleneck d // 32 is 0 below d = 32; here it is at least 1.
 
 Source: Hu et al. 2022 (arXiv:2206.07382), table 1; Hu et al. 2021 (LoRA); Ben Zaken et al. 2022 (BitFit);
 Houlsby et al. 2019 (adapters); Karimi Mahabadi et al. 2021 (low-rank adapters).
@@ -32,9 +32,10 @@ from torch import Tensor, nn
 
 from s3pet.errors import UnknownSiteError, nearest
 
-LORA_ALPHA = 16.0  # the authors never set it, so their LoRA runs at this default of its library: scale 16/r
+LORA_ALPHA = 16.0  # the scale is LORA_ALPHA / r; 16 is the default of the authors' LoRA library
 
 Tensors = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -43,52 +44,53 @@ class PetModule:
 
     Attributes:
         name: as users write it.
-        fits: kinds of site it goes on, of ``"linear"``, ``"norm"``, ``"block"``.
-        default_rank: rank (LoRA), bottleneck (adapter) or rank of the factors (low-rank adapter); None if sizeless.
-        cost: (d_in, d_out, rank) → trainable parameters, in closed form.
+        fits: the kinds of site it fits on: ``"linear"``, ``"norm"``, ``"block"``.
+        default_rank: rank (LoRA, low-rank adapter) or bottleneck width (adapter); None for modules without a size.
         shapes: (d_in, d_out, rank) → shape of each tensor.
+        bounds: (d_in, d_out, rank) → half-width of the uniform initial distribution; tensors not listed start at 0.
         delta: (tensors, x, h, site module) → δ, in a shape that adds to h.
         gated: the last tensors, in which δ is linear: multiplied by z they give z · δ.
-        bounds: (d_in, d_out, rank) → half-width of the uniform initialisation of the tensors not starting at 0.
     """
 
     name: str
     fits: tuple[str, ...]
     default_rank: int | None
-    cost: Callable[[int, int, int], int]
-    shapes: Callable[[int, int, int], dict[str, tuple[int, ...]]]
+    shapes: Callable[[int, int, int], Shapes]
+    bounds: Callable[[int, int, int], dict[str, float]]
     delta: Callable[[Tensors, Tensor, Tensor, nn.Module], Tensor]
     gated: tuple[str, ...]
-    bounds: Callable[[int, int, int], dict[str, float]]
 
     @property
     def is_vector(self) -> bool:
-        """Whether it is one vector that is added or multiplied in (BitFit, LNFit), with no factor before it."""
+        """Whether the module is a single vector without another factor (BitFit, LNFit)."""
         return not self.bounds(1, 1, 1)
 
+    def cost(self, d_in: int, d_out: int, rank: int) -> int:
+        """Number of trainable parameters."""
+        return sum(math.prod(shape) for shape in self.shapes(d_in, d_out, rank).values())
+
     def init(self, d_in: int, d_out: int, rank: int, generator: torch.Generator) -> Tensors:
-        """Fresh float32 tensors on the generator's device; the delta they give is exactly zero."""
-        bounds = self.bounds(d_in, d_out, rank)
-        made = {}
-        for name, shape in self.shapes(d_in, d_out, rank).items():
-            made[name] = torch.zeros(shape, device=generator.device)
+        """Fresh float32 tensors on the generator's device; their delta is exactly zero."""
+        shapes, bounds = self.shapes(d_in, d_out, rank), self.bounds(d_in, d_out, rank)
+        tensors = {name: torch.zeros(shape, device=generator.device) for name, shape in shapes.items()}
+        for name, tensor in tensors.items():
             if name in bounds:
-                made[name].uniform_(-bounds[name], bounds[name], generator=generator)
-        return made
+                tensor.uniform_(-bounds[name], bounds[name], generator=generator)
+        return tensors
 
 
 def pet_module(name: str) -> PetModule:
-    """The PET module of this name; raises UnknownSiteError naming the nearest ones."""
+    """The PET module of this name; raises UnknownSiteError, which names the nearest ones."""
     if name not in PETS:
         raise UnknownSiteError(f"PET module {name!r} is not known; {nearest(name, PETS)}")
     return PETS[name]
 
 
 def normalize(site: nn.Module, x: Tensor) -> Tensor:
-    """What a norm site computes before its own weight and bias: LayerNorm's or RMSNorm's normalised input.
+    """The input of a norm site, normalised, before the norm's own weight and bias.
 
     Args:
-        site: a LayerNorm, or an RMSNorm as T5 and Llama have it (``variance_epsilon`` or ``eps``).
+        site: a LayerNorm, or an RMSNorm with ``variance_epsilon`` or ``eps`` (T5, Llama).
         x: the site's input, [..., d].
 
     Returns:
@@ -102,99 +104,62 @@ def normalize(site: nn.Module, x: Tensor) -> Tensor:
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
 
 
+# Each module below: its delta, the shapes of its tensors, and the bounds of those that do not start at 0.
+
+
 def _lora(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
-    return F.linear(F.linear(x, t["A"]), t["B"] * (LORA_ALPHA / len(t["A"])))
+    return F.linear(F.linear(x, t["A"]), t["B"] * (LORA_ALPHA / len(t["A"])))  # len(A) is the rank
 
 
-def _bitfit(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
-    return t["b"]
+def _lora_shapes(d_in: int, d_out: int, r: int) -> Shapes:
+    return {"A": (r, d_in), "B": (d_out, r)}
 
 
 def _lnfit(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
     return normalize(site, x) * t["w"]
 
 
-def _lowrank_adapter(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
+def _bitfit(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
+    return t["b"]
+
+
+def _vector(name: str) -> Callable[[int, int, int], Shapes]:
+    return lambda d_in, d_out, r: {name: (d_out,)}
+
+
+def _lowrank(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
     down = F.linear(F.linear(h, t["down_in"]), t["down_out"], t["down_bias"])
     return F.linear(F.linear(F.gelu(down, approximate="tanh"), t["up_in"]), t["up_out"], t["up_bias"])
+
+
+def _lowrank_shapes(d_in: int, d: int, r: int) -> Shapes:
+    m = max(1, d // 32)
+    down = {"down_in": (r, d), "down_out": (m, r), "down_bias": (m,)}
+    return down | {"up_in": (r, m), "up_out": (d, r), "up_bias": (d,)}
+
+
+def _lowrank_bounds(d_in: int, d: int, r: int) -> dict[str, float]:
+    shapes = _lowrank_shapes(d_in, d, r)  # Glorot-uniform with gain √2
+    return {name: math.sqrt(2) * math.sqrt(6 / sum(shapes[name])) for name in ("down_in", "down_out", "up_in")}
 
 
 def _adapter(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
     return F.linear(F.gelu(F.linear(h, t["W1"], t["b1"])), t["W2"], t["b2"])
 
 
-def bottleneck(d: int) -> int:
-    """Width inside a low-rank adapter on a block of width d."""
-    return max(1, d // 32)
+def _adapter_shapes(d_in: int, d: int, k: int) -> Shapes:
+    return {"W1": (k, d), "b1": (k,), "W2": (d, k), "b2": (d,)}
 
 
-def _glorot(fan_in: int, fan_out: int) -> float:
-    return math.sqrt(2) * math.sqrt(6 / (fan_in + fan_out))
+def _kaiming(name: str) -> Callable[[int, int, int], dict[str, float]]:
+    return lambda d_in, d_out, r: {name: 1 / math.sqrt(d_in)}  # Kaiming-uniform with a = √5; a block's d is its d_in
 
 
-PETS: dict[str, PetModule] = {
-    pet.name: pet
-    for pet in (  # in the order in which candidates of one site are listed: parallel ones, then sequential ones
-        PetModule(
-            "lora",
-            ("linear",),
-            1,
-            cost=lambda d_in, d_out, r: r * (d_in + d_out),
-            shapes=lambda d_in, d_out, r: {"A": (r, d_in), "B": (d_out, r)},
-            delta=_lora,
-            gated=("B",),
-            bounds=lambda d_in, d_out, r: {"A": 1 / math.sqrt(d_in)},  # Kaiming-uniform with a = √5
-        ),
-        PetModule(
-            "lnfit",
-            ("norm",),
-            None,
-            cost=lambda d_in, d_out, r: d_out,
-            shapes=lambda d_in, d_out, r: {"w": (d_out,)},
-            delta=_lnfit,
-            gated=("w",),
-            bounds=lambda d_in, d_out, r: {},
-        ),
-        PetModule(
-            "bitfit",
-            ("linear", "norm"),
-            None,
-            cost=lambda d_in, d_out, r: d_out,
-            shapes=lambda d_in, d_out, r: {"b": (d_out,)},
-            delta=_bitfit,
-            gated=("b",),
-            bounds=lambda d_in, d_out, r: {},
-        ),
-        PetModule(
-            "lowrank_adapter",
-            ("block",),
-            1,
-            cost=lambda d_in, d, r: r * (2 * d + 2 * bottleneck(d)) + bottleneck(d) + d,
-            shapes=lambda d_in, d, r: {
-                "down_in": (r, d),
-                "down_out": (bottleneck(d), r),
-                "down_bias": (bottleneck(d),),
-                "up_in": (r, bottleneck(d)),
-                "up_out": (d, r),
-                "up_bias": (d,),
-            },
-            delta=_lowrank_adapter,
-            gated=("up_out", "up_bias"),
-            bounds=lambda d_in, d, r: {
-                "down_in": _glorot(d, r),
-                "down_out": _glorot(r, bottleneck(d)),
-                "up_in": _glorot(bottleneck(d), r),
-            },
-        ),
-        PetModule(
-            "adapter",
-            ("block",),
-            8,
-            cost=lambda d_in, d, k: 2 * d * k + d + k,
-            shapes=lambda d_in, d, k: {"W1": (k, d), "b1": (k,), "W2": (d, k), "b2": (d,)},
-            delta=_adapter,
-            gated=("W2", "b2"),
-            bounds=lambda d_in, d, k: {"W1": 1 / math.sqrt(d)},
-        ),
-    )
-}
+_ROWS = (  # candidates of one site are listed in this order
+    PetModule("lora", ("linear",), 1, _lora_shapes, _kaiming("A"), _lora, ("B",)),
+    PetModule("lnfit", ("norm",), None, _vector("w"), lambda *_: {}, _lnfit, ("w",)),
+    PetModule("bitfit", ("linear", "norm"), None, _vector("b"), lambda *_: {}, _bitfit, ("b",)),
+    PetModule("lowrank_adapter", ("block",), 1, _lowrank_shapes, _lowrank_bounds, _lowrank, ("up_out", "up_bias")),
+    PetModule("adapter", ("block",), 8, _adapter_shapes, _kaiming("W1"), _adapter, ("W2", "b2")),
+)
+PETS: dict[str, PetModule] = {pet.name: pet for pet in _ROWS}

@@ -1,49 +1,39 @@
 """A discrete choice of candidates: select, random, manual, save, load, compare, retarget.
 
-A structure is what a search is for: a list of candidates whose cost is at most the budget. Selection walks down the
-probabilities, takes what still fits, skips what does not, and keeps going; one search therefore ranks all candidates
-and can be cut at any budget. Baselines come from the same space: random structures of equal cost, and the manual ones
-of the literature.
+A structure is a list of candidates whose cost is at most the budget. Selection goes through the candidates from the
+most to the least probable, takes each one that still fits and skips the others. So one search ranks all candidates and
+can be cut at any budget. A structure file is versioned JSON and is checked when it is read.
 
-A structure can be put on another space, such as one of a deeper and wider backbone: every candidate goes to its
-counterpart by name or by relative depth, and what that costs there is kept or cut at a new budget.
-
-A structure file is versioned JSON, never executed; loading it against a model names the first mismatches.
-
-Source: Hu et al. 2022 (arXiv:2206.07382), section 3.3; the authors' random baseline can loop for ever once only
-already-chosen modules still fit, ours visits every candidate once.
+Source: Hu et al. 2022 (arXiv:2206.07382), section 3.3. Their random baseline can loop for ever when only chosen
+candidates still fit; here every candidate is visited once.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from s3pet.errors import BudgetError, SpaceError, StructureMismatchError, nearest
 from s3pet.gates import Budget
+from s3pet.modules import PETS
 from s3pet.space import Candidate, Rule, Space, candidate_table, counterparts, find_sites, layers_of, make_space
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FORMAT = "s3pet-structure"
 VERSION = 1
 
-MANUAL: dict[str, tuple[Rule, ...]] = {
-    "bitfit": (Rule("bitfit"),),
-    "lnfit": (Rule("lnfit"),),
-    "lora_qv": (Rule("lora", roles=("attn.[qv]",)),),
-    "lora_all": (Rule("lora"),),
-    "lowrank_adapter": (Rule("lowrank_adapter"),),
-    "adapter": (Rule("adapter"),),
-}
+_ALL_OF = ("bitfit", "lnfit", "lowrank_adapter", "adapter")
+MANUAL = {pet: Rule(pet) for pet in _ALL_OF} | {"lora_all": Rule("lora"), "lora_qv": Rule("lora", roles=("attn.[qv]",))}
 
 
 @dataclass(frozen=True)
@@ -52,18 +42,14 @@ class Structure:
 
     Attributes:
         candidates: the chosen candidates.
-        model_id: backbone it was made for.
+        model_id: the backbone it was made for.
         space: name of the space it was chosen from.
         budget: the budget it was cut at, in parameters; None for manual structures.
         origin: where it came from: ``{"kind": "searched", "task": …, "seed": …}``.
-        probs: what each candidate was ranked by when it was selected, for a search its probability; None where there
-            was nothing, as in random and manual structures.
+        probs: by which the candidates were ranked, one finite number each; None for random and manual structures.
         layers: number of layers of each stack in the space it was chosen from; None where unknown.
 
-    ``probs`` and ``layers`` say how it was chosen, not what: structures that differ in them alone are equal.
-
-    Raises:
-        StructureMismatchError: not one probability per candidate.
+    Structures that differ only in ``probs`` or ``layers`` are equal.
     """
 
     candidates: tuple[Candidate, ...]
@@ -75,10 +61,10 @@ class Structure:
     layers: Mapping[str, int] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.probs is not None and len(self.probs) != len(self.candidates):
-            raise StructureMismatchError(
-                f"{len(self.probs)} probabilities for {len(self.candidates)} candidates; give one each, or None"
-            )
+        infinite = sum(not math.isfinite(prob) for prob in self.probs or ())
+        if self.probs is not None and (infinite or len(self.probs) != len(self)):
+            what = f"{len(self.probs)} probabilities for {len(self)} candidates, {infinite} of them not finite"
+            raise StructureMismatchError(f"{what}; give one each, or None")
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -99,129 +85,106 @@ class Structure:
         return tuple(candidate.name for candidate in self.candidates)
 
     def table(self) -> pd.DataFrame:
-        """One row per chosen candidate; plain pandas."""
+        """One row for each chosen candidate, see :func:`s3pet.space.candidate_table`."""
         return candidate_table(self.candidates)
 
     def jaccard(self, other: Structure) -> float:
-        """Shared candidates over all candidates of both, in [0, 1]; two empty structures agree fully (1.0)."""
-        mine, theirs = set(self.names), set(other.names)
-        return len(mine & theirs) / len(mine | theirs) if mine | theirs else 1.0
+        """Shared candidates divided by all candidates of both, in [0, 1]; 1.0 for two empty structures."""
+        one, two = set(self.names), set(other.names)
+        return len(one & two) / len(one | two) if one | two else 1.0
 
     def retarget(
-        self,
-        space: Space,
-        *,
-        by: str = "relative_depth",
-        budget: int | float | str | Budget | None = None,
+        self, space: Space, *, by: str = "relative_depth", budget: int | float | str | Budget | None = None
     ) -> Structure:
         """Put the structure on another space, such as that of a backbone of another size.
 
-        Candidates whose counterparts coincide (6 layers on 4) are merged and the largest probability is kept: moving
-        one to a free layer further on would spread a structure that sits in one part of the backbone over all of it.
-        A deeper backbone leaves gaps, for every candidate goes to one layer.
+        Each candidate goes to its counterpart (:func:`s3pet.space.counterparts`). On a deeper backbone this leaves
+        gaps; on a shallower one, candidates with the same counterpart are merged, the largest probability is kept.
 
         Args:
             space: the candidates to put it on.
-            by: ``"name"`` (``encoder.3.attn.q:lora:1`` goes to the candidate of that name) or ``"relative_depth"``:
-                the same stack, role, PET module and rank in the layer at the nearest relative depth (first on first,
-                last on last, the shallower of two equally near). Candidates outside the layers go to such candidates.
-            budget: cut at this one, any form :meth:`Budget.parse` reads; the most probable candidates are kept, the
-                first ones where probabilities are unknown. None: all are kept, whatever they cost at the new widths.
-                For the same share of either backbone: ``structure.n_params / old_space.backbone_params``.
+            by: ``"name"`` or ``"relative_depth"``.
+            budget: keep only the most probable candidates (the first ones where probabilities are unknown) within this
+                budget; None: keep all. ``structure.n_params / old_space.backbone_params`` gives the same share.
 
         Returns:
-            A structure of ``space``. Its ``budget`` is the new one; without one, it stays on the same backbone and is
-            None on another. ``origin`` stays and gains ``from`` (the backbone), ``by`` and three lists of names:
-            ``unplaced`` (here, without a counterpart), ``merged`` (here, on the counterpart of a more probable one),
-            ``dropped`` (there, over the budget).
+            A structure of ``space``. Without a budget it keeps its own on the same backbone, and has None on another.
+            ``origin`` gains ``from``, ``by`` and three lists of names: ``unplaced`` and ``merged`` in the old space,
+            ``dropped`` (over the budget) in the new one.
 
         Raises:
-            StructureMismatchError: no candidate has a counterpart, or ``by="relative_depth"`` for another backbone
-                and a structure that does not know its ``layers``. SpaceError: unknown ``by``. BudgetError: unreadable
-                budget, or one below the cheapest counterpart.
+            StructureMismatchError: no candidate has a counterpart, or ``layers`` is needed and unknown.
+            SpaceError: unknown ``by``. BudgetError: unreadable budget, or one below the cheapest counterpart.
         """
         same = space.model_id == self.model_id
-        here = layers_of(space) if self.layers is None and same else self.layers
-        if here is None and by == "relative_depth":
-            raise StructureMismatchError(
-                f"this structure does not say how many layers {self.model_id!r} has, so relative depths are unknown. "
-                "Read it with its backbone, Structure.from_json(path, model), or use by='name'."
-            )
-        find = counterparts(space, by, here or {})
-        probs = self.probs or (0.0,) * len(self)
-        best: dict[str, float] = {}  # counterpart → probability
+        layers = layers_of(space) if self.layers is None and same else self.layers
+        if layers is None and by == "relative_depth":
+            what = f"this structure does not say how many layers {self.model_id!r} has"
+            raise StructureMismatchError(f"{what}; read it with Structure.from_json(path, model), or use by='name'")
+        counterpart, probs = counterparts(space, by, layers or {}), self.probs or (0.0,) * len(self)
+        best: dict[str, float] = {}  # name of the counterpart → largest probability
         unplaced, merged = [], []
-        for index in sorted(range(len(self)), key=lambda i: -probs[i]):  # stable: ties in canonical order
-            name, there = self.names[index], find(self.candidates[index])
-            if there is None:
+        for i in sorted(range(len(self)), key=lambda i: -probs[i]):  # stable: ties in canonical order
+            name, target = self.candidates[i].name, counterpart(self.candidates[i])
+            if target is None:
                 unplaced.append(name)
-            elif there.name in best:
+            elif target.name in best:
                 merged.append(name)
             else:
-                best[there.name] = probs[index]
-        placed = [candidate for candidate in space if candidate.name in best]
-        if len(self) and not placed:
-            more = f" … and {len(unplaced) - 3} more" if len(unplaced) > 3 else ""
-            raise StructureMismatchError(
-                f"no candidate of this structure has a counterpart in {space!r} by {by}: "
-                f"{', '.join(self.names[:3])}{more}. Make a space with such candidates."
-            )
-        kept, fits = placed, sum(candidate.n_params for candidate in placed) <= (self.budget or 0)
-        cut = self.budget if same and fits else None
+                best[target.name] = probs[i]
+        if len(self) and not best:
+            names = ", ".join(self.names[:3])
+            raise StructureMismatchError(f"no candidate ({names}, …) has a counterpart in {space!r} by {by}")
+        placed = replace(space, candidates=tuple(candidate for candidate in space if candidate.name in best))
+        ranked_by = torch.tensor([best[candidate.name] for candidate in placed], dtype=torch.float64)
+        new_budget = self.budget if same and placed.n_params <= (self.budget or 0) else None
+        mask = torch.ones(len(placed), dtype=torch.bool)
         if budget is not None:
-            cut = Budget.parse(budget, total=space.backbone_params).n_params
-            costs = torch.tensor([candidate.n_params for candidate in placed], dtype=torch.float64)
-            if placed and cut < costs.min():
-                raise BudgetError(
-                    f"budget {budget!r} is {cut:,} parameters; the cheapest candidate that this structure puts on "
-                    f"{space.model_id!r} costs {int(costs.min()):,}. Take at least {int(costs.min()):,}; "
-                    f"{int(costs.sum()):,} keep all."
-                )
-            mask = select_mask(torch.tensor([best[c.name] for c in placed], dtype=torch.float64), costs, cut).tolist()
-            kept = [candidate for candidate, taken in zip(placed, mask, strict=True) if taken]
-        left = {candidate.name for candidate in kept}
-        origin = {**self.origin, "from": self.model_id, "by": by, "unplaced": unplaced, "merged": merged}
-        origin["dropped"] = [candidate.name for candidate in placed if candidate.name not in left]
-        known = None if self.probs is None else tuple(best[candidate.name] for candidate in kept)
-        return Structure(tuple(kept), space.model_id, space.name, cut, origin, known, layers_of(space))
+            new_budget = parse_budget(placed, budget).n_params
+            mask = select_mask(ranked_by, placed.costs, new_budget)
+        dropped = [candidate.name for candidate, taken in zip(placed, mask.tolist(), strict=True) if not taken]
+        lists = {"unplaced": unplaced, "merged": merged, "dropped": dropped}
+        origin = {**self.origin, "from": self.model_id, "by": by, **lists}
+        structure = _structure(placed, mask, new_budget, origin, None if self.probs is None else ranked_by)
+        return replace(structure, layers=layers_of(space))
 
     def check(self, model: torch.nn.Module) -> None:
         """Raise StructureMismatchError, naming the first mismatches, unless every candidate fits this model."""
         sites = {site.address: site for site in find_sites(model)}
         wrong = []
-        for candidate in self.candidates:
-            site = sites.get(candidate.site)
+        for c in self.candidates:
+            site = sites.get(c.site)
             if site is None:
-                wrong.append(f"{candidate.site} does not exist ({nearest(candidate.site, sites)})")
-            elif (site.path, site.d_in, site.d_out) != (candidate.path, candidate.d_in, candidate.d_out):
-                here, there = f"{site.d_in}→{site.d_out}", f"{candidate.d_in}→{candidate.d_out}"
-                wrong.append(f"{candidate.site} is {site.path} {here} here, {candidate.path} {there} in the structure")
+                wrong.append(f"{c.site} does not exist ({nearest(c.site, sites)})")
+            elif (site.path, site.d_in, site.d_out) != (c.path, c.d_in, c.d_out):
+                here = f"{site.path} {site.d_in}→{site.d_out} here"
+                wrong.append(f"{c.site} is {here}, {c.path} {c.d_in}→{c.d_out} in the structure")
         if wrong:
-            more = f" … and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise StructureMismatchError(
-                f"structure made for {self.model_id!r} does not fit this {type(model).__name__}: "
-                f"{'; '.join(wrong[:3])}{more}. Load the backbone it was made for."
-            )
+            what = f"structure made for {self.model_id!r} does not fit this {type(model).__name__}: "
+            what += "; ".join(wrong[:3]) + (f" … and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+            raise StructureMismatchError(f"{what}. Load the backbone it was made for.")
 
     def to_json(self, path: str | Path) -> Path:
-        """Write the structure as versioned JSON; returns the path."""
+        """Write the structure as versioned JSON, atomically; returns the path. Numbers that are not finite are null."""
         path = Path(path)
-        record = {"format": FORMAT, "version": VERSION, **asdict(self), "n_params": self.n_params}
+        record = _finite({"format": FORMAT, "version": VERSION, **asdict(self), "n_params": self.n_params})
+        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
         return path
 
     @classmethod
     def from_json(cls, path: str | Path, model: torch.nn.Module | None = None) -> Structure:
-        """Read a structure file.
+        """Read a file that :meth:`to_json` wrote.
 
-        Args:
-            path: file written by :meth:`to_json`.
-            model: check that it fits this model; its depth is filled in where the file does not say it.
+        With a ``model``, check that the structure fits it, and take ``layers`` from it where the file has none.
 
         Raises:
-            StructureMismatchError: not a structure file, a newer version, costs that do not add up, or not for this
-                model. FileNotFoundError: no such file.
+            StructureMismatchError: not a structure file, a newer version, a candidate that is there twice, a cost that
+                does not follow from module, widths and rank, or a structure for another model.
+            FileNotFoundError: no such file.
         """
         text = Path(path).read_text(encoding="utf-8")
         try:
@@ -229,50 +192,57 @@ class Structure:
             if record.get("format") != FORMAT or int(record["version"]) > VERSION:
                 raise ValueError(f"format {record.get('format')!r} version {record.get('version')!r}")
             candidates = tuple(Candidate.from_row(row) for row in record["candidates"])
-            probs, layers = record.get("probs"), record.get("layers")  # younger than the others
-            made = cls(
-                candidates,
-                record["model_id"],
-                record["space"],
-                record["budget"],
-                record["origin"],
-                None if probs is None else tuple(float(prob) for prob in probs),
-                None if layers is None else {stack: int(n) for stack, n in layers.items()},
-            )
-        except StructureMismatchError as error:
-            raise StructureMismatchError(f"{path} holds {error}. Write one with structure.to_json().") from error
+            probs, layers = record.get("probs"), record.get("layers")  # missing in older files
+            probs = None if probs is None else tuple(float(prob) for prob in probs)
+            layers = None if layers is None else {stack: int(n) for stack, n in layers.items()}
+            known = (record["model_id"], record["space"], record["budget"], record["origin"])
+            structure = cls(candidates, *known, probs, layers)
+            structure._check_costs(record.get("n_params"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StructureMismatchError(
-                f"{path} is not a structure file of version ≤ {VERSION}: {error}. Write one with structure.to_json()."
-            ) from error
-        if record.get("n_params") != made.n_params:
-            raise StructureMismatchError(f"{path} says {record.get('n_params')} parameters, holds {made.n_params}")
+            what = f"{path} is not a structure file of version ≤ {VERSION}: {error}"
+            raise StructureMismatchError(f"{what}. Write one with structure.to_json().") from error
         if model is not None:
-            made.check(model)
-            made = replace(made, layers=layers_of(find_sites(model))) if made.layers is None else made
-        return made
+            structure.check(model)
+            structure = replace(structure, layers=structure.layers or layers_of(find_sites(model)))
+        return structure
+
+    def _check_costs(self, n_params: Any) -> None:
+        counts = Counter(self.names)
+        for c in self.candidates:
+            possible = c.pet in PETS and min(c.d_in, c.d_out, 1 if c.rank is None else c.rank) > 0
+            cost = PETS[c.pet].cost(c.d_in, c.d_out, c.rank or 1) if possible else "no known number"
+            if counts[c.name] > 1:
+                raise ValueError(f"it holds {c.name} twice")
+            if c.n_params != cost:
+                raise ValueError(f"it holds {c.name} with {c.n_params} parameters; {c.d_in}→{c.d_out} needs {cost}")
+        if n_params != self.n_params:
+            raise ValueError(f"it says {n_params} parameters, holds {self.n_params}")
 
     def __repr__(self) -> str:
-        kinds: dict[str, int] = {}
-        for candidate in self.candidates:
-            kinds[candidate.pet] = kinds.get(candidate.pet, 0) + 1
-        parts = ", ".join(f"{count} {pet}" for pet, count in kinds.items()) or "empty"
+        counts = Counter(candidate.pet for candidate in self.candidates)
+        parts = ", ".join(f"{count} {pet}" for pet, count in counts.items()) or "empty"
         return f"Structure({self.origin.get('kind', 'custom')}: {parts}; {self.n_params:,} parameters)"
 
 
+def _finite(value: Any) -> Any:
+    """The value for JSON, with None for every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def select_mask(probs: Tensor, costs: Tensor, budget: float) -> Tensor:
-    """Choose by probability under a hard budget: take what fits, skip what does not, keep going.
+    """Choose by probability within a budget: take what fits, skip what does not, until the end.
 
     Args:
-        probs: [n_candidates]; higher is chosen first, ties by candidate order.
+        probs: [n_candidates]; higher ones are chosen first, ties in candidate order.
         costs: [n_candidates], in parameters.
-        budget: in parameters; the chosen cost never exceeds it.
+        budget: in parameters, > 0; the chosen cost never exceeds it.
 
     Returns:
-        Boolean mask, [n_candidates], on the CPU.
-
-    Raises:
-        BudgetError: probs and costs disagree in shape, or the budget is not positive.
+        Boolean mask, [n_candidates], on the CPU. Other shapes, or a budget that is not positive, raise BudgetError.
     """
     if probs.shape != costs.shape or probs.ndim != 1:
         raise BudgetError(f"probs {tuple(probs.shape)} and costs {tuple(costs.shape)} must be one vector each")
@@ -295,86 +265,56 @@ def _fill(order: Sequence[int], costs: Sequence[float], budget: float) -> Tensor
 def select_structure(
     space: Space, probs: Tensor, budget: int | float | str | Budget, *, origin: Mapping[str, Any] | None = None
 ) -> Structure:
-    """The structure :func:`select_mask` gives for these probabilities.
-
-    Raises:
-        BudgetError: unreadable budget, or one below the cheapest candidate.
-    """
+    """The structure that :func:`select_mask` gives for these probabilities; raises as :func:`parse_budget`."""
     parsed = parse_budget(space, budget)
     mask = select_mask(probs, space.costs, parsed.n_params)
     return _structure(space, mask, parsed.n_params, origin or {"kind": "selected"}, probs)
 
 
 def parse_budget(space: Space, budget: int | float | str | Budget) -> Budget:
-    """Read a budget against a space's backbone; it must afford at least the cheapest candidate."""
+    """Read a budget for a space; raises BudgetError if it is unreadable or below the cheapest candidate."""
     parsed = Budget.parse(budget, total=space.backbone_params)
-    cheapest = min(candidate.n_params for candidate in space)
+    cheapest = min((candidate.n_params for candidate in space), default=0)
     if parsed.n_params < cheapest:
-        raise BudgetError(
-            f"budget {budget!r} is {parsed.n_params:,} parameters; the cheapest candidate costs {cheapest:,}. "
-            f"Take at least {cheapest:,} ({100 * cheapest / space.backbone_params:.4g} %)."
-        )
+        what = f"budget {budget!r} is {parsed.n_params:,} parameters; the cheapest candidate costs {cheapest:,}"
+        raise BudgetError(f"{what}. Take at least {cheapest:,} ({100 * cheapest / space.backbone_params:.4g} %).")
     return parsed
 
 
 def random_structure(space: Space, budget: int | float | str | Budget, *, seed: int = 0) -> Structure:
-    """A random structure of at most this cost, filled until nothing more fits.
-
-    Draws uniformly among the candidates that still fit and are not yet taken, as the authors' baseline does; a uniform
-    permutation walked once has the same distribution and always ends.
-
-    Args:
-        space: candidates to draw from.
-        budget: any form :meth:`Budget.parse` reads.
-        seed: of the draw.
-
-    Raises:
-        BudgetError: as :func:`select_structure`.
-    """
+    """A random structure of at most this cost, filled until nothing more fits; raises as :func:`parse_budget`."""
     parsed = parse_budget(space, budget)
+    # distributed as the authors' baseline, which draws again and again among the candidates that still fit
     order = np.random.default_rng(seed).permutation(len(space)).tolist()
     mask = _fill(order, space.costs.tolist(), parsed.n_params)
     return _structure(space, mask, parsed.n_params, {"kind": "random", "seed": seed})
 
 
 def manual_structure(space: Space | torch.nn.Module, name: str) -> Structure:
-    """A structure of the literature.
+    """A structure of the literature: all candidates of one kind.
 
     Args:
-        space: a space, whose candidates of that kind are taken; or the model, for kinds the space does not hold.
-        name: ``bitfit``, ``lnfit``, ``lora_qv``, ``lora_all``, ``lowrank_adapter``, ``adapter``, or ``all`` (every
-            candidate of the space).
+        space: where the candidates come from; or the model, for kinds that are not in the space.
+        name: one of :data:`MANUAL`, or ``"all"`` for every candidate of the space.
 
     Raises:
-        SpaceError: unknown name, or the space holds no such candidate (the message says what to do).
+        SpaceError: unknown name, or no such candidate in the space.
     """
     if name not in MANUAL and name != "all":
         raise SpaceError(f"manual structure {name!r} is not known; {nearest(name, [*MANUAL, 'all'])}")
     if isinstance(space, torch.nn.Module):
-        space = make_space(space, "mixed" if name == "all" else MANUAL[name])
-    mask = torch.ones(len(space), dtype=torch.bool)
-    if name != "all":
-        patterns = MANUAL[name]
-        mask = torch.tensor([any(_follows(candidate, rule) for rule in patterns) for candidate in space])
+        space = make_space(space, "mixed" if name == "all" else [MANUAL[name]])
+    rule = MANUAL.get(name)
+    mask = torch.tensor([rule is None or (c.pet == rule.pet and rule.covers(c)) for c in space])
     if not bool(mask.any()):
-        raise SpaceError(
-            f"this space holds no candidate for {name!r}; pass the model instead of the space: "
-            f"manual_structure(model, {name!r})"
-        )
+        how = f"pass the model instead of the space: manual_structure(model, {name!r})"
+        raise SpaceError(f"this space holds no candidate for {name!r}; {how}")
     return _structure(space, mask, None, {"kind": "manual", "name": name})
-
-
-def _follows(candidate: Candidate, rule: Rule) -> bool:
-    import fnmatch
-
-    if candidate.pet != rule.pet:
-        return False
-    return rule.roles is None or any(fnmatch.fnmatchcase(candidate.role, pattern) for pattern in rule.roles)
 
 
 def _structure(
     space: Space, mask: Tensor, budget: int | None, origin: Mapping[str, Any], probs: Tensor | None = None
 ) -> Structure:
     chosen = tuple(candidate for candidate, taken in zip(space, mask.tolist(), strict=True) if taken)
-    known = None if probs is None else tuple(probs.detach().cpu().double()[mask].tolist())
-    return Structure(chosen, space.model_id, space.name, budget, dict(origin), known, layers_of(space))
+    ranked_by = None if probs is None else tuple(probs.detach().cpu().double()[mask].tolist())
+    return Structure(chosen, space.model_id, space.name, budget, dict(origin), ranked_by, layers_of(space))

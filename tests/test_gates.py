@@ -208,6 +208,15 @@ def test_budget_shows_all_three_forms():
 
 
 @pytest.mark.parametrize(
+    "text", ["0,1%", "0,5", "1,39‱", "0,100", "1,39e-4", "12,34", "2,048.5", "1,5,", ",048", "1,000%"]
+)
+def test_a_comma_is_only_a_thousands_separator_of_whole_numbers(text):
+    with pytest.raises(BudgetError, match=f"budget {text!r} is not a number.*Give parameters"):
+        Budget.parse(text, total=20_480_000)
+    assert Budget.parse("12,345,678", total=20_480_000).n_params == 12_345_678
+
+
+@pytest.mark.parametrize(
     "given", [0, -5, "abc", "", "0%", float("nan"), float("inf"), "1e99", 1.5, 1.0, True, None, [1], "1e-12", "5 %%"]
 )
 def test_unreadable_budgets_say_how_to_write_one(given):

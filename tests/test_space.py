@@ -1,12 +1,13 @@
 """Spaces: the paper's counts and order on T5, every family, inert candidates proven inert."""
 
+import numpy as np
 import pytest
 import torch
 from tiny import FAMILIES, meta_t5, tiny_batch, tiny_bert, tiny_t5
 
-from s3pet import Rule, find_sites, make_space
+from s3pet import Rule, make_space
 from s3pet.errors import BackboneError, SpaceError, UnknownSiteError
-from s3pet.space import Candidate
+from s3pet.space import Candidate, find_sites
 from s3pet.supernet import attach
 
 
@@ -143,15 +144,59 @@ def test_rules_choose_roles_layers_and_ranks():
         ([Rule("lora", roles=("attn.queries",))], UnknownSiteError, "no site of this model has role"),
         ([Rule("lora", roles=("*.norm",))], SpaceError, "fits on"),
         ([Rule("prefix")], UnknownSiteError, "PET module 'prefix'"),
-        ([{"pet": "lora", "size": 3}], SpaceError, "has keys"),
-        (["lora"], SpaceError, "a rule is"),
-        ([Rule("lora", ranks=(-1,))], SpaceError, "at least 1"),
+        ([{"pet": "lora", "size": 3}], SpaceError, "a rule is .* unexpected keyword argument 'size'"),
+        (["lora"], SpaceError, "a rule is a Rule or a mapping such as"),
+        ([{"roles": "attn.q"}], SpaceError, "a rule is .* missing .* argument: 'pet'"),
+        ([{"pet": "lora", "ranks": -1}], SpaceError, "ranks of a rule must be whole numbers of at least 1, not -1"),
+        ([Rule("bitfit", ranks=(2,))], SpaceError, "bitfit has no size"),
+        ([Rule("lora", layers=(0, 2))], SpaceError, r"layer 2.*encoder has layers 0 to 1, decoder has layers 0 to 1"),
+        ([Rule("lora", layers=(-1, 1, 7))], SpaceError, r"no site in layer -1, 7: encoder has layers 0 to 1"),
+        ([Rule("lora", roles=("cross.q",), layers=(2,))], SpaceError, r"layer 2: decoder has layers 0 to 1$"),
+        ([Rule("lnfit", roles=("final.norm",), layers=(0,))], SpaceError, r"layer 0: its sites are outside the layers"),
         ([Rule("bitfit", roles=("attn.k",))], SpaceError, "inert"),
     ],
 )
 def test_bad_rules_say_what_is_wrong(rules, error, message):
     with pytest.raises(error, match=message):
         make_space(tiny_t5(), rules)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pet": 3},
+        {"roles": 3},
+        {"roles": ("attn.q", None)},
+        {"roles": ()},
+        {"stacks": None},
+        {"stacks": b"encoder"},
+        {"layers": "1"},
+        {"layers": (1.5,)},
+        {"layers": True},
+        {"layers": ((0, 1),)},
+        {"ranks": 1.0},
+        {"ranks": ("1",)},
+        {"ranks": (1, False)},
+        {"ranks": (0,)},
+        {"ranks": []},
+        {"ranks": {"r": 1}},
+    ],
+)
+def test_fields_of_a_wrong_type_are_refused(fields):
+    name, value = next(iter(fields.items()))
+    with pytest.raises(SpaceError, match=f"{name} of a rule must be .*, not ") as error:
+        Rule(**{"pet": "lora"} | fields)
+    assert repr(value) in str(error.value)
+    with pytest.raises(SpaceError, match=f"{name} of a rule must be"):
+        make_space(tiny_t5(), [{"pet": "lora"} | fields])
+
+
+def test_single_values_and_lists_are_kept_as_tuples():
+    plain = Rule("lora", roles=("attn.q",), stacks=("encoder",), layers=(0, 1), ranks=(4,))
+    assert Rule("lora", roles="attn.q", stacks="encoder", layers=range(2), ranks=np.int64(4)) == plain
+    mapping = {"pet": "lora", "roles": ["attn.q"], "stacks": "encoder", "layers": [0, 1], "ranks": 4}
+    assert make_space(tiny_t5(), [mapping]) == make_space(tiny_t5(), [plain])
+    assert type(Rule("lora", ranks=np.array([4])).ranks[0]) is int
 
 
 def test_unknown_family_says_what_is_known():

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import meta_t5, tiny_bert, tiny_llama, tiny_t5
 
-from s3pet import Structure, attach, load_backbone, make_space, manual_structure, random_structure, select_structure
+from s3pet import Structure, attach, load_backbone, make_space, manual_structure, random_structure
 from s3pet.errors import BudgetError, SpaceError, StructureMismatchError
-from s3pet.structure import select_mask
+from s3pet.structure import select_mask, select_structure
 
 
 def test_select_takes_skips_and_fills():
@@ -113,6 +113,83 @@ def test_edited_costs_are_noticed(tmp_path):
         Structure.from_json(path)
 
 
+@pytest.fixture
+def edited(tmp_path):
+    """A function that writes a structure file with one candidate changed, and gives its path."""
+    path = random_structure(make_space(tiny_t5(), "mixed"), 500, seed=1).to_json(tmp_path / "s.json")
+    record = json.loads(path.read_text())
+
+    def write(**changes):
+        changed = json.loads(json.dumps(record))
+        changed["candidates"][0] |= changes
+        changed["n_params"] = sum(candidate["n_params"] for candidate in changed["candidates"])
+        path.write_text(json.dumps(changed))
+        return path
+
+    return write
+
+
+def test_files_with_a_candidate_twice_are_refused(edited):
+    second = json.loads(edited().read_text())["candidates"][1]
+    with pytest.raises(StructureMismatchError, match=rf"s\.json is not a .*: it holds {second['site']}:.* twice"):
+        Structure.from_json(edited(**second))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_params": 1}, r"with 1 parameters; 32→32 needs \d+"),
+        ({"d_out": 33}, r"parameters; 32→33 needs \d+"),
+        ({"pet": "prefix", "rank": None}, "prefix with .* no known number"),
+        ({"rank": 0}, "no known number"),
+        ({"d_in": -32}, "no known number"),
+        ({"rank": None, "d_in": None}, "is not a structure file"),
+        ({"layer": [1]}, "is not a structure file"),
+    ],
+)
+def test_files_with_impossible_candidates_are_refused(edited, changes, message):
+    with pytest.raises(StructureMismatchError, match=message):
+        Structure.from_json(edited(**changes))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_probabilities_are_finite(tmp_path, number):
+    structure, _ = chosen_by(make_space(tiny_t5(), "mixed"))
+    with pytest.raises(StructureMismatchError, match="1 of them not finite; give one each, or None"):
+        replace(structure, probs=(number, *structure.probs[1:]))
+    path = structure.to_json(tmp_path / "s.json")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"probs": [number, *record["probs"][1:]]}))
+    with pytest.raises(StructureMismatchError, match=r"s\.json is not a structure file .* 1 of them not finite"):
+        Structure.from_json(path)
+
+
+def test_files_are_strict_json(tmp_path):
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    odd = {"kind": "searched", "score": float("nan"), "more": [{"low": float("-inf"), "n": 3}], "pair": (0.5, None)}
+    structure = replace(random_structure(make_space(tiny_t5(), "mixed"), 500), origin=odd)
+    record = json.loads(structure.to_json(tmp_path / "s.json").read_text(), parse_constant=refuse)
+    assert record["origin"] == {"kind": "searched", "score": None, "more": [{"low": None, "n": 3}], "pair": [0.5, None]}
+
+
+def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
+    space, path = make_space(tiny_t5(), "mixed"), tmp_path / "s.json"
+    old, new = random_structure(space, 500, seed=1), random_structure(space, 500, seed=2)
+    old.to_json(path)
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        new.to_json(path)
+    assert Structure.from_json(path).names == old.names
+    monkeypatch.undo()
+    with pytest.raises(TypeError):
+        replace(new, origin={"what": object()}).to_json(path)
+    assert Structure.from_json(path).names == old.names
+    new.to_json(path)
+    assert Structure.from_json(path).names == new.names and [file.name for file in tmp_path.iterdir()] == ["s.json"]
+
+
 def test_a_budget_below_the_cheapest_candidate_is_refused():
     space = make_space(tiny_t5(), "mixed")
     with pytest.raises(BudgetError, match="the cheapest candidate costs"):
@@ -153,7 +230,7 @@ def test_structures_know_the_probabilities_and_depths_they_were_chosen_by(tmp_pa
     assert (again, again.probs, again.layers) == (structure, structure.probs, structure.layers)
     assert random_structure(space, 500).probs is None and manual_structure(space, "bitfit").probs is None
     assert replace(structure, probs=None, layers=None) == structure  # what was chosen, not how
-    with pytest.raises(StructureMismatchError, match=r"1 probabilities for \d+ candidates; give one each"):
+    with pytest.raises(StructureMismatchError, match=r"1 probabilities for \d+ candidates, .*; give one each"):
         replace(structure, probs=(0.5,))
 
 
@@ -167,7 +244,7 @@ def test_files_without_probabilities_load_and_bad_ones_are_refused(tmp_path):
     assert old == structure and old.probs is None and old.layers is None
     assert Structure.from_json(path, model).layers == structure.layers
     for key, value, says in (
-        ("probs", record["probs"][1:], r"s\.json holds \d+ probabilities for \d+ candidates"),
+        ("probs", record["probs"][1:], r"s\.json is not .* \d+ probabilities for \d+ candidates"),
         ("probs", [None] * len(structure), "is not a structure file"),
         ("layers", [2, 2], "is not a structure file"),
     ):
@@ -263,7 +340,7 @@ def test_a_budget_keeps_the_most_probable(pockets):
     share = structure.n_params / space.backbone_params
     assert structure.retarget(there, budget=share).budget == int(share * there.backbone_params)
     cheapest = min(c.n_params for c in whole.candidates)
-    with pytest.raises(BudgetError, match=rf"'pocket-t5-deep' costs {cheapest:,}\. Take at least"):
+    with pytest.raises(BudgetError, match=rf"the cheapest candidate costs {cheapest:,}\. Take at least"):
         structure.retarget(there, budget=cheapest - 1)
 
 
@@ -275,7 +352,9 @@ def test_what_has_no_counterpart_is_named(pockets):
     assert {name.split(":")[1] for name in made.names} == {"lora"}
     assert made.origin["unplaced"] == [c.name for c in structure.candidates if c.pet != "lora"]
     biases = manual_structure(space, "bitfit")
-    with pytest.raises(StructureMismatchError, match=rf"no candidate .*: {biases.names[0]}, .* … and \d+ more"):
+    with pytest.raises(
+        StructureMismatchError, match=rf"no candidate \({biases.names[0]}, .*\) has a counterpart in Space"
+    ):
         biases.retarget(lora)
     with pytest.raises(SpaceError, match="'depth' is not one of name, relative_depth"):
         structure.retarget(there, by="depth")
