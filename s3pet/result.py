@@ -35,7 +35,7 @@ from safetensors.torch import save_file
 from s3pet.errors import RunError
 from s3pet.gates import Budget
 from s3pet.space import Candidate, Space
-from s3pet.structure import Structure, parse_budget, select_mask, select_structure
+from s3pet.structure import Structure, parse_budget, select_mask, select_structure, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -317,22 +317,6 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that change with anything in the config."""
     text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def write_json(record: Mapping[str, Any], path: Path) -> None:
-    """Write JSON atomically; numbers that are not finite become null, which JSON has."""
-    temporary = path.with_name(path.name + ".part")
-    text = json.dumps(_finite(record), indent=1, ensure_ascii=False, default=str, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

@@ -165,14 +165,10 @@ class Structure:
             raise StructureMismatchError(f"{what}. Load the backbone it was made for.")
 
     def to_json(self, path: str | Path) -> Path:
-        """Write the structure as versioned JSON, atomically; returns the path. Numbers that are not finite are null."""
+        """Write the structure as versioned JSON; returns the path."""
         path = Path(path)
-        record = _finite({"format": FORMAT, "version": VERSION, **asdict(self), "n_params": self.n_params})
-        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_json({"format": FORMAT, "version": VERSION, **asdict(self), "n_params": self.n_params}, path)
         return path
 
     @classmethod
@@ -224,8 +220,15 @@ class Structure:
         return f"Structure({self.origin.get('kind', 'custom')}: {parts}; {self.n_params:,} parameters)"
 
 
+def write_json(record: Mapping[str, Any], path: Path) -> None:
+    """Write JSON atomically; numbers that are not finite become null."""
+    temporary = path.with_name(path.name + ".part")
+    text = json.dumps(_finite(record), indent=1, ensure_ascii=False, default=str, allow_nan=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
 def _finite(value: Any) -> Any:
-    """The value for JSON, with None for every number that is not finite."""
     if isinstance(value, Mapping):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
