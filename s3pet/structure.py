@@ -223,12 +223,13 @@ class Structure:
 def write_json(record: Mapping[str, Any], path: Path) -> None:
     """Write JSON atomically; numbers that are not finite become null."""
     temporary = path.with_name(path.name + ".part")
-    text = json.dumps(_finite(record), indent=1, ensure_ascii=False, default=str, allow_nan=False)
+    text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False)
     temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
 def _finite(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, Mapping):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
