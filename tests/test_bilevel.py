@@ -31,7 +31,7 @@ def make_problem(seed=0, n=5, d=6):
 
 def directly(train_loss, val_loss, alpha, weights, xi):
     """d/dα of the whole composition by central differences: nothing shared with the code under test."""
-    found = torch.zeros_like(alpha)
+    computed = torch.zeros_like(alpha)
     for j in range(len(alpha)):
         values = []
         for sign in (1, -1):
@@ -40,8 +40,8 @@ def directly(train_loss, val_loss, alpha, weights, xi):
             leaves = [w.clone().requires_grad_() for w in weights]
             inner = torch.autograd.grad(train_loss(moved, leaves), leaves)
             values.append(val_loss(moved, [w.detach() - xi * g for w, g in zip(leaves, inner, strict=True)]))
-        found[j] = (values[0] - values[1]) / 2e-5
-    return found
+        computed[j] = (values[0] - values[1]) / 2e-5
+    return computed
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -58,18 +58,18 @@ def test_both_unrolled_forms_are_the_derivative_of_the_composition(seed):
     second_order_share = float((exact - first).norm() / exact.norm())
     assert second_order_share > 0.1, "the problem would not notice a wrong second-order term"
 
-    found = bilevel.unrolled(train_loss, val_loss, alpha, weights, new, alpha_gradient, xi, epsilon=1e-5)[1]
-    torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-6)
+    computed = bilevel.unrolled(train_loss, val_loss, alpha, weights, new, alpha_gradient, xi, epsilon=1e-5)[1]
+    torch.testing.assert_close(computed, exact, rtol=1e-3, atol=1e-6)
     coarse = bilevel.unrolled(train_loss, val_loss, alpha, weights, new, alpha_gradient, xi)[1]
     assert float((coarse - exact).norm()) < 0.1 * float((exact - first).norm())
 
 
 def test_first_order_is_the_partial_derivative_at_the_new_weights():
     _, val_loss, alpha, weights = make_problem()
-    value, found = bilevel.first_order(val_loss, alpha, weights)
+    value, computed = bilevel.first_order(val_loss, alpha, weights)
     leaf = alpha.clone().requires_grad_()
     (expected,) = torch.autograd.grad(val_loss(leaf, weights), leaf)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(computed, expected)
     assert float(value) == float(val_loss(alpha, weights))
 
 
@@ -79,8 +79,8 @@ def test_unrolled_with_no_gradient_left_is_first_order():
 
     weights = [torch.zeros(3, dtype=torch.float64)]
     alpha = torch.ones(4, dtype=torch.float64)
-    found = bilevel.unrolled(flat, flat, alpha, weights, weights, torch.full((4,), 2.0).double(), xi=1.0)[1]
-    torch.testing.assert_close(found, torch.full((4,), 2.0, dtype=torch.float64))
+    computed = bilevel.unrolled(flat, flat, alpha, weights, weights, torch.full((4,), 2.0).double(), xi=1.0)[1]
+    torch.testing.assert_close(computed, torch.full((4,), 2.0, dtype=torch.float64))
 
 
 def test_gradients_are_zero_where_the_loss_does_not_depend():
@@ -125,9 +125,9 @@ def test_both_unrolled_forms_agree_on_a_real_supernet(make_model):
         _, alpha_gradient, gradients = bilevel.gradients(train_loss, alpha, weights)
         new = [w - xi * g for w, g in zip(weights, gradients, strict=True)]
         _, first = bilevel.first_order(val_loss, alpha, new)
-        found = bilevel.unrolled(train_loss, val_loss, alpha, weights, new, alpha_gradient, xi, epsilon=1e-4)[1]
+        computed = bilevel.unrolled(train_loss, val_loss, alpha, weights, new, alpha_gradient, xi, epsilon=1e-4)[1]
     assert float((exact - first).norm() / exact.norm()) > 0.1
-    assert float((found - exact).norm() / (exact - first).norm()) < 0.02
+    assert float((computed - exact).norm() / (exact - first).norm()) < 0.02
 
 
 def test_one_second_moment_keeps_steps_in_proportion_to_gradients():

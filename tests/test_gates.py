@@ -34,9 +34,9 @@ def test_shift_is_the_root_another_solver_finds(spread, temperature):
         return float((costs / (1 + torch.exp(-(alpha - shift) / temperature))).sum()) - budget
 
     expected = brentq(excess, -200, 200, xtol=1e-13)
-    found = solve_shift(alpha, costs, budget, temperature=temperature)
-    assert abs(float(found) - expected) < 1e-8
-    assert abs(excess(float(found))) < 1e-6 * budget
+    computed = solve_shift(alpha, costs, budget, temperature=temperature)
+    assert abs(float(computed) - expected) < 1e-8
+    assert abs(excess(float(computed))) < 1e-6 * budget
 
 
 def test_shift_holds_float32_alphas_to_the_budget():
@@ -125,8 +125,8 @@ def test_three_modes_agree_in_value():
 def test_samples_are_the_binary_concrete():
     p, u, tau = 0.3, 0.8, 0.5
     logit = (math.log(u / (1 - u)) + math.log(p / (1 - p))) / tau
-    found = sample_gates(torch.tensor([p]), torch.tensor([u]), temperature=tau)
-    assert float(found) == pytest.approx(1 / (1 + math.exp(-logit)), rel=1e-5)
+    computed = sample_gates(torch.tensor([p]), torch.tensor([u]), temperature=tau)
+    assert float(computed) == pytest.approx(1 / (1 + math.exp(-logit)), rel=1e-5)
 
 
 @pytest.mark.parametrize("tau", [0.3, 1.0])
@@ -158,8 +158,8 @@ def test_stretched_gates_reach_both_ends():
 def test_mean_of_the_sampled_gate_is_the_closed_form(p):
     o = p / (1 - p)
     expected = o * (o - 1 - math.log(o)) / (o - 1) ** 2
-    found = float(expected_gates(torch.tensor([p], dtype=torch.float64), points=20_000))
-    assert found == pytest.approx(expected, rel=1e-3)
+    computed = float(expected_gates(torch.tensor([p], dtype=torch.float64), points=20_000))
+    assert computed == pytest.approx(expected, rel=1e-3)
 
 
 def test_sampling_gap_is_what_the_reference_measured():
@@ -180,7 +180,7 @@ def test_sampling_gap_agrees_with_simulation():
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("text", "expected"),
     [
         (2048, 2048),
         ("2048", 2048),
@@ -197,8 +197,8 @@ def test_sampling_gap_agrees_with_simulation():
         (1, 1),
     ],
 )
-def test_budget_reads_all_its_forms(given, expected):
-    budget = Budget.parse(given, total=20_480_000)
+def test_budget_reads_all_its_forms(text, expected):
+    budget = Budget.parse(text, total=20_480_000)
     assert budget.n_params == expected
     assert Budget.parse(budget, total=20_480_000) == budget
 
@@ -217,10 +217,10 @@ def test_a_comma_is_only_a_thousands_separator_of_whole_numbers(text):
 
 
 @pytest.mark.parametrize(
-    "given", [0, -5, "abc", "", "0%", float("nan"), float("inf"), "1e99", 1.5, 1.0, True, None, [1], "1e-12", "5 %%"]
+    "text", [0, -5, "abc", "", "0%", float("nan"), float("inf"), "1e99", 1.5, 1.0, True, None, [1], "1e-12", "5 %%"]
 )
-def test_unreadable_budgets_say_how_to_write_one(given):
+def test_unreadable_budgets_say_how_to_write_one(text):
     with pytest.raises(BudgetError, match="Give parameters"):
-        Budget.parse(given, total=20_480_000)
+        Budget.parse(text, total=20_480_000)
     with pytest.raises(ValueError):  # noqa: PT011 - the builtin that users catch
-        Budget.parse(given, total=20_480_000)
+        Budget.parse(text, total=20_480_000)

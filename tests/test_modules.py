@@ -31,6 +31,15 @@ def test_cost_is_the_number_of_trainable_parameters(pet, rank):
     assert module.cost(d_in, d_out, r) == sum(tensor.numel() for tensor in tensors.values())
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize(("d_in", "d"), [(96, 96), (48, 64), (16, 16)])
+def test_costs_are_the_closed_forms(d_in, d, rank):
+    m = max(1, d // 32)
+    costs = {"lora": rank * (d_in + d), "lnfit": d, "bitfit": d}
+    costs |= {"lowrank_adapter": 2 * rank * (d + m) + m + d, "adapter": 2 * d * rank + d + rank}
+    assert {name: pet.cost(d_in, d, rank) for name, pet in PETS.items()} == costs
+
+
 @pytest.mark.parametrize(
     ("pet", "size", "cost"),
     [

@@ -30,17 +30,17 @@ def test_spaces_of_the_paper(size, mixed, lora, inert):
 
 
 def authors_order(model):
-    """The authors' list, made anew from their rule: suffixes in named_modules() order, then the block adapters."""
+    """The authors' list, computed from their rule: suffixes in named_modules() order, then the block adapters."""
     linears = [f"SelfAttention.{p}" for p in "qkvo"] + ["DenseReluDense.wi", "DenseReluDense.wo"]
     names = [name for name, _ in model.named_modules()]
-    found = []
+    order = []
     for name in names:
         if any(name.endswith("." + suffix) for suffix in linears):
-            found += [(name, "lora"), (name, "bitfit")]
+            order += [(name, "lora"), (name, "bitfit")]
         elif name.split(".")[-1] in ("layer_norm", "final_layer_norm"):
-            found += [(name, "lnfit"), (name, "bitfit")]
+            order += [(name, "lnfit"), (name, "bitfit")]
     blocks = [name for name in names if name.split(".")[-1] in ("SelfAttention", "DenseReluDense")]
-    return found + [(name, "lowrank_adapter") for name in blocks]
+    return order + [(name, "lowrank_adapter") for name in blocks]
 
 
 @pytest.mark.parametrize("size", ["small", "large"])

@@ -168,8 +168,8 @@ def test_files_are_strict_json(tmp_path):
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
 
-    odd = {"kind": "searched", "score": float("nan"), "more": [{"low": float("-inf"), "n": 3}], "pair": (0.5, None)}
-    structure = replace(random_structure(make_space(tiny_t5(), "mixed"), 500), origin=odd)
+    origin = {"kind": "searched", "score": float("nan"), "more": [{"low": float("-inf"), "n": 3}], "pair": (0.5, None)}
+    structure = replace(random_structure(make_space(tiny_t5(), "mixed"), 500), origin=origin)
     record = json.loads(structure.to_json(tmp_path / "s.json").read_text(), parse_constant=refuse)
     assert record["origin"] == {"kind": "searched", "score": None, "more": [{"low": None, "n": 3}], "pair": [0.5, None]}
 
@@ -278,11 +278,11 @@ def test_retargeting_follows_relative_depth(pockets):
             (deep, shallow, {0: 0, 1: 1, 2: 1, 3: 2, 4: 2, 5: 3}),  # 0.6, 1.2, 1.8, 2.4
         ):
             for layer, there in table.items():
-                made = pick(first, [layer], role, pet).retarget(second)
-                assert made.names[0].startswith(f"encoder.{there}.{role}:{pet}") and len(made) == 1
+                moved = pick(first, [layer], role, pet).retarget(second)
+                assert moved.names[0].startswith(f"encoder.{there}.{role}:{pet}") and len(moved) == 1
     final = next(c for c in shallow if c.site == "decoder.final.norm" and c.pet == "lnfit")
-    made = Structure((final,), shallow.model_id, layers={"encoder": 4, "decoder": 4}).retarget(deep)
-    assert made.sites == ("decoder.final.norm",) and made.candidates[0].d_in == 96
+    moved = Structure((final,), shallow.model_id, layers={"encoder": 4, "decoder": 4}).retarget(deep)
+    assert moved.sites == ("decoder.final.norm",) and moved.candidates[0].d_in == 96
 
 
 def test_the_shallower_of_two_equally_near_layers_is_taken():
@@ -294,10 +294,10 @@ def test_the_shallower_of_two_equally_near_layers_is_taken():
 def test_what_falls_on_one_layer_is_merged_with_the_larger_probability(pockets):
     (_, shallow), (_, deep) = pockets
     structure = pick(deep, [2, 1, 5])  # the second layer is less probable than the third
-    made = structure.retarget(shallow)
-    assert made.names == ("encoder.1.attn.q:lora:1", "encoder.3.attn.q:lora:1")
-    assert made.probs == pytest.approx([1.0, 0.98])
-    assert made.origin["merged"] == ["encoder.1.attn.q:lora:1"] and made.origin["unplaced"] == []
+    moved = structure.retarget(shallow)
+    assert moved.names == ("encoder.1.attn.q:lora:1", "encoder.3.attn.q:lora:1")
+    assert moved.probs == pytest.approx([1.0, 0.98])
+    assert moved.origin["merged"] == ["encoder.1.attn.q:lora:1"] and moved.origin["unplaced"] == []
     early = pick(deep, [0, 1, 2]).retarget(shallow)
     assert {c.layer for c in early.candidates} == {0, 1}  # stays in the first half
 
@@ -306,16 +306,16 @@ def test_retargeted_structures_fit_their_backbone_and_can_be_attached(pockets, t
     for (_, space), (model, there) in (pockets, pockets[::-1]):
         structure, _ = chosen_by(space)
         for by in ("name", "relative_depth"):
-            made = structure.retarget(there, by=by)
-            made.check(model)
+            moved = structure.retarget(there, by=by)
+            moved.check(model)
             names = [candidate.name for candidate in there]
-            assert list(made.names) == sorted(made.names, key=names.index)
-            assert len(made) + len(made.origin["merged"]) + len(made.origin["unplaced"]) == len(structure)
-            assert made.model_id == there.model_id and made.budget is None and len(made.probs) == len(made)
-            assert made.origin["kind"] == "selected" and made.origin["from"] == space.model_id
-            assert Structure.from_json(made.to_json(tmp_path / "s.json"), model) == made
-            with attach(model, made) as net:
-                assert sum(p.numel() for p in net.parameters()) == made.n_params
+            assert list(moved.names) == sorted(moved.names, key=names.index)
+            assert len(moved) + len(moved.origin["merged"]) + len(moved.origin["unplaced"]) == len(structure)
+            assert moved.model_id == there.model_id and moved.budget is None and len(moved.probs) == len(moved)
+            assert moved.origin["kind"] == "selected" and moved.origin["from"] == space.model_id
+            assert Structure.from_json(moved.to_json(tmp_path / "s.json"), model) == moved
+            with attach(model, moved) as net:
+                assert sum(p.numel() for p in net.parameters()) == moved.n_params
         with pytest.raises(StructureMismatchError):
             structure.check(model)
 
@@ -348,9 +348,9 @@ def test_what_has_no_counterpart_is_named(pockets):
     (_, space), (model, there) = pockets
     structure = random_structure(space, 6000, seed=1)
     lora = make_space(model, "lora")
-    made = structure.retarget(lora)
-    assert {name.split(":")[1] for name in made.names} == {"lora"}
-    assert made.origin["unplaced"] == [c.name for c in structure.candidates if c.pet != "lora"]
+    moved = structure.retarget(lora)
+    assert {name.split(":")[1] for name in moved.names} == {"lora"}
+    assert moved.origin["unplaced"] == [c.name for c in structure.candidates if c.pet != "lora"]
     biases = manual_structure(space, "bitfit")
     with pytest.raises(
         StructureMismatchError, match=rf"no candidate \({biases.names[0]}, .*\) has a counterpart in Space"

@@ -163,8 +163,8 @@ def test_what_has_no_counterpart_is_chosen_last_and_named(space):
     lora = make_space(tiny_t5(), "lora")
     carried = retarget_gates(make_result(lora), space)
     assert set(carried.metrics["unplaced"]) == {c.name for c in space if c.pet != "lora"}
-    lost = carried.gates["pet"] != "lora"
-    assert carried.gates.loc[lost, "prob"].max() == pytest.approx(carried.gates["prob"].min())
+    unplaced = carried.gates["pet"] != "lora"
+    assert carried.gates.loc[unplaced, "prob"].max() == pytest.approx(carried.gates["prob"].min())
     with pytest.raises(RunError, match=r"no candidate of .* has a counterpart"):
         retarget_gates(make_result(lora), make_space(tiny_t5(), [{"pet": "bitfit"}]))
     with pytest.raises(RunError, match="'depth' is not one of name, relative_depth"):
