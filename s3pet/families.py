@@ -82,7 +82,6 @@ FAMILIES: dict[str, Family] = {
     "bert": Family(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT_SITES),
     "llama": Family(("llama", "mistral", "qwen2"), _LLAMA_SITES, stack="decoder", rotary=True),
 }
-RMS_NORMS = ("T5LayerNorm", "MT5LayerNorm", "LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
 
 
 def family_of(model: nn.Module) -> Family:
