@@ -1,9 +1,13 @@
-"""Train a structure from fresh and evaluate it; the references too.
+"""Train a structure from fresh PET tensors, evaluate it, save it and load it.
 
-The chosen candidates get fresh tensors, gates gone, and are trained on the full training split by
-``transformers.Trainer``; the best checkpoint by validation is kept and only then is the test split looked at.
-Checkpoints hold trained tensors only (kilobytes). References run through the same code: ``"full"`` fine-tunes a copy
+The chosen candidates are trained without gates on the full training split. The weights with the best validation score
+are kept, and only then is the test split scored. References run through the same code: ``"full"`` fine-tunes a copy
 of the backbone, ``"head"`` trains the task head alone, ``"zero-shot"`` trains nothing.
+
+Training is Hugging Face's ``Trainer``. It sees a module whose only parameters are the trained tensors
+(:class:`Learner`), so its checkpoints and its loading of the best one hold nothing else (kilobytes). They lie in a
+temporary folder and hold weights only; since batch t depends on seed and t alone, the same trainer resumes exactly
+once it is given a lasting ``output_dir`` and ``save_only_model=False``.
 
 Source: Hu et al. 2022 (arXiv:2206.07382), section 4.2: AdamW without decay, linear decay to 0, gradient norm 2.
 """
@@ -12,31 +16,156 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
 
+from s3pet.backbones import backbone_checksum, quiet_transformers
 from s3pet.cost import Cost
 from s3pet.errors import RunError, SearchError, StructureMismatchError
-from s3pet.objective import Objective, make_objective
+from s3pet.objective import Objective, ObjectiveSettings, Row, Stream, check_fields, make_objective, preserved_flags
 from s3pet.result import versions, write_json
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet
 from s3pet.tasks import Example, Task
-from s3pet.trainer import DEFAULT_LR, WEIGHTS, Learner, Recipe, train
 
-Reference = Literal["full", "head", "zero-shot"]
-REFERENCES: tuple[str, ...] = ("full", "head", "zero-shot")
+REFERENCES = ("full", "head", "zero-shot")
+DEFAULT_LR = {"pet": 3e-3, "head": 3e-3, "full": 5e-4, "adalora": 3e-3}
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a structure is trained; every field is a keyword of :func:`retrain`.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: examples per step.
+        lr: learning rate of AdamW; None takes 3e-3 for PET modules and heads, 5e-4 for full fine-tuning.
+        vector_lr: learning rate of BitFit and LNFit as a multiple of ``lr``. A step of AdamW changes the output of a
+            LoRA much more than that of a bias; 10 makes them about equal.
+        lr_warmup: steps over which the learning rate rises from 0.
+        evaluations: how often the validation split is scored, evenly spaced.
+        seed: of fresh tensors, order of batches and dropout.
+    """
+
+    steps: int = 300
+    batch_size: int = 32
+    lr: float | None = None
+    vector_lr: float = 1.0
+    lr_warmup: int = 0
+    evaluations: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "batch_size", "lr", "vector_lr", "evaluations")
+        check_fields(self, positive=positive, least={"lr_warmup": 0, "seed": 0})
+        if self.lr_warmup > self.steps:
+            raise SearchError(f"lr_warmup must be at most steps ({self.steps}), got {self.lr_warmup}")
+
+
+class Learner(nn.Module):
+    """The trained tensors as one module for the Trainer; a call gives the loss of a batch.
+
+    Args:
+        objective: computes the loss; its head, if it has one, is trained.
+        supernet: its PET tensors are trained.
+        backbone: its parameters that require gradients are trained.
+    """
+
+    objective: Objective
+
+    def __init__(self, objective: Objective, supernet: Supernet | None = None, backbone: nn.Module | None = None):
+        super().__init__()
+        self.__dict__["objective"] = objective  # not a submodule: parameters and state_dict() are the trained tensors
+        tensors = {} if supernet is None else dict(zip(supernet.keys, supernet.weights, strict=True))
+        head, rest = (dict(module.named_parameters()) if module else {} for module in (objective.head, backbone))
+        tensors |= {f"head/{name}": parameter for name, parameter in head.items()}
+        tensors |= {f"backbone/{name}": parameter for name, parameter in rest.items() if parameter.requires_grad}
+        self.names, self.weights = tuple(tensors), nn.ParameterList(tensors.values())
+        self.vectors = [] if supernet is None else supernet.vectors()  # of BitFit and LNFit
+        self.cost = Cost()
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        """``{"loss": scalar}`` of a collated batch."""
+        self.cost.passes += 1
+        self.cost.rows += len(batch["target"])
+        return {"loss": self.objective.loss(batch)}
+
+    def train(self, mode: bool = True) -> Learner:
+        """Also switches the dropout of the backbone and the head."""
+        self.objective.model.train(mode)
+        self.objective.train(mode)
+        return super().train(mode)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Trained tensors by name, in the memory of the live ones."""
+        return {name: weight.detach() for name, weight in zip(self.names, self.weights, strict=True)}
+
+    def optimizer(self, args: TrainingArguments, vector_lr: float) -> torch.optim.Optimizer:
+        """The Trainer's own optimiser, with another learning rate for biases and norms."""
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        vectors = {id(parameter) for parameter in self.vectors}
+        others = [parameter for parameter in self.weights if id(parameter) not in vectors]
+        quick = {"params": self.vectors, "lr": vector_lr * options["lr"]}
+        return kind([{"params": others}, quick], weight_decay=0.0, **options)
+
+
+class PetTrainer(Trainer):
+    """Hugging Face's Trainer with the batches of a :class:`Stream` and the task's metrics; ``model`` is a Learner."""
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches 0, 1, 2, … of the stream, as many as all processes need."""
+        stream = Stream(self.train_dataset, self.args.per_device_train_batch_size, self.args.seed)
+        n_batches = self.args.max_steps * self.args.gradient_accumulation_steps * self.args.world_size
+        batches = [stream.indices(step) for step in range(n_batches)]
+        return self.accelerator.prepare(DataLoader(stream.rows, batch_sampler=batches, collate_fn=self.data_collator))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the Trainer's; a loss that is not finite raises SearchError before the optimiser uses its gradient."""
+        loss = super().training_step(*args, **kwargs)
+        if not bool(torch.isfinite(loss)):
+            raise self._diverged("the training loss is NaN or infinite")
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The task's metrics on the validation split; raises SearchError if a score is not finite."""
+        try:
+            metrics = self.model.objective.evaluate(self.model.objective.task.validation, self.eval_dataset)
+        except SearchError as error:
+            raise self._diverged(str(error)) from error
+        metrics = {f"eval_{name}": value for name, value in metrics.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _diverged(self, reason: str) -> SearchError:
+        return SearchError(
+            f"training diverged at step {self.state.global_step}: {reason}. Lower lr (now {self.args.learning_rate:g}) "
+            "or raise lr_warmup. The best model scored before, if any, is in the attribute `tuned` of this error"
+        )
+
+
+class _Bar(ProgressCallback):
+    """The Trainer's progress bar without its lines of logs."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
 
 @dataclass
@@ -44,19 +173,20 @@ class TunedModel:
     """A trained structure on its backbone.
 
     Attributes:
-        model: call it like the backbone; the backbone itself stays as it was. For ``"full"`` a tuned copy.
+        model: call it like the backbone; PET modules are attached during the call only. For ``"full"`` a tuned copy.
         task: the task.
         structure: what was trained; None for references.
-        metrics: ``validation`` and ``test`` (main metric), ``n_params`` (PET), ``head_params``, ``cost``, ….
-        config: recipe, task, model, versions.
+        learner: holds the trained tensors.
+        metrics: ``validation`` and ``test`` (the main metric), ``n_params`` (PET), ``head_params``, ``cost``, …
+        config: what decided the result: recipe, ``objective``, hashes of backbone and task, versions.
     """
 
     model: nn.Module
     task: Task
     structure: Structure | None
+    learner: Learner
     metrics: dict[str, Any]
-    config: dict[str, Any] = field(default_factory=dict)
-    objective: Objective | None = None
+    config: dict[str, Any]
 
     @property
     def cost(self) -> Cost:
@@ -64,87 +194,85 @@ class TunedModel:
         return Cost.of(self.metrics)
 
     def predict(self, examples: Sequence[Example]) -> list[float]:
-        """Class index (or value) for each example of the task."""
-        assert self.objective is not None
+        """Class index (or value) of each example; raises SearchError if a score is not finite."""
         with _attached(self.model):
-            return self.objective.predict(examples)
+            return self.learner.objective.predict(examples)
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         """The task's metrics on examples, the main one first."""
         return self.task.score(self.predict(examples), [example.label for example in examples])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Trained tensors by name: PET and head, or everything for ``"full"``."""
-        assert self.objective is not None
-        if isinstance(self.model, Supernet):
-            tensors = self.model.tensors()
-        else:
-            trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-            tensors = {f"backbone/{name}": p.detach() for name, p in trained.items()}
-        head = self.objective.head
-        return tensors | ({f"head/{k}": v.detach() for k, v in head.named_parameters()} if head else {})
+        """Trained tensors by name: those of the PET modules and the head, or all for ``"full"``."""
+        return self.learner.tensors()
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write trained tensors (safetensors), structure, metrics and config to a folder.
+        """Write trained tensors (safetensors), structure, metrics and config to a folder; no file is ever half written.
 
         Raises:
-            RunError: the folder holds a tuned model and ``overwrite`` is not set.
+            RunError: the folder holds a tuned model and ``overwrite`` is not set, or ``path`` cannot be a folder.
         """
-        path = Path(path)
-        if (path / WEIGHTS).exists() and not overwrite:
-            raise RunError(f"{path} holds a tuned model; choose another folder or pass overwrite=True")
-        path.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.cpu().contiguous() for key, value in self.tensors().items()}, path / WEIGHTS)
+        path = _prepare_folder(path, overwrite)
+        names = [WEIGHTS, "metrics.json", "tuned.json"]  # tuned.json comes last: it says that the folder is complete
+        save_file({name: t.cpu().contiguous() for name, t in self.tensors().items()}, path / f"{WEIGHTS}.part")
+        write_json(self.metrics, path / "metrics.json.part")
+        write_json(self.config, path / "tuned.json.part")
         if self.structure is not None:
-            self.structure.to_json(path / "structure.json")
-        write_json(self.metrics, path / "metrics.json")
-        write_json(self.config, path / "tuned.json")
+            self.structure.to_json(path / "structure.json.part")
+            names.insert(0, "structure.json")
+        else:
+            (path / "structure.json").unlink(missing_ok=True)
+        for name in names:
+            os.replace(path / f"{name}.part", path / name)
         return path
 
     def __repr__(self) -> str:
-        name = self.config.get("structure")
-        return f"TunedModel({self.task.name}, {name}, test {self.metrics.get('test', float('nan')):.4f})"
+        split = "test" if "test" in self.metrics else "validation"
+        return f"TunedModel({self.task.name}, {self.config['structure']}, {split} {self.metrics[split]:.4f})"
 
 
 def retrain(
     model: nn.Module,
     task: Task,
-    structure: Structure | Reference | str,
+    structure: Structure | str,
     *,
+    objective: ObjectiveSettings | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     progress: bool = False,
     test: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
     **recipe: Any,
 ) -> TunedModel:
-    """Train a structure from fresh on the full training split; best checkpoint by validation; then test.
+    """Train a structure from fresh tensors, keep the best weights by validation, and score the test split.
 
     Args:
-        model: the backbone; left as it was.
+        model: the backbone; it is left as it was after any exit.
         task: the task, with its tokenizer.
-        structure: a structure, or ``"full"`` (fine-tune a copy), ``"head"`` (the head alone; of a text-to-text
-            backbone the same as zero-shot), ``"zero-shot"``.
+        structure: a structure, or ``"full"`` (fine-tune a copy), ``"head"`` (for a text-to-text backbone the same as
+            zero-shot), ``"zero-shot"``.
+        objective: :class:`s3pet.objective.ObjectiveSettings`, or a mapping of some of its fields.
         out: folder to save the tuned model to.
         progress: show a bar.
-        test: look at the test split; False while something is still to be chosen, and there is no ``test`` then.
-        **recipe: fields of :class:`Recipe`: steps, batch_size, lr, seed, ….
+        test: score the test split; use False while something is still to be chosen.
+        callbacks: Hugging Face callbacks, for early stopping, logging and the like.
+        **recipe: fields of :class:`Recipe`: steps, batch_size, lr, seed, …
 
     Returns:
-        The tuned model; ``.metrics["validation"]`` and ``.metrics["test"]`` are the task's main metric, all metrics
-        are under ``validation_all`` and ``test_all``.
+        The tuned model; ``.metrics["validation"]`` and ``.metrics["test"]`` are the task's main metric.
 
     Raises:
-        StructureMismatchError: the structure is not for this model. SearchError: another supernet is attached, or an
-            unknown reference. RunError: ``out`` holds a tuned model.
+        StructureMismatchError: the structure is not for this model. RunError: ``out`` holds a tuned model or is a file.
+        SearchError: bad settings, an unknown reference, an attached supernet, or training diverged; then the best model
+            scored before is the attribute ``tuned`` of the error, or None.
     """
-    chosen = Recipe(**recipe)
-    if not isinstance(structure, Structure) and structure not in REFERENCES:
-        raise SearchError(f"structure {structure!r} is neither a Structure nor one of {', '.join(REFERENCES)}")
-    if out is not None and (Path(out) / WEIGHTS).exists():
-        raise RunError(f"{out} holds a tuned model; choose another folder")
-    learner, tuned_model, _ = _learner(model, task, structure, chosen)
-    kept = structure if isinstance(structure, Structure) else None
-    kind = structure if isinstance(structure, str) else "pet"
-    tuned = tune(learner, tuned_model, model, task, chosen, kind, structure=kept, progress=progress, test=test)
+    chosen, settings = Recipe(**recipe), ObjectiveSettings.of(objective)
+    if out is not None:
+        _prepare_folder(out, overwrite=False)
+    learner, target = _make_learner(model, task, structure, settings, chosen.seed)
+    kept, kind = (structure, "pet") if isinstance(structure, Structure) else (None, structure)
+    tuned = tune(
+        learner, target, model, task, chosen, kind, structure=kept, progress=progress, test=test, callbacks=callbacks
+    )
     if out is not None:
         tuned.save(out)
     return tuned
@@ -152,7 +280,7 @@ def retrain(
 
 def tune(
     learner: Learner,
-    tuned_model: nn.Module,
+    target: nn.Module,
     model: nn.Module,
     task: Task,
     recipe: Recipe,
@@ -164,100 +292,162 @@ def tune(
     callbacks: Sequence[TrainerCallback] = (),
     score_from: int = 0,
 ) -> TunedModel:
-    """Train what a learner holds, score it, and note what it cost: the part every way of tuning shares.
+    """Train what a learner holds, score it and record what it cost; all ways of tuning share this function.
 
     Args:
-        learner: what is trained. tuned_model: what its objective runs. model: the backbone, whose mode is kept.
-        task: the task. recipe: how.
-        kind: ``"pet"`` for a structure, a reference, or the name of another method; it names the learning rate.
-        structure: what is trained, if it is one.
-        progress: show a bar.
-        test: look at the test split.
-        callbacks, score_from: see :func:`s3pet.trainer.train`.
+        learner: what is trained. target: the supernet or the copy of the backbone that it trains.
+        model: the backbone as the user has it. task: the task. recipe: how it is trained.
+        kind: ``"pet"`` for a structure, a reference, or the name of another method; decides the default ``lr``.
+        structure, progress, test, callbacks: as for :func:`retrain`.
+        score_from: first step at which the validation split may be scored and weights kept.
     """
-    objective, start, was_training = learner.objective, time.perf_counter(), model.training
-    validation = (task.validation, objective.encode(task.validation))
-    best_step, log = 0, list[dict[str, float]]()
-    try:
-        watched = learner.cost.watch_memory(objective.device)
-        with isolated_random(recipe.seed), _attached(tuned_model), watched:
-            if learner.trained() and kind != "zero-shot":
-                rows = objective.encode(task.train)
-                options: Any = {"callbacks": callbacks, "score_from": score_from}
-                best_step, log = train(learner, rows, validation, recipe, kind, progress, **options)
-            objective.model.eval()
-            scores = {"validation": objective.evaluate(*validation)}
-            scores |= {"test": objective.evaluate(task.test)} if test else {}
-    finally:
-        model.train(was_training)
-    learner.cost.scored, learner.cost.seconds = objective.scored, time.perf_counter() - start
-    metrics: dict[str, Any] = {split: next(iter(found.values())) for split, found in scores.items()}
-    metrics |= {
+    objective, started = learner.objective, time.perf_counter()
+    rows, lr = objective.encode(task.validation), recipe.lr or DEFAULT_LR.get(kind)
+    best_step, curve, failure = 0, list[dict[str, float]](), None
+    scores: dict[str, dict[str, float]] = {}
+    watched = learner.cost.watch_memory(objective.device)
+    with isolated_random(recipe.seed), preserved_flags(model, target, objective), _attached(target), watched:
+        if len(learner.weights) and kind != "zero-shot":
+            hooks = [*callbacks, _Bar()] if progress else callbacks
+            best_step, curve, failure = _train(learner, rows, recipe, float(lr or 0), hooks, score_from)
+        try:
+            if failure is None or best_step:
+                scores["validation"] = objective.evaluate(task.validation, rows)
+            if failure is None and test:
+                scores["test"] = objective.evaluate(task.test)
+        except SearchError as error:
+            failure = error
+    learner.cost.scored, learner.cost.seconds = objective.scored, time.perf_counter() - started
+    metrics = {
+        **{split: values[task.metric] for split, values in scores.items()},
         "metric": task.metric,
         "n_params": structure.n_params if structure is not None else 0,
-        "backbone_params": sum(p.numel() for p in tuned_model.parameters()) if kind == "full" else 0,
+        "backbone_params": sum(p.numel() for p in target.parameters()) if kind == "full" else 0,
         "head_params": objective.head_params,
         "best_step": best_step,
         "cost": learner.cost.to_dict(),
-        **{f"{split}_all": found for split, found in scores.items()},
-        "curve": log,
+        **{f"{split}_all": values for split, values in scores.items()},
+        "curve": curve,
     }
     config = {
         "structure": kind if structure is None else structure.origin.get("kind", "custom"),
         "model": getattr(model, "s3pet_id", type(model).__name__),
+        "model_hash": backbone_checksum(model),
         "task": task.name,
         "task_hash": task.fingerprint,
         "label_words": list(task.label_words),
+        "regression": task.regression,
+        "objective": asdict(objective.settings),
         **asdict(recipe),
-        "lr": recipe.lr or DEFAULT_LR.get(kind),
+        "lr": lr,
         "versions": versions(),
     }
-    return TunedModel(tuned_model, task, structure, metrics, config, objective)
+    tuned = TunedModel(target, task, structure, learner, metrics, config)
+    if failure is not None:
+        failure.tuned = tuned if "validation" in scores else None  # type: ignore[attr-defined]
+        raise failure
+    return tuned
+
+
+def _train(
+    learner: Learner, rows: list[Row], recipe: Recipe, lr: float, callbacks: Sequence[TrainerCallback], score_from: int
+) -> tuple[int, list[dict[str, float]], SearchError | None]:
+    """Run the Trainer and leave the best weights in the learner; their step, the validation curve, and any failure."""
+    task, failure, every = learner.objective.task, None, max(1, recipe.steps // recipe.evaluations)
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+        args = TrainingArguments(
+            output_dir=folder,
+            max_steps=recipe.steps,
+            per_device_train_batch_size=recipe.batch_size,
+            learning_rate=lr,
+            lr_scheduler_type="linear",
+            warmup_steps=recipe.lr_warmup,
+            max_grad_norm=2.0,  # as in the paper
+            seed=recipe.seed,
+            eval_strategy="steps",
+            eval_steps=every,
+            eval_delay=score_from,
+            save_strategy="best",
+            save_only_model=True,
+            save_total_limit=1,
+            metric_for_best_model=task.metric,
+            greater_is_better=True,
+            load_best_model_at_end=True,
+            logging_steps=every,
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            use_cpu=learner.objective.device.type == "cpu",
+        )
+        trainer = PetTrainer(
+            model=learner,
+            args=args,
+            data_collator=learner.objective.collate,
+            train_dataset=learner.objective.encode(task.train),
+            eval_dataset=rows,
+            callbacks=list(callbacks),
+            optimizers=(learner.optimizer(args, recipe.vector_lr), None),
+        )
+        trainer.remove_callback(PrinterCallback)
+        try:
+            trainer.train()
+        except SearchError as error:
+            failure = error
+            if trainer.state.best_model_checkpoint is not None:
+                learner.load_state_dict(load_file(Path(trainer.state.best_model_checkpoint) / SAFE_WEIGHTS_NAME))
+    name = f"eval_{task.metric}"
+    curve = [{"step": log["step"], "score": log[name]} for log in trainer.state.log_history if name in log]
+    return int(trainer.state.best_global_step or 0), curve, failure
 
 
 def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
-    """Open a saved tuned model on its backbone.
+    """Open a saved tuned model on its backbone; warns if it was tuned on other rows than the task has.
 
     Raises:
-        RunError: no tuned model there. StructureMismatchError: it is not for this model or task.
+        RunError: no complete tuned model there, or one whose modules belong to another library.
+        StructureMismatchError: another backbone, or a task with other labels.
     """
     path = Path(path)
     missing = [name for name in (WEIGHTS, "tuned.json", "metrics.json") if not (path / name).is_file()]
     if missing:
         raise RunError(f"{path} holds no tuned model: {', '.join(missing)} missing. Make one: tuned.save({path})")
-    config = json.loads((path / "tuned.json").read_text(encoding="utf-8"))
-    if (config["task"], config["label_words"]) != (task.name, list(task.label_words)):
+    config, metrics = (json.loads((path / f"{name}.json").read_text(encoding="utf-8")) for name in ("tuned", "metrics"))
+    kind, file = config["structure"], path / "structure.json"
+    if "model_hash" not in config:
+        raise RunError(f"{path} was saved by an earlier version that did not record the backbone; tune it again")
+    if not file.is_file() and kind not in REFERENCES:
+        raise RunError(f"{path} was tuned by {kind}, whose modules are another library's; tune it again instead")
+    if config["model_hash"] != (checksum := backbone_checksum(model)):
+        raise StructureMismatchError(
+            f"{path} was tuned on backbone {config['model']!r} with checksum {config['model_hash'][:12]}, not on this "
+            f"one with {checksum[:12]}; load that backbone, or retrain the structure on this one"
+        )
+    if (config["regression"], config["label_words"]) != (task.regression, list(task.label_words)):
         raise StructureMismatchError(
             f"{path} was tuned on task {config['task']!r} with label words {config['label_words'][:4]}, not on "
-            f"{task.name!r} with {list(task.label_words[:4])}"
+            f"{task.name!r} with {list(task.label_words[:4])}; load that task, or retrain on this one"
         )
-    file = path / "structure.json"
-    structure: Any = Structure.from_json(file, model) if file.is_file() else config["structure"]
-    if isinstance(structure, str) and structure not in REFERENCES:
-        raise RunError(f"{path} was tuned by {structure}, whose modules are another library's; tune it again instead")
-    chosen = Recipe(**{key: config[key] for key in Recipe.__dataclass_fields__ if key in config})
-    learner, tuned_model, objective = _learner(model, task, structure, chosen)
-    tensors = load_file(path / WEIGHTS)
-    tuned = TunedModel(tuned_model, task, structure if file.is_file() else None, {}, config, objective)
-    own = tuned.tensors()
-    wrong = [
-        key for key in {*own, *tensors} if key not in own or key not in tensors or own[key].shape != tensors[key].shape
-    ]
+    if config["task_hash"] != task.fingerprint:
+        message = f"{path} was tuned on other rows, of task {config['task']!r}; its saved metrics are of those"
+        warnings.warn(message, stacklevel=2)
+    structure = Structure.from_json(file, model) if file.is_file() else None
+    settings = ObjectiveSettings.of(config["objective"])
+    learner, target = _make_learner(model, task, structure or kind, settings, config["seed"])
+    saved, live = load_file(path / WEIGHTS), learner.tensors()
+    wrong = [name for name in sorted({*saved, *live}) if name not in saved or name not in live]
+    wrong = wrong or [name for name in live if saved[name].shape != live[name].shape]
     if wrong:
-        raise StructureMismatchError(f"{path} does not fit this model: {', '.join(sorted(wrong)[:3])} differ")
-    for key, tensor in own.items():
-        tensor.copy_(tensors[key])  # detached views of the live tensors
-    tuned.metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-    objective.model.eval()
-    return tuned
+        raise StructureMismatchError(f"{path} does not fit this model: {', '.join(wrong[:3])} differ")
+    for name, tensor in live.items():
+        tensor.copy_(saved[name])
+    return TunedModel(target, task, structure, learner, metrics, config)
 
 
 @contextmanager
 def isolated_random(seed: int) -> Iterator[None]:
-    """Seed torch, numpy and random inside, and give every global random state back afterwards."""
+    """Seed torch, and restore every global random state (torch, NumPy, Python) afterwards."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the Trainer seeds it
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
         torch.manual_seed(seed)
         try:
             yield
@@ -266,17 +456,32 @@ def isolated_random(seed: int) -> Iterator[None]:
             np.random.set_state(states[1])  # noqa: NPY002
 
 
-def _learner(
-    model: nn.Module, task: Task, structure: Structure | str, recipe: Recipe
-) -> tuple[Learner, nn.Module, Objective]:
-    full = structure == "full"
-    target = copy.deepcopy(model) if full else model
-    options: Any = {"max_length": recipe.max_length, "seed": recipe.seed, "pooling": recipe.pooling}
-    options |= {"loss": recipe.loss, "precision": recipe.precision}
-    objective = make_objective(target, task, **options)
-    candidates = structure if isinstance(structure, Structure) else ()  # without any, a supernet still freezes
-    supernet = None if full else Supernet(target, candidates, seed=recipe.seed)
-    return Learner(objective, supernet, full), supernet or target, objective
+def _make_learner(
+    model: nn.Module, task: Task, structure: Structure | str, settings: ObjectiveSettings, seed: int
+) -> tuple[Learner, nn.Module]:
+    """What is trained, and the supernet on the backbone (or for ``"full"`` the copy) that is called."""
+    if not isinstance(structure, Structure) and structure not in REFERENCES:
+        raise SearchError(f"structure {structure!r} is neither a Structure nor one of {', '.join(REFERENCES)}")
+    with Supernet(model, ()):  # raises SearchError if another supernet is attached
+        pass
+    target = copy.deepcopy(model).eval() if structure == "full" else model
+    objective = make_objective(target, task, settings, seed=seed)
+    if structure == "full":
+        return Learner(objective, backbone=objective.model.requires_grad_(True)), target
+    supernet = Supernet(model, structure if isinstance(structure, Structure) else (), seed=seed)
+    return Learner(objective, supernet), supernet
+
+
+def _prepare_folder(path: str | Path, overwrite: bool) -> Path:
+    """Make the folder; raises RunError if it holds a tuned model that may not be replaced, or cannot be made."""
+    path = Path(path)
+    if (path / "tuned.json").exists() and not overwrite:
+        raise RunError(f"{path} holds a tuned model; choose another folder or pass overwrite=True to save()")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path} cannot be a folder for a tuned model: {error}") from error
+    return path
 
 
 def _attached(model: nn.Module) -> Any:
