@@ -85,14 +85,19 @@ class Learner(nn.Module):
     Args:
         objective: computes the loss; its head, if it has one, is trained.
         supernet: its PET tensors are trained.
-        backbone: its parameters that require gradients are trained.
+        backbone: a copy of the user's backbone; its parameters that require gradients are trained.
+
+    Attributes:
+        names, weights: the trained tensors. target: the supernet, or else the copy. cost: passes and rows so far.
     """
 
     objective: Objective
+    target: nn.Module
 
     def __init__(self, objective: Objective, supernet: Supernet | None = None, backbone: nn.Module | None = None):
         super().__init__()
-        self.__dict__["objective"] = objective  # not a submodule: parameters and state_dict() are the trained tensors
+        # Not submodules, so that the trained tensors are all that parameters() and state_dict() hold.
+        self.__dict__ |= {"objective": objective, "target": supernet if supernet is not None else backbone}
         tensors = {} if supernet is None else dict(zip(supernet.keys, supernet.weights, strict=True))
         head, rest = (dict(module.named_parameters()) if module else {} for module in (objective.head, backbone))
         tensors |= {f"head/{name}": parameter for name, parameter in head.items()}
@@ -113,9 +118,9 @@ class Learner(nn.Module):
         self.objective.train(mode)
         return super().train(mode)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Trained tensors by name, in the memory of the live ones."""
-        return {name: weight.detach() for name, weight in zip(self.names, self.weights, strict=True)}
+    def attached(self) -> Any:
+        """A context with the PET modules on the backbone; does nothing without a supernet."""
+        return self.target if isinstance(self.target, Supernet) else nullcontext()
 
     def optimizer(self, args: TrainingArguments, vector_lr: float) -> torch.optim.Optimizer:
         """The Trainer's own optimiser, with another learning rate for biases and norms."""
@@ -134,31 +139,23 @@ class PetTrainer(Trainer):
         stream = Stream(self.train_dataset, self.args.per_device_train_batch_size, self.args.seed)
         n_batches = self.args.max_steps * self.args.gradient_accumulation_steps * self.args.world_size
         batches = [stream.indices(step) for step in range(n_batches)]
-        return self.accelerator.prepare(DataLoader(stream.rows, batch_sampler=batches, collate_fn=self.data_collator))
+        rows: Any = stream.rows
+        return self.accelerator.prepare(DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the Trainer's; a loss that is not finite raises SearchError before the optimiser uses its gradient."""
         loss = super().training_step(*args, **kwargs)
         if not bool(torch.isfinite(loss)):
-            raise self._diverged("the training loss is NaN or infinite")
+            raise SearchError("the training loss is NaN or infinite")
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The task's metrics on the validation split; raises SearchError if a score is not finite."""
-        try:
-            metrics = self.model.objective.evaluate(self.model.objective.task.validation, self.eval_dataset)
-        except SearchError as error:
-            raise self._diverged(str(error)) from error
-        metrics = {f"eval_{name}": value for name, value in metrics.items()}
+        """The task's metrics on the validation split."""
+        scores = self.model.objective.evaluate(self.model.objective.task.validation, self.eval_dataset)
+        metrics = {f"eval_{name}": value for name, value in scores.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _diverged(self, reason: str) -> SearchError:
-        return SearchError(
-            f"training diverged at step {self.state.global_step}: {reason}. Lower lr (now {self.args.learning_rate:g}) "
-            "or raise lr_warmup. The best model scored before, if any, is in the attribute `tuned` of this error"
-        )
 
 
 class _Bar(ProgressCallback):
@@ -195,7 +192,7 @@ class TunedModel:
 
     def predict(self, examples: Sequence[Example]) -> list[float]:
         """Class index (or value) of each example; raises SearchError if a score is not finite."""
-        with _attached(self.model):
+        with self.learner.attached():
             return self.learner.objective.predict(examples)
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
@@ -204,7 +201,7 @@ class TunedModel:
 
     def tensors(self) -> dict[str, Tensor]:
         """Trained tensors by name: those of the PET modules and the head, or all for ``"full"``."""
-        return self.learner.tensors()
+        return {name: w.detach() for name, w in zip(self.learner.names, self.learner.weights, strict=True)}
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write trained tensors (safetensors), structure, metrics and config to a folder; no file is ever half written.
@@ -268,11 +265,8 @@ def retrain(
     chosen, settings = Recipe(**recipe), ObjectiveSettings.of(objective)
     if out is not None:
         _prepare_folder(out, overwrite=False)
-    learner, target = _make_learner(model, task, structure, settings, chosen.seed)
-    kept, kind = (structure, "pet") if isinstance(structure, Structure) else (None, structure)
-    tuned = tune(
-        learner, target, model, task, chosen, kind, structure=kept, progress=progress, test=test, callbacks=callbacks
-    )
+    learner = _make_learner(model, task, structure, settings, chosen.seed)
+    tuned = tune(learner, model, chosen, structure, progress=progress, test=test, callbacks=callbacks)
     if out is not None:
         tuned.save(out)
     return tuned
@@ -280,13 +274,10 @@ def retrain(
 
 def tune(
     learner: Learner,
-    target: nn.Module,
     model: nn.Module,
-    task: Task,
     recipe: Recipe,
-    kind: str,
+    structure: Structure | str,
     *,
-    structure: Structure | None = None,
     progress: bool = False,
     test: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
@@ -295,18 +286,19 @@ def tune(
     """Train what a learner holds, score it and record what it cost; all ways of tuning share this function.
 
     Args:
-        learner: what is trained. target: the supernet or the copy of the backbone that it trains.
-        model: the backbone as the user has it. task: the task. recipe: how it is trained.
-        kind: ``"pet"`` for a structure, a reference, or the name of another method; decides the default ``lr``.
-        structure, progress, test, callbacks: as for :func:`retrain`.
+        learner: what is trained. model: the backbone as the user has it. recipe: how it is trained.
+        structure: as for :func:`retrain`, or the name of another method.
+        progress, test, callbacks: as for :func:`retrain`.
         score_from: first step at which the validation split may be scored and weights kept.
     """
     objective, started = learner.objective, time.perf_counter()
-    rows, lr = objective.encode(task.validation), recipe.lr or DEFAULT_LR.get(kind)
+    task, target, rows = objective.task, learner.target, objective.encode(objective.task.validation)
+    kept, kind = (structure, "pet") if isinstance(structure, Structure) else (None, structure)
+    lr = recipe.lr or DEFAULT_LR.get(kind)
     best_step, curve, failure = 0, list[dict[str, float]](), None
     scores: dict[str, dict[str, float]] = {}
     watched = learner.cost.watch_memory(objective.device)
-    with isolated_random(recipe.seed), preserved_flags(model, target, objective), _attached(target), watched:
+    with isolated_random(recipe.seed), preserved_flags(model, target, objective), learner.attached(), watched:
         if len(learner.weights) and kind != "zero-shot":
             hooks = [*callbacks, _Bar()] if progress else callbacks
             best_step, curve, failure = _train(learner, rows, recipe, float(lr or 0), hooks, score_from)
@@ -321,7 +313,7 @@ def tune(
     metrics = {
         **{split: values[task.metric] for split, values in scores.items()},
         "metric": task.metric,
-        "n_params": structure.n_params if structure is not None else 0,
+        "n_params": kept.n_params if kept is not None else 0,
         "backbone_params": sum(p.numel() for p in target.parameters()) if kind == "full" else 0,
         "head_params": objective.head_params,
         "best_step": best_step,
@@ -330,7 +322,7 @@ def tune(
         "curve": curve,
     }
     config = {
-        "structure": kind if structure is None else structure.origin.get("kind", "custom"),
+        "structure": kind if kept is None else kept.origin.get("kind", "custom"),
         "model": getattr(model, "s3pet_id", type(model).__name__),
         "model_hash": backbone_checksum(model),
         "task": task.name,
@@ -342,7 +334,7 @@ def tune(
         "lr": lr,
         "versions": versions(),
     }
-    tuned = TunedModel(target, task, structure, learner, metrics, config)
+    tuned = TunedModel(target, task, kept, learner, metrics, config)
     if failure is not None:
         failure.tuned = tuned if "validation" in scores else None  # type: ignore[attr-defined]
         raise failure
@@ -392,7 +384,11 @@ def _train(
         try:
             trainer.train()
         except SearchError as error:
-            failure = error
+            failure = SearchError(
+                f"training diverged at step {trainer.state.global_step}: {error}. Lower lr (now {lr:g}) or raise "
+                "lr_warmup. The best model scored before, if any, is the attribute `tuned` of this error"
+            )
+            failure.__cause__ = error
             if trainer.state.best_model_checkpoint is not None:
                 learner.load_state_dict(load_file(Path(trainer.state.best_model_checkpoint) / SAFE_WEIGHTS_NAME))
     name = f"eval_{task.metric}"
@@ -432,15 +428,13 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
         warnings.warn(message, stacklevel=2)
     structure = Structure.from_json(file, model) if file.is_file() else None
     settings = ObjectiveSettings.of(config["objective"])
-    learner, target = _make_learner(model, task, structure or kind, settings, config["seed"])
-    saved, live = load_file(path / WEIGHTS), learner.tensors()
-    wrong = [name for name in sorted({*saved, *live}) if name not in saved or name not in live]
-    wrong = wrong or [name for name in live if saved[name].shape != live[name].shape]
-    if wrong:
-        raise StructureMismatchError(f"{path} does not fit this model: {', '.join(wrong[:3])} differ")
-    for name, tensor in live.items():
+    learner = _make_learner(model, task, kind if structure is None else structure, settings, config["seed"])
+    tuned, saved = TunedModel(learner.target, task, structure, learner, metrics, config), load_file(path / WEIGHTS)
+    if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in tuned.tensors().items()}:
+        raise StructureMismatchError(f"{path / WEIGHTS} does not hold the tensors of its structure; tune it again")
+    for name, tensor in tuned.tensors().items():
         tensor.copy_(saved[name])
-    return TunedModel(target, task, structure, learner, metrics, config)
+    return tuned
 
 
 @contextmanager
@@ -458,8 +452,8 @@ def isolated_random(seed: int) -> Iterator[None]:
 
 def _make_learner(
     model: nn.Module, task: Task, structure: Structure | str, settings: ObjectiveSettings, seed: int
-) -> tuple[Learner, nn.Module]:
-    """What is trained, and the supernet on the backbone (or for ``"full"`` the copy) that is called."""
+) -> Learner:
+    """Fresh tensors on the backbone, or for ``"full"`` on a copy of it."""
     if not isinstance(structure, Structure) and structure not in REFERENCES:
         raise SearchError(f"structure {structure!r} is neither a Structure nor one of {', '.join(REFERENCES)}")
     with Supernet(model, ()):  # raises SearchError if another supernet is attached
@@ -467,9 +461,10 @@ def _make_learner(
     target = copy.deepcopy(model).eval() if structure == "full" else model
     objective = make_objective(target, task, settings, seed=seed)
     if structure == "full":
-        return Learner(objective, backbone=objective.model.requires_grad_(True)), target
-    supernet = Supernet(model, structure if isinstance(structure, Structure) else (), seed=seed)
-    return Learner(objective, supernet), supernet
+        target.requires_grad_(False)
+        objective.model.requires_grad_(True)
+        return Learner(objective, backbone=target)
+    return Learner(objective, Supernet(model, structure if isinstance(structure, Structure) else (), seed=seed))
 
 
 def _prepare_folder(path: str | Path, overwrite: bool) -> Path:
@@ -482,7 +477,3 @@ def _prepare_folder(path: str | Path, overwrite: bool) -> Path:
     except OSError as error:
         raise RunError(f"{path} cannot be a folder for a tuned model: {error}") from error
     return path
-
-
-def _attached(model: nn.Module) -> Any:
-    return model if isinstance(model, Supernet) else nullcontext()
