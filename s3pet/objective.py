@@ -36,11 +36,7 @@ POOL = 8  # number of batches whose rows are sorted by length together
 
 
 def check_fields(
-    record: Any,
-    *,
-    positive: Sequence[str] = (),
-    least: Mapping[str, int] | None = None,
-    choices: Mapping[str, Sequence[Any]] | None = None,
+    record: Any, *, positive: Sequence[str], least: Mapping[str, int], choices: Mapping[str, Sequence[Any]]
 ) -> None:
     """Check types and ranges of a frozen dataclass in its ``__post_init__``; NumPy numbers become Python's.
 
@@ -61,9 +57,9 @@ def check_fields(
             raise SearchError(f"{name} must be {' or '.join(EXPECTED[kind] for kind in kinds)}, got {value!r}")
         if name in positive and value is not None and value <= 0:
             raise SearchError(f"{name} must be > 0, got {value}")
-        if least and name in least and value is not None and value < least[name]:
+        if name in least and value is not None and value < least[name]:
             raise SearchError(f"{name} must be >= {least[name]}, got {value}")
-        if choices and name in choices and value not in choices[name]:
+        if name in choices and value not in choices[name]:
             raise SearchError(f"{name}={value!r} is not one of {', '.join(map(str, choices[name]))}")
 
 
@@ -101,7 +97,7 @@ class ObjectiveSettings:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        check_fields(self, least={"max_length": 2}, choices=CHOICES)
+        check_fields(self, positive=(), least={"max_length": 2}, choices=CHOICES)
 
     @classmethod
     def of(cls, settings: ObjectiveSettings | Mapping[str, Any] | None) -> ObjectiveSettings:
@@ -117,13 +113,8 @@ class ObjectiveSettings:
 class Stream:
     """Shuffled batches of rows of similar length; the batch of a step depends only on the seed and the step.
 
-    To avoid padding, shuffled rows are sorted by length within pools of a few batches, and the batches are shuffled
-    again. Every row comes once an epoch, with different rows each time.
-
-    Args:
-        rows: encoded rows with ``input_ids``.
-        batch_size: rows of a batch; one batch of an epoch may be smaller.
-        seed: of the shuffling.
+    Shuffled rows are sorted by length within pools of a few batches, to avoid padding, and the batches are shuffled
+    again. Every row comes once an epoch, with different rows each time; one batch of an epoch may be smaller.
     """
 
     def __init__(self, rows: Sequence[Row], batch_size: int, seed: int):
@@ -191,10 +182,7 @@ class Objective(nn.Module):
         return [{**row, "target": self._target(example)} for row, example in zip(rows, examples, strict=True)]
 
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        """Log-likelihoods or logits [batch, n_labels]; of a regression head the predicted values [batch, 1].
-
-        ``head_weights`` replace those of the head in this call, so that a search can try any weights.
-        """
+        """Log-likelihoods or logits [batch, n_labels], of a regression head values [batch, 1]; of any head weights."""
         raise NotImplementedError
 
     def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
@@ -234,10 +222,9 @@ class Objective(nn.Module):
     def predict(
         self, examples: Sequence[Example], rows: Sequence[Row] | None = None, *, batch_size: int = 128
     ) -> list[float]:
-        """Class index (or value) of each example, in evaluation mode; ``rows`` are the examples, already encoded.
+        """Class index (or value) of each example; ``rows`` are the examples, already encoded.
 
-        Raises:
-            SearchError: a score is NaN or infinite, as after a training that diverged.
+        Raises SearchError if a score is NaN or infinite, as after a training that diverged.
         """
         if not examples:
             return []
@@ -386,10 +373,8 @@ def make_objective(
     """How this backbone learns this task.
 
     Args:
-        model: a backbone. If it carries its own classification head, only its encoder is used.
-        task: with its tokenizer.
-        settings: an :class:`ObjectiveSettings`, or a mapping of some of its fields.
-        seed: of a fresh head.
+        model: a backbone; of one with its own classification head only the encoder is used.
+        task: with its tokenizer. settings: a record, or a mapping of some of its fields. seed: of a fresh head.
 
     Raises:
         SearchError: bad settings, or settings that this backbone does not use. TaskError: no tokenizer.

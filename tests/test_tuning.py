@@ -18,7 +18,8 @@ from s3pet.backbones import backbone_checksum
 from s3pet.errors import RunError, SearchError, StructureMismatchError
 from s3pet.objective import Objective, Stream, make_objective
 from s3pet.supernet import Supernet
-from s3pet.tuning import Learner, PetTrainer, Recipe
+from s3pet.trainer import PetTrainer
+from s3pet.tuning import Learner, Recipe
 
 QUICK = {"steps": 30, "batch_size": 16, "evaluations": 3}
 
@@ -94,6 +95,7 @@ def test_the_rate_rises_over_the_warm_up():
         ({"lr": float("inf")}, "lr must be a finite number or None"),
         ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"seed": 1.0}, "seed must be a whole number"),
+        ({"seed": 2**32}, r"seed must be below 2\*\*32"),
         ({"steps": 0}, "steps must be > 0"),
         ({"lr": -1.0}, "lr must be > 0"),
     ],
@@ -264,7 +266,7 @@ def state_of(model):
 @pytest.mark.parametrize("what", ["structure", "full", "head"])
 @pytest.mark.parametrize("exit_by", ["return", "callback", "interrupt", "loss", "scores"])
 def test_after_any_exit_the_model_is_what_it_was(make_model, what, exit_by, monkeypatch):
-    model, task, callbacks = make_model(), toy_task(), []
+    model, task, callbacks, short = make_model(), toy_task(), [], {"steps": 4, "batch_size": 16, "evaluations": 2}
     list(model.modules())[4].train()  # modes and flags of its own
     next(model.parameters()).requires_grad_(False)
     structure = random_structure(make_space(model, "mixed"), 400) if what == "structure" else what
@@ -289,11 +291,11 @@ def test_after_any_exit_the_model_is_what_it_was(make_model, what, exit_by, monk
         error = SearchError
     trained = what != "head" or make_model is not tiny_t5  # a text-to-text backbone has no head
     if exit_by == "return" or (not trained and exit_by != "scores"):
-        tuned = retrain(model, task, structure, callbacks=callbacks, **QUICK)
+        tuned = retrain(model, task, structure, callbacks=callbacks, **short)
         tuned.predict(task.test[:3])
     else:
         with pytest.raises(error or SearchError):
-            retrain(model, task, structure, callbacks=callbacks, **QUICK)
+            retrain(model, task, structure, callbacks=callbacks, **short)
     assert state_of(model) == before
     with attach(model, ()):  # nothing is attached any more
         pass
