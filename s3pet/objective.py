@@ -30,13 +30,14 @@ from s3pet.tasks import Example, Task
 
 Batch = dict[str, Tensor]
 Row = dict[str, Any]
+Choices = Mapping[str, Sequence[Any]]
 CHOICES = {"pooling": (None, "pooler", "first", "mean"), "loss": ("choice", "lm"), "precision": ("float32", "bfloat16")}
 EXPECTED = {int: "a whole number", float: "a finite number", str: "a string", NoneType: "None"}
 POOL = 8  # number of batches whose rows are sorted by length together
 
 
 def check_fields(
-    record: Any, *, positive: Sequence[str], least: Mapping[str, int], choices: Mapping[str, Sequence[Any]]
+    record: Any, positive: Sequence[str] = (), least: Mapping[str, int] | None = None, choices: Choices | None = None
 ) -> None:
     """Check types and ranges of a frozen dataclass in its ``__post_init__``; NumPy numbers become Python's.
 
@@ -57,14 +58,14 @@ def check_fields(
             raise SearchError(f"{name} must be {' or '.join(EXPECTED[kind] for kind in kinds)}, got {value!r}")
         if name in positive and value is not None and value <= 0:
             raise SearchError(f"{name} must be > 0, got {value}")
-        if name in least and value is not None and value < least[name]:
+        if least and name in least and value is not None and value < least[name]:
             raise SearchError(f"{name} must be >= {least[name]}, got {value}")
-        if name in choices and value not in choices[name]:
+        if choices and name in choices and value not in choices[name]:
             raise SearchError(f"{name}={value!r} is not one of {', '.join(map(str, choices[name]))}")
 
 
 @contextmanager
-def preserved_flags(*modules: nn.Module) -> Iterator[None]:
+def preserved_modes(*modules: nn.Module) -> Iterator[None]:
     """Restore the training mode of every submodule and ``requires_grad`` of every parameter after any exit."""
     modes = [(part, part.training) for module in modules for part in module.modules()]
     flags = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
@@ -97,7 +98,7 @@ class ObjectiveSettings:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        check_fields(self, positive=(), least={"max_length": 2}, choices=CHOICES)
+        check_fields(self, least={"max_length": 2}, choices=CHOICES)
 
     @classmethod
     def of(cls, settings: ObjectiveSettings | Mapping[str, Any] | None) -> ObjectiveSettings:
@@ -231,7 +232,7 @@ class Objective(nn.Module):
         encoded = self.encode(examples) if rows is None else rows
         order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
         predictions = [0.0] * len(encoded)
-        with preserved_flags(self, self.model):
+        with preserved_modes(self, self.model):
             self.model.eval()
             self.eval()
             for start in range(0, len(order), batch_size):

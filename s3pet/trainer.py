@@ -53,7 +53,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         positive = ("steps", "batch_size", "lr", "vector_lr", "evaluations")
-        check_fields(self, positive=positive, least={"lr_warmup": 0, "seed": 0}, choices={})
+        check_fields(self, positive=positive, least={"lr_warmup": 0, "seed": 0})
         if self.lr_warmup > self.steps:
             raise SearchError(f"lr_warmup must be at most steps ({self.steps}), got {self.lr_warmup}")
         if self.seed >= 2**32:

@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 from s3pet.backbones import backbone_checksum
 from s3pet.cost import Cost
 from s3pet.errors import RunError, SearchError, StructureMismatchError
-from s3pet.objective import ObjectiveSettings, make_objective, preserved_flags
+from s3pet.objective import ObjectiveSettings, make_objective, preserved_modes
 from s3pet.result import versions, write_json
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet
@@ -173,7 +173,7 @@ def tune(
     best_step, curve, failure = 0, list[dict[str, float]](), None
     scores: dict[str, dict[str, float]] = {}
     watched = learner.cost.watch_memory(objective.device)
-    with isolated_random(recipe.seed), preserved_flags(model, target, objective), learner.attached(), watched:
+    with isolated_random(recipe.seed), preserved_modes(model, target, objective), learner.attached(), watched:
         if len(learner.weights) and kind != "zero-shot":
             hooks = [*callbacks, Bar()] if progress else callbacks
             best_step, curve, failure = train(learner, rows, recipe, float(lr or 0), hooks, score_from)

@@ -11,7 +11,7 @@ from tiny import tiny_bert, tiny_llama, tiny_roberta, tiny_t5
 from toy import toy_regression, toy_task, toy_tokenizer
 
 from s3pet.errors import SearchError, TaskError
-from s3pet.objective import ObjectiveSettings, Stream, check_fields, derive, make_objective, preserved_flags
+from s3pet.objective import ObjectiveSettings, Stream, check_fields, derive, make_objective, preserved_modes
 from s3pet.tasks import load_task
 
 
@@ -148,7 +148,7 @@ def test_flags_are_restored_after_any_exit():
     flags = [parameter.requires_grad for parameter in model.parameters()]
 
     def interrupted():
-        with preserved_flags(model):
+        with preserved_modes(model):
             model.train().requires_grad_(False)
             raise KeyboardInterrupt
 
