@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from s3pet.tuning import REFERENCES, Recipe
     from s3pet.settings import Settings
     from s3pet.structure import MANUAL
+    from s3pet.tuning import REFERENCES, Recipe
 
     parser = argparse.ArgumentParser(prog="s3pet", description="Which PET modules where, found by search.")
     parser.add_argument("--version", action="version", version=f"s3pet {s3pet.__version__}")
@@ -129,8 +129,8 @@ def _search(arguments: argparse.Namespace) -> None:
 
 
 def _structure(given: str, space: Any, model: Any, budget: str | None) -> Any:
-    from s3pet.tuning import REFERENCES
     from s3pet.structure import MANUAL
+    from s3pet.tuning import REFERENCES
 
     if given in REFERENCES:
         return given

@@ -1,131 +1,259 @@
-"""A task on a backbone: batches, a loss, and predictions.
+"""A task on a backbone: batches, loss and predictions.
 
-The same task is learnt in two ways. A text-to-text backbone (encoder-decoder or decoder) learns to write the label's
-word and is scored by comparing the likelihoods of all label words; nothing but PET tensors is trained. An encoder gets
-a head on its pooled output, whose parameters are trained with the PET tensors and reported beside the budget, never in
-it. Rows are tokenised once; evaluation runs in order of length.
+A text-to-text backbone (encoder-decoder or decoder) learns to write the word of the right label. It is scored by
+comparing the likelihoods of all label words, and only PET tensors are trained. An encoder gets a head on its pooled
+output; the head is trained too, and its parameters are reported beside the budget, never as part of it.
 
-A text-to-text backbone can learn by either of two losses. ``"choice"`` (default) is the cross-entropy over the label
-words' likelihoods, the very comparison that scores it; ``"lm"`` is the authors' language-model loss on the right word,
-which first of all teaches that *some* label word comes, and under a small budget may teach nothing else.
-
-The head may be run with weights from outside (``head_weights``), so that the search can evaluate any w'.
+A text-to-text backbone can be trained with one of two losses. ``"choice"`` is the cross-entropy over the likelihoods
+of the label words, which is also how it is scored. ``"lm"`` is the authors' language-model loss on the right word; it
+first teaches that a label word comes next, and a small structure may learn nothing beyond that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3pet.backbones import backbone_kind
-from s3pet.batches import Row
-from s3pet.errors import TaskError
+from s3pet.errors import SearchError, TaskError
 from s3pet.tasks import Example, Task
 
 Batch = dict[str, Tensor]
-POOLINGS = ("pooler", "first", "mean")
-LOSSES = ("choice", "lm")
-PRECISIONS = ("float32", "bfloat16")
+Row = dict[str, Any]
+Choices = Mapping[str, Sequence[Any]]
+CHOICES = {"pooling": (None, "pooler", "first", "mean"), "loss": ("choice", "lm"), "precision": ("float32", "bfloat16")}
+EXPECTED = {int: "a whole number", float: "a finite number", str: "a string", NoneType: "None"}
+POOL = 8  # number of batches whose rows are sorted by length together
+
+
+def check_fields(
+    record: Any, positive: Sequence[str] = (), least: Mapping[str, int] | None = None, choices: Choices | None = None
+) -> None:
+    """Check types and ranges of a frozen dataclass in its ``__post_init__``; NumPy numbers become Python's.
+
+    Args:
+        record: its fields are annotated int, float or str, alone or with None. A boolean is not a number.
+        positive: fields that must be above 0. least: smallest value, by field. choices: allowed values, by field.
+
+    Raises:
+        SearchError: the message names the field, its value and what is expected.
+    """
+    for name, hint in get_type_hints(type(record)).items():
+        value, kinds = getattr(record, name), get_args(hint) or (hint,)
+        if int in kinds and isinstance(value, Integral) and not isinstance(value, bool):
+            object.__setattr__(record, name, int(value))
+        elif float in kinds and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+            object.__setattr__(record, name, float(value))
+        elif isinstance(value, Real) or not isinstance(value, kinds):
+            raise SearchError(f"{name} must be {' or '.join(EXPECTED[kind] for kind in kinds)}, got {value!r}")
+        if name in positive and value is not None and value <= 0:
+            raise SearchError(f"{name} must be > 0, got {value}")
+        if least and name in least and value is not None and value < least[name]:
+            raise SearchError(f"{name} must be >= {least[name]}, got {value}")
+        if choices and name in choices and value not in choices[name]:
+            raise SearchError(f"{name}={value!r} is not one of {', '.join(map(str, choices[name]))}")
+
+
+@contextmanager
+def preserved_modes(*modules: nn.Module) -> Iterator[None]:
+    """Restore the training mode of every submodule and ``requires_grad`` of every parameter after any exit."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    flags = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """How a task is put to a backbone; searches, retraining and baselines take it as ``objective=``.
+
+    Attributes:
+        max_length: tokens of an input, at least 2; longer inputs are cut.
+        pooling: what the head of an encoder reads: ``"pooler"`` (the backbone's own, on the first token), ``"first"``
+            (the first token) or ``"mean"`` (over all real tokens). None takes the pooler if the backbone was loaded
+            with weights for it, else the mean. Other backbones have no head.
+        loss: of a text-to-text backbone, ``"choice"`` or ``"lm"``, see the description of the module.
+        precision: of the backbone: ``"float32"`` runs it as it is, ``"bfloat16"`` under autocast. Trained tensors,
+            heads and losses keep their type.
+    """
+
+    max_length: int = 128
+    pooling: str | None = None
+    loss: str = "choice"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_fields(self, least={"max_length": 2}, choices=CHOICES)
+
+    @classmethod
+    def of(cls, settings: ObjectiveSettings | Mapping[str, Any] | None) -> ObjectiveSettings:
+        """Settings from a mapping of some fields; None gives the defaults. Raises SearchError for anything else."""
+        if isinstance(settings, ObjectiveSettings):
+            return settings
+        names = [field.name for field in fields(cls)]
+        if not isinstance(settings, Mapping | None) or not set(settings or {}) <= set(names):
+            raise SearchError(f"objective must be a mapping of some of {', '.join(names)}; got {settings!r}")
+        return cls(**(settings or {}))
+
+
+class Stream:
+    """Shuffled batches of rows of similar length; the batch of a step depends only on the seed and the step.
+
+    Shuffled rows are sorted by length within pools of a few batches, to avoid padding, and the batches are shuffled
+    again. Every row comes once an epoch, with different rows each time; one batch of an epoch may be smaller.
+    """
+
+    def __init__(self, rows: Sequence[Row], batch_size: int, seed: int):
+        self.rows, self.size, self.seed = rows, min(batch_size, len(rows)), seed
+        self._epoch, self._batches = -1, list[list[int]]()
+
+    def __call__(self, step: int) -> list[Row]:
+        """Rows of the batch at this step."""
+        return [self.rows[row] for row in self.indices(step)]
+
+    def indices(self, step: int) -> list[int]:
+        """Row numbers of the batch at this step."""
+        epoch, index = divmod(step, -(-len(self.rows) // self.size))
+        if epoch != self._epoch:
+            self._epoch, self._batches = epoch, self._shuffled(derive(self.seed, epoch))
+        return self._batches[index]
+
+    def _shuffled(self, seed: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.rows), generator=generator).tolist()
+        pool = self.size * max(1, min(POOL, len(order) // (4 * self.size)))  # at least four pools, so that rows mix
+        batches = []
+        for start in range(0, len(order), pool):
+            rows = sorted(order[start : start + pool], key=lambda row: len(self.rows[row]["input_ids"]))
+            batches += [rows[first : first + self.size] for first in range(0, len(rows), self.size)]
+        return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def derive(*numbers: int) -> int:
+    """A well-mixed 62-bit seed from integers."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = ((state ^ (number + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9) % 2**64
+        state ^= state >> 31
+    return state % 2**62
 
 
 class Objective(nn.Module):
-    """Base of the three ways a backbone learns a task.
+    """How a backbone learns a task; :func:`make_objective` makes one of the three kinds.
 
     Attributes:
-        model: the backbone (not a submodule).
+        model: the backbone; not a submodule.
         task: the task.
-        head: the task head, or None.
-        device: where batches go.
-        scored: rows predicted so far.
-        precision: ``"float32"``: the backbone runs as it is; ``"bfloat16"``: under autocast. What is trained stays as
-            it is, and heads and losses are always computed in it.
+        settings: the settings used; ``pooling`` is never None for an encoder.
+        head: the task head of an encoder, else None.
+        scored: number of rows predicted so far.
     """
 
     model: Any
-    task: Task
     head: Any
     words: Any
 
-    def __init__(self, model: nn.Module, task: Task, max_length: int):
+    def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
         super().__init__()
         if task.tokenizer is None:
             raise TaskError(f"task {task.name!r} has no tokenizer; give one: load_task({task.name!r}, tokenizer)")
         self.__dict__["model"] = model
-        self.head = None
-        self.task, self.tokenizer, self.max_length = task, task.tokenizer, max_length
-        self.scored, self.precision = 0, "float32"
+        self.task, self.tokenizer, self.settings = task, task.tokenizer, settings
+        self.head, self.scored = None, 0
+
+    def encode(self, examples: Sequence[Example]) -> list[Row]:
+        """Tokenised rows: ``input_ids`` (a list of token numbers), ``target``, and what else the tokenizer gives."""
+        encoded = self.tokenizer(*self._texts(examples), truncation=True, max_length=self.settings.max_length)
+        rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+        return [{**row, "target": self._target(example)} for row, example in zip(rows, examples, strict=True)]
+
+    def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
+        """Log-likelihoods or logits [batch, n_labels], of a regression head values [batch, 1]; of any head weights."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
+        """Mean training loss of a batch, a scalar."""
+        return F.cross_entropy(self.scores(batch, head_weights), batch["target"])
 
     def run(self, call: Any = None, **inputs: Any) -> Any:
-        """The backbone's output (or of a part of it), computed at the objective's precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        """Output of the backbone (or of ``call``, a part of it) at the chosen precision."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             return (call or self.model)(**inputs)
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone is."""
+        """The device of the backbone and of the batches."""
         return next(self.model.parameters()).device
 
     @property
     def head_weights(self) -> list[Tensor]:
-        """Trainable tensors of the head, none for text-to-text backbones."""
+        """Trainable tensors of the head; empty without a head."""
         return [] if self.head is None else list(self.head.parameters())
 
     @property
     def head_params(self) -> int:
-        """Trainable parameters of the head; never part of the budget."""
+        """Number of trainable parameters of the head; never part of the budget."""
         return sum(weight.numel() for weight in self.head_weights)
 
-    def encode(self, examples: Sequence[Example]) -> list[Row]:
-        """Tokenise once: rows of ``input_ids`` (list of int) and ``target``."""
-        raise NotImplementedError
-
-    def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        """Mean training loss of a batch, a scalar; the head may run with weights from outside."""
-        raise NotImplementedError
-
-    def scores(self, batch: Batch) -> Tensor:
-        """[batch, n_labels] log-likelihoods or logits; [batch, 1] predicted values for a regression head."""
-        raise NotImplementedError
-
     def collate(self, rows: Sequence[Row]) -> Batch:
-        """Pad a list of encoded rows to a batch on the backbone's device."""
-        filler = {"input_ids": self.tokenizer.pad_token_id or 0}
-        batch = {k: _pad([row[k] for row in rows], filler.get(k, 0)) for k in rows[0] if k != "target"}
+        """One padded batch of encoded rows, on the backbone's device."""
+        padding = {"input_ids": self.tokenizer.pad_token_id or 0}
+        batch = {k: _pad([row[k] for row in rows], padding.get(k, 0)) for k in rows[0] if k != "target"}
         batch["attention_mask"] = _pad([[1] * len(row["input_ids"]) for row in rows], 0)
         kind = torch.float32 if self.task.regression and self.head is not None else torch.long
         batch["target"] = torch.tensor([row["target"] for row in rows], dtype=kind)
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     @torch.no_grad()
-    def predict(self, examples: Sequence[Example] | Sequence[Row], batch_size: int = 128) -> list[float]:
-        """Class index (or value) for each example, in evaluation mode and without gradients."""
-        rows = examples if examples and isinstance(examples[0], dict) else self.encode(examples)  # type: ignore[arg-type]
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))  # type: ignore[call-overload,index]
-        modes = {module: module.training for module in (self, self.model)}
-        for module in modes:
-            module.eval()
-        found: list[float] = [0.0] * len(rows)
-        self.scored += len(rows)
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            scores = self.scores(self.collate([rows[index] for index in part])).float()  # type: ignore[misc]
-            picks = scores.squeeze(-1) if self.task.regression and self.head else scores.argmax(-1)
-            for index, pick in zip(part, picks.tolist(), strict=True):
-                found[index] = pick
-        for module, mode in modes.items():
-            module.train(mode)
+    def predict(
+        self, examples: Sequence[Example], rows: Sequence[Row] | None = None, *, batch_size: int = 128
+    ) -> list[float]:
+        """Class index (or value) of each example; ``rows`` are the examples, already encoded.
+
+        Raises SearchError if a score is NaN or infinite, as after a training that diverged.
+        """
+        if not examples:
+            return []
+        encoded = self.encode(examples) if rows is None else rows
+        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
+        predictions = [0.0] * len(encoded)
+        with preserved_modes(self, self.model):
+            self.model.eval()
+            self.eval()
+            for start in range(0, len(order), batch_size):
+                part = order[start : start + batch_size]
+                scores = self.scores(self.collate([encoded[index] for index in part])).float()
+                self.scored += len(part)
+                if not bool(torch.isfinite(scores).all()):  # the argmax of NaN is 0, a plausible class
+                    raise SearchError(f"scores on task {self.task.name!r} are NaN or infinite, so nothing is predicted")
+                values = scores.squeeze(-1) if self.task.regression and self.head else scores.argmax(-1)
+                for index, value in zip(part, values.tolist(), strict=True):
+                    predictions[index] = value
         if self.task.regression and self.head is None:
-            return [self.task.label_values[int(pick)] for pick in found]
-        return found
+            return [self.task.label_values[int(index)] for index in predictions]
+        return predictions
 
     def evaluate(self, examples: Sequence[Example], rows: Sequence[Row] | None = None) -> dict[str, float]:
-        """The task's metrics on these examples, the main one first."""
-        labels = [example.label for example in examples]
-        return self.task.score(self.predict(rows or examples), labels)
+        """The task's metrics on these examples, the main one first; raises SearchError as :meth:`predict` does."""
+        return self.task.score(self.predict(examples, rows), [example.label for example in examples])
+
+    def _texts(self, examples: Sequence[Example]) -> list[list[str]]:
+        return [[example.source for example in examples]]
 
     def _target(self, example: Example) -> int | float:
         if not self.task.regression or self.head is not None:
@@ -133,206 +261,133 @@ class Objective(nn.Module):
         values = self.task.label_values  # a text-to-text backbone writes the nearest printed value
         return min(range(len(values)), key=lambda index: abs(values[index] - float(example.label)))
 
-    def _sources(self, examples: Sequence[Example]) -> list[list[int]]:
-        texts = [example.source for example in examples]
-        return self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
 
-
-class LabelWords(Objective):
-    """A text-to-text backbone: learns and is scored by its label words."""
-
-    def __init__(self, model: nn.Module, task: Task, max_length: int, loss: str):
-        super().__init__(model, task, max_length)
-        if loss not in LOSSES:
-            raise ValueError(f"loss {loss!r} is not one of {', '.join(LOSSES)}")
-        self.kind = loss
-
-    def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        if self.kind == "choice":
-            return F.cross_entropy(self.scores(batch), batch["target"])
-        return self.word_loss(batch)
-
-    def word_loss(self, batch: Batch) -> Tensor:
-        """Language-model loss on the right label word, mean over its tokens."""
-        raise NotImplementedError
-
-
-class SequenceToSequence(LabelWords):
+class SequenceToSequence(Objective):
     """Encoder-decoder: the decoder writes the label word."""
 
-    def __init__(self, model: nn.Module, task: Task, max_length: int, loss: str):
-        super().__init__(model, task, max_length, loss)
+    def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
+        super().__init__(model, task, settings)
         words = self.tokenizer(text_target=list(task.label_words))["input_ids"]
         self.register_buffer("words", _pad(words, -100).to(self.device))  # [n_labels, length], with the end token
 
-    def encode(self, examples: Sequence[Example]) -> list[Row]:
-        pairs = zip(self._sources(examples), examples, strict=True)
-        return [{"input_ids": ids, "target": self._target(example)} for ids, example in pairs]
-
-    def word_loss(self, batch: Batch) -> Tensor:
-        labels = self.words[batch["target"]]
+    def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
+        if self.settings.loss == "choice":
+            return super().loss(batch)
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        return self.run(**inputs, labels=labels, use_cache=False).loss
+        return self.run(**inputs, labels=self.words[batch["target"]], use_cache=False).loss
 
-    def scores(self, batch: Batch) -> Tensor:
-        mask = batch["attention_mask"]
+    def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
+        mask, n_labels = batch["attention_mask"], len(self.words)
         hidden = self.run(self.model.get_encoder(), input_ids=batch["input_ids"], attention_mask=mask)
-        n_labels, n_rows = len(self.words), len(mask)
         hidden.last_hidden_state = hidden.last_hidden_state.repeat_interleave(n_labels, 0)
-        labels = self.words.repeat(n_rows, 1)  # row-major: all label words of row 0, then of row 1, …
+        labels = self.words.repeat(len(mask), 1)  # row-major: all label words of row 0, then of row 1, …
         mask = mask.repeat_interleave(n_labels, 0)
         logits = self.run(encoder_outputs=hidden, attention_mask=mask, labels=labels, use_cache=False).logits
-        return _likelihood(logits, labels).view(n_rows, n_labels)
+        return _likelihood(logits, labels).view(-1, n_labels)
 
 
-class Causal(LabelWords):
-    """Decoder: the prompt is continued by the label word."""
+class Causal(Objective):
+    """Decoder: it continues the prompt with the label word."""
 
-    def __init__(self, model: nn.Module, task: Task, max_length: int, loss: str):
-        super().__init__(model, task, max_length, loss)
-        words = [
-            self.tokenizer(" " + word, add_special_tokens=False)["input_ids"][: max_length // 2]
-            for word in task.label_words
-        ]
-        if len({tuple(word) for word in words}) < len(words):
+    def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
+        super().__init__(model, task, settings)
+        texts = [" " + word for word in task.label_words]
+        encoded = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        self.words = [ids[: settings.max_length // 2] for ids in encoded]
+        if len({tuple(word) for word in self.words}) < len(self.words):
             raise TaskError(f"label words {task.label_words} are not distinct tokens for this tokenizer")
-        self.words = words
 
     def encode(self, examples: Sequence[Example]) -> list[Row]:
-        room = self.max_length - max(map(len, self.words))
-        texts = [example.source for example in examples]
-        prompts = [ids[-room:] for ids in self.tokenizer(texts)["input_ids"]]  # the prompt's end is what matters
-        return [{"input_ids": p, "target": self._target(e)} for p, e in zip(prompts, examples, strict=True)]
+        length = self.settings.max_length - max(map(len, self.words))  # the end of the prompt matters most
+        pairs = zip(self.tokenizer([example.source for example in examples])["input_ids"], examples, strict=True)
+        return [{"input_ids": ids[-length:], "target": self._target(example)} for ids, example in pairs]
 
-    def word_loss(self, batch: Batch) -> Tensor:
-        ids, labels = self._continued(batch, [[int(pick)] for pick in batch["target"]])
-        logits = self.run(input_ids=ids, use_cache=False).logits[:, :-1]
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+    def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
+        if self.settings.loss == "choice":
+            return super().loss(batch)
+        logits, labels = self._continued(batch, [[int(word)] for word in batch["target"]])
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
 
-    def scores(self, batch: Batch) -> Tensor:
+    def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
         every = list(range(len(self.words)))
-        ids, labels = self._continued(batch, [every] * len(batch["target"]))
-        logits = self.run(input_ids=ids, use_cache=False).logits[:, :-1]
-        return _likelihood(logits, labels[:, 1:]).view(-1, len(every))
+        return _likelihood(*self._continued(batch, [every] * len(batch["target"]))).view(-1, len(every))
 
-    def _continued(self, batch: Batch, picks: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Prompt + label word, padded on the right (a causal mask never looks there), and labels on the word only."""
+    def _continued(self, batch: Batch, chosen: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Logits of each row's prompt with each of its chosen words, and labels that are −100 except on the word."""
         ids, labels = [], []
-        for prompt, mask, chosen in zip(batch["input_ids"], batch["attention_mask"], picks, strict=True):
-            kept = prompt[mask.bool()].tolist()
-            for pick in chosen:
-                ids.append(kept + self.words[pick])
-                labels.append([-100] * len(kept) + self.words[pick])
-        return _pad(ids, self.tokenizer.pad_token_id or 0).to(self.device), _pad(labels, -100).to(self.device)
-
-
-class Head(nn.Module):
-    """Dropout and one linear map on the pooled output: with ``"pooler"`` the standard BERT classification head.
-
-    Args:
-        width: hidden size. n_labels: outputs. dropout: probability. pooling: ``"pooler"`` (the backbone's own, on the
-            first token), ``"first"`` token, or ``"mean"`` over real tokens.
-    """
-
-    def __init__(self, width: int, n_labels: int, dropout: float, pooling: str):
-        super().__init__()
-        self.pooling, self.dropout, self.out = pooling, nn.Dropout(dropout), nn.Linear(width, n_labels)
-
-    def forward(self, output: Any, mask: Tensor) -> Tensor:
-        """[batch, n_labels] from the backbone's output and the attention mask."""
-        if self.pooling == "pooler":
-            pooled = output.pooler_output
-        elif self.pooling == "first":
-            pooled = output.last_hidden_state[:, 0]
-        else:
-            weight = mask.unsqueeze(-1).to(output.last_hidden_state.dtype)
-            pooled = (output.last_hidden_state * weight).sum(1) / weight.sum(1)
-        return self.out(self.dropout(pooled.to(self.out.weight.dtype)))
+        for padded, mask, words in zip(batch["input_ids"], batch["attention_mask"], chosen, strict=True):
+            prompt = padded[mask.bool()].tolist()
+            ids += [prompt + self.words[word] for word in words]
+            labels += [[-100] * len(prompt) + self.words[word] for word in words]
+        padding = self.tokenizer.pad_token_id or 0  # on the right, where a causal mask never looks
+        logits = self.run(input_ids=_pad(ids, padding).to(self.device), use_cache=False).logits[:, :-1]
+        return logits, _pad(labels, -100).to(self.device)[:, 1:]
 
 
 class Encoder(Objective):
-    """Encoder with a fresh head: cross-entropy, or squared error from the mean of the training split's values on."""
+    """Encoder with a fresh head (dropout, one linear map): cross-entropy, or for regression the squared error."""
 
-    def __init__(self, model: nn.Module, task: Task, max_length: int, seed: int, pooling: str | None):
-        super().__init__(model, task, max_length)
+    def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings, seed: int):
+        has_pooler = getattr(model, "pooler", None) is not None
+        if settings.pooling == "pooler" and not has_pooler:
+            raise SearchError("this backbone has no pooler; use pooling='first' or 'mean'")
+        usual = "pooler" if has_pooler and not getattr(model, "s3pet_pooler_is_fresh", False) else "mean"
+        pooling = settings.pooling or usual
+        super().__init__(model, task, replace(settings, pooling=pooling))
         config: Any = model.config
-        has_pooler = getattr(model, "pooler", None) is not None and not getattr(model, "s3pet_pooler_is_fresh", False)
-        pooling = pooling or ("pooler" if has_pooler else "mean")
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling {pooling!r} is not one of {', '.join(POOLINGS)}")
         dropout: Any = getattr(config, "classifier_dropout", None)
         dropout = getattr(config, "hidden_dropout_prob", 0.1) if dropout is None else dropout
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            head = Head(config.hidden_size, task.n_labels, dropout, pooling)
-            nn.init.normal_(head.out.weight, std=getattr(config, "initializer_range", 0.02))
-            nn.init.zeros_(head.out.bias)
-        if task.regression:  # else the first hundred steps learn the mean, and little else
-            nn.init.constant_(head.out.bias, sum(float(example.label) for example in task.train) / len(task.train))
-        self.head = head.to(self.device)
+            out = nn.Linear(config.hidden_size, task.n_labels)
+            nn.init.normal_(out.weight, std=getattr(config, "initializer_range", 0.02))
+            nn.init.zeros_(out.bias)
+        if task.regression:  # start at the mean; otherwise the first hundred steps learn little else
+            nn.init.constant_(out.bias, sum(float(example.label) for example in task.train) / len(task.train))
+        self.head = nn.Sequential(OrderedDict(dropout=nn.Dropout(dropout), out=out)).to(self.device)
 
-    def encode(self, examples: Sequence[Example]) -> list[Row]:
-        columns = [list(column) for column in zip(*(example.segments for example in examples), strict=True)]
-        encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length)
-        rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-        return [{**row, "target": self._target(example)} for row, example in zip(rows, examples, strict=True)]
+    def _texts(self, examples: Sequence[Example]) -> list[list[str]]:
+        return [list(column) for column in zip(*(example.segments for example in examples), strict=True)]
 
     def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        logits, target = self._logits(batch, head_weights), batch["target"]
         if self.task.regression:
-            return F.mse_loss(logits.squeeze(-1), target)
-        return F.cross_entropy(logits, target)
+            return F.mse_loss(self.scores(batch, head_weights).squeeze(-1), batch["target"])
+        return super().loss(batch, head_weights)
 
-    def scores(self, batch: Batch) -> Tensor:
-        return self._logits(batch)
-
-    def _logits(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
+    def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
         output = self.run(**{name: tensor for name, tensor in batch.items() if name != "target"})
-        inputs = (output, batch["attention_mask"])
-        if head_weights is None:
-            return self.head(*inputs)  # type: ignore[misc]
-        names = [name for name, _ in self.head.named_parameters()]  # type: ignore[union-attr]
-        return torch.func.functional_call(self.head, dict(zip(names, head_weights, strict=True)), inputs)  # type: ignore[arg-type]
+        if self.settings.pooling == "pooler":
+            pooled = output.pooler_output
+        elif self.settings.pooling == "first":
+            pooled = output.last_hidden_state[:, 0]
+        else:
+            weight = batch["attention_mask"].unsqueeze(-1).to(output.last_hidden_state.dtype)
+            pooled = (output.last_hidden_state * weight).sum(1) / weight.sum(1)
+        weights = self.head_weights if head_weights is None else head_weights
+        named = dict(zip(self.head.state_dict(), weights, strict=True))
+        return torch.func.functional_call(self.head, named, pooled.to(self.head.out.weight.dtype))
 
 
 def make_objective(
-    model: nn.Module,
-    task: Task,
-    *,
-    max_length: int = 128,
-    seed: int = 0,
-    pooling: str | None = None,
-    loss: str = "choice",
-    precision: str = "float32",
+    model: nn.Module, task: Task, settings: ObjectiveSettings | Mapping[str, Any] | None = None, *, seed: int = 0
 ) -> Objective:
     """How this backbone learns this task.
 
     Args:
-        model: from :func:`s3pet.load_backbone`, or any Hugging Face model of a known family. Of a model that carries
-            its own classification head only the encoder is used.
-        task: with its tokenizer.
-        max_length: tokens of an input, longer ones are cut.
-        seed: of a fresh head.
-        pooling: for encoders: ``"pooler"``, ``"first"`` or ``"mean"``; None takes the backbone's own pooler where its
-            weights came with it, else the mean.
-        loss: for text-to-text backbones: ``"choice"`` or ``"lm"``.
-        precision: ``"float32"`` or ``"bfloat16"`` (autocast), see :class:`Objective`.
+        model: a backbone; of one with its own classification head only the encoder is used.
+        task: with its tokenizer. settings: a record, or a mapping of some of its fields. seed: of a fresh head.
 
-    Returns:
-        An objective without trained state, but for a fresh head.
+    Raises:
+        SearchError: bad settings, or settings that this backbone does not use. TaskError: no tokenizer.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
-    kind = backbone_kind(model)
-    objective: Objective
-    if kind == "encoder-decoder":
-        objective = SequenceToSequence(model, task, max_length, loss)
-    elif kind == "decoder":
-        objective = Causal(model, task, max_length, loss)
-    else:
-        objective = Encoder(getattr(model, "base_model", model), task, max_length, seed, pooling)
-    objective.precision = precision
-    return objective
+    chosen, kind = ObjectiveSettings.of(settings), backbone_kind(model)
+    if kind == "encoder":
+        if chosen.loss != "choice":
+            raise SearchError(f"loss={chosen.loss!r} is for text-to-text backbones; an encoder learns by its head")
+        return Encoder(getattr(model, "base_model", model), task, chosen, seed)  # type: ignore[arg-type]
+    if chosen.pooling is not None:
+        raise SearchError(f"pooling={chosen.pooling!r} is for encoders; this {kind} backbone has no head")
+    return (SequenceToSequence if kind == "encoder-decoder" else Causal)(model, task, chosen)
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
@@ -340,14 +395,14 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
 
 
 def _likelihood(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-likelihood of each row's labels (−100 is ignored): [rows]."""
+    """Log-likelihood of the labels of each row (−100 is ignored): [rows]."""
     flat = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none")
     return -flat.view(labels.shape).sum(-1)
 
 
 # --- temporary stand-ins until the rewritten objective is merged ---
 from contextlib import contextmanager  # noqa: E402
-from dataclasses import dataclass, replace  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
 
 from s3pet.batches import Stream, derive  # noqa: E402, F401
 
@@ -372,7 +427,9 @@ class ObjectiveSettings:
 def make_objective(model: nn.Module, task: Task, settings: Any = None, *, seed: int = 0) -> Any:
     """Stand-in."""
     s = ObjectiveSettings.of(settings)
-    o = _make_objective(model, task, seed=seed, max_length=s.max_length, pooling=s.pooling, loss=s.loss, precision=s.precision)
+    o = _make_objective(
+        model, task, seed=seed, max_length=s.max_length, pooling=s.pooling, loss=s.loss, precision=s.precision
+    )
     o.settings = replace(s, pooling=o.head.pooling if o.head else None)
     return o
 

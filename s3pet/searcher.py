@@ -88,7 +88,7 @@ class Settings:
     def __post_init__(self) -> None:
         optimizers = tuple(bilevel.ALPHA_OPTIMIZERS)
         choices = {"order": bilevel.ORDERS, "alpha_optimizer": optimizers, "gradient": GRADIENT_MODES}
-        check_fields(self, positive=("steps", "batch_size", "lr", "alpha_lr"), choices=choices)
+        check_fields(self, positive=("steps", "batch_size", "lr", "alpha_lr"), least={"seed": 0}, choices=choices)
         if self.warmup is None:
             object.__setattr__(self, "warmup", self.steps // 4)
         elif not 0 <= self.warmup < self.steps:

@@ -1,8 +1,7 @@
-"""Train a structure from fresh and evaluate it; the references too.
+"""Train a structure from fresh PET tensors, evaluate it, save it and load it.
 
-The chosen candidates get fresh tensors, gates gone, and are trained on the full training split by
-``transformers.Trainer``; the best checkpoint by validation is kept and only then is the test split looked at.
-Checkpoints hold trained tensors only (kilobytes). References run through the same code: ``"full"`` fine-tunes a copy
+The chosen candidates are trained without gates on the full training split. The weights with the best validation score
+are kept, and only then is the test split scored. References run through the same code: ``"full"`` fine-tunes a copy
 of the backbone, ``"head"`` trains the task head alone, ``"zero-shot"`` trains nothing.
 
 Source: Hu et al. 2022 (arXiv:2206.07382), section 4.2: AdamW without decay, linear decay to 0, gradient norm 2.
@@ -12,13 +11,15 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,17 +27,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from s3pet.result import Cost
+from s3pet.backbones import backbone_checksum
 from s3pet.errors import RunError, SearchError, StructureMismatchError
-from s3pet.objective import Objective, make_objective
-from s3pet.result import versions, write_json
+from s3pet.objective import ObjectiveSettings, make_objective, preserved_modes
+from s3pet.result import Cost, versions, write_json
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet
 from s3pet.tasks import Example, Task
-from s3pet.trainer import DEFAULT_LR, WEIGHTS, Learner, Recipe, train
+from s3pet.trainer import Bar, Learner, Recipe, train
 
-Reference = Literal["full", "head", "zero-shot"]
-REFERENCES: tuple[str, ...] = ("full", "head", "zero-shot")
+REFERENCES = ("full", "head", "zero-shot")
+DEFAULT_LR = {"pet": 3e-3, "head": 3e-3, "full": 5e-4, "adalora": 3e-3}
+WEIGHTS = "weights.safetensors"
 
 
 @dataclass
@@ -44,19 +46,20 @@ class TunedModel:
     """A trained structure on its backbone.
 
     Attributes:
-        model: call it like the backbone; the backbone itself stays as it was. For ``"full"`` a tuned copy.
+        model: call it like the backbone; PET modules are attached during the call only. For ``"full"`` a tuned copy.
         task: the task.
         structure: what was trained; None for references.
-        metrics: ``validation`` and ``test`` (main metric), ``n_params`` (PET), ``head_params``, ``cost``, ….
-        config: recipe, task, model, versions.
+        learner: holds the trained tensors.
+        metrics: ``validation`` and ``test`` (the main metric), ``n_params`` (PET), ``head_params``, ``cost``, …
+        config: what decided the result: recipe, ``objective``, hashes of backbone and task, versions.
     """
 
     model: nn.Module
     task: Task
     structure: Structure | None
+    learner: Learner
     metrics: dict[str, Any]
-    config: dict[str, Any] = field(default_factory=dict)
-    objective: Objective | None = None
+    config: dict[str, Any]
 
     @property
     def cost(self) -> Cost:
@@ -64,87 +67,80 @@ class TunedModel:
         return Cost.of(self.metrics)
 
     def predict(self, examples: Sequence[Example]) -> list[float]:
-        """Class index (or value) for each example of the task."""
-        assert self.objective is not None
-        with _attached(self.model):
-            return self.objective.predict(examples)
+        """Class index (or value) of each example; raises SearchError if a score is not finite."""
+        with self.learner.attached():
+            return self.learner.objective.predict(examples)
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         """The task's metrics on examples, the main one first."""
         return self.task.score(self.predict(examples), [example.label for example in examples])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Trained tensors by name: PET and head, or everything for ``"full"``."""
-        assert self.objective is not None
-        if isinstance(self.model, Supernet):
-            tensors = self.model.tensors()
-        else:
-            trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-            tensors = {f"backbone/{name}": p.detach() for name, p in trained.items()}
-        head = self.objective.head
-        return tensors | ({f"head/{k}": v.detach() for k, v in head.named_parameters()} if head else {})
+        """Trained tensors by name: those of the PET modules and the head, or all for ``"full"``."""
+        return {name: w.detach() for name, w in zip(self.learner.names, self.learner.weights, strict=True)}
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write trained tensors (safetensors), structure, metrics and config to a folder.
+        """Write trained tensors (safetensors), structure, metrics and config to a folder; no file is ever half written.
 
         Raises:
-            RunError: the folder holds a tuned model and ``overwrite`` is not set.
+            RunError: the folder holds a tuned model and ``overwrite`` is not set, or ``path`` cannot be a folder.
         """
-        path = Path(path)
-        if (path / WEIGHTS).exists() and not overwrite:
-            raise RunError(f"{path} holds a tuned model; choose another folder or pass overwrite=True")
-        path.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.cpu().contiguous() for key, value in self.tensors().items()}, path / WEIGHTS)
+        path = _prepare_folder(path, overwrite)
+        save_file({name: t.cpu().contiguous() for name, t in self.tensors().items()}, path / f"{WEIGHTS}.part")
+        write_json(self.metrics, path / "metrics.json.part")
+        write_json(self.config, path / "tuned.json.part")
         if self.structure is not None:
-            self.structure.to_json(path / "structure.json")
-        write_json(self.metrics, path / "metrics.json")
-        write_json(self.config, path / "tuned.json")
+            self.structure.to_json(path / "structure.json.part")
+        for name in ("structure.json", WEIGHTS, "metrics.json", "tuned.json"):  # the last one: the folder is complete
+            if name == "structure.json" and self.structure is None:
+                (path / name).unlink(missing_ok=True)  # of the model that is overwritten
+            else:
+                os.replace(path / f"{name}.part", path / name)
         return path
 
     def __repr__(self) -> str:
-        name = self.config.get("structure")
-        return f"TunedModel({self.task.name}, {name}, test {self.metrics.get('test', float('nan')):.4f})"
+        split = "test" if "test" in self.metrics else "validation"
+        return f"TunedModel({self.task.name}, {self.config['structure']}, {split} {self.metrics[split]:.4f})"
 
 
 def retrain(
     model: nn.Module,
     task: Task,
-    structure: Structure | Reference | str,
+    structure: Structure | str,
     *,
+    objective: ObjectiveSettings | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     progress: bool = False,
     test: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
     **recipe: Any,
 ) -> TunedModel:
-    """Train a structure from fresh on the full training split; best checkpoint by validation; then test.
+    """Train a structure from fresh tensors, keep the best weights by validation, and score the test split.
+
+    Returns a tuned model whose ``metrics`` hold the task's main metric as ``validation`` and ``test``.
 
     Args:
-        model: the backbone; left as it was.
+        model: the backbone; it is left as it was after any exit.
         task: the task, with its tokenizer.
-        structure: a structure, or ``"full"`` (fine-tune a copy), ``"head"`` (the head alone; of a text-to-text
-            backbone the same as zero-shot), ``"zero-shot"``.
+        structure: a structure, ``"full"``, ``"head"`` (for a text-to-text backbone the same as zero-shot) or
+            ``"zero-shot"``.
+        objective: :class:`s3pet.objective.ObjectiveSettings`, or a mapping of some of its fields.
         out: folder to save the tuned model to.
         progress: show a bar.
-        test: look at the test split; False while something is still to be chosen, and there is no ``test`` then.
-        **recipe: fields of :class:`Recipe`: steps, batch_size, lr, seed, ….
-
-    Returns:
-        The tuned model; ``.metrics["validation"]`` and ``.metrics["test"]`` are the task's main metric, all metrics
-        are under ``validation_all`` and ``test_all``.
+        test: score the test split; use False while something is still to be chosen.
+        callbacks: Hugging Face callbacks, for early stopping, logging and the like.
+        **recipe: fields of :class:`Recipe`: steps, batch_size, lr, seed, …
 
     Raises:
-        StructureMismatchError: the structure is not for this model. SearchError: another supernet is attached, or an
-            unknown reference. RunError: ``out`` holds a tuned model.
+        StructureMismatchError: the structure is not for this model. RunError: ``out`` holds a tuned model or is a file.
+        SearchError: bad settings, an attached supernet, or training diverged (then the attribute ``tuned`` of the error
+            is the best model scored before, or None).
     """
-    chosen = Recipe(**recipe)
-    if not isinstance(structure, Structure) and structure not in REFERENCES:
-        raise SearchError(f"structure {structure!r} is neither a Structure nor one of {', '.join(REFERENCES)}")
-    if out is not None and (Path(out) / WEIGHTS).exists():
-        raise RunError(f"{out} holds a tuned model; choose another folder")
-    learner, tuned_model, _ = _learner(model, task, structure, chosen)
-    kept = structure if isinstance(structure, Structure) else None
-    kind = structure if isinstance(structure, str) else "pet"
-    tuned = tune(learner, tuned_model, model, task, chosen, kind, structure=kept, progress=progress, test=test)
+    chosen, settings = Recipe(**recipe), ObjectiveSettings.of(objective)
+    if out is not None:
+        _prepare_folder(out, overwrite=False)
+    learner = _make_learner(model, task, structure, settings, chosen.seed)
+    tuned = tune(learner, model, chosen, structure, progress=progress, test=test, callbacks=callbacks)
     if out is not None:
         tuned.save(out)
     return tuned
@@ -152,112 +148,119 @@ def retrain(
 
 def tune(
     learner: Learner,
-    tuned_model: nn.Module,
     model: nn.Module,
-    task: Task,
     recipe: Recipe,
-    kind: str,
+    structure: Structure | str,
     *,
-    structure: Structure | None = None,
     progress: bool = False,
     test: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
     score_from: int = 0,
 ) -> TunedModel:
-    """Train what a learner holds, score it, and note what it cost: the part every way of tuning shares.
+    """Train what a learner holds, score it and record what it cost; all ways of tuning share this function.
 
     Args:
-        learner: what is trained. tuned_model: what its objective runs. model: the backbone, whose mode is kept.
-        task: the task. recipe: how.
-        kind: ``"pet"`` for a structure, a reference, or the name of another method; it names the learning rate.
-        structure: what is trained, if it is one.
-        progress: show a bar.
-        test: look at the test split.
-        callbacks, score_from: see :func:`s3pet.trainer.train`.
+        learner: what is trained. model: the backbone as the user has it. recipe: how it is trained.
+        structure: as for :func:`retrain`, or the name of another method.
+        progress, test, callbacks: as for :func:`retrain`.
+        score_from: first step at which the validation split may be scored and weights kept.
     """
-    objective, start, was_training = learner.objective, time.perf_counter(), model.training
-    validation = (task.validation, objective.encode(task.validation))
-    best_step, log = 0, list[dict[str, float]]()
-    try:
-        watched = learner.cost.watch_memory(objective.device)
-        with isolated_random(recipe.seed), _attached(tuned_model), watched:
-            if learner.trained() and kind != "zero-shot":
-                rows = objective.encode(task.train)
-                options: Any = {"callbacks": callbacks, "score_from": score_from}
-                best_step, log = train(learner, rows, validation, recipe, kind, progress, **options)
-            objective.model.eval()
-            scores = {"validation": objective.evaluate(*validation)}
-            scores |= {"test": objective.evaluate(task.test)} if test else {}
-    finally:
-        model.train(was_training)
-    learner.cost.scored, learner.cost.seconds = objective.scored, time.perf_counter() - start
-    metrics: dict[str, Any] = {split: next(iter(found.values())) for split, found in scores.items()}
-    metrics |= {
+    objective, started = learner.objective, time.perf_counter()
+    task, target, rows = objective.task, learner.target, objective.encode(objective.task.validation)
+    kept, kind = (structure, "pet") if isinstance(structure, Structure) else (None, structure)
+    lr = recipe.lr or DEFAULT_LR.get(kind)
+    best_step, curve, failure = 0, list[dict[str, float]](), None
+    scores: dict[str, dict[str, float]] = {}
+    watched = learner.cost.watch_memory(objective.device)
+    with isolated_random(recipe.seed), preserved_modes(model, target, objective), learner.attached(), watched:
+        if len(learner.weights) and kind != "zero-shot":
+            hooks = [*callbacks, Bar()] if progress else callbacks
+            best_step, curve, failure = train(learner, rows, recipe, float(lr or 0), hooks, score_from)
+        try:
+            if failure is None or best_step:
+                scores["validation"] = objective.evaluate(task.validation, rows)
+            if failure is None and test:
+                scores["test"] = objective.evaluate(task.test)
+        except SearchError as error:
+            failure = error
+    learner.cost.scored, learner.cost.seconds = objective.scored, time.perf_counter() - started
+    metrics = {
+        **{split: values[task.metric] for split, values in scores.items()},
         "metric": task.metric,
-        "n_params": structure.n_params if structure is not None else 0,
-        "backbone_params": sum(p.numel() for p in tuned_model.parameters()) if kind == "full" else 0,
+        "n_params": kept.n_params if kept is not None else 0,
+        "backbone_params": sum(p.numel() for p in target.parameters()) if kind == "full" else 0,
         "head_params": objective.head_params,
         "best_step": best_step,
         "cost": learner.cost.to_dict(),
-        **{f"{split}_all": found for split, found in scores.items()},
-        "curve": log,
+        **{f"{split}_all": values for split, values in scores.items()},
+        "curve": curve,
     }
     config = {
-        "structure": kind if structure is None else structure.origin.get("kind", "custom"),
+        "structure": kind if kept is None else kept.origin.get("kind", "custom"),
         "model": getattr(model, "s3pet_id", type(model).__name__),
+        "model_hash": backbone_checksum(model),
         "task": task.name,
         "task_hash": task.fingerprint,
         "label_words": list(task.label_words),
+        "regression": task.regression,
+        "objective": asdict(objective.settings),
         **asdict(recipe),
-        "lr": recipe.lr or DEFAULT_LR.get(kind),
+        "lr": lr,
         "versions": versions(),
     }
-    return TunedModel(tuned_model, task, structure, metrics, config, objective)
+    tuned = TunedModel(target, task, kept, learner, metrics, config)
+    if failure is not None:
+        failure.tuned = tuned if "validation" in scores else None  # type: ignore[attr-defined]
+        raise failure
+    return tuned
 
 
 def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
-    """Open a saved tuned model on its backbone.
+    """Open a saved tuned model on its backbone; warns if it was tuned on other rows than the task has.
 
     Raises:
-        RunError: no tuned model there. StructureMismatchError: it is not for this model or task.
+        RunError: no complete tuned model there, or one whose modules belong to another library.
+        StructureMismatchError: another backbone, or a task with other labels.
     """
     path = Path(path)
     missing = [name for name in (WEIGHTS, "tuned.json", "metrics.json") if not (path / name).is_file()]
     if missing:
         raise RunError(f"{path} holds no tuned model: {', '.join(missing)} missing. Make one: tuned.save({path})")
-    config = json.loads((path / "tuned.json").read_text(encoding="utf-8"))
-    if (config["task"], config["label_words"]) != (task.name, list(task.label_words)):
+    config, metrics = (json.loads((path / f"{name}.json").read_text(encoding="utf-8")) for name in ("tuned", "metrics"))
+    kind, file = config["structure"], path / "structure.json"
+    if "model_hash" not in config:
+        raise RunError(f"{path} was saved by an earlier version that did not record the backbone; tune it again")
+    if not file.is_file() and kind not in REFERENCES:
+        raise RunError(f"{path} was tuned by {kind}, whose modules are another library's; tune it again instead")
+    if config["model_hash"] != (checksum := backbone_checksum(model)):
+        raise StructureMismatchError(
+            f"{path} was tuned on backbone {config['model']!r} with checksum {config['model_hash'][:12]}, not on this "
+            f"one with {checksum[:12]}; load that backbone, or retrain the structure on this one"
+        )
+    if (config["regression"], config["label_words"]) != (task.regression, list(task.label_words)):
         raise StructureMismatchError(
             f"{path} was tuned on task {config['task']!r} with label words {config['label_words'][:4]}, not on "
-            f"{task.name!r} with {list(task.label_words[:4])}"
+            f"{task.name!r} with {list(task.label_words[:4])}; load that task, or retrain on this one"
         )
-    file = path / "structure.json"
-    structure: Any = Structure.from_json(file, model) if file.is_file() else config["structure"]
-    if isinstance(structure, str) and structure not in REFERENCES:
-        raise RunError(f"{path} was tuned by {structure}, whose modules are another library's; tune it again instead")
-    chosen = Recipe(**{key: config[key] for key in Recipe.__dataclass_fields__ if key in config})
-    learner, tuned_model, objective = _learner(model, task, structure, chosen)
-    tensors = load_file(path / WEIGHTS)
-    tuned = TunedModel(tuned_model, task, structure if file.is_file() else None, {}, config, objective)
-    own = tuned.tensors()
-    wrong = [
-        key for key in {*own, *tensors} if key not in own or key not in tensors or own[key].shape != tensors[key].shape
-    ]
-    if wrong:
-        raise StructureMismatchError(f"{path} does not fit this model: {', '.join(sorted(wrong)[:3])} differ")
-    for key, tensor in own.items():
-        tensor.copy_(tensors[key])  # detached views of the live tensors
-    tuned.metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-    objective.model.eval()
+    if config["task_hash"] != task.fingerprint:
+        message = f"{path} was tuned on other rows, of task {config['task']!r}; its saved metrics are of those"
+        warnings.warn(message, stacklevel=2)
+    structure = Structure.from_json(file, model) if file.is_file() else None
+    settings = ObjectiveSettings.of(config["objective"])
+    learner = _make_learner(model, task, kind if structure is None else structure, settings, config["seed"])
+    tuned, saved = TunedModel(learner.target, task, structure, learner, metrics, config), load_file(path / WEIGHTS)
+    if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in tuned.tensors().items()}:
+        raise StructureMismatchError(f"{path / WEIGHTS} does not hold the tensors of its structure; tune it again")
+    for name, tensor in tuned.tensors().items():
+        tensor.copy_(saved[name])
     return tuned
 
 
 @contextmanager
 def isolated_random(seed: int) -> Iterator[None]:
-    """Seed torch, numpy and random inside, and give every global random state back afterwards."""
+    """Seed torch, and restore every global random state (torch, NumPy, Python) afterwards."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the Trainer seeds it
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
         torch.manual_seed(seed)
         try:
             yield
@@ -266,18 +269,30 @@ def isolated_random(seed: int) -> Iterator[None]:
             np.random.set_state(states[1])  # noqa: NPY002
 
 
-def _learner(
-    model: nn.Module, task: Task, structure: Structure | str, recipe: Recipe
-) -> tuple[Learner, nn.Module, Objective]:
-    full = structure == "full"
-    target = copy.deepcopy(model) if full else model
-    options: Any = {"seed": recipe.seed}
+def _make_learner(
+    model: nn.Module, task: Task, structure: Structure | str, settings: ObjectiveSettings, seed: int
+) -> Learner:
+    """Fresh tensors on the backbone, or for ``"full"`` on a copy of it."""
+    if not isinstance(structure, Structure) and structure not in REFERENCES:
+        raise SearchError(f"structure {structure!r} is neither a Structure nor one of {', '.join(REFERENCES)}")
+    with Supernet(model, ()):  # raises SearchError if another supernet is attached
+        pass
+    target = copy.deepcopy(model).eval() if structure == "full" else model
+    objective = make_objective(target, task, settings, seed=seed)
+    if structure == "full":
+        target.requires_grad_(False)
+        objective.model.requires_grad_(True)
+        return Learner(objective, backbone=target)
+    return Learner(objective, Supernet(model, structure if isinstance(structure, Structure) else (), seed=seed))
 
-    objective = make_objective(target, task, **options)
-    candidates = structure if isinstance(structure, Structure) else ()  # without any, a supernet still freezes
-    supernet = None if full else Supernet(target, candidates, seed=recipe.seed)
-    return Learner(objective, supernet, full), supernet or target, objective
 
-
-def _attached(model: nn.Module) -> Any:
-    return model if isinstance(model, Supernet) else nullcontext()
+def _prepare_folder(path: str | Path, overwrite: bool) -> Path:
+    """Make the folder; raises RunError if it holds a tuned model that may not be replaced, or cannot be made."""
+    path = Path(path)
+    if (path / "tuned.json").exists() and not overwrite:
+        raise RunError(f"{path} holds a tuned model; choose another folder or pass overwrite=True to save()")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path} cannot be a folder for a tuned model: {error}") from error
+    return path

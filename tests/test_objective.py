@@ -1,15 +1,190 @@
-"""How a backbone learns a task: label-word likelihoods against the plain forward pass, heads, regression."""
+"""How a backbone learns a task: settings, batches, label-word likelihoods, heads, regression, scores that are NaN."""
 
 import math
+import random
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_bert, tiny_llama, tiny_roberta, tiny_t5
 from toy import toy_regression, toy_task, toy_tokenizer
 
-from s3pet.errors import TaskError
-from s3pet.objective import make_objective
+from s3pet.errors import SearchError, TaskError
+from s3pet.objective import ObjectiveSettings, Stream, check_fields, derive, make_objective, preserved_modes
 from s3pet.tasks import load_task
+
+
+def rows_of(lengths):
+    return [{"input_ids": [index] * length} for index, length in enumerate(lengths)]
+
+
+def epoch_of(stream, epoch, n_batches):
+    return [[row["input_ids"][0] for row in stream(epoch * n_batches + step)] for step in range(n_batches)]
+
+
+@pytest.mark.parametrize(("n_rows", "size"), [(10, 5), (103, 8), (3, 8), (64, 1)])
+def test_streams_visit_every_row_once_an_epoch(n_rows, size):
+    draw = random.Random(0)
+    rows = rows_of([draw.randint(1, 30) for _ in range(n_rows)])
+    stream, n_batches = Stream(rows, size, seed=3), -(-n_rows // min(size, n_rows))
+    epochs = [epoch_of(stream, epoch, n_batches) for epoch in range(3)]
+    for batches in epochs:
+        assert sorted(row for batch in batches for row in batch) == list(range(n_rows))
+        assert sorted(map(len, batches))[1:] == [min(size, n_rows)] * (n_batches - 1), "at most one is smaller"
+    assert stream(1) == Stream(rows, size, seed=3)(1), "a function of the step"
+    assert [rows[index] for index in stream.indices(1)] == stream(1)
+    if n_batches > 1:
+        assert epochs[0] != epochs[1]
+        assert epochs[0] != epoch_of(Stream(rows, size, seed=4), 0, n_batches)
+
+
+def test_rows_of_a_batch_are_of_similar_length_but_not_always_the_same_ones():
+    draw = random.Random(1)
+    rows = rows_of([round(draw.lognormvariate(3, 0.7)) + 2 for _ in range(1000)])
+    stream, widths = Stream(rows, 16, seed=0), []
+    for step in range(63):
+        lengths = [len(row["input_ids"]) for row in stream(step)]
+        widths.append((max(lengths) * len(lengths), sum(lengths), max(lengths)))
+    padded, used, _ = (sum(column) for column in zip(*widths, strict=True))
+    order = list(range(1000))
+    draw.shuffle(order)
+    shuffled = [[len(rows[row]["input_ids"]) for row in order[at : at + 16]] for at in range(0, 1000, 16)]
+    assert padded / used < 1.5 < 2 < sum(max(lengths) * len(lengths) for lengths in shuffled) / used
+    longest = [width for *_, width in widths]
+    assert longest != sorted(longest) and longest != sorted(longest, reverse=True), "long and short ones take turns"
+    neighbours = [
+        {frozenset((a, b)) for batch in epoch_of(stream, epoch, 63) for a in batch for b in batch if a < b}
+        for epoch in (0, 1)
+    ]
+    assert len(neighbours[0] & neighbours[1]) / len(neighbours[0]) < 0.15, "rows meet others in another epoch"
+
+
+def test_derived_seeds_do_not_collide():
+    seeds = {derive(a, b, c) for a in range(20) for b in range(20) for c in range(20)}
+    assert len(seeds) == 8000
+
+
+@dataclass(frozen=True)
+class Record:
+    count: int = 1
+    rate: float | None = None
+    word: str = "a"
+
+    def __post_init__(self):
+        check_fields(self, positive=("rate",), least={"count": 0}, choices={"word": ("a", "b")})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"count": 2.0}, "count must be a whole number, got 2.0"),
+        ({"count": True}, "count must be a whole number, got True"),
+        ({"count": None}, "count must be a whole number, got None"),
+        ({"count": np.bool_(True)}, "count must be a whole number"),
+        ({"count": -1}, "count must be >= 0, got -1"),
+        ({"rate": "1e-3"}, "rate must be a finite number or None, got '1e-3'"),
+        ({"rate": float("nan")}, "rate must be a finite number"),
+        ({"rate": False}, "rate must be a finite number"),
+        ({"rate": 0}, "rate must be > 0, got 0"),
+        ({"word": 3}, "word must be a string, got 3"),
+        ({"word": "c"}, "word='c' is not one of a, b"),
+    ],
+)
+def test_fields_of_a_wrong_type_or_range_are_refused(fields, message):
+    with pytest.raises(SearchError, match=message):
+        Record(**fields)
+
+
+def test_numpy_numbers_become_those_of_python():
+    record = Record(np.int64(3), np.float32(0.5))
+    assert (record.count, record.rate) == (3, 0.5) and type(record.count) is int and type(record.rate) is float
+    assert type(Record(rate=1).rate) is float and Record().rate is None
+
+
+def test_settings_come_from_a_mapping_and_are_resolved():
+    record = ObjectiveSettings(max_length=64, loss="lm")
+    assert ObjectiveSettings.of(record) is record
+    assert ObjectiveSettings.of({"max_length": 64, "loss": "lm"}) == record
+    assert ObjectiveSettings.of(None) == ObjectiveSettings()
+    assert make_objective(tiny_bert(), toy_task(), {"max_length": 9}).settings == ObjectiveSettings(9, "pooler")
+    assert make_objective(tiny_t5(), toy_task(), record).settings == record
+    for bad in ({"length": 3}, "mean", 3):
+        with pytest.raises(SearchError, match="a mapping of some of max_length, pooling, loss, precision"):
+            ObjectiveSettings.of(bad)
+
+
+@pytest.mark.parametrize(
+    ("make_model", "settings", "message"),
+    [
+        (tiny_bert, {"pooling": "max"}, "pooling='max' is not one of None, pooler, first, mean"),
+        (tiny_t5, {"loss": "hinge"}, "loss='hinge' is not one of choice, lm"),
+        (tiny_t5, {"precision": "int8"}, "precision='int8' is not one of float32, bfloat16"),
+        (tiny_t5, {"max_length": 64.0}, "max_length must be a whole number"),
+        (tiny_t5, {"max_length": 1}, "max_length must be >= 2"),
+        (tiny_t5, {"pooling": "mean"}, "this encoder-decoder backbone has no head"),
+        (tiny_llama, {"pooling": "first"}, "this decoder backbone has no head"),
+        (tiny_bert, {"loss": "lm"}, "an encoder learns by its head"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(make_model, settings, message):
+    with pytest.raises(SearchError, match=message):
+        make_objective(make_model(), toy_task(), settings)
+
+
+def test_a_pooler_that_is_not_there_is_refused():
+    model = tiny_bert()
+    model.pooler = None
+    assert make_objective(model, toy_task()).settings.pooling == "mean"
+    with pytest.raises(SearchError, match="has no pooler"):
+        make_objective(model, toy_task(), {"pooling": "pooler"})
+
+
+def test_flags_are_restored_after_any_exit():
+    model = tiny_bert()
+    model.encoder.layer[0].train()
+    model.pooler.dense.bias.requires_grad_(False)
+    modes = [part.training for part in model.modules()]
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+
+    def interrupted():
+        with preserved_modes(model):
+            model.train().requires_grad_(False)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [part.training for part in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert])
+def test_predicting_keeps_the_mode_of_every_submodule(make_model, monkeypatch):
+    model, task = make_model(), toy_task()
+    objective = make_objective(model, task)
+    list(model.modules())[5].train()
+    if objective.head is not None:
+        objective.head.dropout.eval()
+    modes = [part.training for module in (objective, model) for part in module.modules()]
+    objective.predict(task.test[:8])
+    assert [part.training for module in (objective, model) for part in module.modules()] == modes
+    monkeypatch.setattr(objective, "scores", lambda batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        objective.evaluate(task.test[:8])
+    assert [part.training for module in (objective, model) for part in module.modules()] == modes
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert, tiny_llama])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_give_no_prediction(make_model, value):
+    model, task = make_model(), toy_task()
+    objective = make_objective(model, task)
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "norm" in name.lower()).fill_(value)
+    for call in (objective.predict, objective.evaluate):
+        with pytest.raises(SearchError, match="NaN or infinite"):
+            call(task.test[:4])
+    assert objective.predict([]) == []
 
 
 @torch.no_grad()
@@ -17,13 +192,13 @@ def test_sequence_to_sequence_scores_are_the_words_likelihoods():
     model, task = tiny_t5(), toy_task()
     objective = make_objective(model, task)
     examples = task.test[:5]
-    found = objective.scores(objective.collate(objective.encode(examples)))
+    scores = objective.scores(objective.collate(objective.encode(examples)))
     for row, example in enumerate(examples):
         for column, word in enumerate(task.label_words):
             ids = toy_tokenizer()(example.source, return_tensors="pt")
             labels = toy_tokenizer()(text_target=word, return_tensors="pt")["input_ids"]
             loss = model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"], labels=labels).loss
-            assert float(found[row, column]) == pytest.approx(-float(loss) * labels.shape[1], rel=1e-4)
+            assert float(scores[row, column]) == pytest.approx(-float(loss) * labels.shape[1], rel=1e-4)
 
 
 @torch.no_grad()
@@ -31,19 +206,19 @@ def test_causal_scores_are_the_words_likelihoods():
     model, task = tiny_llama(), toy_task()
     objective = make_objective(model, task)
     examples = task.test[:5]
-    found = objective.scores(objective.collate(objective.encode(examples)))
+    scores = objective.scores(objective.collate(objective.encode(examples)))
     for row, example in enumerate(examples):
         prompt = toy_tokenizer()(example.source)["input_ids"]
         logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
         for column, word in enumerate(task.label_words):
             (token,) = toy_tokenizer()(word, add_special_tokens=False)["input_ids"]
-            assert float(found[row, column]) == pytest.approx(float(logits[token]), rel=1e-4)
+            assert float(scores[row, column]) == pytest.approx(float(logits[token]), rel=1e-4)
 
 
 @pytest.mark.parametrize("make_model", [tiny_t5, tiny_llama])
 def test_choice_is_the_cross_entropy_of_the_scores_and_lm_is_the_word_s_own(make_model):
     model, task = make_model(), toy_task()
-    choice, lm = (make_objective(model, task, loss=loss) for loss in ("choice", "lm"))
+    choice, lm = (make_objective(model, task, {"loss": loss}) for loss in ("choice", "lm"))
     batch = choice.collate(choice.encode(task.test[:8]))
     with torch.no_grad():
         scores = choice.scores(batch)
@@ -51,8 +226,6 @@ def test_choice_is_the_cross_entropy_of_the_scores_and_lm_is_the_word_s_own(make
         assert float(choice.loss(batch)) == pytest.approx(float((scores.logsumexp(1) - right).mean()), rel=1e-5)
         tokens = 2 if make_model is tiny_t5 else 1  # the word, and the end token of an encoder-decoder
         assert float(lm.loss(batch)) == pytest.approx(-float(right.mean()) / tokens, rel=1e-4)
-    with pytest.raises(ValueError, match="not one of choice"):
-        make_objective(model, task, loss="hinge")
 
 
 @pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert, tiny_roberta, tiny_llama])
@@ -69,7 +242,7 @@ def test_predictions_do_not_depend_on_batching_or_order(make_model):
 @pytest.mark.parametrize("pooling", ["pooler", "first", "mean"])
 def test_the_head_is_the_standard_one_and_may_run_with_other_weights(pooling):
     model, task = tiny_bert(), toy_task()
-    objective = make_objective(model, task, pooling=pooling).eval()
+    objective = make_objective(model, task, {"pooling": pooling}).eval()
     assert objective.head_params == 32 * 2 + 2
     batch = objective.collate(objective.encode(task.test[:6]))
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -81,8 +254,6 @@ def test_the_head_is_the_standard_one_and_may_run_with_other_weights(pooling):
         torch.testing.assert_close(objective.scores(batch), objective.head.out(pooled))
         other = [torch.zeros_like(weight) for weight in objective.head_weights]
         assert float(objective.loss(batch, other)) == pytest.approx(math.log(2))
-    with pytest.raises(ValueError, match="not one of pooler"):
-        make_objective(model, task, pooling="max")
 
 
 def test_heads_are_seeded_and_leave_the_random_state_alone():
@@ -97,7 +268,7 @@ def test_heads_are_seeded_and_leave_the_random_state_alone():
 def test_a_pooler_without_weights_of_its_own_is_not_used():
     model = tiny_bert()
     model.s3pet_pooler_is_fresh = True
-    assert make_objective(model, toy_task()).head.pooling == "mean"
+    assert make_objective(model, toy_task()).settings.pooling == "mean"
 
 
 def test_regression_by_head_and_by_words():

@@ -1,15 +1,25 @@
-"""Retraining: only what should be trained is trained; saved and loaded it answers the same."""
+"""Retraining: only what should be trained is trained, every exit leaves the model as it was, saved models reload."""
 
+import json
+import os
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from tiny import tiny_batch, tiny_bert, tiny_t5
-from toy import easy_task, toy_regression, toy_task
+from accelerate.data_loader import BatchSamplerShard
+from safetensors.torch import load_file
+from tiny import tiny_batch, tiny_bert, tiny_classifier, tiny_llama, tiny_t5
+from toy import easy_task, toy_regression, toy_rows, toy_task, toy_tokenizer
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
-from s3pet import Structure, load_tuned, make_space, manual_structure, random_structure, retrain
+from s3pet import Structure, attach, load_task, load_tuned, make_space, manual_structure, random_structure, retrain
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import RunError, SearchError, StructureMismatchError
-from s3pet.objective import Objective
+from s3pet.objective import Objective, Stream, make_objective
 from s3pet.supernet import Supernet
+from s3pet.trainer import PetTrainer
+from s3pet.tuning import Learner, Recipe
 
 QUICK = {"steps": 30, "batch_size": 16, "evaluations": 3}
 
@@ -77,8 +87,15 @@ def test_the_rate_rises_over_the_warm_up():
     ("recipe", "message"),
     [
         ({"vector_lr": 0}, "vector_lr must be > 0"),
-        ({"lr_warmup": -1}, "lr_warmup must be 0 to steps"),
-        ({"steps": 5, "lr_warmup": 6}, "lr_warmup must be 0 to steps"),
+        ({"lr_warmup": -1}, "lr_warmup must be >= 0"),
+        ({"steps": 5, "lr_warmup": 6}, r"lr_warmup must be at most steps \(5\), got 6"),
+        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+        ({"batch_size": True}, "batch_size must be a whole number, got True"),
+        ({"lr": "1e-3"}, "lr must be a finite number or None, got '1e-3'"),
+        ({"lr": float("inf")}, "lr must be a finite number or None"),
+        ({"seed": -1}, "seed must be >= 0, got -1"),
+        ({"seed": 1.0}, "seed must be a whole number"),
+        ({"seed": 2**32}, r"seed must be below 2\*\*32"),
         ({"steps": 0}, "steps must be > 0"),
         ({"lr": -1.0}, "lr must be > 0"),
     ],
@@ -86,6 +103,7 @@ def test_the_rate_rises_over_the_warm_up():
 def test_a_recipe_that_cannot_be_is_refused(recipe, message):
     with pytest.raises(SearchError, match=message):
         retrain(tiny_t5(), toy_task(), "zero-shot", **recipe)
+    assert Recipe(steps=np.int64(5), seed=np.int32(3)) == Recipe(steps=5, seed=3)
 
 
 def test_seeds_repeat_it_bit_for_bit():
@@ -104,7 +122,7 @@ def test_in_bfloat16_the_backbone_runs_narrow_and_what_is_trained_stays_wide(mak
     full = retrain(model, task, structure, **QUICK)
     norm = next(module for module in model.modules() if isinstance(module, torch.nn.Linear))
     handle = norm.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
-    narrow = retrain(model, task, structure, precision="bfloat16", **QUICK)
+    narrow = retrain(model, task, structure, objective={"precision": "bfloat16"}, **QUICK)
     handle.remove()
     assert torch.bfloat16 in seen or what == "full"  # a copy is tuned, with its own hook
     assert all(tensor.dtype == torch.float32 for tensor in narrow.tensors().values())
@@ -112,8 +130,7 @@ def test_in_bfloat16_the_backbone_runs_narrow_and_what_is_trained_stays_wide(mak
     assert any(not torch.equal(one, other) for one, other in pairs)
     one, other = (torch.cat([pair[i].flatten() for pair in pairs]) for i in (0, 1))
     assert torch.nn.functional.cosine_similarity(one, other, 0) > 0.9
-    with pytest.raises(ValueError, match="precision 'int8' is not one of"):
-        retrain(model, task, structure, precision="int8", **QUICK)
+    assert narrow.config["objective"]["precision"] == "bfloat16"
 
 
 @pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert])
@@ -146,30 +163,207 @@ def test_while_something_is_to_be_chosen_the_test_split_is_not_looked_at(monkeyp
     monkeypatch.setattr(Objective, "evaluate", lambda self, rows, *more: seen.append(rows) or real(self, rows, *more))
     tuned = retrain(model, task, structure, test=False, **QUICK)
     assert not any(rows is task.test for rows in seen)
-    assert {"test", "test_all"} & {*tuned.metrics} == set() and "nan" in repr(tuned)
+    assert {"test", "test_all"} & {*tuned.metrics} == set() and "validation 0." in repr(tuned)
     assert tuned.metrics["validation_all"] == whole.metrics["validation_all"]
 
 
-def test_checkpoints_hold_trained_tensors_only(monkeypatch):
-    from s3pet.trainer import PetTrainer
+class Spy(TrainerCallback):
+    """Runs a function at one event."""
 
-    saved = []
-    original = PetTrainer._save
+    def __init__(self, event, call):
+        setattr(self, event, lambda args, state, control, **kwargs: call(args, state, control))
 
-    def spy(self, output_dir=None, state_dict=None):
-        original(self, output_dir, state_dict)
-        from pathlib import Path
 
-        from safetensors.torch import load_file
+@pytest.mark.parametrize("what", ["structure", "full"])
+def test_checkpoints_hold_trained_tensors_only(what):
+    saved, model, space = [], tiny_bert(), make_space(tiny_bert(), "mixed")
 
-        saved.append(sum(tensor.numel() for tensor in load_file(Path(output_dir) / "weights.safetensors").values()))
-        assert not list(Path(output_dir).glob("*.bin"))
+    def look(args, state, control):
+        tensors = load_file(Path(args.output_dir) / f"checkpoint-{state.global_step}" / "model.safetensors")
+        saved.append(sum(tensor.numel() for tensor in tensors.values()))
 
-    monkeypatch.setattr(PetTrainer, "_save", spy)
-    model = tiny_bert()
+    structure = random_structure(space, 400)
+    tuned = retrain(
+        model, toy_task(), structure if what == "structure" else what, callbacks=[Spy("on_save", look)], **QUICK
+    )
+    n_backbone = sum(parameter.numel() for parameter in model.parameters())
+    assert set(saved) == {(structure.n_params if what == "structure" else n_backbone) + 66}
+    assert saved and tuned.metrics["backbone_params"] == (n_backbone if what == "full" else 0)
+
+
+def make_trainer(folder, steps, callbacks=(), **options):
+    model, task = tiny_bert(), toy_task()
+    objective = make_objective(model, task)
+    supernet = Supernet(model, random_structure(make_space(model, "mixed"), 400))
+    learner = Learner(objective, supernet)
+    args = TrainingArguments(
+        str(folder), max_steps=steps, per_device_train_batch_size=16, learning_rate=1e-2, seed=0, report_to=[],
+        disable_tqdm=True, dataloader_pin_memory=False, use_cpu=True, logging_strategy="no", **options,
+    )  # fmt: skip
+    rows = objective.encode(task.train)
+    return PetTrainer(
+        learner, args, objective.collate, rows, objective.encode(task.validation), callbacks=list(callbacks)
+    ), supernet
+
+
+def test_the_trainer_resumes_from_a_full_checkpoint_bit_for_bit(tmp_path):
+    def stop(args, state, control):
+        control.should_training_stop = state.global_step == 7
+
+    options = {"save_strategy": "steps", "save_steps": 7, "lr_scheduler_type": "linear"}
+    whole, supernet = make_trainer(tmp_path / "whole", 30, **options)
+    with supernet:
+        whole.train()
+    halted, supernet = make_trainer(tmp_path / "cut", 30, [Spy("on_step_end", stop)], **options)
+    with supernet:
+        halted.train()
+    assert halted.state.global_step == 7
+    resumed, supernet = make_trainer(tmp_path / "cut", 30, **options)
+    with supernet:
+        resumed.train(resume_from_checkpoint=True)
+    assert resumed.model.cost.passes == 23 and resumed.state.global_step == 30
+    for name, one, other in zip(whole.model.names, whole.model.weights, resumed.model.weights, strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_batches_are_those_of_the_stream_and_can_be_shared_by_processes(tmp_path):
+    trainer, _ = make_trainer(tmp_path, 30)
+    objective, rows = trainer.model.objective, trainer.train_dataset
+    stream, batches = Stream(rows, 16, 0), list(trainer.get_train_dataloader())
+    assert len(batches) == 30
+    for step, batch in enumerate(batches):
+        expected = objective.collate(stream(step))
+        assert all(torch.equal(batch[key], expected[key]) for key in expected)
+    indices = [stream.indices(step) for step in range(30)]
+    parts = [list(BatchSamplerShard(indices, 2, process)) for process in (0, 1)]
+    assert [parts[step % 2][step // 2] for step in range(30)] == indices
+
+
+def test_early_stopping_and_other_callbacks_are_hugging_faces():
+    seen, logs = [], []
+
+    def evaluated(args, state, control):
+        seen.append(state.global_step)
+
+    callbacks = [EarlyStoppingCallback(2, 1.0), Spy("on_evaluate", evaluated)]
+    callbacks += [Spy("on_log", lambda args, state, control: logs.append(state.log_history[-1]))]
+    tuned = retrain(tiny_bert(), toy_task(), "head", steps=30, evaluations=10, batch_size=16, callbacks=callbacks)
+    assert seen == [3, 6, 9] and [point["step"] for point in tuned.metrics["curve"]] == seen
+    assert tuned.cost.passes == 9
+    assert any("loss" in log for log in logs) and any("eval_accuracy" in log for log in logs)
+
+
+def state_of(model):
+    modes = [part.training for part in model.modules()]
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    hooks = [
+        (len(part._forward_hooks), len(part._forward_pre_hooks), "forward" in vars(part)) for part in model.modules()
+    ]
+    return backbone_checksum(model), modes, flags, hooks, torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert, tiny_classifier])
+@pytest.mark.parametrize("what", ["structure", "full", "head"])
+@pytest.mark.parametrize("exit_by", ["return", "callback", "interrupt", "loss", "scores"])
+def test_after_any_exit_the_model_is_what_it_was(make_model, what, exit_by, monkeypatch):
+    model, task, callbacks, short = make_model(), toy_task(), [], {"steps": 4, "batch_size": 16, "evaluations": 2}
+    list(model.modules())[4].train()  # modes and flags of its own
+    next(model.parameters()).requires_grad_(False)
+    structure = random_structure(make_space(model, "mixed"), 400) if what == "structure" else what
+    before, error = state_of(model), {"callback": ZeroDivisionError, "interrupt": KeyboardInterrupt}.get(exit_by)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    if error is not None:
+        callbacks = [Spy("on_optimizer_step", fail)]
+    if exit_by == "loss":
+        monkeypatch.setattr(
+            Objective, "loss", lambda self, batch, weights=None: self.scores(batch).mean() * float("nan")
+        )
+    if exit_by == "scores":
+        real = type(make_objective(model, task)).scores
+        monkeypatch.setattr(
+            type(make_objective(model, task)),
+            "scores",
+            lambda self, batch, *more: real(self, batch) / (torch.is_grad_enabled()),
+        )
+        error = SearchError
+    trained = what != "head" or make_model is not tiny_t5  # a text-to-text backbone has no head
+    if exit_by == "return" or (not trained and exit_by != "scores"):
+        tuned = retrain(model, task, structure, callbacks=callbacks, **short)
+        tuned.predict(task.test[:3])
+    else:
+        with pytest.raises(error or SearchError):
+            retrain(model, task, structure, callbacks=callbacks, **short)
+    assert state_of(model) == before
+    with attach(model, ()):  # nothing is attached any more
+        pass
+
+
+def test_nothing_is_trained_while_a_supernet_is_attached(tmp_path):
+    model, task = tiny_t5(), toy_task()
+    structure = manual_structure(model, "lnfit")
+    retrain(model, task, "full", out=tmp_path, steps=2)
+    with attach(model, structure):
+        for what in ("full", "head", "zero-shot", structure):
+            with pytest.raises(SearchError, match="another supernet is attached"):
+                retrain(model, task, what, **QUICK)
+        with pytest.raises(SearchError, match="another supernet is attached"):
+            load_tuned(tmp_path, model, task)
+
+
+def test_a_loss_that_is_not_finite_ends_training_and_the_best_model_is_kept(monkeypatch):
+    model, task, calls, real = tiny_bert(), toy_task(), [], Objective.loss
     structure = random_structure(make_space(model, "mixed"), 400)
-    retrain(model, toy_task(), structure, **QUICK)
-    assert set(saved) == {structure.n_params + 66}
+    best = retrain(model, task, structure, steps=30, evaluations=10, batch_size=16, test=False)
+
+    def loss(self, batch, weights=None):
+        calls.append(None)
+        return real(self, batch, weights) * (float("nan") if len(calls) == 20 else 1)
+
+    monkeypatch.setattr(Objective, "loss", loss)
+    with pytest.raises(
+        SearchError, match=r"diverged at step 19: the training loss is NaN.*Lower lr \(now 0.003\)"
+    ) as caught:
+        retrain(model, task, structure, steps=30, evaluations=10, batch_size=16)
+    tuned, curve = caught.value.tuned, best.metrics["curve"][:6]
+    assert tuned.metrics["curve"] == curve and "test" not in tuned.metrics
+    assert tuned.metrics["validation"] == max(point["score"] for point in curve)
+    assert tuned.metrics["best_step"] == max(curve, key=lambda point: point["score"])["step"]
+    assert tuned.evaluate(task.validation)["accuracy"] == tuned.metrics["validation"]
+    calls += [None] * (18 - len(calls))
+    calls[:] = [None] * 18
+    with pytest.raises(SearchError, match="diverged at step 1") as caught:
+        retrain(model, task, structure, steps=30, evaluations=10, batch_size=16)
+    assert caught.value.tuned is None, "nothing was scored before"
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert, tiny_llama])
+def test_scores_that_are_not_finite_are_no_accuracy(make_model):
+    model, task = make_model(), toy_task()
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "norm" in name.lower()).fill_(float("nan"))
+    for what in ("zero-shot", "full"):
+        with pytest.raises(SearchError, match="NaN or infinite") as caught:
+            retrain(model, task, what, **QUICK)
+        assert caught.value.tuned is None
+
+
+def test_scores_that_become_infinite_keep_the_best_model(monkeypatch):
+    model, task, calls, real = tiny_t5(), toy_task(), [], Objective.evaluate
+
+    def evaluate(self, examples, rows=None):
+        calls.append(None)
+        if len(calls) == 3:
+            raise SearchError("scores are NaN or infinite")
+        return real(self, examples, rows)
+
+    monkeypatch.setattr(Objective, "evaluate", evaluate)
+    with pytest.raises(SearchError, match="diverged at step 30: scores are NaN") as caught:
+        retrain(model, task, manual_structure(model, "lnfit"), **QUICK)
+    assert caught.value.tuned.metrics["best_step"] in (10, 20)
+    assert json.dumps(caught.value.tuned.metrics, allow_nan=False)
 
 
 def test_regression_is_scored_by_correlation():
@@ -190,10 +384,63 @@ def test_bad_input_is_refused():
 
 def test_another_backbone_or_task_is_refused_on_loading(tmp_path):
     model, task = tiny_t5(), toy_task()
-    retrain(model, task, random_structure(make_space(model, "mixed"), 400), out=tmp_path, steps=2)
+    tuned = retrain(model, task, random_structure(make_space(model, "mixed"), 400), out=tmp_path, steps=2)
+    assert tuned.config["model_hash"] == backbone_checksum(model)
+    with pytest.raises(
+        StructureMismatchError, match=f"{backbone_checksum(model)[:12]}.*{backbone_checksum(tiny_t5(seed=1))[:12]}"
+    ):
+        load_tuned(tmp_path, tiny_t5(seed=1), task)
     with pytest.raises(StructureMismatchError):
         load_tuned(tmp_path, tiny_bert(), task)
     with pytest.raises(StructureMismatchError, match="was tuned on task"):
         load_tuned(tmp_path, model, toy_regression())
+    data = {name: toy_rows(60, 100 + k) for k, name in enumerate(("train", "validation", "test"))}
+    other = load_task(data, toy_tokenizer(), label_words=("no", "yes"))
+    with pytest.warns(UserWarning, match="was tuned on other rows"):
+        assert load_tuned(tmp_path, model, other).evaluate(other.test) == tuned.evaluate(other.test)
     empty = Structure((), "tiny")
     assert retrain(model, task, empty, steps=2).metrics["n_params"] == 0
+
+
+def test_what_was_resolved_is_saved_and_used_again(tmp_path):
+    model, task = tiny_bert(), toy_task()
+    model.s3pet_pooler_is_fresh = True
+    tuned = retrain(model, task, "head", objective={"max_length": 5}, out=tmp_path, **QUICK)
+    assert tuned.config["objective"] == {"max_length": 5, "pooling": "mean", "loss": "choice", "precision": "float32"}
+    assert {
+        "steps": 30,
+        "seed": 0,
+        "lr": 3e-3,
+        "structure": "head",
+        "task_hash": task.fingerprint,
+    }.items() <= tuned.config.items()
+    again = load_tuned(tmp_path, model, task)
+    assert again.learner.objective.settings == tuned.learner.objective.settings
+    assert again.predict(task.test) == tuned.predict(task.test)
+    config = json.loads((tmp_path / "tuned.json").read_text())
+    (tmp_path / "tuned.json").write_text(json.dumps({key: config[key] for key in config if key != "model_hash"}))
+    with pytest.raises(RunError, match="earlier version"):
+        load_tuned(tmp_path, model, task)
+
+
+def test_a_folder_is_tried_before_the_work_and_files_are_swapped(tmp_path, monkeypatch):
+    model, task = tiny_t5(), toy_task()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(Objective, "encode", lambda self, examples: 1 / 0)
+    for where in (tmp_path / "file", tmp_path / "file" / "under"):
+        with pytest.raises(RunError, match="cannot be a folder"):
+            retrain(model, task, "full", out=where)
+    monkeypatch.undo()
+    tuned = retrain(model, task, manual_structure(model, "lnfit"), out=tmp_path / "run", steps=2)
+    other = retrain(model, task, "full", steps=2)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    monkeypatch.setattr("s3pet.tuning.write_json", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        other.save(tmp_path / "run", overwrite=True)
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before, "the old model is whole"
+    monkeypatch.undo()
+    other.save(tmp_path / "run", overwrite=True)
+    assert sorted(os.listdir(tmp_path / "run")) == ["metrics.json", "tuned.json", "weights.safetensors"]
+    assert load_tuned(tmp_path / "run", model, task).predict(task.test) == other.predict(task.test)
+    tuned.save(tmp_path / "run", overwrite=True)
+    assert load_tuned(tmp_path / "run", model, task).structure == tuned.structure
