@@ -80,8 +80,8 @@ def load_backbone(
     if is_folder := name in EMBEDDED or Path(where).is_dir():
         if lacking := [file for file in ("config.json", "model*.safetensors") if not any(Path(where).glob(file))]:
             raise BackboneError(
-                f"{where} holds no {' and no '.join(lacking)}. s3pet reads no pickles (.bin); if you trust one, "
-                "convert it with the class named in config.json: ThatClass.from_pretrained(folder).save_pretrained(folder)"
+                f"{where} holds no {' and no '.join(lacking)}. s3pet reads no pickles (.bin); convert one "
+                "that you trust with TheClassInConfigJson.from_pretrained(folder).save_pretrained(folder)"
             )
     elif name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise BackboneError(f"{name!r} is not a folder; pass a folder with config.json, or a hub id such as 't5-small'")

@@ -3,8 +3,6 @@
 Options for settings are made from the library's own records, so that command line and library cannot differ.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +15,9 @@ from s3pet.errors import RunError, S3PetError
 from s3pet.objective import ObjectiveSettings
 from s3pet.searcher import Settings
 from s3pet.structure import MANUAL
+from s3pet.studies.report import show, write_figures
+from s3pet.studies.statistics import summary
+from s3pet.studies.study import Study
 from s3pet.tuning import REFERENCES, Recipe
 
 NAMES = (*MANUAL, "all", *REFERENCES)  # structures that need no file
@@ -49,12 +50,11 @@ def _make_parser() -> argparse.ArgumentParser:
             command.add_argument("--n-train", type=int, help="use only this many training rows")
             command.add_argument("--task-seed", type=int, default=0, help="seed of the splits that are cut from train")
             command.add_argument("--quiet", action="store_true", help="no progress bars")
-        for field in (*fields(record), *fields(ObjectiveSettings)) if record else ():
+        records = (record, ObjectiveSettings) if record else ()
+        for field in (field for each in records for field in fields(each) if field.name != skip):
             kind = {"int": int, "float": float}.get(str(field.type).partition(" ")[0], str)
-            text = "default: automatic" if field.default is None else f"default: {field.default}"
-            if field.name != skip:
-                name = f"--{field.name.replace('_', '-')}"
-                command.add_argument(name, type=kind, default=argparse.SUPPRESS, help=text)
+            text = f"default: {'automatic' if field.default is None else field.default}"
+            command.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=text)
         return command
 
     command = add(_search, Settings)
@@ -133,9 +133,8 @@ def _retrain(args: argparse.Namespace) -> None:
     model, task, space = _load(args)
     structure = _load_structure(args.structure, space, model, args.budget)
     tuned = s3pet.retrain(model, task, structure, out=args.out, **_settings(args, Recipe))
-    for name in ("metric", "validation", "test", "n_params", "head_params", "best_step"):
-        print(f"{name:<12} {tuned.metrics[name]}")
-    print(f"{'cost':<12} {tuned.cost}")
+    shown = ("metric", "validation", "test", "n_params", "head_params", "best_step")
+    print(*(f"{name:<12} {tuned.metrics[name]}" for name in shown), f"{'cost':<12} {tuned.cost}", sep="\n")
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -149,9 +148,6 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _study(args: argparse.Namespace) -> None:
     """Run, show or draw a grid of runs that is declared in a file."""
-    from s3pet.studies.report import show, write_figures
-    from s3pet.studies.study import Study
-
     study = Study.load(args.file)
     if args.action == "run":
         study.run(jobs=args.jobs, tasks=args.tasks, structures=args.structures)
@@ -164,8 +160,7 @@ def _study(args: argparse.Namespace) -> None:
 
 def _space(args: argparse.Namespace) -> None:
     """Print the candidates of a backbone."""
-    model, _ = s3pet.load_backbone(args.model)
-    space = s3pet.make_space(model, args.space, keep_inert=True)
+    space = s3pet.make_space(s3pet.load_backbone(args.model).model, args.space, keep_inert=True)
     print(space.table().drop(columns=["d_in", "d_out"]).to_string(), space, sep="\n")
 
 
@@ -189,8 +184,6 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _print_summary(table: Any) -> None:
     """Print the mean test score of each structure, the best first."""
-    from s3pet.studies.statistics import summary
-
     columns = ["task", "structure", "kind", "n_params", "head_params", "score", "spread", "runs", "seconds"]
     print(f"\nTest {table['metric'].iloc[0]}: mean and standard deviation (spread) over the runs.")
     rows = summary(table)[columns].astype({"n_params": int})

@@ -1,7 +1,7 @@
 """The command line: its options are those of the library, its errors are one line, and it runs every command."""
 
 import json
-import subprocess
+import runpy
 import sys
 from dataclasses import fields
 from types import SimpleNamespace
@@ -197,6 +197,9 @@ def test_the_demo(monkeypatch, tmp_path, capsys):
     assert {path.stem for path in (tmp_path / "demo" / "figures").iterdir()} == {"gates", "structure", "comparison"}
 
 
-def test_python_m_s3pet():
-    process = subprocess.run([sys.executable, "-m", "s3pet", "--version"], capture_output=True, text=True, check=True)
-    assert process.stdout == f"s3pet {s3pet.__version__}\n"
+def test_python_m_s3pet(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["s3pet", "--version"])
+    with pytest.raises(SystemExit) as exit_code:
+        runpy.run_module("s3pet", run_name="__main__")
+    assert exit_code.value.code == 0
+    assert capsys.readouterr().out == f"s3pet {s3pet.__version__}\n"

@@ -17,22 +17,18 @@ SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "va
 
 
 def read_folder(folder: Path, validation: str | None = None) -> dict[str, list[Row]]:
-    """Read every file that is named after a split (``validation`` is one more such name); other files are ignored.
-
-    Raises:
-        TaskError: no folder, no train file, or a file that cannot be read.
-    """
+    """Read every file that is named after a split (``validation`` is one more such name); other files are ignored."""
     if not folder.is_dir():
         raise TaskError(f"{folder} is not a folder; expected one with train.jsonl and validation.jsonl (or .csv, .tsv)")
-    paths = sorted(path for path in folder.iterdir() if path.stem in (*SPLITS, validation))
-    files = [path for path in paths if path.suffix in ENDINGS]
-    if not any(path.stem == "train" for path in files):
-        content = sorted(path.name for path in folder.iterdir())[:8]
-        raise TaskError(f"{folder} has no train file of {', '.join(ENDINGS)}; it holds {content or 'nothing'}")
-    for path in paths:
-        if path.stem == "test" and not any(file.stem == "test" for file in files):
-            raise TaskError(f"{path} cannot be read as a test split; use {', '.join(ENDINGS)}, or rename the file")
-    return {path.name: _read_file(path) for path in files}
+    content = sorted(path for path in folder.iterdir())
+    files = {path.name: path for path in content if path.stem in (*SPLITS, validation) and path.suffix in ENDINGS}
+    stems = {path.stem for path in files.values()}
+    if "train" not in stems:
+        names = [path.name for path in content][:8] or "nothing"
+        raise TaskError(f"{folder} has no train file of {', '.join(ENDINGS)}; it holds {names}")
+    if "test" not in stems and (unreadable := [path.name for path in content if path.stem == "test"]):
+        raise TaskError(f"{folder}: {unreadable[0]} cannot be read; use {', '.join(ENDINGS)}, or rename the file")
+    return {name: _read_file(path) for name, path in files.items()}
 
 
 def read_hub(name: str) -> dict[str, list[Row]]:
@@ -52,10 +48,9 @@ def read_hub(name: str) -> dict[str, list[Row]]:
 
 
 def name_splits(splits: Mapping[str, list[Row]], validation: str | None = None) -> dict[str, list[Row]]:
-    """Return the rows of ``"train"``, ``"validation"`` and, if there is such a split or file, ``"test"``.
+    """Return the rows of ``"train"``, ``"validation"`` and, if there is such a split, ``"test"``.
 
-    Raises:
-        TaskError: a split is missing, empty or there twice, or a row is not a dict.
+    A split that is missing, empty or there twice is a TaskError, and so is a row that is not a dict.
     """
     parts: dict[str, list[Row]] = {}
     for name, rows in splits.items():

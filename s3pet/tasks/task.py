@@ -54,7 +54,7 @@ class Task:
 
     Attributes:
         name: ``"pocket/sentiment"``, ``"glue/rte"``, or the name of the folder.
-        train, validation, test: rows.
+        train, validation, test: the rows.
         label_words: what a text-to-text backbone writes, one per class; for regression the values it may write.
         label_names: names for people, one per class; empty for regression.
         metrics: names, the main one first.
@@ -152,8 +152,10 @@ class Task:
 
 def list_tasks() -> list[str]:
     """Return the names that :func:`load_task` knows; it also takes any folder with jsonl or csv files."""
-    folder = _pocket()
-    files = sorted(folder.glob("*/train.*")) if folder else []
+    try:
+        files = sorted((embedded_path() / "tasks").glob("*/train.*"))
+    except BackboneError:  # an installation without the embedded data
+        files = []
     return [f"pocket/{file.parent.name}" for file in files] + list(BENCHMARKS)
 
 
@@ -242,13 +244,11 @@ def _locate(source: Any, path: str | Path | None) -> tuple[str, dict[str, Any], 
     if not isinstance(source, str | Path):
         kind = type(source).__name__
         raise TaskError(f"a {kind} is not a task; pass a name, a folder, or {{'train': rows, 'validation': rows}}")
-    pocket = _pocket() if suite == "pocket" else None
-    folder = pocket / short if pocket and short else Path(source)
+    pocket = suite == "pocket" and short
+    folder = embedded_path() / "tasks" / short if pocket else Path(source)
     if not folder.is_dir():
-        raise UnknownTaskError(
-            f"task {str(source)!r} is neither a known name nor a folder; {nearest(str(source), list_tasks())}"
-            + ("; the embedded data (data/pocket) is not here" if suite == "pocket" and not pocket else "")
-        )
+        hint = nearest(str(source), list_tasks())
+        raise UnknownTaskError(f"task {str(source)!r} is neither a known name nor a folder; {hint}")
     name = str(source) if pocket else folder.resolve().name
     if (file := folder / "task.json").is_file():
         try:
@@ -348,11 +348,3 @@ def _class_order(rows: Sequence[Example], key: str, *, stratify: bool) -> list[i
     order = list(range(len(rows)))
     random.Random(key).shuffle(order)
     return sorted(order, key=lambda i: rows[i].label) if stratify else order
-
-
-def _pocket() -> Path | None:
-    """Return the folder of the embedded tasks, or None if the embedded data are not installed."""
-    try:
-        return embedded_path() / "tasks"
-    except BackboneError:
-        return None
