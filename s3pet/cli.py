@@ -1,133 +1,143 @@
 """The command line: ``python -m s3pet search | retrain | compare | study | space | demo``.
 
-Each command is one call of the library with its arguments spelt out; what it writes, the library reads back.
+Options for settings are made from the library's own records, so that command line and library cannot differ.
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import s3pet
-from s3pet.errors import S3PetError
+from s3pet.errors import RunError, S3PetError
+from s3pet.objective import ObjectiveSettings
+from s3pet.searcher import Settings
+from s3pet.structure import MANUAL
+from s3pet.studies.report import show, write_figures
+from s3pet.studies.statistics import summary
+from s3pet.studies.study import Study
+from s3pet.tuning import REFERENCES, Recipe
+
+NAMES = (*MANUAL, "all", *REFERENCES)  # structures that need no file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. Errors of the library are printed in one line, without a traceback."""
-    arguments = _parser().parse_args(argv)
+    """Run one command and return the exit code; errors of the library are printed in one line, without a traceback."""
+    args = _make_parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        args.run(args)
     except S3PetError as error:
-        print(f"s3pet: {error}", file=sys.stderr)
+        print(f"s3pet: {error}".replace("overwrite=True", "--overwrite"), file=sys.stderr)
         return 2
     return 0
 
 
+<<<<<<< HEAD
 def _parser() -> argparse.ArgumentParser:
     from s3pet.settings import Settings
     from s3pet.structure import MANUAL
     from s3pet.tuning import REFERENCES, Recipe
 
     parser = argparse.ArgumentParser(prog="s3pet", description="Which PET modules where, found by search.")
+=======
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="s3pet", description="Search which PET modules to put where in a model.")
+>>>>>>> inputs
     parser.add_argument("--version", action="version", version=f"s3pet {s3pet.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    made = commands.add_parser("search", help="search a structure and save the run")
-    _add_common(made)
-    made.add_argument("--budget", required=True, help='2048, 0.0001, "0.01%%" or "1.39‱"')
-    made.add_argument("--out", required=True, type=Path, help="run folder to make (or go on with)")
-    made.add_argument("--overwrite", action="store_true", help="replace a finished run")
-    _add_fields(made, Settings)
-    made.set_defaults(run=_search)
+    def add(run: Callable[[argparse.Namespace], None], record: Any = None, skip: str = "") -> argparse.ArgumentParser:
+        command = commands.add_parser(run.__name__[1:], help=run.__doc__, description=run.__doc__, allow_abbrev=False)
+        command.set_defaults(run=run)
+        if record or run is _space:
+            command.add_argument("--model", default="pocket-t5", help="embedded backbone, local folder, or hub id")
+            command.add_argument("--space", default="mixed", help="mixed or lora")
+        if record:
+            command.add_argument("--task", required=True, help="pocket/…, glue/…, superglue/…, or a folder of rows")
+            command.add_argument("--n-train", type=int, help="use only this many training rows")
+            command.add_argument("--task-seed", type=int, default=0, help="seed of the splits that are cut from train")
+            command.add_argument("--quiet", action="store_true", help="no progress bars")
+        records = (record, ObjectiveSettings) if record else ()
+        for field in (field for each in records for field in fields(each) if field.name != skip):
+            kind = {"int": int, "float": float}.get(str(field.type).partition(" ")[0], str)
+            text = f"default: {'automatic' if field.default is None else field.default}"
+            command.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=text)
+        return command
 
-    made = commands.add_parser("retrain", help="train a structure from fresh and evaluate it")
-    _add_common(made)
-    made.add_argument(
-        "structure", help=f"structure.json, a run folder, or one of {', '.join([*MANUAL, 'all', *REFERENCES])}"
-    )
-    made.add_argument("--budget", help="cut a run's search at this budget instead")
-    made.add_argument("--out", type=Path, help="folder to save the tuned model to")
-    _add_fields(made, Recipe)
-    made.set_defaults(run=_retrain)
-
-    made = commands.add_parser("compare", help="retrain a run's structure beside random and manual ones")
-    _add_common(made)
-    made.add_argument("runs", nargs="+", type=Path, help="run folders, one per search seed")
-    made.add_argument("--random", type=int, default=5, help="random structures of the same budget")
-    made.add_argument("--manual", nargs="*", default=["bitfit", "lnfit", "lora_qv"], help="manual structures")
-    made.add_argument("--references", nargs="*", default=["full", "head"], help="full, head, zero-shot")
-    made.add_argument("--seeds", type=int, default=1, help="retraining seeds")
-    made.add_argument("--out", type=Path, help="JSON-lines file of rows; finished rows are not computed again")
-    _add_fields(made, Recipe, skip=("seed",))
-    made.set_defaults(run=_compare)
-
-    made = commands.add_parser("study", help="run, show or draw a grid of runs declared in a file")
-    made.add_argument("action", choices=("run", "show", "figures"))
-    made.add_argument("file", type=Path, help="YAML, see s3pet.studies.study; rows, table and figures go beside it")
-    made.add_argument("--jobs", type=int, default=1, help="processes")
-    made.add_argument("--markdown", action="store_true", help="show tables as Markdown")
-    made.add_argument("--baseline", help="show: compare with this structure instead of random ones")
-    made.add_argument("--tasks", nargs="+", default=["*"], help="only these (patterns of names)")
-    made.add_argument("--structures", nargs="+", default=["*"], help="only these (patterns of names)")
-    made.set_defaults(run=_study)
-
-    made = commands.add_parser("space", help="print the candidates of a backbone")
-    made.add_argument("--model", default="pocket-t5")
-    made.add_argument("--space", default="mixed")
-    made.set_defaults(run=_space)
-
-    made = commands.add_parser("demo", help="the whole path on the embedded backbone, in minutes")
-    made.add_argument("--out", type=Path, default=Path("runs/demo"))
-    made.add_argument("--task", default="pocket/sentiment")
-    made.set_defaults(run=lambda a: _demo(a.task, a.out))
+    command = add(_search, Settings)
+    command.add_argument("--budget", required=True, help='trainable parameters: 2048, 0.0001, "0.01%%" or "1.39‱"')
+    command.add_argument("--out", required=True, type=Path, help="run folder; an unfinished run in it is continued")
+    command.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
+    command.add_argument("--settings", choices=("default", "paper"), default="default", help="what the defaults are")
+    command = add(_retrain, Recipe)
+    command.add_argument("structure", help=f"structure.json, a run folder, or one of {', '.join(NAMES)}")
+    command.add_argument("--budget", help="of a run folder: select the structure at this budget instead")
+    command.add_argument("--out", type=Path, help="folder for the tuned model")
+    command = add(_compare, Recipe, skip="seed")
+    command.add_argument("runs", nargs="+", type=Path, help="run folders, one per search seed")
+    command.add_argument("--random", type=int, default=5, help="number of random structures of the same budget")
+    command.add_argument("--manual", nargs="*", default=["bitfit", "lnfit", "lora_qv"], help="manual structures")
+    command.add_argument("--references", nargs="*", default=["full", "head"], help="full, head, zero-shot")
+    command.add_argument("--seeds", type=int, default=1, help="number of retraining seeds")
+    command.add_argument("--out", type=Path, help="JSON-lines file; rows that are in it are not computed again")
+    command = add(_study)
+    command.add_argument("action", choices=("run", "show", "figures"))
+    command.add_argument("file", type=Path, help="YAML, see s3pet.studies.study; results are written beside it")
+    command.add_argument("--jobs", type=int, default=1, help="number of processes")
+    command.add_argument("--markdown", action="store_true", help="show tables as Markdown")
+    command.add_argument("--baseline", help="show: compare with this structure instead of random ones")
+    command.add_argument("--tasks", nargs="+", default=["*"], help="only tasks that match these patterns")
+    command.add_argument("--structures", nargs="+", default=["*"], help="only structures that match these patterns")
+    add(_space)
+    command = add(_demo)
+    command.add_argument("--out", type=Path, default=Path("runs/demo"), help="as in search")
+    command.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
+    command.add_argument("--task", default="pocket/sentiment")
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="pocket-t5", help="embedded name, local folder, or hub id")
-    parser.add_argument("--task", required=True, help="pocket/…, glue/…, superglue/…, or a folder of jsonl/csv")
-    parser.add_argument("--space", default="mixed", help="mixed or lora")
-    parser.add_argument("--n-train", type=int, help="use only so many training rows")
-    parser.add_argument("--task-seed", type=int, default=0, help="of the splits cut from train")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+def _settings(args: argparse.Namespace, record: Any) -> dict[str, Any]:
+    """Return the settings that were set on the command line; for the others the defaults of the library hold."""
+    names, inner = ({field.name for field in fields(kind)} for kind in (record, ObjectiveSettings))
+    used = {name: value for name, value in vars(args).items() if name in names | {"settings"}}
+    objective = {name: value for name, value in vars(args).items() if name in inner}
+    return used | {"objective": objective, "progress": not args.quiet}
 
 
-def _add_fields(parser: argparse.ArgumentParser, settings: Any, skip: tuple[str, ...] = ()) -> None:
-    """One option per field of a settings dataclass, so that the command line can never lag behind the library."""
-    kinds = {"int": int, "float": float, "str": str}
-    for field in fields(settings):
-        if field.name not in skip:
-            kind = kinds[str(field.type).split(" |")[0]]
-            parser.add_argument(
-                f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=f"default {field.default}"
-            )
+def _load(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    model, tokenizer = s3pet.load_backbone(args.model)
+    task = s3pet.load_task(args.task, tokenizer, n_train=args.n_train, seed=args.task_seed)
+    return model, task, s3pet.make_space(model, args.space)
 
 
-def _load(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
-    model, tokenizer = s3pet.load_backbone(arguments.model)
-    task = s3pet.load_task(arguments.task, tokenizer, n_train=arguments.n_train, seed=arguments.task_seed)
-    return model, task, s3pet.make_space(model, arguments.space)
+def _load_structure(name: str, space: Any, model: Any, budget: str | None = None) -> Any:
+    if name in NAMES:
+        return name if name in REFERENCES else s3pet.manual_structure(model if name == "adapter" else space, name)
+    if Path(name).is_dir():
+        return s3pet.load_run(name).structure(budget)
+    if not Path(name).is_file():
+        raise RunError(f"{name!r} is no structure file, no run folder, and none of {', '.join(NAMES)}")
+    return s3pet.Structure.from_json(name, model)
 
 
-def _options(arguments: argparse.Namespace, settings: Any) -> dict[str, Any]:
-    return {f.name: getattr(arguments, f.name) for f in fields(settings) if hasattr(arguments, f.name)}
+def _structures(runs: Sequence[Any], space: Any, model: Any, n_random: int, names: Sequence[str]) -> dict[str, Any]:
+    random = [s3pet.random_structure(space, runs[0].budget, seed=seed) for seed in range(n_random)]
+    searched = [run.structure() for run in runs]
+    return {"searched": searched, "random": random} | {name: _load_structure(name, space, model) for name in names}
 
 
-def _search(arguments: argparse.Namespace) -> None:
-    from s3pet.settings import Settings
-
-    model, task, space = _load(arguments)
-    options = {**_options(arguments, Settings), "out": arguments.out, "overwrite": arguments.overwrite}
-    result = s3pet.search(model, task, space, budget=arguments.budget, progress=not arguments.quiet, **options)
-    _figures(result)
-    print(s3pet.describe(result))
-    print(f"{result.structure()}\nsaved in {arguments.out}")
+def _search(args: argparse.Namespace) -> None:
+    """Search a structure and save the run."""
+    result = s3pet.search(
+        *_load(args), budget=args.budget, out=args.out, overwrite=args.overwrite, **_settings(args, Settings)
+    )
+    s3pet.save_figure(s3pet.plot_gates(result), args.out / "figures" / "gates")
+    print(f"{s3pet.describe(result)}\n{result.structure()}\nThe run is saved in {args.out}.")
 
 
+<<<<<<< HEAD
 def _structure(given: str, space: Any, model: Any, budget: str | None) -> Any:
     from s3pet.structure import MANUAL
     from s3pet.tuning import REFERENCES
@@ -152,80 +162,65 @@ def _retrain(arguments: argparse.Namespace) -> None:
     structure = _structure(arguments.structure, space, model, arguments.budget)
     options = {**_options(arguments, Recipe), "out": arguments.out, "progress": not arguments.quiet}
     tuned = s3pet.retrain(model, task, structure, **options)
+=======
+def _retrain(args: argparse.Namespace) -> None:
+    """Train a structure from fresh modules and evaluate it."""
+    model, task, space = _load(args)
+    structure = _load_structure(args.structure, space, model, args.budget)
+    tuned = s3pet.retrain(model, task, structure, out=args.out, **_settings(args, Recipe))
+>>>>>>> inputs
     shown = ("metric", "validation", "test", "n_params", "head_params", "best_step")
-    print("\n".join(f"{name:<12} {tuned.metrics[name]}" for name in shown), f"{'cost':<12} {tuned.cost}", sep="\n")
+    print(*(f"{name:<12} {tuned.metrics[name]}" for name in shown), f"{'cost':<12} {tuned.cost}", sep="\n")
 
 
-def _compare(arguments: argparse.Namespace) -> None:
-    from s3pet.tuning import Recipe
-
-    model, task, space = _load(arguments)
-    runs = [s3pet.load_run(path) for path in arguments.runs]
-    structures: dict[str, Any] = {"searched": [run.structure() for run in runs]}
-    count = range(arguments.random)
-    structures["random"] = [s3pet.random_structure(space, runs[0].budget, seed=seed) for seed in count]
-    structures |= {name: _structure(name, space, model, None) for name in arguments.manual + arguments.references}
-    structures = {name: entries for name, entries in structures.items() if entries}
-    options = {**_options(arguments, Recipe), "out": arguments.out, "progress": not arguments.quiet}
-    table = s3pet.compare(model, task, structures, seeds=range(arguments.seeds), **options)
-    print_summary(table)
+def _compare(args: argparse.Namespace) -> None:
+    """Retrain the structures of runs beside random and manual structures."""
+    model, task, space = _load(args)
+    runs = [s3pet.load_run(path) for path in args.runs]
+    structures = _structures(runs, space, model, args.random, [*args.manual, *args.references])
+    table = s3pet.compare(model, task, structures, seeds=range(args.seeds), out=args.out, **_settings(args, Recipe))
+    _print_summary(table)
 
 
-def _study(arguments: argparse.Namespace) -> None:
-    from s3pet.studies.report import show, write_figures
-    from s3pet.studies.study import Study
-
-    study = Study.load(arguments.file)
-    if arguments.action == "run":
-        study.run(jobs=arguments.jobs, tasks=arguments.tasks, structures=arguments.structures)
-    study = study.only(tasks=arguments.tasks, structures=arguments.structures)
-    if arguments.action == "figures":
-        print("\n".join(map(str, write_figures(study))))
+def _study(args: argparse.Namespace) -> None:
+    """Run, show or draw a grid of runs that is declared in a file."""
+    study = Study.load(args.file)
+    if args.action == "run":
+        study.run(jobs=args.jobs, tasks=args.tasks, structures=args.structures)
+    study = study.only(tasks=args.tasks, structures=args.structures)
+    if args.action == "figures":
+        print(*write_figures(study), sep="\n")
     else:
-        print(show(study, baseline=arguments.baseline, markdown=arguments.markdown))
+        print(show(study, baseline=args.baseline, markdown=args.markdown))
 
 
-def _space(arguments: argparse.Namespace) -> None:
-    model, _ = s3pet.load_backbone(arguments.model)
-    space = s3pet.make_space(model, arguments.space, keep_inert=True)
-    print(space.table().drop(columns=["d_in", "d_out"]).to_string())
-    print(space)
+def _space(args: argparse.Namespace) -> None:
+    """Print the candidates of a backbone."""
+    space = s3pet.make_space(s3pet.load_backbone(args.model).model, args.space, keep_inert=True)
+    print(space.table().drop(columns=["d_in", "d_out"]).to_string(), space, sep="\n")
 
 
-def _figures(result: Any) -> None:
-    assert result.path is not None
-    s3pet.save_figure(s3pet.plot_gates(result), result.path / "figures" / "gates")
-
-
-def _demo(task_name: str, out: Path) -> None:
-    """Search at 0.05 % of the pocket backbone and compare; the whole path once through."""
+def _demo(args: argparse.Namespace) -> None:
+    """Search a structure on the embedded backbone and compare it with others, in minutes."""
     model, tokenizer = s3pet.load_backbone("pocket-t5")
-    task = s3pet.load_task(task_name, tokenizer)
-    space = s3pet.make_space(model, "mixed")
-    print(f"{task_name} on {space.model_id} ({space.backbone_params:,} parameters), {space}")
-    result = s3pet.search(model, task, space, budget="0.05%", steps=200, batch_size=16, out=out, overwrite=True)
-    _figures(result)
-    structures: dict[str, Any] = {"searched": result.structure()}
-    structures["random"] = [s3pet.random_structure(space, result.budget, seed=seed) for seed in range(5)]
-    structures |= {name: s3pet.manual_structure(space, name) for name in ("bitfit", "lnfit", "lora_qv", "all")}
-    structures |= {"full": "full", "zero-shot": "zero-shot"}
-    table = s3pet.compare(model, task, structures, steps=300, batch_size=16, evaluations=5)
+    task = s3pet.load_task(args.task, tokenizer)
+    space, out = s3pet.make_space(model, "mixed"), args.out
+    print(f"Searching for {task.name} on {space.model_id} ({space.backbone_params:,} parameters) in {space}.")
+    result = s3pet.search(model, task, space, budget="0.05%", batch_size=16, out=out, overwrite=args.overwrite)
+    s3pet.save_figure(s3pet.plot_gates(result), out / "figures" / "gates")
+    s3pet.save_figure(s3pet.plot_structure(result.structure()), out / "figures" / "structure")
+    print("Retraining this structure, random ones of the same budget, structures chosen by hand, and the whole model.")
+    names = ("bitfit", "lnfit", "lora_qv", "all", "full", "zero-shot")
+    table = s3pet.compare(model, task, _structures([result], space, model, 5, names), batch_size=16, evaluations=5)
     table.to_csv(out / "comparison.csv", index=False)
     s3pet.save_figure(s3pet.plots.plot_comparison(table), out / "figures" / "comparison")
-    s3pet.save_figure(s3pet.plot_structure(result.structure()), out / "figures" / "structure")
-    print_summary(table)
-    print(s3pet.describe(result))
-    print(f"structure, gate table and figures are in {out}")
+    _print_summary(table)
+    print(f"{s3pet.describe(result)}\nThe structure, the gate table, comparison.csv and the figures are in {out}.")
 
 
-def print_summary(table: Any) -> None:
-    """Print a comparison as people read it: best first, with the spread over runs."""
-    from s3pet.studies.statistics import summary
-
-    shown = ["task", "structure", "kind", "n_params", "head_params", "score", "spread", "runs", "seconds"]
-    found = summary(table)[shown]
-    found["n_params"] = found["n_params"].map("{:,.0f}".format)
-    formats = {"score": "{:.3f}".format, "spread": "{:.3f}".format, "seconds": "{:.1f}".format}
-    metric = table["metric"].iloc[0]
-    print(f"\ntest {metric} (mean and standard deviation over runs)")
-    print(found.to_string(index=False, formatters=formats, na_rep="–"))
+def _print_summary(table: Any) -> None:
+    """Print the mean test score of each structure, the best first."""
+    columns = ["task", "structure", "kind", "n_params", "head_params", "score", "spread", "runs", "seconds"]
+    print(f"\nTest {table['metric'].iloc[0]}: mean and standard deviation (spread) over the runs.")
+    rows = summary(table)[columns].astype({"n_params": int})
+    print(rows.to_string(index=False, float_format="{:.3f}".format, na_rep="–"))

@@ -1,7 +1,7 @@
-"""Errors of s3pet: each says what was given, what was expected, and how to get it.
+"""The errors of s3pet. Each message says what was passed, what was expected, and how to get it.
 
-Every error is an :class:`S3PetError` and also the builtin a user would naturally catch, so both
-``except s3pet.S3PetError`` and ``except ValueError`` work.
+Every error is an :class:`S3PetError` and also the builtin error a user would expect, so that both
+``except s3pet.S3PetError`` and ``except ValueError`` catch it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class S3PetError(Exception):
-    """Base of all errors raised on purpose by s3pet."""
+    """Base class of all errors that s3pet raises on purpose."""
 
 
 class BudgetError(S3PetError, ValueError):
@@ -23,11 +23,11 @@ class SpaceError(S3PetError, ValueError):
 
 
 class UnknownSiteError(S3PetError, LookupError):
-    """A site, role or PET module that does not exist; the message names the nearest ones."""
+    """A site, role or PET module that does not exist; the message lists similar names."""
 
 
 class UnknownTaskError(S3PetError, LookupError):
-    """A task name that is not known; the message names the nearest ones."""
+    """A task name that does not exist; the message lists similar names."""
 
 
 class TaskError(S3PetError, ValueError):
@@ -35,15 +35,15 @@ class TaskError(S3PetError, ValueError):
 
 
 class BackboneError(S3PetError, ValueError):
-    """A backbone that cannot be loaded or is of a family the toolkit does not know."""
+    """A backbone that cannot be loaded, or whose model family s3pet does not support."""
 
 
 class StructureMismatchError(S3PetError, ValueError):
-    """A structure that does not belong to this model; the message names the first mismatches."""
+    """A structure that does not belong to this model; the message lists the first differences."""
 
 
 class SearchError(S3PetError, RuntimeError):
-    """A search that cannot start or diverged; what was finished is kept."""
+    """A search or a retraining that cannot start, or that diverged; finished steps are kept."""
 
 
 class RunError(S3PetError, OSError):
@@ -51,22 +51,20 @@ class RunError(S3PetError, OSError):
 
 
 class StudyError(S3PetError, ValueError):
-    """A table of runs that cannot be summarised: a missing column, a run that is there twice, nothing to compare."""
+    """A study or a table of runs that cannot be used: a missing column, a duplicated run, nothing to compare."""
 
 
 class ExportError(S3PetError, ValueError):
-    """A structure that cannot be expressed in the requested format."""
+    """A structure that cannot be written in the requested format."""
 
 
 class PlotError(S3PetError, ValueError):
-    """A table that cannot be drawn: a missing column, several runs in one table, nothing to show."""
+    """A table that cannot be drawn: a missing column, several runs in one table, no rows."""
 
 
-def nearest(word: str, known: Iterable[str], n: int = 3) -> str:
-    """The ``n`` names closest to ``word``, as a sentence fragment for error messages."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=n, cutoff=0.3)
-    if close:
-        return "nearest: " + ", ".join(repr(name) for name in close)
-    shown = ", ".join(repr(name) for name in sorted(known)[:12])
-    return f"known: {shown}" + (" …" if len(known) > 12 else "")
+def nearest(word: str, names: Iterable[str], n: int = 3) -> str:
+    """Return the ``n`` names most similar to ``word``, as part of a sentence for error messages."""
+    names = list(names)
+    if similar := difflib.get_close_matches(word, names, n=n, cutoff=0.3):
+        return "nearest: " + ", ".join(map(repr, similar))
+    return "known: " + ", ".join(map(repr, sorted(names)[:12])) + (" …" if len(names) > 12 else "")

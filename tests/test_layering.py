@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "s3pet"
 CORE = (
     *("modules", "families", "space", "gates", "structure", "supernet", "bilevel"),
-    *("objective", "searcher", "result", "tuning", "transfer"),
+    *("objective", "searcher", "result", "trainer", "tuning", "transfer"),
 )
 WINGS = ("widgets", "studies", "export")
 LEVELS = [

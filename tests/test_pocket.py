@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from s3pet import list_tasks, load_backbone, load_task, make_space, retrain
+from s3pet import load_backbone, load_task, make_space, retrain
 from s3pet.backbones import embedded_path
 from s3pet.objective import make_objective
+from s3pet.tasks import list_tasks
 
 POCKET = Path(__file__).resolve().parent.parent / "data" / "pocket"
 NAMES = sorted(path.parent.name for path in (POCKET / "tasks").glob("*/task.json"))

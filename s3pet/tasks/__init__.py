@@ -1,4 +1,4 @@
-"""Tasks: rows read, checked and named, ready for any backbone."""
+"""Tasks: rows that are read, checked and labelled, for any backbone."""
 
 from s3pet.tasks.task import Example, Task, list_tasks, load_task
 

@@ -1,10 +1,10 @@
-"""A named task: rows in three splits, label words, metrics; the search's halves are cut from train.
+"""Tasks: load one by name, from a folder or from rows.
 
-A task knows nothing of models: a text-to-text backbone reads ``source`` and answers with a label word, an encoder reads
-``segments`` and gets a head. Rules of the splits, the same everywhere: choices (best checkpoint, search) are made on
-train and validation; the test split is scored once. Where no labelled test split exists, the published validation
-split *is* the test split, and a validation split is cut from train. (The authors halve the public validation split by
-the run's seed, so their test rows differ between seeds; we depart, so that scores of different seeds are comparable.)
+A task does not depend on a model: a text-to-text backbone reads ``source`` and answers with a label word; an encoder
+reads ``segments`` and gets a head. Choices (search, best checkpoint) are made on train and validation, and the test
+split is scored once. Without a test split that has labels, the published validation split becomes the test split and
+a new validation split is cut from train. (The authors halve the public validation split with the seed of the run, so
+their test rows differ between seeds. Here they are the same for all seeds, so that scores can be compared.)
 """
 
 from __future__ import annotations
@@ -14,36 +14,23 @@ import json
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s3pet.errors import TaskError, UnknownTaskError, nearest
-from s3pet.tasks.benchmarks import (
-    BENCHMARKS,
-    ENDINGS,
-    Entry,
-    Row,
-    RowsError,
-    compute_metric,
-    find_classes,
-    find_columns,
-    find_metrics,
-    name_splits,
-    number_label,
-    plain_label,
-    printed_values,
-    read_folder,
-    read_hub,
-    read_json,
-)
+from s3pet.backbones import embedded_path
+from s3pet.errors import BackboneError, TaskError, UnknownTaskError, nearest
+from s3pet.tasks.benchmarks import BENCHMARKS, HUB_NAMES
+from s3pet.tasks.labels import choose_columns, encode_label, find_classes, printed_values, read_label, read_text
+from s3pet.tasks.metrics import choose_metrics, compute_metric
+from s3pet.tasks.rows import Row, name_splits, read_folder, read_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FIELD = re.compile(r"\{([^{}]+)\}")
-_LEAST = 4  # training rows: two for each half of the search
+_LEAST = 4  # training rows a task needs: two in each half of the search
 
 
 @dataclass(frozen=True)
@@ -51,8 +38,8 @@ class Example:
     """One row.
 
     Attributes:
-        segments: one or two raw texts, for encoders.
-        source: the text-to-text input, prompt included.
+        segments: one or two texts, for encoders.
+        source: the text-to-text input, with the prompt.
         label: class index, or the value for regression.
     """
 
@@ -63,17 +50,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """A task, ready for any backbone.
+    """A task for any backbone.
 
     Attributes:
-        name: ``"pocket/sentiment"``, ``"glue/rte"``, or the folder's name.
-        train, validation, test: rows.
-        label_words: what a text-to-text backbone writes, one per class; for regression the printed values.
-        label_names: for people, one per class; empty for regression.
+        name: ``"pocket/sentiment"``, ``"glue/rte"``, or the name of the folder.
+        train, validation, test: the rows.
+        label_words: what a text-to-text backbone writes, one per class; for regression the values it may write.
+        label_names: names for people, one per class; empty for regression.
         metrics: names, the main one first.
-        regression: the label is a number.
-        tokenizer: of the backbone.
-        notes: how the splits were made, in plain words.
+        regression: True if labels are numbers.
+        tokenizer: the backbone's tokenizer.
+        notes: how the splits were made.
     """
 
     name: str
@@ -89,71 +76,73 @@ class Task:
 
     @property
     def metric(self) -> str:
-        """The main metric's name."""
+        """Name of the main metric."""
         return self.metrics[0]
 
     @property
     def n_labels(self) -> int:
-        """Outputs of a head: classes, or 1 for regression."""
+        """Outputs of a head: the number of classes, or 1 for regression."""
         return 1 if self.regression else len(self.label_words)
 
     @property
     def label_values(self) -> tuple[float, ...]:
-        """The numbers a text-to-text backbone may write for a regression task; empty for classes."""
+        """The numbers that a text-to-text backbone may write for regression; empty for classes."""
         return tuple(float(word) for word in self.label_words) if self.regression else ()
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all rows, label words and metrics, hexadecimal; the tokenizer and the notes do not count."""
+        """SHA-256 (hexadecimal) of all rows, label words and metrics; the tokenizer and the notes are left out."""
         rows = [[[e.segments, e.source, e.label] for e in part] for part in (self.train, self.validation, self.test)]
         text = json.dumps([rows, self.label_words, self.metrics], ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def search_split(self, seed: int = 0) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-        """Halves of the training split, ``(search_train, search_val)``.
+        """Return two halves of the training split, ``(search_train, search_val)``; the same for the same seed.
 
-        Disjoint, of equal size (an odd row is left out), with each class shared evenly (to one row), rows in their
-        order; the same halves for the same seed.
+        They have no row in common and equal sizes (of an odd number one row is left out). The classes are shared
+        evenly, up to one row, and rows keep their order.
         """
-        order = _spread(self.train, f"{seed}-search", stratify=not self.regression)
+        order = _class_order(self.train, f"{seed}-search", stratify=not self.regression)
         end = len(order) // 2 * 2
-        # Neighbours in a stratified order share a class, so every second row gives two balanced halves.
+        # Neighbours in this order have the same class, so taking every second row gives two balanced halves.
         first, second = (tuple(self.train[i] for i in sorted(order[start:end:2])) for start in (0, 1))
         return first, second
 
     def subsample(
         self, n_train: int | None = None, n_validation: int | None = None, n_test: int | None = None, seed: int = 0
     ) -> Task:
-        """The same task with at most so many rows in each split, drawn at random; None keeps a split whole.
+        """Return the task with at most this many random rows in each split; None keeps a split whole.
 
         Raises:
             TaskError: a number below 1, or fewer than 4 training rows.
         """
-        cut: dict[str, Any] = {}
+        parts: dict[str, Any] = {}
         notes = list(self.notes)
         for split, limit, least in (("train", n_train, _LEAST), ("validation", n_validation, 1), ("test", n_test, 1)):
             rows = getattr(self, split)
             if limit is not None and limit < least:
-                raise TaskError(f"task {self.name!r}: n_{split}={limit} given; at least {least} rows are needed")
+                raise TaskError(f"task {self.name!r}: n_{split}={limit} is too small; at least {least} rows are needed")
             if limit is not None and limit < len(rows):
-                cut[split] = tuple(random.Random(f"{seed}-{split}").sample(rows, limit))
+                parts[split] = tuple(random.Random(f"{seed}-{split}").sample(rows, limit))
                 notes.append(f"{split} is {limit} of {len(rows)} rows, drawn with seed {seed}")
-        return replace(self, **cut, notes=tuple(notes))
+        return replace(self, **parts, notes=tuple(notes))
 
     def score(self, predictions: Iterable[float], labels: Iterable[float]) -> dict[str, float]:
-        """All metrics of the task, the main one first; constant predictions give 0 where a correlation has none.
+        """Compute all metrics of the task, the main one first; see :func:`s3pet.tasks.metrics.compute_metric`.
 
         Args:
             predictions: class indices, or values for regression, one per row (a list, array or tensor).
-            labels: the same for the truth.
+            labels: the true ones, in the same form.
 
         Raises:
-            TaskError: no rows, or not as many predictions as labels.
+            TaskError: no rows, or not one prediction for each label.
         """
-        found, truth = ([getattr(v, "item", lambda v=v: v)() for v in values] for values in (predictions, labels))
-        if len(found) != len(truth) or not truth:
-            raise TaskError(f"task {self.name!r}: {len(found)} predictions for {len(truth)} labels; give one for each")
-        return {name: compute_metric(name, found, truth) for name in self.metrics}
+        predictions, labels = ([getattr(v, "item", lambda v=v: v)() for v in part] for part in (predictions, labels))
+        if len(predictions) != len(labels) or not labels:
+            raise TaskError(
+                f"task {self.name!r}: {len(predictions)} predictions for {len(labels)} labels; pass one each"
+            )
+        return {name: compute_metric(name, predictions, labels) for name in self.metrics}
 
     def __repr__(self) -> str:
         sizes = " / ".join(str(len(part)) for part in (self.train, self.validation, self.test))
@@ -162,11 +151,12 @@ class Task:
 
 
 def list_tasks() -> list[str]:
-    """Names :func:`load_task` knows; any folder of jsonl or csv files is a task too."""
-    folder = _pocket()
-    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder else []
-    pocket = [f"pocket/{path.name}" for path in found if any((path / f"train{ending}").is_file() for ending in ENDINGS)]
-    return pocket + [f"{suite}/{name}" for suite, entries in BENCHMARKS.items() for name in entries]
+    """Return the names that :func:`load_task` knows; it also takes any folder with jsonl or csv files."""
+    try:
+        files = sorted((embedded_path() / "tasks").glob("*/train.*"))
+    except BackboneError:  # an installation without the embedded data
+        files = []
+    return [f"pocket/{file.parent.name}" for file in files] + list(BENCHMARKS)
 
 
 def load_task(
@@ -187,198 +177,174 @@ def load_task(
     regression: bool | None = None,
     name: str | None = None,
 ) -> Task:
-    """Load a task by name, from a folder, or from data.
+    """Load a task by name, from a folder, or from rows.
 
-    What is given here wins over ``task.json`` or the benchmark's table, which win over what the rows say.
+    Arguments are stronger than ``task.json`` or the table of benchmarks, and these are stronger than what the rows say.
 
     Args:
-        source: ``"pocket/<name>"``, ``"glue/<name>"``, ``"superglue/<name>"``; a folder with ``train``, ``validation``
-            (or ``dev``) and perhaps ``test`` files (.jsonl; .csv; .tsv as GLUE writes it, without quoting) and perhaps
-            a ``task.json`` with any of the names below; or a mapping of split names to ``datasets.Dataset`` objects
-            or lists of dicts. A folder named as a GLUE task is read as that task.
-        tokenizer: of the backbone.
+        source: ``"pocket/<name>"``, ``"glue/<name>"``, ``"superglue/<name>"``; or a folder with files ``train``,
+            ``validation`` (or ``dev``) and perhaps ``test`` (.jsonl, .csv, .parquet, or .tsv without quoting as in
+            GLUE) and perhaps a ``task.json`` with any of the options below; or a mapping of split names to
+            ``datasets.Dataset`` objects or lists of dicts. A folder with the name of a GLUE task is read as that task.
+        tokenizer: the backbone's tokenizer.
         path: read a benchmark task from this folder instead of the hub.
-        n_train: use at most so many training rows (after validation was cut), drawn with ``seed``.
-        n_validation: rows of the validation split; None takes all, or, if it is cut from train, a tenth, at most 1,000.
-        seed: of everything drawn here.
-        template: text-to-text input with columns in braces; None writes ``name column: {column} …``.
+        n_train: use at most this many training rows (after validation was cut), drawn with ``seed``.
+        n_validation: rows of validation; None: all, or, if it is cut from train, a tenth of train, at most 1,000.
+        seed: seed of the cut and of the drawn rows.
+        template: text-to-text input with columns in braces; None: ``name column: {column} …``.
         label_words: one per class, in the order of the label ids; for regression the values that may be written.
-        label_names: for people; also the order of string labels where they differ from the label words.
-        metric: the main one, of accuracy, f1, f1_macro, matthews, pearson, spearman. metrics: all, the main one first.
-        text_columns: which columns hold the texts; None finds the usual names.
-        label_column: None means ``"label"``.
-        regression: the label is a number; None follows the metric.
-        name: of the task, for records.
+        label_names: names for people; also the order of text labels if they differ from the label words.
+        metric: the main metric: accuracy, f1, f1_macro, matthews, pearson or spearman.
+        metrics: all metrics, the main one first.
+        text_columns: columns with the texts; None: found by their usual names.
+        label_column: None: ``"label"``.
+        regression: True if labels are numbers; None: decided by the metric.
+        name: name of the task in saved runs.
 
     Returns:
         The task; ``notes`` says how its splits were made.
 
     Raises:
-        UnknownTaskError: no such task; names the nearest.
-        TaskError: rows or options that cannot be used; says which and why.
+        UnknownTaskError: no such task; the message lists similar names.
+        TaskError: rows or options that cannot be used; the message says which and why.
     """
-    named = {"template": template, "label_words": label_words, "label_names": label_names, "metric": metric,
-             "metrics": metrics, "text_columns": text_columns, "label_column": label_column,
-             "regression": regression}  # fmt: skip
-    given = {option: value for option, value in named.items() if value is not None}
-    found = str(source) if isinstance(source, str | Path) else "data"
+    where, known, rows = _locate(source, path)
+    options = {"template": template, "label_words": label_words, "label_names": label_names, "metric": metric,
+               "metrics": metrics, "text_columns": text_columns, "label_column": label_column,
+               "regression": regression}  # fmt: skip
+    spec = known | {option: value for option, value in options.items() if value is not None}
+    if template is not None:
+        spec.pop("fields", None)  # the names in the benchmark's own template
     try:
-        splits, spec, found = _find(source, path)
-        if template is not None:
-            spec.pop("fields", None)  # the table's field names belong to the table's prompt
-        task = _build(name or found, splits, spec | given, tokenizer, n_validation, seed)
-    except RowsError as error:
-        raise TaskError(f"task {name or found!r}: {error}") from error
-    return task.subsample(n_train, n_validation, seed=seed)
+        if not isinstance(rows, Mapping):
+            rows = read_hub(where) if rows is None else read_folder(rows, spec.get("validation"))
+        task = _build(name or where, rows, spec, tokenizer, n_validation, seed)
+    except TaskError as error:
+        raise TaskError(f"task {name or where!r}: {error}") from error
+    task = task.subsample(n_train, n_validation, seed=seed)
+    if len(labels := {example.label for example in task.train}) == 1:
+        label = labels.pop()
+        word = task.label_names[int(label)] if task.label_names else label
+        raise TaskError(f"task {task.name!r}: all training rows have the label {word!r}; at least two are needed")
+    return task
 
 
-def _find(source: Any, path: str | Path | None) -> tuple[dict[str, list[Row]], dict[str, Any], str]:
-    """(rows by split, what is known about them, name)."""
+def _locate(source: Any, path: str | Path | None) -> tuple[str, dict[str, Any], Any]:
+    """Return the name of a task, what is known about it, and its rows, the folder to read, or None for the hub."""
     suite, _, short = source.partition("/") if isinstance(source, str) else ("", "", "")
-    if suite in BENCHMARKS:
-        spec = _benchmark(suite, short)
-        rows = read_folder(Path(path), spec.get("validation")) if path is not None else read_hub(suite, short)
-        return rows, spec, str(source)
+    if suite in HUB_NAMES:
+        return source, _benchmark(source), None if path is None else Path(path)
     if path is not None:
-        raise TaskError(f"path= goes with a benchmark's name such as 'glue/rte'; for {source!r} give the folder itself")
+        raise TaskError(f"path= goes with a benchmark's name such as 'glue/rte'; pass the folder instead of {source!r}")
     if isinstance(source, Mapping):
-        # A datasets.Dataset may know the names, in the order of the ids.
-        column = (getattr(source.get("train"), "features", None) or {}).get("label")
-        spec = {"label_names": names, "label_words": names} if (names := getattr(column, "names", None)) else {}
-        return {str(split): list(rows) for split, rows in source.items()}, spec, "data"
+        column = (getattr(source.get("train"), "features", None) or {}).get("label")  # of a datasets.Dataset
+        names = getattr(column, "names", None)
+        rows = {str(split): list(rows) for split, rows in source.items()}
+        return "data", {"label_names": names, "label_words": names} if names else {}, rows
     if not isinstance(source, str | Path):
-        raise TaskError(
-            f"a {type(source).__name__} is not a task; give a name, a folder, or {{'train': rows, 'validation': rows}}"
-        )
-    pocket = _pocket() if suite == "pocket" else None
-    folder = pocket / short if pocket and short else Path(source)
+        kind = type(source).__name__
+        raise TaskError(f"a {kind} is not a task; pass a name, a folder, or {{'train': rows, 'validation': rows}}")
+    pocket = suite == "pocket" and short
+    folder = embedded_path() / "tasks" / short if pocket else Path(source)
     if not folder.is_dir():
-        raise UnknownTaskError(
-            f"task {str(source)!r} is neither known nor a folder; {nearest(str(source), list_tasks())}"
-            + ("; the embedded data (data/pocket) is not here" if suite == "pocket" and not pocket else "")
-        )
-    named = str(source) if pocket else folder.resolve().name
-    known = named.lower().replace("-", "")  # GLUE's own folders are called SST-2, STS-B, …
-    spec = _benchmark("glue", known) if known in BENCHMARKS["glue"] else {}
-    if (folder / "task.json").is_file():
-        spec = read_json(folder / "task.json")
-        named = named if pocket else str(spec.pop("name", named))
-    return read_folder(folder, spec.get("validation")), spec, named
+        hint = nearest(str(source), list_tasks())
+        raise UnknownTaskError(f"task {str(source)!r} is neither a known name nor a folder; {hint}")
+    name = str(source) if pocket else folder.resolve().name
+    if (file := folder / "task.json").is_file():
+        try:
+            known = dict(json.loads(file.read_text(encoding="utf-8-sig")))
+        except (ValueError, TypeError) as error:
+            raise TaskError(f"{file} is not JSON, or not an object: {error}") from error
+        return name if pocket else str(known.get("name", name)), known, folder
+    benchmark = "glue/" + name.lower().replace("-", "")  # GLUE's own folders are called SST-2, STS-B, …
+    return name, _benchmark(benchmark) if benchmark in BENCHMARKS else {}, folder
 
 
-def _benchmark(suite: str, name: str) -> dict[str, Any]:
-    if (suite, name) == ("superglue", "record"):
-        raise TaskError(
-            "superglue/record is not a fixed-label task (answers are entities of each passage): not supported"
-        )
-    entry: Entry | None = BENCHMARKS[suite].get(name)
-    if entry is None:
-        raise UnknownTaskError(f"task '{suite}/{name}' is not known; {nearest(f'{suite}/{name}', list_tasks())}")
-    return {
-        "label_words": entry.label_words or None,
-        "fields": entry.columns,
-        "template": entry.prompt or _prompt(name, entry.columns),
-        "metrics": entry.metrics,
-        "regression": not entry.label_words,
-        "validation": entry.validation,
-        "note": entry.note,
-    }
+def _benchmark(name: str) -> dict[str, Any]:
+    if name == "superglue/record":
+        raise TaskError(f"{name} is not supported: its answers are entities of each passage, not fixed labels")
+    if name not in BENCHMARKS:
+        raise UnknownTaskError(f"task {name!r} is not known; {nearest(name, list_tasks())}")
+    entry = BENCHMARKS[name]
+    return asdict(entry) | {"template": entry.template or _template(name, entry.fields), "hidden_test": True}
 
 
-def _prompt(name: str, columns: Iterable[str]) -> str:
-    return " ".join([name.split("/")[-1], *(f"{column}: {{{column}}}" for column in columns)])
+def _template(name: str, fields: Sequence[str]) -> str:
+    return " ".join([name.split("/")[-1], *(f"{field}: {{{field}}}" for field in fields)])
 
 
-def _build(
-    name: str, splits: dict[str, list[Row]], spec: dict[str, Any], tokenizer: Any, n_validation: int | None, seed: int
-) -> Task:
+def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_validation: int | None, seed: int) -> Task:
+    """Read all rows, find the classes, and make the splits."""
     parts = name_splits(splits, spec.get("validation"))
-    rows, label = parts["train"], spec.get("label_column") or "label"
-    for split, part in parts.items():
-        if wrong := next((row for row in part if not isinstance(row, Mapping)), None):
-            raise RowsError(f"{split}: a row is a {type(wrong).__name__}; expected dicts of columns")
-    if label not in rows[0]:
-        raise RowsError(f"no column {label!r}; columns are {sorted(rows[0])}. Pass label_column=…")
-    columns, fields = find_columns(rows[0], spec)
-    template = spec.get("template") or _prompt(name, fields)
-    if (unknown := set(_FIELD.findall(template)) - set(fields)) or not _FIELD.search(template):
-        what = f"names {sorted(unknown)}, which are no text columns" if unknown else "names no column"
-        raise RowsError(f"template {template!r} {what}; text columns are {list(fields)}")
-    metrics, regression = find_metrics(spec)
-    words, names, index = (printed_values if regression else find_classes)([row.get(label) for row in rows], spec)
+    label_column = spec.get("label_column") or "label"
+    if label_column not in parts["train"][0]:
+        raise TaskError(f"no column {label_column!r}; columns are {sorted(parts['train'][0])}. Pass label_column=…")
+    columns, fields = choose_columns(parts["train"][0], spec)
+    template = spec.get("template") or _template(name, fields)
+    if not (used := set(_FIELD.findall(template))) or used - set(fields):
+        raise TaskError(
+            f"template {template!r} must name text columns and nothing else; text columns are {list(fields)}"
+        )
+    metrics, regression = choose_metrics(spec)
+    labels = {
+        split: [read_label(f"{split} row {i}", row.get(label_column)) for i, row in enumerate(rows, 1)]
+        for split, rows in parts.items()
+    }
+    words, names, index = ((), (), None) if regression else find_classes(labels["train"], spec)
     if "f1" in metrics and len(words) != 2:
-        raise RowsError(f"metric 'f1' needs two classes, there are {len(words)}; use f1_macro")
-    made: dict[str, list[Example | None]] = {
+        raise TaskError(f"metric 'f1' needs two classes, there are {len(words)}; use f1_macro")
+    notes = [spec["note"]] if spec.get("note") else []
+    if all(label is None or (label == -1 and -1 not in (index or ())) for label in labels.get("test", [0])):
+        if not spec.get("hidden_test"):
+            raise TaskError("no test row has a label (−1 or empty); add the labels, or leave the test split out")
+        del parts["test"]
+        notes.append("the published test rows have no labels and are not used")
+    rows = {
         split: [
-            _example(f"{split} row {i + 1}", row, columns, fields, template, label, index, split == "test")
-            for i, row in enumerate(part)
+            _example(f"{split} row {i}", row, columns, fields, template, encode_label(f"{split} row {i}", label, index))
+            for i, (row, label) in enumerate(zip(part, labels[split], strict=True), 1)
         ]
         for split, part in parts.items()
     }
-    if all(example is None or (regression and example.label == -1) for example in made["test"]):
-        made["test"] = []
-    full = {split: [example for example in examples if example is not None] for split, examples in made.items()}
-    for split, examples in full.items():
-        if lost := len(made[split]) - len(examples):
-            raise RowsError(f"{split}: {lost} rows have no label (−1 or empty); remove them")
-    notes = [spec["note"]] if spec.get("note") else []
-    if full["test"]:
+    if regression:
+        words = printed_values([example.label for example in rows["train"]], spec.get("label_words"))
+    if "test" in rows:
         notes.append("splits are used as given")
     else:
-        full["test"] = full["validation"]
-        count = n_validation if n_validation is not None else max(1, min(1000, len(rows) // 10))
-        if not 1 <= count <= len(rows) - _LEAST:
-            raise RowsError(
-                f"{len(rows)} training rows cannot give {count} for validation and keep {_LEAST}; "
-                "add rows or a test split, or lower n_validation"
-            )
-        order = _spread(full["train"], f"{seed}-validation", stratify=not regression)
-        picks = {order[round(k * len(order) / count)] for k in range(count)}  # evenly through the classes
-        full["validation"] = [example for i, example in enumerate(full["train"]) if i in picks]
-        full["train"] = [example for i, example in enumerate(full["train"]) if i not in picks]
+        rows["test"] = rows["validation"]
+        rows["train"], rows["validation"] = _cut(rows["train"], n_validation, f"{seed}-validation", not regression)
+        count = len(rows["validation"])
         notes.append(f"test is the published validation split; validation is {count} rows cut from train, seed {seed}")
-    if len(full["train"]) < _LEAST:
-        raise RowsError(f"{len(full['train'])} training rows are too few; a search needs {_LEAST}")
-    train, validation, test = (tuple(full[split]) for split in ("train", "validation", "test"))
+    if len(rows["train"]) < _LEAST:
+        raise TaskError(f"{len(rows['train'])} training rows are too few; a search needs {_LEAST}")
+    train, validation, test = (tuple(rows[split]) for split in ("train", "validation", "test"))
     return Task(name, train, validation, test, words, names, metrics, regression, tokenizer, tuple(notes))
 
 
 def _example(
-    where: str,
-    row: Row,
-    columns: tuple[str, ...],
-    fields: tuple[str, ...],
-    template: str,
-    label: str,
-    index: Any,
-    test: bool,
-) -> Example | None:
-    """One row read; None if it has no label."""
-    if any(row.get(column) is None for column in columns) or (label not in row and not test):
-        raise RowsError(f"{where}: needs columns {[*columns, label]}, has {sorted(row)}")
-    texts = [str(row[column]).strip() for column in columns]
-    segments = (" ".join(texts[:-1]), texts[-1]) if len(texts) > 2 else tuple(texts)
+    where: str, row: Row, columns: Sequence[str], fields: Sequence[str], template: str, label: int | float
+) -> Example:
+    texts = [read_text(where, row, column) for column in columns]
     by_field = dict(zip(fields, texts, strict=True))
-    source = _FIELD.sub(lambda match: by_field[match[1]], template)  # one pass: braces in a text stay text
-    value = plain_label(row.get(label))
-    if value is None or (value == -1 and index is not None and -1 not in index):
-        return None
-    if index is None:
-        return Example(segments, source, number_label(where, value))
-    if value not in index:
-        raise RowsError(f"{where}: label {row[label]!r} is not one of {list(index)}")
-    return Example(segments, source, index[value])
+    source = _FIELD.sub(lambda match: by_field[match[1]], template)  # in one pass: braces in a text stay text
+    return Example((" ".join(texts[:-1]), texts[-1]) if len(texts) > 2 else tuple(texts), source, label)
 
 
-def _spread(rows: Sequence[Example], key: str, stratify: bool) -> list[int]:
-    """Row numbers in a seeded order; stratified: grouped by class, so that every stretch holds its share of each."""
+def _cut(rows: list[Example], count: int | None, key: str, stratify: bool) -> tuple[list[Example], list[Example]]:
+    """Cut a validation split from the training rows in which each class keeps its share."""
+    count = max(1, min(1000, len(rows) // 10)) if count is None else count
+    if not 1 <= count <= len(rows) - _LEAST:
+        raise TaskError(
+            f"{len(rows)} training rows cannot give {count} for validation and keep {_LEAST}; add rows or a test "
+            "split, or lower n_validation"
+        )
+    order = _class_order(rows, key, stratify=stratify)
+    picks = {order[round(k * len(order) / count)] for k in range(count)}
+    return [row for i, row in enumerate(rows) if i not in picks], [rows[i] for i in sorted(picks)]
+
+
+def _class_order(rows: Sequence[Example], key: str, *, stratify: bool) -> list[int]:
+    """Return row numbers in random order; stratified: grouped by class, so that every stretch has its share of each."""
     order = list(range(len(rows)))
     random.Random(key).shuffle(order)
     return sorted(order, key=lambda i: rows[i].label) if stratify else order
-
-
-def _pocket() -> Path | None:
-    """The embedded tasks: beside the package in a checkout, inside it in a wheel."""
-    package = Path(__file__).resolve().parent.parent
-    folders = (root / "data" / "pocket" / "tasks" for root in (package.parent, package))
-    return next((folder for folder in folders if folder.is_dir()), None)

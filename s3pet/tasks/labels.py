@@ -1,0 +1,115 @@
+"""Read the columns of a row: which ones hold texts, and which class or value a label stands for."""
+
+from __future__ import annotations
+
+import math
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from s3pet.errors import TaskError
+from s3pet.tasks.rows import Row
+
+Label = int | float | str | None
+_USUAL_COLUMNS = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
+    ("question", "passage"), ("text1", "text2"), ("sentence1",), ("sentence",), ("text",), ("question",),
+)  # fmt: skip
+
+
+def choose_columns(row: Row, spec: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the text columns of the rows and their names in the prompt; a benchmark's file may use other names."""
+    fields, columns = tuple(spec.get("fields") or ()), tuple(spec.get("text_columns") or ())
+    if not columns:
+        candidates = (fields, *_USUAL_COLUMNS) if fields else _USUAL_COLUMNS
+        columns = next((names for names in candidates if set(names) <= set(row)), ())
+    missing = [column for column in columns if column not in row]
+    if missing or not columns or (fields and len(columns) != len(fields)):
+        expected = missing or list(fields) or "text column (sentence, text, sentence1, …)"
+        raise TaskError(f"no {expected} in columns {sorted(row)}. Pass text_columns=(…)")
+    return columns, fields or columns
+
+
+def read_text(where: str, row: Row, column: str) -> str:
+    """Return the text of a cell without surrounding blanks. A number is text too; anything else is a TaskError."""
+    value = row.get(column)
+    if isinstance(value, str) or (isinstance(value, Real) and math.isfinite(value)):
+        return str(value).strip()
+    problem = f"holds {reprlib.repr(value)}" if column in row else f"is missing (the row has {sorted(row)})"
+    raise TaskError(f"{where}: column {column!r} {problem}; expected a text")
+
+
+def read_label(where: str, value: Any) -> Label:
+    """Return a label as int, float or str, and None if it is missing: True, 1.0, "1" and 1 are all 1."""
+    if isinstance(value, str):
+        value = value.strip()
+        return int(value) if re.fullmatch(r"-?[0-9]+", value) else value or None
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        number = float(value)
+        return None if math.isnan(number) else int(number) if number.is_integer() else number
+    if value is not None:
+        raise TaskError(f"{where}: the label {reprlib.repr(value)} is neither a number nor a text")
+    return None
+
+
+def encode_label(where: str, label: Label, index: Mapping[Label, int] | None) -> int | float:
+    """Return the class index of a label or, without an index, its value; a missing label is a TaskError."""
+    if index is not None and label in index:
+        return index[label]
+    if label is None or (index is not None and label == -1):
+        raise TaskError(f"{where} has no label ({label}); remove the row")
+    if index is not None:
+        raise TaskError(f"{where}: label {label!r} is not one of {list(index)}")
+    return _number(where, label)
+
+
+def find_classes(
+    labels: Sequence[Label], spec: Mapping[str, Any]
+) -> tuple[tuple[str, ...], tuple[str, ...], dict[Label, int]]:
+    """Return label words, label names, and the class index of each label.
+
+    Labels of the rows are label names, label words, or, if these are all texts, positions among them.
+    """
+    words, names = (tuple(map(str, spec.get(key) or ())) for key in ("label_words", "label_names"))
+    orders: list[Sequence[Label]] = [[read_label("", text) for text in texts] for texts in (names, words) if texts]
+    listed = {label for order in orders for label in order}
+    values = {label for label in labels if label is not None and (label != -1 or -1 in listed)}
+    shown = sorted(map(str, values))[:8]
+    if {type(value) for value in values} not in ({int}, {str}):
+        raise TaskError(f"labels must be all integers or all texts, not {shown}; pass regression=True for numbers")
+    if not orders:
+        orders = [sorted(values)]  # type: ignore[type-var]
+        words = tuple(map(str, orders[0]))
+    elif not any(isinstance(label, int) for label in listed):
+        orders.append(range(len(orders[0])))
+    words, names = words or names, names or words
+    distinct = len(set(words)) == len(words) == len(names) == len(set(names))
+    if not distinct or len(words) < 2 or not all(word.strip() for word in words):
+        raise TaskError(f"a task needs two classes or more with distinct words and names: words {words}, names {names}")
+    order = next((order for order in orders if values <= set(order)), None)
+    if order is None:
+        raise TaskError(f"labels {shown} are not among {orders[0]}; pass label_names=(…) in the order of the words")
+    return words, names, {label: position for position, label in enumerate(order)}
+
+
+def printed_values(values: Sequence[float], label_words: Sequence[Any] | None) -> tuple[str, ...]:
+    """Return what a text-to-text backbone may write for a regression: the label words, or 26 steps over the values."""
+    low, step = min(values), (max(values) - min(values)) / 25
+    words = tuple(map(str, label_words or [f"{low + k * step:.4g}" for k in range(26)]))
+    if len({_number("label_words", word) for word in words}) < max(len(words), 2):
+        raise TaskError(f"the values to be written, {words[:6]}, must be two or more distinct numbers")
+    return words
+
+
+def _number(where: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise TaskError(f"{where}: label {value!r} is not a number")
+    return number

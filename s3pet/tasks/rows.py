@@ -1,0 +1,113 @@
+"""Read the rows of a task from files or from the hub: each row is a dict of columns."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from s3pet.errors import TaskError
+from s3pet.tasks.benchmarks import HUB_NAMES
+
+Row = Mapping[str, Any]
+ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet")
+SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "valid": "validation", "test": "test"}
+
+
+def read_folder(folder: Path, validation: str | None = None) -> dict[str, list[Row]]:
+    """Read every file that is named after a split (``validation`` is one more such name); other files are ignored."""
+    if not folder.is_dir():
+        raise TaskError(f"{folder} is not a folder; expected one with train.jsonl and validation.jsonl (or .csv, .tsv)")
+    content = sorted(path for path in folder.iterdir())
+    files = {path.name: path for path in content if path.stem in (*SPLITS, validation) and path.suffix in ENDINGS}
+    stems = {path.stem for path in files.values()}
+    if "train" not in stems:
+        names = [path.name for path in content][:8] or "nothing"
+        raise TaskError(f"{folder} has no train file of {', '.join(ENDINGS)}; it holds {names}")
+    if "test" not in stems and (unreadable := [path.name for path in content if path.stem == "test"]):
+        raise TaskError(f"{folder}: {unreadable[0]} cannot be read; use {', '.join(ENDINGS)}, or rename the file")
+    return {name: _read_file(path) for name, path in files.items()}
+
+
+def read_hub(name: str) -> dict[str, list[Row]]:
+    """Read all splits of a benchmark task such as ``"glue/rte"`` through ``datasets``, or from its cache if offline."""
+    from datasets import load_dataset
+
+    suite, _, short = name.partition("/")
+    try:
+        data = load_dataset(HUB_NAMES[suite], short)
+    except Exception as error:  # datasets raises many kinds of errors when the hub cannot be reached
+        reason = " ".join(str(error).split())[:200]
+        raise TaskError(
+            f"it could not be loaded from the hub ({reason}). Pass a folder with its train and validation files: "
+            f"load_task({name!r}, tokenizer, path=…)"
+        ) from error
+    return {split: list(rows) for split, rows in data.items()}
+
+
+def name_splits(splits: Mapping[str, list[Row]], validation: str | None = None) -> dict[str, list[Row]]:
+    """Return the rows of ``"train"``, ``"validation"`` and, if there is such a split, ``"test"``.
+
+    A split that is missing, empty or there twice is a TaskError, and so is a row that is not a dict.
+    """
+    parts: dict[str, list[Row]] = {}
+    for name, rows in splits.items():
+        stem = name.partition(".")[0]  # of a file
+        split = "validation" if stem == validation else SPLITS.get(stem)
+        if split in parts:
+            raise TaskError(f"{sorted(splits)} hold {split!r} under two names; keep one")
+        if split is not None:
+            parts[split] = rows
+    for split in dict.fromkeys(["train", "validation", *parts]):
+        if not parts.get(split):
+            raise TaskError(f"split {split!r} is empty or absent; the splits are {sorted(splits)}")
+        for row in parts[split]:
+            if not isinstance(row, Mapping):
+                raise TaskError(f"{split}: a row is a {type(row).__name__}; expected dicts of columns")
+    return parts
+
+
+def _read_file(path: Path) -> list[Any]:
+    """Read parquet, JSON lines, CSV, or TSV as GLUE writes it (no quoting). Every cell of a CSV or TSV is a string."""
+    import pandas as pd
+
+    try:
+        if path.suffix == ".jsonl":
+            return list(_read_json_lines(path))
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path).to_dict("records")
+        tabs = path.suffix == ".tsv"
+        table = pd.read_csv(
+            path,
+            sep="\t" if tabs else ",",
+            quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+            header=None,  # so that a row with more cells than the header is an error, and no column an index
+            engine="python",  # pads a short row with NaN; the default engine pads with "", like an empty cell
+            keep_default_na=False,
+            dtype=str,
+            encoding="utf-8-sig",
+        )
+        header, rows = table.iloc[0].tolist(), table.iloc[1:]
+        if (short := rows.isna().any(axis=1)).any():
+            raise ValueError(f"row {short.idxmax()} has fewer cells than the header {header}")
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path} is not UTF-8 text: {error}") from error
+    except (ValueError, OSError) as error:
+        raise TaskError(f"{path}: {error}") from error
+    return rows.set_axis(header, axis=1).to_dict("records")
+
+
+def _read_json_lines(path: Path) -> Iterator[Row]:
+    """Read one object per line. (``pandas.read_json`` names no line, and turns integers beside a gap into floats.)"""
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"line {number} is not JSON: {error}") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number} is not a JSON object")
+                yield row

@@ -1,0 +1,158 @@
+"""Rows: every file format gives the same rows, and a broken file or split is named."""
+
+import datasets
+import pytest
+from task_data import data, rows, write
+
+from s3pet.errors import TaskError
+from s3pet.tasks import Example, load_task
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet"])
+def test_a_folder_reads_the_same_in_every_format(tmp_path, ending):
+    task = load_task(write(tmp_path / "mine", data(), ending=ending))
+    assert task.fingerprint == load_task(data(), name="mine").fingerprint
+    assert (task.name, task.label_words, task.metric, task.n_labels) == ("mine", ("0", "1"), "accuracy", 2)
+    assert task.train[0] == Example(("a text 0",), "mine sentence: a text 0", 0)
+    assert task.notes == ("splits are used as given",)
+
+
+def test_dev_is_validation_and_other_files_are_left_alone(tmp_path):
+    folder = write(tmp_path / "x", {"train": rows(40), "dev": rows(5), "test": rows(5)})
+    (folder / "predictions.jsonl").write_text("not json")
+    assert len(load_task(folder).validation) == 5
+
+
+def test_a_line_separator_inside_a_row_is_text(tmp_path):
+    splits = data()
+    splits["train"][0]["sentence"] = "one\u2028two\x85three"
+    assert load_task(write(tmp_path, splits)).train[0].segments == ("one\u2028two\x85three",)
+
+
+def test_a_quote_in_a_tsv_is_text_and_in_a_csv_a_quote(tmp_path):
+    part = [f'"No, she said\t{i % 2}' for i in range(8)]
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *part]))
+    assert load_task(tmp_path).train[0].segments == ('"No, she said',)
+    other = tmp_path / "csv"
+    other.mkdir()
+    for split in ("train", "validation", "test"):
+        (other / f"{split}.csv").write_text(
+            "sentence,label\n" + "\n".join(f'"No, she\nsaid",{i % 2}' for i in range(8))
+        )
+    assert load_task(other).train[0].segments == ("No, she\nsaid",)
+
+
+def test_the_hub_and_a_folder_give_the_same_task(tmp_path, monkeypatch):
+    """The hub path is the same code after loading: its rows, with -1 in test, against a folder with other columns."""
+    hub = {
+        s: [{"question": f"{s}{i}?", "sentence": f"{s}{i}.", "label": i % 2, "idx": i} for i in range(40)]
+        for s in ("train", "validation")
+    }
+    unlabelled = [{"question": "q", "sentence": "s", "label": -1, "idx": 0}]
+    asked = []
+
+    def load_dataset(*names):
+        asked.append(names)
+        return datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in {**hub, "test": unlabelled}.items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    from_hub = load_task("glue/qnli")
+    assert asked == [("nyu-mll/glue", "qnli")]
+    local = {
+        s: [{"sentence1": r["question"], "sentence2": r["sentence"], "label": r["label"]} for r in part]
+        for s, part in hub.items()
+    }
+    from_folder = load_task("glue/qnli", path=write(tmp_path / "anything", local))
+    assert from_hub.fingerprint == from_folder.fingerprint == load_task(write(tmp_path / "QNLI", local)).fingerprint
+    assert from_hub.name == from_folder.name == "glue/qnli"
+    first = from_folder.test[0]
+    assert (first.source, first.segments) == (
+        "qnli question: validation0? sentence: validation0.",
+        ("validation0?", "validation0."),
+    )
+
+
+def test_an_unreachable_hub_says_to_give_a_folder(monkeypatch):
+    def load_dataset(*names):
+        raise ConnectionError("Couldn't reach the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(TaskError, match=r"reach the hub.*path=…"):
+        load_task("glue/rte")
+
+
+def test_broken_files_are_named_with_their_line(tmp_path):
+    folder = write(tmp_path / "x", data())
+    train = (folder / "train.jsonl").read_text().splitlines()
+    for line, message in (("{'sentence'", "train.jsonl: line 3 is not JSON"), ("[1]", "line 3 is not a JSON object")):
+        (folder / "train.jsonl").write_text("\n".join([*train[:2], line]))
+        with pytest.raises(TaskError, match=message):
+            load_task(folder)
+    (folder / "train.jsonl").write_text("\n".join(train))
+    (folder / "train.csv").write_text("sentence,label\nx,0\n")
+    with pytest.raises(TaskError, match=r"'train\.csv', 'train\.jsonl', .* hold 'train' under two names"):
+        load_task(folder)
+    (folder / "train.jsonl").unlink()
+    (folder / "train.csv").write_text("sentence,label\nx,0\ny,1,z\n")
+    with pytest.raises(TaskError, match=r"train\.csv: Expected 2 fields in line 3, saw 3"):
+        load_task(folder)
+    (folder / "train.csv").write_text("sentence,label\nx,0,z\ny,1,z\n")  # not a column of row names
+    with pytest.raises(TaskError, match=r"train\.csv: Expected 2 fields in line 2, saw 3"):
+        load_task(folder)
+    (folder / "train.csv").write_text("label,sentence\n0,x\n1\n")
+    with pytest.raises(TaskError, match="row 2 has fewer cells than the header"):
+        load_task(folder)
+    (folder / "train.csv").write_text('sentence,label\n"x,0\n')
+    with pytest.raises(TaskError, match=r"train\.csv: unexpected end of data"):
+        load_task(folder)
+    (folder / "train.csv").write_bytes(b"sentence,label\n\xff\xfe,0\n")
+    with pytest.raises(TaskError, match="not UTF-8"):
+        load_task(folder)
+    (folder / "train.csv").unlink()
+    with pytest.raises(TaskError, match="no train file"):
+        load_task(folder)
+    (folder / "task.json").write_text("{")
+    with pytest.raises(TaskError, match=r"task\.json is not JSON"):
+        load_task(folder)
+
+
+def test_splits_that_cannot_be_used():
+    with pytest.raises(TaskError, match="'validation' is empty or absent"):
+        load_task({"train": rows(40)})
+    with pytest.raises(TaskError, match="'train' is empty or absent"):
+        load_task({"train": [], "validation": rows(4)})
+    with pytest.raises(TaskError, match="under two names"):
+        load_task({"train": rows(40), "validation": rows(4), "dev": rows(4)})
+    with pytest.raises(TaskError, match="cannot give 1 for validation"):
+        load_task({"train": rows(4), "validation": rows(4)})
+    with pytest.raises(TaskError, match="too few"):
+        load_task({"train": rows(3), "validation": rows(4), "test": rows(4)})
+    with pytest.raises(TaskError, match="a row is a str"):
+        load_task({"train": ["text"], "validation": ["text"]})
+    with pytest.raises(TaskError, match="a list is not a task"):
+        load_task(rows(40))
+    splits = data()
+    del splits["train"][5]["sentence"]
+    with pytest.raises(TaskError, match=r"train row 6: column 'sentence' is missing \(the row has \['label'\]\)"):
+        load_task(splits)
+
+
+def test_empty_cells_and_words_like_na_stay_text(tmp_path):
+    """pandas reads them as NaN unless told otherwise; a label column with gaps must not turn 1 into 1.0 either."""
+    for ending, mark in (("csv", ","), ("tsv", "\t")):
+        for split in ("train", "validation", "test"):
+            lines = [("sentence1", "sentence2", "label"), ("", "NA", "no"), ("nan", "", "yes"), ("null", "1.0", "no")]
+            text = "\n".join(mark.join(line) for line in [*lines, ("007", "None", "yes")])
+            (folder := tmp_path / ending).mkdir(exist_ok=True)
+            (folder / f"{split}.{ending}").write_text(text)
+        task = load_task(folder)
+        assert [example.segments for example in task.train] == [
+            ("", "NA"),
+            ("nan", ""),
+            ("null", "1.0"),
+            ("007", "None"),
+        ]
+        (folder / f"test.{ending}").write_text("\n".join(mark.join(line) for line in [*lines, ("a", "b", "")]))
+        with pytest.raises(TaskError, match="test row 4 has no label"):
+            load_task(folder)

@@ -1,0 +1,205 @@
+"""The command line: its options are those of the library, its errors are one line, and it runs every command."""
+
+import json
+import runpy
+import sys
+from dataclasses import fields
+from types import SimpleNamespace
+
+import pytest
+from tiny import tiny_t5
+from toy import toy_rows, toy_tokenizer
+
+import s3pet
+from s3pet.cli import main
+from s3pet.errors import RunError
+from s3pet.objective import ObjectiveSettings
+from s3pet.searcher import Settings
+from s3pet.tuning import Recipe
+
+COMMANDS = ("search", "retrain", "compare", "study", "space", "demo")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A model folder and a task folder, as a user would have them."""
+    root = tmp_path_factory.mktemp("cli")
+    tiny_t5().save_pretrained(root / "model")
+    toy_tokenizer().save_pretrained(root / "model")
+    (root / "task").mkdir()
+    for split, n, seed in (("train", 80, 1), ("validation", 20, 2), ("test", 20, 3)):
+        lines = "".join(json.dumps(row) + "\n" for row in toy_rows(n, seed))
+        (root / "task" / f"{split}.jsonl").write_text(lines)
+    (root / "task" / "task.json").write_text(json.dumps({"label_words": ["no", "yes"]}))
+    return root
+
+
+@pytest.fixture
+def common(folders):
+    return ["--model", str(folders / "model"), "--task", str(folders / "task"), "--quiet"]
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What the library's functions are called with; nothing is run."""
+    calls = {}
+
+    def record(name):
+        def call(*args, **kwargs):
+            calls[name] = SimpleNamespace(args=args, kwargs=kwargs)
+            raise RunError(f"{name} was called")
+
+        return call
+
+    for name in ("search", "retrain", "compare"):
+        monkeypatch.setattr(s3pet, name, record(name))
+    return calls
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as exit_code:
+        main([command, "--help"])
+    assert exit_code.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: s3pet {command}")
+
+
+@pytest.mark.parametrize(
+    ("command", "record", "skipped"),
+    [("search", Settings, set()), ("retrain", Recipe, set()), ("compare", Recipe, {"seed"})],
+)
+def test_every_setting_is_an_option(command, record, skipped, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    words = capsys.readouterr().out.replace("[", " ").replace("]", " ").split()
+    names = {field.name for kind in (record, ObjectiveSettings) for field in fields(kind)}
+    assert {f"--{name.replace('_', '-')}" for name in names - skipped} <= set(words)
+    assert not {f"--{name}" for name in skipped} & set(words)
+
+
+def test_only_options_that_were_used_are_passed_on(common, called, tmp_path):
+    """So the defaults, and those of --settings paper, are the library's own."""
+    run = [*common, "--budget", "300", "--out", str(tmp_path / "run")]
+    main(["search", *run])
+    kwargs = called["search"].kwargs
+    assert (kwargs["settings"], kwargs["objective"], kwargs["budget"]) == ("default", {}, "300")
+    assert (kwargs["out"], kwargs["overwrite"], kwargs["progress"]) == (tmp_path / "run", False, False)
+    assert not {field.name for field in fields(Settings)} & set(kwargs)
+    main(["search", *run, "--settings", "paper", "--steps", "7", "--alpha-lr", "0.5", "--max-length", "40",
+          "--pooling", "mean", "--overwrite"])  # fmt: skip
+    kwargs = called["search"].kwargs
+    assert (kwargs["settings"], kwargs["steps"], kwargs["alpha_lr"], kwargs["overwrite"]) == ("paper", 7, 0.5, True)
+    assert kwargs["objective"] == {"max_length": 40, "pooling": "mean"}
+    assert {"lr", "warmup", "max_length", "pooling"}.isdisjoint(kwargs)
+    main(["retrain", *common, "lnfit", "--lr", "0.01", "--loss", "lm"])
+    kwargs = called["retrain"].kwargs
+    assert (kwargs["lr"], kwargs["objective"]) == (0.01, {"loss": "lm"})
+    assert {"steps", "seed", "settings", "loss"}.isdisjoint(kwargs)
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--steps", "2.5"], ["--settings", "authors"], ["--start-budget", "2"], ["--step", "3"]]
+)
+def test_unknown_and_unreadable_options_are_refused(common, wrong, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_code:
+        main(["search", *common, "--budget", "300", "--out", str(tmp_path / "run"), *wrong])
+    assert exit_code.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
+
+
+def test_search_retrain_and_compare(folders, common, capsys):
+    run, quick = folders / "run", ["--steps", "6", "--batch-size", "8"]
+    assert main(["search", *common, "--budget", "300", "--out", str(run), "--seed", "3", *quick]) == 0
+    loaded = s3pet.load_run(run)
+    assert (loaded.config["seed"], loaded.config["budget"]) == (3, 300)
+    assert {path.name for path in (run / "figures").iterdir()} == {"gates.png", "gates.pdf"}
+    model, tokenizer = s3pet.load_backbone(folders / "model")
+    task = s3pet.load_task(folders / "task", tokenizer)
+    space = s3pet.make_space(model)
+    same = s3pet.search(model, task, space, budget=300, seed=3, steps=6, batch_size=8, progress=False)
+    assert same.gates.alpha.tolist() == loaded.gates.alpha.tolist()
+    capsys.readouterr()
+    assert main(["search", *common, "--budget", "300", "--out", str(run), *quick]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+    for structure in (str(run), str(run / "structure.json"), "lnfit", "full"):
+        assert main(["retrain", *common, structure, *quick]) == 0
+        assert "test" in capsys.readouterr().out
+    assert main(["retrain", *common, str(run), "--budget", "100", "--out", str(folders / "tuned"), *quick]) == 0
+    assert json.loads((folders / "tuned" / "structure.json").read_text())["budget"] == 100
+
+    rows = folders / "rows.jsonl"
+    arguments = ["compare", *common, str(run), "--random", "2", "--manual", "lnfit", "--references", "zero-shot"]
+    assert main([*arguments, "--out", str(rows), *quick]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("Test accuracy", "searched", "random", "lnfit", "zero-shot"))
+    assert len(rows.read_text().splitlines()) == 5
+
+
+def test_errors_are_one_line(folders, common, capsys):
+    out = ["--out", str(folders / "x"), "--steps", "2"]
+    for arguments, message in [
+        (["search", *common, "--budget", "abc", *out], "is not a number"),
+        (["search", *common, "--budget", "0", *out], "must be positive"),
+        (["search", *common, "--budget", "99999999", *out], "the backbone has only"),
+        (["retrain", *common, "no/such.json"], "no structure file"),
+        (["space", "--model", str(folders / "nothing")], "is not a folder"),
+        (["search", "--task", str(folders / "no"), "--budget", "300", *out], "neither a known name nor a folder"),
+    ]:
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("s3pet: ")
+        assert message in error
+        assert error.count("\n") == 1
+    with pytest.raises(SystemExit):
+        main(["dance"])
+    assert not (folders / "x").exists()
+
+
+def test_the_space_is_printed(folders, capsys):
+    assert main(["space", "--model", str(folders / "model")]) == 0
+    printed = capsys.readouterr().out
+    assert "encoder.0.attn.q" in printed
+    assert "Space('mixed'" in printed
+
+
+def test_the_demo_replaces_a_finished_run_only_when_told(called, tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert called["search"].kwargs == {"budget": "0.05%", "batch_size": 16, "out": tmp_path, "overwrite": False}
+    assert "pocket/sentiment" in capsys.readouterr().out
+    assert main(["demo", "--out", str(tmp_path), "--overwrite", "--task", "pocket/number"]) == 2
+    assert called["search"].kwargs["overwrite"] is True
+    assert called["search"].args[1].name == "pocket/number"
+
+
+def test_a_finished_run_is_an_error_that_says_what_to_do(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "finished run" in error and "--overwrite" in error and "overwrite=True" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.slow
+def test_the_demo(monkeypatch, tmp_path, capsys):
+    """The whole path, with few steps."""
+    search, compare, load_task = s3pet.search, s3pet.compare, s3pet.load_task
+    monkeypatch.setattr(s3pet, "load_task", lambda *args: load_task(*args).subsample(200, 40, 40))
+    monkeypatch.setattr(s3pet, "search", lambda *args, **kwargs: search(*args, **kwargs, steps=6))
+    monkeypatch.setattr(
+        s3pet, "compare", lambda *args, **kwargs: compare(*args, **{**kwargs, "evaluations": 1}, steps=2)
+    )
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    printed = capsys.readouterr().out
+    assert "zero-shot" in printed and f"are in {tmp_path / 'demo'}." in printed
+    files = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert {"config.json", "gates.parquet", "structure.json", "comparison.csv", "figures"} <= files
+    assert {path.stem for path in (tmp_path / "demo" / "figures").iterdir()} == {"gates", "structure", "comparison"}
+
+
+def test_python_m_s3pet(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["s3pet", "--version"])
+    with pytest.raises(SystemExit) as exit_code:
+        runpy.run_module("s3pet", run_name="__main__")
+    assert exit_code.value.code == 0
+    assert capsys.readouterr().out == f"s3pet {s3pet.__version__}\n"
