@@ -34,17 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-<<<<<<< HEAD
-def _parser() -> argparse.ArgumentParser:
-    from s3pet.settings import Settings
-    from s3pet.structure import MANUAL
-    from s3pet.tuning import REFERENCES, Recipe
-
-    parser = argparse.ArgumentParser(prog="s3pet", description="Which PET modules where, found by search.")
-=======
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="s3pet", description="Search which PET modules to put where in a model.")
->>>>>>> inputs
     parser.add_argument("--version", action="version", version=f"s3pet {s3pet.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -137,38 +128,11 @@ def _search(args: argparse.Namespace) -> None:
     print(f"{s3pet.describe(result)}\n{result.structure()}\nThe run is saved in {args.out}.")
 
 
-<<<<<<< HEAD
-def _structure(given: str, space: Any, model: Any, budget: str | None) -> Any:
-    from s3pet.structure import MANUAL
-    from s3pet.tuning import REFERENCES
-
-    if given in REFERENCES:
-        return given
-    if given in MANUAL or given == "all":
-        return s3pet.manual_structure(model if given == "adapter" else space, given)
-    path = Path(given)
-    if path.is_dir():
-        return s3pet.load_run(path).structure(budget)
-    if not path.is_file():
-        known = ", ".join([*MANUAL, "all", *REFERENCES])
-        raise s3pet.errors.RunError(f"{given!r} is no structure file, no run folder, and none of {known}")
-    return s3pet.Structure.from_json(path, model)
-
-
-def _retrain(arguments: argparse.Namespace) -> None:
-    from s3pet.tuning import Recipe
-
-    model, task, space = _load(arguments)
-    structure = _structure(arguments.structure, space, model, arguments.budget)
-    options = {**_options(arguments, Recipe), "out": arguments.out, "progress": not arguments.quiet}
-    tuned = s3pet.retrain(model, task, structure, **options)
-=======
 def _retrain(args: argparse.Namespace) -> None:
     """Train a structure from fresh modules and evaluate it."""
     model, task, space = _load(args)
     structure = _load_structure(args.structure, space, model, args.budget)
     tuned = s3pet.retrain(model, task, structure, out=args.out, **_settings(args, Recipe))
->>>>>>> inputs
     shown = ("metric", "validation", "test", "n_params", "head_params", "best_step")
     print(*(f"{name:<12} {tuned.metrics[name]}" for name in shown), f"{'cost':<12} {tuned.cost}", sep="\n")
 

@@ -31,11 +31,11 @@ from s3pet.errors import BudgetError, SearchError
 from s3pet.gates import Budget
 from s3pet.modules import LORA_ALPHA
 from s3pet.objective import Objective, make_objective
-from s3pet.tuning import TunedModel, isolated_random, tune
 from s3pet.space import Rule, Space, layers_of, make_space
 from s3pet.structure import Structure, parse_budget, select_mask
 from s3pet.tasks import Task
 from s3pet.trainer import Learner, Recipe
+from s3pet.tuning import TunedModel, isolated_random, tune
 
 _NAME = "default"  # PEFT's name of an adapter
 MIN_STEPS = 10

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from s3pet.errors import RunError
-from s3pet.tuning import TunedModel, retrain
 from s3pet.structure import Structure
 from s3pet.tasks import Task
+from s3pet.tuning import TunedModel, retrain
 
 if TYPE_CHECKING:
     import pandas as pd

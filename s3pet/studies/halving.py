@@ -23,10 +23,10 @@ from tqdm.auto import tqdm
 from s3pet.cost import Cost
 from s3pet.errors import SearchError
 from s3pet.gates import Budget
-from s3pet.tuning import retrain
 from s3pet.result import SearchResult
 from s3pet.structure import Structure, parse_budget, select_structure
 from s3pet.tasks import Task
+from s3pet.tuning import retrain
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from s3pet.studies.adalora import allocated_structure, retrain_adalora
 from s3pet.backbones import load_backbone
-from s3pet.studies.comparison import Entry, measured
 from s3pet.errors import S3PetError, StudyError
-from s3pet.studies.halving import alternatives, successive_halving
-from s3pet.tuning import retrain
 from s3pet.searcher import search as search_structure
-from s3pet.studies.selectors import depth_structure, sensitive_structure
 from s3pet.settings import Settings
 from s3pet.space import make_space
 from s3pet.structure import Structure, manual_structure, parse_budget, random_structure
+from s3pet.studies.adalora import allocated_structure, retrain_adalora
+from s3pet.studies.comparison import Entry, measured
+from s3pet.studies.halving import alternatives, successive_halving
+from s3pet.studies.selectors import depth_structure, sensitive_structure
 from s3pet.tasks import Task, load_task
 from s3pet.transfer import average_gates
+from s3pet.tuning import retrain
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,9 +9,9 @@ from s3pet.errors import StudyError
 from s3pet.result import SearchResult, load_run
 from s3pet.studies.statistics import over_tasks, summary
 from s3pet.studies.study import KINDS, Study
-from s3pet.transfer import agreement
 from s3pet.studies.validation import best_of
 from s3pet.studies.variance import variance_components
+from s3pet.transfer import agreement
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -38,11 +38,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s3pet.studies.comparison import read_rows
 from s3pet.errors import StudyError
 from s3pet.gates import Budget
-from s3pet.studies.jobs import Row, each, run_row, run_search
 from s3pet.result import SearchResult, config_hash, load_run, write_table
+from s3pet.studies.comparison import read_rows
+from s3pet.studies.jobs import Row, each, run_row, run_search
 from s3pet.studies.validation import choose_lr
 
 if TYPE_CHECKING:
