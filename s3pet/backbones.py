@@ -196,6 +196,20 @@ def _auto_class(config: Any, name: str) -> Any:
 
 
 @contextmanager
+def preserved_modes(*modules: nn.Module) -> Iterator[None]:
+    """Restore the training mode of every submodule and ``requires_grad`` of every parameter after any exit."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    flags = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Hide the progress bars and loading reports of transformers; s3pet checks for missing weights itself."""
     from transformers.utils import logging as hf_logging

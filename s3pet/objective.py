@@ -11,71 +11,24 @@ first teaches that a label word comes next, and a small structure may learn noth
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from numbers import Integral, Real
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3pet.backbones import backbone_kind
+from s3pet.backbones import backbone_kind, preserved_modes
 from s3pet.errors import SearchError, TaskError
+from s3pet.records import check_fields
 from s3pet.tasks import Example, Task
 
 Batch = dict[str, Tensor]
 Row = dict[str, Any]
-Choices = Mapping[str, Sequence[Any]]
 CHOICES = {"pooling": (None, "pooler", "first", "mean"), "loss": ("choice", "lm"), "precision": ("float32", "bfloat16")}
-EXPECTED = {int: "a whole number", float: "a finite number", str: "a string", NoneType: "None"}
 POOL = 8  # number of batches whose rows are sorted by length together
-
-
-def check_fields(
-    record: Any, positive: Sequence[str] = (), least: Mapping[str, int] | None = None, choices: Choices | None = None
-) -> None:
-    """Check types and ranges of a frozen dataclass in its ``__post_init__``; NumPy numbers become Python's.
-
-    Args:
-        record: its fields are annotated int, float or str, alone or with None. A boolean is not a number.
-        positive: fields that must be above 0. least: smallest value, by field. choices: allowed values, by field.
-
-    Raises:
-        SearchError: the message names the field, its value and what is expected.
-    """
-    for name, hint in get_type_hints(type(record)).items():
-        value, kinds = getattr(record, name), get_args(hint) or (hint,)
-        if int in kinds and isinstance(value, Integral) and not isinstance(value, bool):
-            object.__setattr__(record, name, int(value))
-        elif float in kinds and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
-            object.__setattr__(record, name, float(value))
-        elif isinstance(value, Real) or not isinstance(value, kinds):
-            raise SearchError(f"{name} must be {' or '.join(EXPECTED[kind] for kind in kinds)}, got {value!r}")
-        if name in positive and value is not None and value <= 0:
-            raise SearchError(f"{name} must be > 0, got {value}")
-        if least and name in least and value is not None and value < least[name]:
-            raise SearchError(f"{name} must be >= {least[name]}, got {value}")
-        if choices and name in choices and value not in choices[name]:
-            raise SearchError(f"{name}={value!r} is not one of {', '.join(map(str, choices[name]))}")
-
-
-@contextmanager
-def preserved_modes(*modules: nn.Module) -> Iterator[None]:
-    """Restore the training mode of every submodule and ``requires_grad`` of every parameter after any exit."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    flags = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 @dataclass(frozen=True)

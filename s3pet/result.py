@@ -17,14 +17,11 @@ gives. Tables are plain pandas; nothing that is read here is executed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,78 +31,15 @@ from safetensors.torch import save_file
 
 from s3pet.errors import RunError
 from s3pet.gates import Budget
+from s3pet.records import Cost, config_hash, write_json, write_table
 from s3pet.space import Candidate, Space
-from s3pet.structure import Structure, parse_budget, select_mask, select_structure, write_json
+from s3pet.structure import Structure, parse_budget, select_mask, select_structure
 
 if TYPE_CHECKING:
     import pandas as pd
 
 STATE = "state.safetensors"
 RESULTS_VERSION = 1  # raised when the same config gives other numbers
-
-
-@dataclass
-class Cost:
-    """What a search or a retraining cost.
-
-    Attributes:
-        passes: forward and backward passes of one batch through the backbone.
-        rows: rows in these passes; a row counts once per pass.
-        scored: rows that went forward only, to be scored.
-        seconds: wall clock.
-        peak_memory: bytes. On a GPU: the most that torch had allocated. On a CPU: the largest resident size of the
-            whole process that was seen at the start, after a step, or at the end.
-    """
-
-    passes: int = 0
-    rows: int = 0
-    scored: int = 0
-    seconds: float = 0.0
-    peak_memory: int | None = None
-
-    @classmethod
-    def of(cls, metrics: Mapping[str, Any]) -> Cost:
-        """The cost in a run's metrics; early versions wrote passes and seconds only."""
-        if "cost" in metrics:
-            return cls(**metrics["cost"])
-        return cls(passes=metrics.get("passes", 0), seconds=metrics.get("seconds", 0.0))
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``metrics.json``."""
-        return asdict(self) | {"seconds": round(self.seconds, 3)}
-
-    def note_memory(self, device: torch.device) -> None:
-        """Raise ``peak_memory`` to what is in use now."""
-        if device.type == "cuda":
-            used = torch.cuda.max_memory_allocated(device)
-        else:
-            import psutil
-
-            used = psutil.Process().memory_info().rss
-        self.peak_memory = max(used, self.peak_memory or 0)
-
-    @contextmanager
-    def watch_memory(self, device: torch.device) -> Iterator[None]:
-        """Note the memory at the start and at the end."""
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        self.note_memory(device)
-        try:
-            yield
-        finally:
-            self.note_memory(device)
-
-    def __add__(self, other: Cost) -> Cost:
-        """The cost of two runs, one after the other."""
-        peak = max((n for n in (self.peak_memory, other.peak_memory) if n is not None), default=None)
-        passes, rows, scored = self.passes + other.passes, self.rows + other.rows, self.scored + other.scored
-        return Cost(passes, rows, scored, self.seconds + other.seconds, peak)
-
-    def __str__(self) -> str:
-        counts = {"passes": self.passes, "rows": self.rows, "rows scored": self.scored}
-        parts = [f"{number:,} {name}" for name, number in counts.items() if number] + [f"{self.seconds:.1f} s"]
-        parts += [] if self.peak_memory is None else [f"peak {self.peak_memory / 1e6:,.0f} MB"]
-        return ", ".join(parts)
 
 
 @dataclass
@@ -311,27 +245,3 @@ def load_state(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, torch
 def _decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a run: all of its config but the versions of the libraries."""
     return {name: value for name, value in config.items() if name != "versions"}
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that change with anything in the config."""
-    text = json.dumps(config, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write parquet atomically."""
-    temporary = path.with_name(path.name + ".part")
-    table.to_parquet(temporary, index=False)
-    os.replace(temporary, path)
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that compute."""
-    numbers = {}
-    for name in ("s3pet", "torch", "transformers", "numpy"):
-        try:
-            numbers[name] = version(name)
-        except PackageNotFoundError:  # a source tree on the path, not installed
-            numbers[name] = "source"
-    return numbers

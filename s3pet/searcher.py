@@ -30,22 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from s3pet import bilevel
-from s3pet.backbones import backbone_checksum
+from s3pet.backbones import backbone_checksum, preserved_modes
 from s3pet.errors import SearchError
 from s3pet.gates import GRADIENT_MODES, Budget, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
-from s3pet.objective import Batch, Stream, check_fields, derive, make_objective, preserved_modes
+from s3pet.objective import Batch, Stream, derive, make_objective
 from s3pet.progress import View, make_view
-from s3pet.result import (
-    RESULTS_VERSION,
-    Cost,
-    SearchResult,
-    config_hash,
-    gate_table,
-    load_state,
-    refuse_finished,
-    save_state,
-    versions,
-)
+from s3pet.records import Cost, check_fields, config_hash, versions
+from s3pet.result import RESULTS_VERSION, SearchResult, gate_table, load_state, refuse_finished, save_state
 from s3pet.space import Space
 from s3pet.structure import parse_budget, select_mask
 from s3pet.supernet import Supernet

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +26,7 @@ from torch import Tensor
 from s3pet.errors import BudgetError, SpaceError, StructureMismatchError, nearest
 from s3pet.gates import Budget
 from s3pet.modules import PETS
+from s3pet.records import write_json
 from s3pet.space import Candidate, Rule, Space, candidate_table, counterparts, find_sites, layers_of, make_space
 
 FORMAT = "s3pet-structure"
@@ -218,23 +218,6 @@ class Structure:
         counts = Counter(candidate.pet for candidate in self.candidates)
         parts = ", ".join(f"{count} {pet}" for pet, count in counts.items()) or "empty"
         return f"Structure({self.origin.get('kind', 'custom')}: {parts}; {self.n_params:,} parameters)"
-
-
-def write_json(record: Mapping[str, Any], path: Path) -> None:
-    """Write JSON atomically; numbers that are not finite become null."""
-    temporary = path.with_name(path.name + ".part")
-    text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _finite(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def select_mask(probs: Tensor, costs: Tensor, budget: float) -> Tensor:

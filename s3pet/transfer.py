@@ -19,7 +19,8 @@ import torch
 
 from s3pet.errors import RunError
 from s3pet.gates import Budget, shifted_sigmoid
-from s3pet.result import SearchResult, config_hash, gate_table
+from s3pet.records import config_hash
+from s3pet.result import SearchResult, gate_table
 from s3pet.space import Space, layers_of
 from s3pet.structure import parse_budget, random_structure
 

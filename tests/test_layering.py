@@ -15,7 +15,7 @@ CORE = (
 )
 WINGS = ("widgets", "studies", "export")
 LEVELS = [
-    ("errors", "progress"),
+    ("errors",), ("progress", "records"),
     ("backbones", "tasks"),
     CORE,
     ("plots",),

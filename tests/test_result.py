@@ -11,7 +11,8 @@ from toy import toy_task
 
 from s3pet import load_run, make_space, search
 from s3pet.errors import BudgetError, RunError
-from s3pet.result import Cost, load_state, save_state, write_json
+from s3pet.records import Cost, write_json
+from s3pet.result import load_state, save_state
 
 QUIET = {"progress": False, "batch_size": 16}
 

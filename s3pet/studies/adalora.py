@@ -34,7 +34,7 @@ from s3pet.objective import Objective, make_objective
 from s3pet.space import Rule, Space, layers_of, make_space
 from s3pet.structure import Structure, parse_budget, select_mask
 from s3pet.tasks import Task
-from s3pet.trainer import Learner, Recipe
+from s3pet.tuning import Learner, Recipe
 from s3pet.tuning import TunedModel, isolated_random, tune
 
 _NAME = "default"  # PEFT's name of an adapter
@@ -73,7 +73,7 @@ def retrain_adalora(
             A comparison should choose it and ``lr`` on the validation split.
         cross_attention: adapt the decoder's cross-attention as well, as :func:`s3pet.make_space` does.
         progress: show a bar.
-        **recipe: fields of :class:`s3pet.trainer.Recipe`: steps, batch_size, lr (3e-3), seed, ….
+        **recipe: fields of :class:`s3pet.tuning.Recipe`: steps, batch_size, lr (3e-3), seed, ….
 
     Returns:
         A tuned model on a copy of the backbone. ``metrics`` has the keys of :func:`s3pet.retrain`; ``n_params`` counts

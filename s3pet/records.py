@@ -1,0 +1,162 @@
+"""Records of runs: settings that are checked, costs that are counted, files that are written in one move.
+
+Nothing here knows the method. A file is written beside its place and moved there, so it is never half written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+import numpy as np
+import psutil
+import torch
+
+from s3pet.errors import SearchError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Choices = Mapping[str, Sequence[Any]]
+EXPECTED = {int: "a whole number", float: "a finite number", str: "a string", NoneType: "None"}
+
+
+def check_fields(
+    record: Any, positive: Sequence[str] = (), least: Mapping[str, int] | None = None, choices: Choices | None = None
+) -> None:
+    """Check types and ranges of a frozen dataclass in its ``__post_init__``; NumPy numbers become Python's.
+
+    Args:
+        record: its fields are annotated int, float or str, alone or with None. A boolean is not a number.
+        positive: fields that must be above 0. least: smallest value, by field. choices: allowed values, by field.
+
+    Raises:
+        SearchError: the message names the field, its value and what is expected.
+    """
+    for name, hint in get_type_hints(type(record)).items():
+        value, kinds = getattr(record, name), get_args(hint) or (hint,)
+        if int in kinds and isinstance(value, Integral) and not isinstance(value, bool):
+            object.__setattr__(record, name, int(value))
+        elif float in kinds and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+            object.__setattr__(record, name, float(value))
+        elif isinstance(value, Real) or not isinstance(value, kinds):
+            raise SearchError(f"{name} must be {' or '.join(EXPECTED[kind] for kind in kinds)}, got {value!r}")
+        if name in positive and value is not None and value <= 0:
+            raise SearchError(f"{name} must be > 0, got {value}")
+        if least and name in least and value is not None and value < least[name]:
+            raise SearchError(f"{name} must be >= {least[name]}, got {value}")
+        if choices and name in choices and value not in choices[name]:
+            raise SearchError(f"{name}={value!r} is not one of {', '.join(map(str, choices[name]))}")
+
+
+@dataclass
+class Cost:
+    """What a search or a retraining cost.
+
+    Attributes:
+        passes: forward and backward passes of one batch through the backbone.
+        rows: rows in these passes; a row counts once per pass.
+        scored: rows that went forward only, to be scored.
+        seconds: wall clock.
+        peak_memory: bytes. On a GPU: the most that torch had allocated. On a CPU: the largest resident size of the
+            whole process that was seen at the start, after a step, or at the end.
+    """
+
+    passes: int = 0
+    rows: int = 0
+    scored: int = 0
+    seconds: float = 0.0
+    peak_memory: int | None = None
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, Any]) -> Cost:
+        """The cost in a run's metrics; early versions wrote passes and seconds only."""
+        if "cost" in metrics:
+            return cls(**metrics["cost"])
+        return cls(passes=metrics.get("passes", 0), seconds=metrics.get("seconds", 0.0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``metrics.json``."""
+        return asdict(self) | {"seconds": round(self.seconds, 3)}
+
+    def note_memory(self, device: torch.device) -> None:
+        """Raise ``peak_memory`` to what is in use now."""
+        if device.type == "cuda":
+            used = torch.cuda.max_memory_allocated(device)
+        else:
+            used = psutil.Process().memory_info().rss
+        self.peak_memory = max(used, self.peak_memory or 0)
+
+    @contextmanager
+    def watch_memory(self, device: torch.device) -> Iterator[None]:
+        """Note the memory at the start and at the end."""
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.note_memory(device)
+        try:
+            yield
+        finally:
+            self.note_memory(device)
+
+    def __add__(self, other: Cost) -> Cost:
+        """The cost of two runs, one after the other."""
+        peak = max((n for n in (self.peak_memory, other.peak_memory) if n is not None), default=None)
+        passes, rows, scored = self.passes + other.passes, self.rows + other.rows, self.scored + other.scored
+        return Cost(passes, rows, scored, self.seconds + other.seconds, peak)
+
+    def __str__(self) -> str:
+        counts = {"passes": self.passes, "rows": self.rows, "rows scored": self.scored}
+        parts = [f"{number:,} {name}" for name, number in counts.items() if number] + [f"{self.seconds:.1f} s"]
+        parts += [] if self.peak_memory is None else [f"peak {self.peak_memory / 1e6:,.0f} MB"]
+        return ", ".join(parts)
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that change with anything in the config."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def write_json(record: Mapping[str, Any], path: Path) -> None:
+    """Write JSON atomically; numbers that are not finite become null."""
+    temporary = path.with_name(path.name + ".part")
+    text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _finite(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write parquet atomically."""
+    temporary = path.with_name(path.name + ".part")
+    table.to_parquet(temporary, index=False)
+    os.replace(temporary, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that compute."""
+    numbers = {}
+    for name in ("s3pet", "torch", "transformers", "numpy"):
+        try:
+            numbers[name] = version(name)
+        except PackageNotFoundError:  # a source tree on the path, not installed
+            numbers[name] = "source"
+    return numbers
