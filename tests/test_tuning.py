@@ -18,7 +18,7 @@ from s3pet.backbones import backbone_checksum
 from s3pet.errors import RunError, SearchError, StructureMismatchError
 from s3pet.objective import Objective, Stream, make_objective
 from s3pet.supernet import Supernet
-from s3pet.tuning import PetTrainer
+from s3pet.trainer import PetTrainer
 from s3pet.tuning import Learner, Recipe
 
 QUICK = {"steps": 30, "batch_size": 16, "evaluations": 3}

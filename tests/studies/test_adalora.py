@@ -13,7 +13,7 @@ from s3pet.backbones import backbone_checksum
 from s3pet.errors import BudgetError, RunError, SearchError
 from s3pet.objective import make_objective
 from s3pet.tuning import tune
-from s3pet.tuning import Learner, PetTrainer, Recipe
+from s3pet.trainer import Learner, PetTrainer, Recipe
 
 pytest.importorskip("peft", reason="the optional extra s3pet[peft] is not installed")
 from s3pet.studies.adalora import _Allocation, allocated_structure, orthogonality, retrain_adalora

@@ -1,0 +1,200 @@
+"""The training of a structure by Hugging Face's ``Trainer``.
+
+The Trainer sees a module whose only parameters are the trained tensors (:class:`Learner`), so its checkpoints hold
+nothing else (kilobytes). Here they lie in a temporary folder, without the state of the optimiser; with a lasting
+``output_dir`` and ``save_only_model=False`` the same trainer resumes exactly, because batch t depends only on the seed
+and t.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from s3pet.backbones import quiet_transformers
+from s3pet.errors import SearchError
+from s3pet.objective import Objective, Row, Stream
+from s3pet.records import Cost, check_fields
+from s3pet.supernet import Supernet
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a structure is trained; every field is a keyword of :func:`retrain`.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: examples per step.
+        lr: learning rate of AdamW; None takes 3e-3 for PET modules and heads, 5e-4 for full fine-tuning.
+        vector_lr: learning rate of BitFit and LNFit as a multiple of ``lr``; at 10 a step of AdamW changes the output
+            of a bias about as much as that of a LoRA.
+        lr_warmup: steps over which the learning rate rises from 0.
+        evaluations: how often the validation split is scored, evenly spaced.
+        seed: of fresh tensors, order of batches and dropout.
+    """
+
+    steps: int = 300
+    batch_size: int = 32
+    lr: float | None = None
+    vector_lr: float = 1.0
+    lr_warmup: int = 0
+    evaluations: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "batch_size", "lr", "vector_lr", "evaluations")
+        check_fields(self, positive=positive, least={"lr_warmup": 0, "seed": 0})
+        if self.lr_warmup > self.steps:
+            raise SearchError(f"lr_warmup must be at most steps ({self.steps}), got {self.lr_warmup}")
+        if self.seed >= 2**32:
+            raise SearchError(f"seed must be below 2**32, got {self.seed}")
+
+
+class Learner(nn.Module):
+    """The trained tensors as one module for the Trainer; a call gives the loss of a batch.
+
+    Args:
+        objective: computes the loss; its head, if it has one, is trained.
+        supernet: its PET tensors are trained.
+        backbone: a copy of the user's backbone; its parameters that require gradients are trained.
+
+    Attributes:
+        names, weights: the trained tensors. target: the supernet, or else the copy. cost: passes and rows so far.
+    """
+
+    objective: Objective
+    target: nn.Module
+
+    def __init__(self, objective: Objective, supernet: Supernet | None = None, backbone: nn.Module | None = None):
+        super().__init__()
+        # Not submodules, so that the trained tensors are all that parameters() and state_dict() hold.
+        self.__dict__ |= {"objective": objective, "target": supernet if supernet is not None else backbone}
+        tensors = {} if supernet is None else dict(zip(supernet.keys, supernet.weights, strict=True))
+        head, rest = (dict(module.named_parameters()) if module else {} for module in (objective.head, backbone))
+        tensors |= {f"head/{name}": parameter for name, parameter in head.items()}
+        tensors |= {f"backbone/{name}": parameter for name, parameter in rest.items() if parameter.requires_grad}
+        self.names, self.weights = tuple(tensors), nn.ParameterList(tensors.values())
+        self.vectors = [] if supernet is None else supernet.vectors()  # of BitFit and LNFit
+        self.cost = Cost()
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        """``{"loss": scalar}`` of a collated batch."""
+        self.cost.passes += 1
+        self.cost.rows += len(batch["target"])
+        return {"loss": self.objective.loss(batch)}
+
+    def train(self, mode: bool = True) -> Learner:
+        """Also switches the dropout of the backbone and the head."""
+        self.objective.model.train(mode)
+        self.objective.train(mode)
+        return super().train(mode)
+
+    def attached(self) -> Any:
+        """A context with the PET modules on the backbone; does nothing without a supernet."""
+        return self.target if isinstance(self.target, Supernet) else nullcontext()
+
+    def optimizer(self, args: TrainingArguments, vector_lr: float) -> torch.optim.Optimizer:
+        """The Trainer's own optimiser, with another learning rate for biases and norms."""
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        vectors = {id(parameter) for parameter in self.vectors}
+        others = [parameter for parameter in self.weights if id(parameter) not in vectors]
+        quick = {"params": self.vectors, "lr": vector_lr * options["lr"]}
+        return kind([{"params": others}, quick], weight_decay=0.0, **options)
+
+
+class PetTrainer(Trainer):
+    """Hugging Face's Trainer with the batches of a :class:`Stream` and the task's metrics; ``model`` is a Learner."""
+
+    control: Any
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches 0, 1, 2, … of the stream, as many as all processes need."""
+        stream = Stream(self.train_dataset, self.args.per_device_train_batch_size, self.args.seed)
+        n_batches = self.args.max_steps * self.args.gradient_accumulation_steps * self.args.world_size
+        batches = [stream.indices(step) for step in range(n_batches)]
+        rows: Any = stream.rows
+        return self.accelerator.prepare(DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the Trainer's; a loss that is not finite raises SearchError before the optimiser uses its gradient."""
+        loss = super().training_step(*args, **kwargs)
+        if not bool(torch.isfinite(loss)):
+            raise SearchError("the training loss is NaN or infinite")
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The task's metrics on the validation split."""
+        scores = self.model.objective.evaluate(self.model.objective.task.validation, self.eval_dataset)
+        metrics = {f"eval_{name}": value for name, value in scores.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class Bar(ProgressCallback):
+    """The Trainer's progress bar without its lines of logs."""
+
+    on_log = TrainerCallback.on_log
+
+
+def train(
+    learner: Learner, rows: list[Row], recipe: Recipe, lr: float, callbacks: Sequence[TrainerCallback], score_from: int
+) -> tuple[int, list[dict[str, float]], SearchError | None]:
+    """Run the Trainer and leave the best weights in the learner; their step, the validation curve, and any failure."""
+    task, failure, every = learner.objective.task, None, max(1, recipe.steps // recipe.evaluations)
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+        args = TrainingArguments(
+            output_dir=folder,
+            max_steps=recipe.steps,
+            per_device_train_batch_size=recipe.batch_size,
+            learning_rate=lr,
+            warmup_steps=recipe.lr_warmup,
+            max_grad_norm=2.0,  # as in the paper
+            seed=recipe.seed,
+            eval_strategy="steps",
+            eval_steps=every,
+            eval_delay=score_from,
+            save_strategy="best",
+            save_only_model=True,
+            save_total_limit=1,
+            metric_for_best_model=task.metric,
+            load_best_model_at_end=True,
+            logging_steps=every,
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=learner.objective.device.type == "cpu",
+        )
+        trainer = PetTrainer(
+            model=learner,
+            args=args,
+            data_collator=learner.objective.collate,
+            train_dataset=learner.objective.encode(task.train),
+            eval_dataset=rows,
+            callbacks=list(callbacks),
+            optimizers=(learner.optimizer(args, recipe.vector_lr), None),
+        )
+        trainer.remove_callback(PrinterCallback)
+        try:
+            trainer.train()
+        except SearchError as error:
+            failure = SearchError(
+                f"training diverged at step {trainer.state.global_step}: {error}. Lower lr (now {lr:g}) or raise "
+                "lr_warmup. The best model scored before, if any, is the attribute `tuned` of this error"
+            )
+            failure.__cause__ = error
+            if trainer.state.best_model_checkpoint is not None:
+                learner.load_state_dict(load_file(Path(trainer.state.best_model_checkpoint) / SAFE_WEIGHTS_NAME))
+    name = f"eval_{task.metric}"
+    curve = [{"step": log["step"], "score": log[name]} for log in trainer.state.log_history if name in log]
+    return int(trainer.state.best_global_step or 0), curve, failure
