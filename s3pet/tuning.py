@@ -276,7 +276,7 @@ def _make_learner(
     if not isinstance(structure, Structure) and structure not in REFERENCES:
         raise SearchError(f"structure {structure!r} is neither a Structure nor one of {', '.join(REFERENCES)}")
     if is_attached(model):
-        raise SearchError("a supernet is attached to this model; detach it first")
+        raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
     target = copy.deepcopy(model).eval() if structure == "full" else model
     objective = make_objective(target, task, settings, seed=seed)
     if structure == "full":
