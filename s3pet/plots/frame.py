@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.transforms import ScaledTranslation
 
@@ -27,6 +28,7 @@ def finish_axes(ax: Axes, x: str, y: str, handles: list[Any], title: str | None,
     ax.set_ylabel(y, size=1.07 * style().font)
     ax.set_title(title or "", size=1.27 * style().font)
     ax.tick_params(labelsize=style().font)
+    sns.despine(ax=ax)
     figure = figure_of(ax)
     figure.draw_without_rendering()  # settles the layout, so that the extents below are final
     frame = ax.get_tightbbox()
