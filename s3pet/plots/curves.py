@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter
 
 from s3pet.errors import PlotError
 from s3pet.plots.frame import finish_axes, in_order
-from s3pet.plots.grid import LABELS, MAP_COLUMNS, ROLES, cut_and_start, gate_cells, make_grid
+from s3pet.plots.grid import LABELS, MAP_COLUMNS, ROLES, cut_and_start, gate_cells
 from s3pet.plots.style import PET_COLOURS, PETS, as_table, figure_of, flag, new_axes, style, styled
 
 PROFILES = {"layer": ["stack", "layer", "pet"], "role": ["role", "pet"], "stack": ["stack", "pet"], "pet": ["pet"]}
@@ -77,33 +77,45 @@ def plot_profile(
     """
     shares, upright = profile_shares(gates, by, value), by == "layer"
     keys = [name for name in PROFILES[by] if name != "pet"] or ["pet"]
+    pets = in_order(set(shares["pet"]), PETS)
     totals = shares.groupby(keys, sort=False)[["share", "uniform"]].sum()
-    columns = make_grid(as_table(gates, MAP_COLUMNS)).columns
-    at = pd.Series([columns[key] for key in totals.index] if upright else np.arange(len(totals)), totals.index)
-    width = float(np.clip(0.6 + 0.13 * len(at), 3.35, 6.9))
-    ax = ax or (new_axes(width, 2.8) if upright else new_axes(None, 1.2 + 0.17 * len(at)))
-    bar: Any = ax.bar if upright else ax.barh
+    bars = (
+        shares.pivot_table("share", keys, shares["pet"].rename("module"), sort=False).loc[totals.index, pets].fillna(0)
+    )
+    n, scale = len(bars), style().scale
+    ax = ax or (new_axes(float(np.clip(0.8 + 0.15 * n, 3.35, 6.9)), 2.8) if upright else new_axes(None, 1.2 + 0.17 * n))
+    colours = [PET_COLOURS.get(pet, style().grey) for pet in pets]
+    bars.plot(kind="bar" if upright else "barh", stacked=True, width=0.8, color=colours, ax=ax, legend=False, rot=0)
     mark: Any = ax.hlines if upright else ax.vlines
-    ends, handles, high = pd.Series(0.0, totals.index), list[Any](), 1.06 * float(totals.to_numpy().max())
-    for pet in in_order(set(shares["pet"]), PETS):
-        share, colour = shares[shares["pet"] == pet].groupby(keys, sort=False)["share"].sum(), _colour(pet)
-        bar(at[share.index], share, 0.8, ends[share.index], label=pet, color=colour, linewidth=0)
-        ends[share.index] += share
-        handles += [] if by == "pet" else [Patch(color=colour, linewidth=0, label=PETS.get(pet, pet))]
-    for gid, colour, wide in (("halo", style().ground, 2.6), ("uniform", style().ink, 1.2)):  # seen on any bar
-        mark(totals["uniform"], at - 0.46, at + 0.46, color=colour, linewidth=wide * style().scale, gid=gid)
-    handles.append(Line2D([], [], color=style().ink, linewidth=1.2 * style().scale, label="uniform gates"))
-    if upright:
-        ax.set_ylim(0, 1.09 * high)  # the names of the stacks lie above the bars
-        ax.spines[["top", "right"]].set_visible(False)
-        _label_layers(ax, columns)
-        finish_axes(ax, "layer", SHARES[value], handles, title)
-    else:
-        ax.set(xlim=(0, high), ylim=(len(at) - 0.4, -0.6))
+    for gid, colour, width in (("halo", style().ground, 2.6), ("uniform", style().ink, 1.2)):  # visible on any bar
+        places = np.arange(n)
+        mark(totals["uniform"], places - 0.46, places + 0.46, color=colour, linewidth=width * scale, gid=gid)
+    handles: list[Any] = [Patch(color=c, label=PETS.get(pet, pet)) for pet, c in zip(pets, colours, strict=True)]
+    handles = [
+        *handles * (by != "pet"),
+        Line2D([], [], color=style().ink, linewidth=1.2 * scale, label="uniform gates"),
+    ]
+    high = 1.06 * float(totals.to_numpy().max())
+    ax.tick_params("x" if upright else "y", length=0)
+    if not upright:
+        ax.set(xlim=(0, high), ylim=(n - 0.4, -0.6))
         names = [_role(name) if by == "role" else PETS.get(name, name) for name in totals.index]
-        ax.set_yticks(at, [f"{name}  {number:.0f} %" for name, number in zip(names, totals["share"], strict=True)])
-        ax.tick_params("y", length=0)
+        ax.set_yticklabels([f"{name}  {share:.0f} %" for name, share in zip(names, totals["share"], strict=True)])
         finish_axes(ax, SHARES[value].replace("\n", " "), "", handles, title)
+        return ax
+    stacks, layers = (totals.index.get_level_values(i) for i in (0, 1))
+    every = int(np.ceil(1.5 * style().font * n / (ax.bbox.width * 72 / figure_of(ax).dpi)))  # bars between labels
+    labels = [name[0] if not name.isdigit() else name if int(name) % every == 0 else "" for name in layers]
+    ax.set(xlim=(-0.7, n - 0.3), ylim=(0, 1.09 * high))  # the names of the stacks lie above the bars
+    ax.set_xticklabels(labels)
+    for stack in stacks.unique():
+        places = np.flatnonzero(stacks == stack)
+        look: dict[str, Any] = {"ha": "center", "va": "top", "size": style().font, "weight": "bold", "gid": "stack"}
+        ax.text(places.mean(), 0.99, stack, transform=ax.get_xaxis_transform(), **look)
+        if places[0]:
+            ax.axvline(places[0] - 0.5, color=style().grey, linewidth=0.7, gid="stack-separator")
+    outside = sorted({f"{name[0]}: {name}" for name in layers if not name.isdigit()})
+    finish_axes(ax, f"layer ({', '.join(outside)})" if outside else "layer", SHARES[value], handles, title)
     return ax
 
 
@@ -142,29 +154,27 @@ def plot_trajectories(
     final, chosen, scale, handles = paths.iloc[-1], flag(gates, "chosen"), style().scale, list[Any]()
     ax = ax or new_axes(None, 3.4)
     thin = float(np.clip(150 / len(gates), 0.35, 1)) ** 0.5  # thinner where there are many
-    for pet in in_order(set(gates["pet"]), PETS):
+    colours = {pet: PET_COLOURS.get(pet, style().grey) for pet in in_order(set(gates["pet"]), PETS)}
+    for pet, colour in colours.items():
         for gid, width, alpha in (("not chosen", 0.6, 0.45 * thin), ("chosen", 1.6, 1.0)):
             names = gates.index[(gates["pet"] == pet) & (chosen == (gid == "chosen"))]
-            lines = [np.column_stack([paths.index, paths[name]]) for name in names]
-            look: dict[str, Any] = {"color": _colour(pet), "linewidth": width * thin * scale, "alpha": alpha}
-            ax.add_collection(LineCollection(lines, gid=gid, label=pet, zorder=2 + (gid == "chosen") / 2, **look))
-        handles.append(Line2D([], [], color=_colour(pet), linewidth=1.6 * scale, label=PETS.get(pet, pet)))
+            look: dict[str, Any] = {"linewidth": width * thin * scale, "zorder": 2 + (gid == "chosen") / 2, "gid": gid}
+            ax.plot(paths.index, paths[names], color=colour, alpha=alpha, label=pet, **look)
+        handles.append(Line2D([], [], color=colour, linewidth=1.6 * scale, label=PETS.get(pet, pet)))
     handles.append(Line2D([], [], color=style().grey, linewidth=0.6 * scale, label="not chosen"))
-    ax.autoscale_view()
     levels = {"cut": (float(final[chosen].min()), "--")} if chosen.any() else {}
     levels |= {"uniform start": (cut_and_start(gates)["uniform start"], ":")} if value == "prob" else {}
     for name, (y, dashes) in levels.items():
         handles.append(ax.axhline(y, color=style().ink, linestyle=dashes, gid=name, label=f"{name} {y:.3g}"))
-    ranked = gates.groupby(["site", "pet"])["n_params"].transform("size") > 1  # the rank belongs to the name
-    for name, marker in zip(final.nlargest(max(highlight, 0)).index, MARKERS, strict=False):
-        row, colour = gates.loc[name], _colour(gates.loc[name, "pet"])
+    several = gates.groupby(["site", "pet"])["n_params"].transform("size") > 1  # then the rank belongs to the name
+    end, step = paths.index[-1], 0.025 * (paths.index[-1] - paths.index[0])
+    for i, (name, marker) in enumerate(zip(final.nlargest(max(highlight, 0)).index, MARKERS, strict=False)):
+        row = gates.loc[name]
         parts = [row["stack"][:3], row["layer"], row["role"], PETS.get(row["pet"], row["pet"])]
-        label = " ".join(str(part) for part in [*parts, *[row.get("rank")] * int(ranked[name])] if pd.notna(part))
-        look = {"markerfacecolor": colour if chosen[name] else style().ground, "markersize": 5.5 * scale}
-        (line,) = ax.plot(paths.index[-1], final[name], marker, color=colour, clip_on=False, **look, gid="highlight")
-        line.set(label=label, zorder=4, linestyle="")
-        handles.append(line)
-    ax.spines[["top", "right"]].set_visible(False)
+        label = " ".join(str(part) for part in [*parts, *[row.get("rank")] * int(several[name])] if pd.notna(part))
+        look = {"color": colours[row["pet"]], "markersize": 5 * scale, "linestyle": "", "gid": "highlight"}
+        look["markerfacecolor"] = look["color"] if chosen[name] else style().ground
+        handles += ax.plot([end + step * (1 + i % 4)], [final[name]], marker=marker, label=label, **look)
     finish_axes(ax, "step", LABELS[value], handles, title)
     return ax
 
@@ -229,7 +239,7 @@ def plot_polarisation(results: Any, *, ax: Axes | None = None, title: str | None
     if not numbers:
         raise PlotError("Expected results as {name: result}; got none.")
     ax, handles, ends, scale = ax or new_axes(None, 3.1), list[Any](), [0.5, 2.0], style().scale
-    palette = sns.color_palette("colorblind", max(len(numbers), 6))
+    palette = cycle(sns.color_palette("colorblind"))
     for (name, at), colour, marker in zip(numbers.items(), palette, cycle(MARKERS), strict=False):
         table = as_table(tables[name], []).sort_values("prob", ascending=False, kind="stable")
         chosen, prob = flag(table, "chosen"), table["prob"]
@@ -237,37 +247,28 @@ def plot_polarisation(results: Any, *, ax: Axes | None = None, title: str | None
         ends += [0.6 * x.iloc[0], 1.15 * x.iloc[-1]]
         ax.step([1e-9, *x], [prob.iloc[0], *prob], where="pre", color=colour, linewidth=0.8 * scale, gid="gates")
         look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "", "markersize": 3.4 * scale}
-        hollow = {"markerfacecolor": style().ground, "markeredgewidth": 0.6 * scale, "markevery": 0.02}  # not crowded
-        margin, outside = f"{at['margin_at_cut']:.2g}".replace("nan", "–"), f"{100 * at['soft_mass_outside']:.0f} %"
-        label = f"{name}: {margin}, {outside}" if name else f"chosen (margin {margin}, {outside} not chosen)"
+        hollow: dict[str, Any] = {"markerfacecolor": style().ground, "markevery": 0.02}  # as many as can be told apart
         ax.plot(x[~chosen], prob[~chosen], gid="not chosen", **look, **hollow)
+        margin, outside = f"{at['margin_at_cut']:.2g}".replace("nan", "–"), f"{100 * at['soft_mass_outside']:.0f} %"
+        label = f"{name}: {margin}, {outside}" if name else f"{margin}, {outside}"
         handles += ax.plot(x[chosen], prob[chosen], gid="chosen", label=label, **look)
         ax.vlines(x[chosen].iloc[-1], at["challenger"], at["cut"], color=colour, linewidth=3 * scale, gid="margin")
-    grey: dict[str, Any] = {"color": style().grey, "markerfacecolor": style().ground, "markersize": 3.4 * scale}
-    handles.append(Line2D([], [], marker="o", linestyle="", label="not chosen", **grey))
-    starts = sorted({float(f"{at['uniform']:.6g}") for at in numbers.values()})
+    uniform = sorted({float(f"{at['uniform']:.6g}") for at in numbers.values()})
     for gid, levels, dashes in (
-        ("cut", [at["cut"] for at in numbers.values() if "" in numbers], "--"),
-        ("uniform start", starts, ":"),
+        ("cut", [numbers[""]["cut"]] if "" in numbers else [], "--"),
+        ("uniform", uniform, ":"),
     ):
-        for y in levels:
-            line = ax.axhline(y, color=style().ink, linestyle=dashes, linewidth=scale, zorder=1.5, gid=gid)
-            line.set_label(f"{gid} {', '.join(f'{level:.3g}' for level in levels)}")
-        handles += [line] if levels else []
+        label = f"{gid} {', '.join(f'{level:.3g}' for level in levels)}"
+        lines = [ax.axhline(y, color=style().ink, linestyle=dashes, zorder=1.5, gid=gid, label=label) for y in levels]
+        handles += lines[:1]
     low, high = min(ends), max(ends)
     ax.set(xlim=(low, high), ylim=(-0.04, 1.1), xscale="log", yticks=np.linspace(0, 1, 6))
-    ideal: dict[str, Any] = {"color": style().faint, "linewidth": 2.5 * scale, "zorder": 1, "label": "ideal"}
-    handles += ax.plot([low, 1, 1, high], [1, 1, 0, 0], gid="ideal", **ideal)
+    handles += ax.plot([low, 1, 1, high], [1, 1, 0, 0], color=style().faint, zorder=1, gid="ideal", label="ideal")
     ax.xaxis.set_major_formatter("{x:g}")
-    ax.tick_params("x", which="minor", labelbottom=False)
-    ax.spines[["top", "right"]].set_visible(False)
-    caption = "" if "" in numbers else "name: margin at the cut, expected parameters not chosen"
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    caption = "filled: chosen; margin at the cut,\nexpected parameters not chosen:"
     finish_axes(ax, "parameters, most probable first (× budget)", LABELS["prob"], handles, title, caption)
     return ax
-
-
-def _colour(pet: str) -> str:
-    return PET_COLOURS.get(pet, style().grey)
 
 
 def _role(role: str) -> str:
@@ -275,26 +276,3 @@ def _role(role: str) -> str:
     group, part = ROLES.get(role, ("", role))
     part = part.replace("ffn", "FFN")
     return {"": part, "norms": f"{part} norm", "block adapters": f"{part} block"}.get(group, f"{group} {part}")
-
-
-def _label_layers(ax: Axes, columns: Mapping[tuple[str, str], float]) -> None:
-    """Layers under upright bars, as many numbers as fit, and the stacks above them."""
-    high = max(columns.values())
-    ax.set_xlim(-0.7, high + 0.7)
-    step = ax.bbox.width * 72 / figure_of(ax).dpi / (high + 1.4)  # points per bar
-    every = int(np.ceil(1.5 * style().font / step))
-    words = np.array([x for (_, name), x in columns.items() if not name.isdigit()])
-    ticks = {
-        x: name
-        for (_, name), x in columns.items()
-        if not name.isdigit() or (int(name) % every == 0 and (abs(words - x) >= every).all())
-    }
-    ax.set_xticks([*ticks], ticks.values())
-    for label in ax.get_xticklabels():
-        label.set_rotation(0 if label.get_text().isdigit() or step > 3 * style().font else 90)
-    for stack in dict.fromkeys(stack for stack, _ in columns):
-        xs = [x for (name, _), x in columns.items() if name == stack]
-        look: dict[str, Any] = {"ha": "center", "va": "top", "size": style().font, "weight": "bold", "gid": "stack"}
-        ax.text(float(np.mean(xs)), 0.99, stack, transform=ax.get_xaxis_transform(), **look)
-        if xs[0] > 0:
-            ax.axvline(xs[0] - 0.85, color=style().grey, linewidth=0.7, gid="stack-separator")

@@ -13,12 +13,11 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from seaborn.utils import relative_luminance
 
 from s3pet.errors import PlotError
-from s3pet.plots.frame import finish_axes
+from s3pet.plots.frame import entry, finish_axes
 from s3pet.plots.intervals import mean_interval
 from s3pet.plots.style import KINDS, as_table, figure_of, new_axes, style, styled
 
@@ -90,21 +89,19 @@ def plot_transfer(table: Any, *, relative: bool = True, ax: Axes | None = None, 
         extend = ("neither", "max", "min", "both")[2 * (low < 100 - reach) + (high > 100 + reach)]
         low, high = 100 - reach, 100 + reach
     form = ".0f" if cells[value].abs().max() >= 20 else ".2f"
-    numbers = means.map(lambda mean: f"{mean:{form}}") + halves.map(
-        lambda half: f"\n±{half:{form}}" if np.isfinite(half) else ""
-    )
-    label = "score in % of the own search" if relative else "score"
-    colours = ("berlin" if style().dark else "PuOr_r") if relative else "cividis"
+    numbers = means.map(f"{{:{form}}}".format) + halves.map(f"\n±{{:{form}}}".format).where(halves.notna(), "")
+    label, colours = "score", "cividis"
+    if relative:
+        label, colours = "score in % of the own search", "berlin" if style().dark else "PuOr_r"
     mesh = _draw_cells(ax, means, numbers, label, cmap=colours, vmin=low, vmax=high, extend=extend)
-    for x, name in enumerate(columns):
-        if name in rows and np.isfinite(means.loc[name, name]):
-            colour = _on(mesh.to_rgba(means.loc[name, name]))
-            look: dict[str, Any] = {"fill": False, "edgecolor": colour, "linewidth": style().scale, "gid": "own"}
-            ax.add_patch(Rectangle((x + 0.06, rows.index(name) + 0.06), 0.88, 0.88, **look))
+    own = [name for name in columns if name in rows and np.isfinite(means.loc[name, name])]
+    for name in own:
+        corner, colour = (columns.index(name) + 0.06, rows.index(name) + 0.06), _on(mesh.to_rgba(means.loc[name, name]))
+        ax.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, edgecolor=colour, linewidth=style().scale, gid="own"))
     n_tasks = sum(name in columns for name in rows)
     if 0 < n_tasks < len(rows):
         ax.axhline(n_tasks, color=style().ground, linewidth=4 * style().scale, gid="others")
-    handles = [Patch(label="own search", edgecolor=style().ink, facecolor="none", linewidth=1)] * (n_tasks > 0)
+    handles = [Patch(label="own search", edgecolor=style().ink, facecolor="none")] * bool(own)
     handles += [Patch(label="no run", **_hatching())] * bool(means.isna().any(axis=None))
     finish_axes(ax, "retrained on", "structure from", handles, title, "± half the 95 % t interval of the mean")
     _fit_numbers(ax, mesh, means)
@@ -152,32 +149,31 @@ def _draw_pairs(pairs: pd.DataFrame, label: str, ax: Axes | None, title: str | N
     stems = list(dict.fromkeys(name.rpartition(" ")[0] for name in names))
     names.sort(key=lambda name: stems.index(name.rpartition(" ")[0]))
     both = pd.concat([pairs, pairs.rename(columns={"first": "second", "second": "first"})])
-    wide = both.pivot(index="first", columns="second")
-    values, above = (wide[name].reindex(index=names, columns=names) for name in ("value", "above"))
+    values = both.pivot_table("value", "first", "second").reindex(index=names, columns=names)
     chance, high = pairs[["chance", "high"]].mean()
     few, scale = len(names) <= 8, style().scale
     ax = ax or new_axes(*np.clip([1.6 + 0.22 * len(names), 1.5 + 0.19 * len(names)], [3.35, 2.9], 6.9))
     numbers = values.map(lambda number: f"{number:.2f}" if few else "")
-    low, top = min(0.0, high, pairs["value"].min()), max(0.0, high, pairs["value"].max())
-    mesh = _draw_cells(ax, values, numbers, label, cmap="cividis", vmin=low, vmax=top)
-    for i, name in enumerate(names):
+    limits = {"vmin": min(0.0, pairs["value"].min()), "vmax": max(high, pairs["value"].max())}
+    mesh = _draw_cells(ax, values, numbers, label, cmap="cividis", **limits)
+    groups = [name.rpartition(" ")[0] for name in names]
+    for i in range(len(names)):
         ax.add_patch(Rectangle((i, i), 1, 1, facecolor=style().pale, linewidth=0, gid="self"))
-        if 1 < len(stems) < len(names) and i and name.rpartition(" ")[0] != names[i - 1].rpartition(" ")[0]:
-            ax.axhline(i, color=style().ground, linewidth=3 * scale, gid="group")
-            ax.axvline(i, color=style().ground, linewidth=3 * scale, gid="group")
+        if i and 1 < len(stems) < len(names) and groups[i] != groups[i - 1]:
+            for line in (ax.axhline, ax.axvline):
+                line(i, color=style().ground, linewidth=3 * scale, gid="group")
     handles: list[Any] = []
     for text, number, dashes in (("chance", chance, "-"), ("95 % quantile of chance", high, ":")):
         mesh.colorbar.ax.axhline(number, color="white", linewidth=2.4)
         mesh.colorbar.ax.axhline(number, color="black", linewidth=1.2, linestyle=dashes, gid=text)
-        look: dict[str, Any] = {"color": style().ink, "linestyle": dashes, "linewidth": 1.2}
-        handles.append(Line2D([], [], label=f"{text} {number:.2f}", **look))
-    y, x = np.nonzero((above == False).to_numpy())  # noqa: E712  (missing pairs are neither)
-    if len(x):
-        colours = [_on(mesh.to_rgba(values.iloc[i, j])) for i, j in zip(y, x, strict=True)]
-        corner = 0.85 if few else 0.5
-        ax.scatter(x + corner, y + corner, 6 * scale**2, colours, linewidths=0, gid="within-chance")
-        look = {"marker": "o", "linestyle": "", "markersize": 2.5 * scale, "color": style().ink}
-        handles.append(Line2D([], [], label="no more than chance", **look))
+        handles.append(entry(f"{text} {number:.2f}", color=style().ink, linestyle=dashes))
+    within = both[~both["above"]]
+    if len(within):
+        x, y = (within[name].map(names.index) + (0.85 if few else 0.5) for name in ("second", "first"))
+        colours = [_on(mesh.to_rgba(number)) for number in within["value"]]
+        ax.scatter(x, y, 6 * scale**2, colours, linewidths=0, gid="within-chance")
+        look: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 2.5 * scale, "color": style().ink}
+        handles.append(entry("no more than chance", **look))
     handles += [Patch(label="no pair", **_hatching())] * (len(pairs) < len(names) * (len(names) - 1) / 2)
     finish_axes(ax, "", "", handles, title)
     _fit_numbers(ax, mesh, values)
@@ -202,29 +198,29 @@ def _draw_groups(pairs: pd.DataFrame, label: str, ax: Axes | None, title: str | 
         ticks.append("\n".join(textwrap.fill(line, letters) for line in lines))
     ax.set_xticks(range(len(ticks)), ticks)
     ax.set_ylim(min(0.0, ax.get_ylim()[0]), None)
-    ax.spines[["top", "right"]].set_visible(False)
     dot: dict[str, Any] = {"marker": "o", "linestyle": "", "color": colour, "markersize": 4 * scale}
     handles = [
-        Line2D([], [], color=style().ink, linewidth=2 * scale, label="mean"),
-        Line2D([], [], color=style().grey, linewidth=scale, label="chance"),
+        entry("mean", color=style().ink, linewidth=2 * scale),
+        entry("chance", color=style().grey, linewidth=scale),
         Patch(color=style().ink, alpha=0.13, linewidth=0, label="up to its 95 % quantile"),
-        Line2D([], [], label="pair above", **dot),
-        Line2D([], [], label="pair not above", markerfacecolor=style().ground, **dot),
+        entry("pair above", **dot),
+        entry("pair not above", markerfacecolor=style().ground, **dot),
     ]
     finish_axes(ax, "", label, handles, title)
     return ax
 
 
-def _draw_cells(
-    ax: Axes, values: pd.DataFrame, numbers: pd.DataFrame, label: str, *, extend: str = "neither", **colours: Any
-) -> Any:
+def _draw_cells(ax: Axes, values: Any, numbers: Any, label: str, *, extend: str = "neither", **colours: Any) -> Any:
     """Coloured cells with numbers and a colour bar; missing cells show the hatched background."""
     bar: dict[str, Any] = {"label": label, "extend": extend, "aspect": 25, "pad": 0.03, "fraction": 0.06}
     sns.heatmap(values, annot=numbers, fmt="", ax=ax, xticklabels=True, yticklabels=True, cbar_kws=bar, **colours)
     ax.patch.set(**_hatching())
     ax.tick_params(length=0, pad=2)
     ax.tick_params("y", rotation=0)
-    mesh: Any = ax.collections[0]
+    figure_of(ax).draw_without_rendering()  # settles the width of the cells
+    wide = 0.65 * style().font * max(map(len, values.columns)) > _cell_size(ax, values)[0]
+    ax.tick_params("x", rotation=90 if wide else 0)
+    mesh: Any = ax.collections[-1]
     mesh.set_gid("cells")
     mesh.colorbar.set_label(label, size=1.07 * style().font)
     mesh.colorbar.ax.tick_params(labelsize=style().font)
@@ -241,15 +237,18 @@ def _on(colour: Any) -> str:
     return "black" if relative_luminance(colour) > 0.179 else "white"
 
 
+def _cell_size(ax: Axes, values: pd.DataFrame) -> np.ndarray:
+    """Width and height of a cell, in points."""
+    return np.array(ax.bbox.size) / values.shape[::-1] * 72 / figure_of(ax).dpi
+
+
 def _fit_numbers(ax: Axes, mesh: Any, values: pd.DataFrame) -> None:
-    """Numbers in black or white and in a size that fits the cells; intervals and numbers that do not fit are removed."""
-    figure, font = figure_of(ax), style().font
-    figure.draw_without_rendering()  # settles the layout
-    (rows, columns), points = values.shape, 72 / figure.dpi
-    height, width = ax.bbox.height * points / rows, ax.bbox.width * points / columns
-    for text, number in zip(list(ax.texts), values.stack(), strict=True):
-        lines = text.get_text().split("\n")[: max(int(height / (1.2 * font)), 1)]
-        size = min(font, width / (0.68 * max(map(len, lines))), height / (1.2 * len(lines))) if lines[0] else 0
-        if size < 0.6 * font:
-            text.remove()
+    """Numbers in a readable colour and in a size that fits the cells; what does not fit is removed."""
+    figure_of(ax).draw_without_rendering()  # settles the layout
+    (width, height), font = _cell_size(ax, values), style().font
+    for text, number in zip(list(ax.texts), values.stack().dropna(), strict=True):
+        lines = text.get_text().split("\n")[: 1 + (height > 2.3 * font)]  # without its interval if there is no space
+        size = min(font, height / (1.15 * len(lines)), width / (0.68 * len(max(lines, key=len)) + 0.01))
         text.set(text="\n".join(lines), size=size, color=_on(mesh.to_rgba(number)), gid="number")
+        if size < 0.6 * font or not lines[0]:
+            text.remove()

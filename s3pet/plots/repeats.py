@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from s3pet.errors import PlotError
-from s3pet.plots.frame import finish_axes, in_order
-from s3pet.plots.style import KINDS, OTHER, as_table, new_axes, style, styled
+from s3pet.plots.frame import entry, finish_axes, in_order, kind_colours
+from s3pet.plots.style import KINDS, as_table, new_axes, style, styled
 
 
 @styled
@@ -37,7 +36,7 @@ def plot_repeats(table: Any, *, metric: str = "score", title: str | None = None,
     rows = rows.assign(level=level).sort_values(["level", "structure", "mean"], ascending=[False, True, False])
     names = list(rows["structure"].unique())
     rows["y"] = np.arange(len(rows)) + 0.8 * rows["structure"].map(names.index)  # a gap between names
-    rows["colour"] = [KINDS.get(kind, OTHER)[1] for kind in rows["kind"]]
+    rows["colour"] = kind_colours(rows["kind"])
     dots = table.merge(rows[["structure", "index", "y", "colour"]], on=["structure", "index"])
     wide = min(style().page / style().scale, 3.2 + 0.065 * max(map(len, names)))
     ax, scale = ax or new_axes(wide, 1.1 + 0.12 * len(rows) + 0.1 * len(names)), style().scale
@@ -47,12 +46,11 @@ def plot_repeats(table: Any, *, metric: str = "score", title: str | None = None,
     ax.set_yticks(rows.groupby("structure")["y"].mean()[names], names)
     ax.set_ylim(rows["y"].max() + 0.8, -0.8)
     ax.tick_params("y", length=0)
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    kinds = dict(zip(rows["kind"], rows["colour"], strict=True))
-    handles = [Line2D([], [], color=kinds[kind], linewidth=3 * scale, label=kind) for kind in in_order(kinds, KINDS)]
+    ax.spines["left"].set_visible(False)
+    kinds = in_order(set(rows["kind"]), KINDS)
+    handles = [entry(kind, color=c, linewidth=3 * scale) for kind, c in zip(kinds, kind_colours(kinds), strict=True)]
     dot: dict[str, Any] = {"marker": "o", "markersize": 3.5 * scale, "linewidth": scale, "color": style().grey}
-    handles.append(Line2D([], [], label="retrainings of a structure, from lowest to highest", **dot))
-    stroke: dict[str, Any] = {"marker": "|", "markersize": 8 * scale, "linestyle": "", "color": style().ink}
-    handles.append(Line2D([], [], label="their mean", **stroke))
+    handles.append(entry("retrainings of a structure, from lowest to highest", **dot))
+    handles.append(entry("their mean", marker="|", markersize=8 * scale, linestyle="", color=style().ink))
     finish_axes(ax, metric, "", handles, title)
     return ax

@@ -14,12 +14,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, NullLocator
 
 from s3pet.errors import PlotError, nearest
-from s3pet.plots.frame import finish_axes, in_order
+from s3pet.plots.frame import entry, finish_axes, in_order
 from s3pet.plots.intervals import mean_interval
 from s3pet.plots.style import KINDS, OTHER, as_table, new_axes, style, styled
 
@@ -41,22 +40,21 @@ def summarize_scores(table: pd.DataFrame, score: str = "score") -> pd.DataFrame:
     names = ["structure", "kind"] + ["budget"] * ("budget" in table)
     table = table.assign(_log=np.log(table["n_params"].astype(float).where(table["n_params"] > 0)))
     groups = table.groupby(names, sort=False, dropna=False, observed=True)
-    ends = groups[score].agg(lambda runs: mean_interval([runs.to_numpy(float)]))
     means = groups[score].agg(mean="mean", n="size")
-    means = means.assign(low=[low for low, _ in ends], high=[high for _, high in ends])
+    means[["low", "high"]] = [mean_interval([runs.to_numpy(float)]) for _, runs in groups[score]]
     means["n_params"] = np.exp(groups["_log"].agg(lambda logs: logs.mean(skipna=False)))
     return means.reset_index()
 
 
-def score_range(scores: pd.Series, *names: str | None) -> tuple[float, float]:
-    """Smallest and largest possible score of the metric that ``names`` mention.
+def score_range(table: pd.DataFrame, score: str = "score", metric: str | None = None) -> tuple[float, float]:
+    """Smallest and largest possible score of the metric that ``metric`` or the table's column ``metric`` names.
 
     Infinite where the metric is unknown, or where the scores contradict it (an accuracy in percent).
     """
-    text = " ".join(name for name in names if name).lower()
-    ranges = {ends for metric, ends in RANGES.items() if metric in text}
+    text = " ".join([metric or "", *table.get("metric", pd.Series(dtype=str)).dropna().unique()]).lower()
+    ranges = {ends for name, ends in RANGES.items() if name in text}
     low, high = ranges.pop() if len(ranges) == 1 else (-np.inf, np.inf)
-    return (low, high) if scores.between(low, high).all() else (-np.inf, np.inf)
+    return (low, high) if table[score].min() >= low and table[score].max() <= high else (-np.inf, np.inf)
 
 
 @styled
@@ -77,9 +75,9 @@ def plot_comparison(table: Any, *, ax: Axes | None = None, metric: str | None = 
     """
     table, score = _read(table, metric)
     means = summarize_scores(table, score)
-    table, means = table.assign(family=table["structure"]), means.assign(family=means["structure"])
-    limits = score_range(table[score], metric, *_metrics(table))
-    return _draw(ax or new_axes(5.2, 4.0), table, means, score, limits, metric or "score", title)
+    means[["low", "high"]] = means[["low", "high"]].clip(*score_range(table, score, metric))
+    table, means = (each.assign(family=each["structure"]) for each in (table, means))
+    return _draw(ax or new_axes(5.2, 4.0), table, means, score, metric or "score", title)
 
 
 @styled
@@ -96,9 +94,8 @@ def plot_budget_curve(
 
     Structures made for a budget (searched, random and others) are lines over their budgets. A line is a family: one
     kind, with names that differ only in an amount at the end ("searched 0.05 %", "searched 0.2 %"). Every other
-    structure has one size and is a point, beside others of about its size. Bands and bars are the intervals of
-    `summarize_scores`, cut at the smallest and largest possible score of the metric; small points are runs. The
-    vertical axis is chosen to show the runs, so a wide interval of few runs may leave it.
+    structure has one size and is a point. Bands and bars are intervals as in `plot_comparison`. The vertical axis is
+    chosen to show the runs, so a wide interval of few runs may leave it.
 
     Args:
         table: as for `plot_comparison`. Optional: ``budget`` (parameters; nan where there is none), which groups the
@@ -113,16 +110,6 @@ def plot_budget_curve(
     """
     table, score = _read(table, metric)
     as_table(table, [], one=["backbone_params"])
-    low, high = score_range(table[score], metric, *_metrics(table))
-    unit = metric or "score"
-    if relative:
-        references = table[table["kind"] == "reference"]
-        whole = references.loc[references["structure"] == full, score].mean()
-        if not whole > 0:
-            hint = nearest(full, references["structure"].unique())
-            raise PlotError(f"relative=True needs a reference {full!r} with a positive score; {hint}.")
-        table = table.assign(**{score: 100 * table[score] / whole})
-        low, high, unit = 100 * low / whole, 100 * high / whole, f"{unit}, % of {full}"
     names, joined = table["structure"].astype(str), table["kind"].isin(JOINED)
     family = names.str.replace(AMOUNT, "", regex=True)
     family = family.where(family != "", table["kind"]).where(joined, names)
@@ -132,7 +119,17 @@ def plot_budget_curve(
     points = table.assign(structure=point)
     families = points.groupby(["structure", "kind"], sort=False)["family"].first().reset_index()
     means = summarize_scores(points, score).merge(families, "left")
-    ax = _draw(ax or new_axes(5.2, 4.0), table, means, score, (low, high), unit, title, full)
+    means[["low", "high"]] = means[["low", "high"]].clip(*score_range(table, score, metric))
+    unit = metric or "score"
+    if relative:
+        references = means[means["kind"] == "reference"].set_index("structure")["mean"]
+        whole = references.get(full, np.nan)
+        if not whole > 0:
+            hint = nearest(full, references.index)
+            raise PlotError(f"relative=True needs a reference {full!r} with a positive score; {hint}.")
+        table, unit = table.assign(**{score: 100 * table[score] / whole}), f"{unit}, % of {full}"
+        means[["mean", "low", "high"]] *= 100 / whole
+    ax = _draw(ax or new_axes(5.2, 4.0), table, means, score, unit, title, full)
     if "backbone_params" in table:
         size = float(table["backbone_params"].iloc[0])
         functions: Any = (lambda n: 100 * n / size, lambda share: share * size / 100)
@@ -156,46 +153,30 @@ def _read(table: Any, metric: str | None) -> tuple[pd.DataFrame, str]:
     return table, score
 
 
-def _metrics(table: pd.DataFrame) -> list[str]:
-    return [str(name) for name in table["metric"].dropna().unique()] if "metric" in table else []
-
-
-def _draw(
-    ax: Axes,
-    table: pd.DataFrame,
-    means: pd.DataFrame,
-    score: str,
-    limits: tuple[float, float],
-    unit: str,
-    title: str | None,
-    full: str | None = None,
-) -> Axes:
+def _draw(ax: Axes, table: Any, means: Any, score: str, unit: str, title: str | None, full: str | None = None) -> Axes:
     """Runs, intervals and means of every family, and the references. Longest curves come first, then the best mean."""
-    means[["low", "high"]] = means[["low", "high"]].clip(*limits)
+    bottom, top = float(table[score].min()), float(table[score].max())
     means, references = means[means["kind"] != "reference"], means[means["kind"] == "reference"]
-    runs, scale, handles = table[table["kind"] != "reference"], style().scale, list[Any]()
-    low, high = runs["n_params"].min(), runs["n_params"].max()
-    width, sizes = (
-        max(float(np.log(high / low)), 1.0),
-        list[float](),
-    )  # in log parameters, of the whole and drawn so far
+    table, scale, handles = table[table["kind"] != "reference"], style().scale, list[Any]()
+    low, high = table["n_params"].min(), table["n_params"].max()
+    width, sizes = max(float(np.log(high / low)), 1.0), list[float]()  # in log parameters; of the points drawn so far
     for kind in in_order(set(means["kind"]), KINDS):
         marker, colour = KINDS.get(kind, OTHER)
         markers = cycle([marker, *MARKERS.replace(marker, "")])
         part = means[means["kind"] == kind].sort_values("n_params")
         order = part.groupby("family")["mean"].agg(["size", "max"]).sort_values(["size", "max"], ascending=False).index
         for i, family in enumerate(order):
-            line, dots = part[part["family"] == family], runs[(runs["kind"] == kind) & (runs["family"] == family)]
-            names, curve, shift = dots["structure"].unique(), len(line) > 1, 1.0
+            line, runs = part[part["family"] == family], table[table["kind"].eq(kind) & table["family"].eq(family)]
+            names, curve, shift = runs["structure"].unique(), len(line) > 1, 1.0
             if not curve:  # the k-th point at a size goes 0, 1, -1, 2, -2 … steps aside
                 k = sum(abs(np.log(line["n_params"].iloc[0] / size)) < 0.02 * width for size in sizes)
                 shift = np.exp(0.016 * width * ((k + 1) // 2) * (-1) ** (k + 1))
             sizes += [*line["n_params"]]
-            look: dict[str, Any] = {"color": colour, "alpha": 0.45, "linewidth": 0, "gid": "runs"}
-            ax.scatter(dots["n_params"] * shift, dots[score], 6 * scale**2, **look)
             x = line["n_params"] * shift
+            look: dict[str, Any] = {"color": colour, "alpha": 0.45, "linewidth": 0}
+            ax.scatter(runs["n_params"] * shift, runs[score], 6 * scale**2, gid="runs", **look)
             if curve:
-                ax.fill_between(x, line["low"], line["high"], color=colour, alpha=0.15, linewidth=0, gid="band")
+                ax.fill_between(x, line["low"], line["high"], gid="band", **look | {"alpha": 0.15})
             else:
                 ax.vlines(x, line["low"], line["high"], color=colour, linewidth=1.4 * scale, gid="intervals")
             look = {"color": colour, "gid": "curve" if curve else "means", "markersize": 6 * scale}
@@ -209,12 +190,9 @@ def _draw(
         look = {"color": style().ink if strong else style().grey, "gid": "reference" if strong else "baseline"}
         look |= {"linestyle": "--" if row["structure"] == full else (":", "-.")[i % 2], "zorder": 1.5}
         handles.append(ax.axhline(row["mean"], label=f"{row['structure']} {row['mean']:.3g}", **look))
-    look = {"color": style().grey, "marker": "o", "linestyle": "", "markersize": 2.5 * scale}
-    handles += [Line2D([], [], label="one run", **look)]
-    handles += [Patch(color=style().grey, alpha=0.3, linewidth=0, label="95 % t interval of the mean")]
-    pad = max((high / low) ** 0.1, (3 * low / high) ** 0.5)  # a factor of 3 has two ticks or more
-    bottom, top = float(table[score].min()), float(table[score].max())
-    room = 0.08 * (top - bottom) or 0.05
+    handles.append(entry("one run", color=style().grey, marker="o", linestyle="", markersize=2.5 * scale))
+    handles.append(Patch(color=style().grey, alpha=0.3, linewidth=0, label="95 % t interval of the mean"))
+    pad, room = max((high / low) ** 0.1, (3 * low / high) ** 0.5), 0.08 * (top - bottom) or 0.05  # at least two ticks
     ax.set(xscale="log", xlim=(low / pad, high * pad), ylim=(bottom - room, top + room))
     _set_log_ticks(ax, ax.xaxis, EngFormatter(sep=""))
     finish_axes(ax, "trainable PET parameters", unit, handles, title)
