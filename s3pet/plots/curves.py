@@ -106,6 +106,7 @@ def plot_profile(
     stacks, layers = (totals.index.get_level_values(i) for i in (0, 1))
     every = int(np.ceil(1.5 * style().font * n / (ax.bbox.width * 72 / figure_of(ax).dpi)))  # bars between labels
     labels = [name[0] if not name.isdigit() else name if int(name) % every == 0 else "" for name in layers]
+    labels = ["" if every > 2 and i and labels[i - 1].isalpha() else label for i, label in enumerate(labels)]
     ax.set(xlim=(-0.7, n - 0.3), ylim=(0, 1.09 * high))  # the names of the stacks lie above the bars
     ax.set_xticklabels(labels)
     for stack in stacks.unique():

@@ -218,7 +218,7 @@ def _draw_cells(ax: Axes, values: Any, numbers: Any, label: str, *, extend: str 
     ax.tick_params(length=0, pad=2)
     ax.tick_params("y", rotation=0)
     figure_of(ax).draw_without_rendering()  # settles the width of the cells
-    wide = 0.65 * style().font * max(map(len, values.columns)) > _cell_size(ax, values)[0]
+    wide = 0.65 * style().font * max(len(str(name)) for name in values.columns) > _cell_size(ax, values)[0]
     ax.tick_params("x", rotation=90 if wide else 0)
     mesh: Any = ax.collections[-1]
     mesh.set_gid("cells")
