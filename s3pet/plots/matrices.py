@@ -246,6 +246,7 @@ def _fit_numbers(ax: Axes, mesh: Any, values: pd.DataFrame) -> None:
     """Numbers in a readable colour and in a size that fits the cells; what does not fit is removed."""
     figure_of(ax).draw_without_rendering()  # settles the layout
     (width, height), font = _cell_size(ax, values), style().font
+    ax.tick_params(labelsize=float(np.clip(0.85 * min(width, height), 0.6 * font, font)))
     for text, number in zip(list(ax.texts), values.stack().dropna(), strict=True):
         lines = text.get_text().split("\n")[: 1 + (height > 2.3 * font)]  # without its interval if there is no space
         size = min(font, height / (1.15 * len(lines)), width / (0.68 * len(max(lines, key=len)) + 0.01))
