@@ -1,0 +1,47 @@
+"""The one confidence interval of the library: summaries of studies and all figures of scores use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def mean_interval(
+    samples: Sequence[np.ndarray], minus: Sequence[np.ndarray] = (), *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Student's t interval of a mean over tasks, or of the difference of two such means.
+
+    The true coverage of the nominal 95 % was measured with 20,000 draws each. Normal scores: 95 % with 3 and with 5
+    runs. Real scores (26 populations, each all scores of one task and one kind of structure in two studies of this
+    project, 8 to 112 runs): median 85 % with 3 runs and 91 % with 5, because such scores are skewed or fall on two
+    levels. It is lowest, 27 % and 41 %, where nine of ten runs share one score. Read it as an honest interval only if
+    the scores look roughly normal, and take five runs or more.
+
+    Args:
+        samples: the scores of the runs of each task, [n_runs] each. The quantity is the mean over tasks of the mean
+            over runs; every task has the same weight.
+        minus: the runs of each task of a baseline, independent of ``samples``. Their mean is subtracted.
+        confidence: nominal level, in (0, 1).
+
+    Returns:
+        ``(low, high)``, in units of the score and not clipped to its range. Both are nan if a task has fewer than two
+        runs, and both are the mean itself if no score differs.
+
+    Source:
+        Welch 1938 and Satterthwaite 1946: the degrees of freedom (with one task and no baseline: n_runs − 1).
+    """
+    from scipy import stats  # type: ignore[import-untyped]
+
+    runs = [np.asarray(part, dtype=float) for part in (*samples, *minus)]
+    n = np.array([len(part) for part in runs])
+    if not len(samples) or n.min() < 2:
+        return np.nan, np.nan
+    weights = np.array([1 / len(samples) for _ in samples] + [-1 / len(minus) for _ in minus])
+    centre = float(weights @ [part.mean() for part in runs])
+    squares = weights**2 * [part.var(ddof=1) for part in runs] / n  # squared standard errors
+    if not squares.sum() > 0:
+        return centre, centre
+    freedom = squares.sum() ** 2 / (squares**2 / (n - 1)).sum()
+    low, high = stats.t.interval(confidence, freedom, loc=centre, scale=np.sqrt(squares.sum()))
+    return float(low), float(high)
