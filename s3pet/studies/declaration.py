@@ -120,7 +120,7 @@ def _check_fields(
         raise StudyError(f"{where} has the unknown options {', '.join(unknown)}{hint}; it may have {', '.join(names)}")
     try:
         record(**{name: value for name, value in values.items() if name in names})
-    except (S3PetError, TypeError, ValueError) as error:
+    except S3PetError as error:
         raise StudyError(f"{where}: {error}") from error
 
 
