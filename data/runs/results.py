@@ -212,9 +212,15 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
 }
 
 
+@cache
+def table_text(name: str) -> str:
+    """A table as Markdown."""
+    return as_text(TABLES[name]())
+
+
 def filled(text: str) -> str:
-    """The text with all its tables made anew."""
-    return BLOCK.sub(lambda block: f"{block[1]}{as_text(TABLES[block[2]]())}\n{block[4]}", text)
+    """The text with all its tables written again."""
+    return BLOCK.sub(lambda block: f"{block[1]}{table_text(block[2])}\n{block[4]}", text)
 
 
 if __name__ == "__main__":

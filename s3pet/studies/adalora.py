@@ -112,9 +112,7 @@ def retrain_adalora(
         tuner = peft.AdaLoraModel(target, {_NAME: config}, _NAME)
     allocation = _Allocation(tuner, space, n_budget, cut_at)
     learner = _AdaLearner(make_objective(target, task, objective, seed=chosen.seed), target, regularizer)
-    tuned = tune(
-        learner, model, chosen, "adalora", progress=progress, callbacks=[allocation], score_from=cut_at + 1
-    )
+    tuned = tune(learner, model, chosen, "adalora", progress=progress, callbacks=[allocation], score_from=cut_at + 1)
     ranks = allocation.ranks()
     n_params = sum(rank * widths[site] for site, rank in ranks.items())
     if n_params > n_budget:

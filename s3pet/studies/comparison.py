@@ -86,7 +86,9 @@ def compare(
     return as_table(rows)
 
 
-def row_key(*, backbone: str, task: str, structure: Any, recipe: Mapping[str, Any], objective: Mapping[str, Any]) -> str:
+def row_key(
+    *, backbone: str, task: str, structure: Any, recipe: Mapping[str, Any], objective: Mapping[str, Any]
+) -> str:
     """Hash everything that decides the scores of a row, :data:`s3pet.result.RESULTS_VERSION` included.
 
     Args:

@@ -83,7 +83,9 @@ def run_search(study: Any, task: str, search: str, seed: int) -> tuple[tuple[str
     """Run one search of a study into its folder; returns (task, search, seed) and what went wrong, or None."""
     model, opened, space = _open(study, task)
     out, settings = study.folder(task, search, seed), study.settings(search, seed)
-    run = partial(search_structure, model, opened, space, objective=study.objective, out=out, progress=False, **settings)
+    run = partial(
+        search_structure, model, opened, space, objective=study.objective, out=out, progress=False, **settings
+    )
     try:
         try:
             result = run(overwrite=(out / "config.json").is_file())
@@ -121,7 +123,9 @@ def run_row(study: Any, row: Row, key: str) -> Row:
     except S3PetError as error:
         raise StudyError(f"{row['structure']!r} on {row['task']!r}, seed {row['seed']}: {error}") from error
     finished = {"key": key, **row, **measured}
-    finished = {name: value for name, value in finished.items() if name not in ("decides", "repeat")}  # part of the plan
+    finished = {
+        name: value for name, value in finished.items() if name not in ("decides", "repeat")
+    }  # part of the plan
     if budget is not None:
         finished["budget"] = parse_budget(space, budget).n_params
     return finished | {"search_rows": sum(c.rows for c in costs), "search_seconds": sum(c.seconds for c in costs)}

@@ -208,9 +208,7 @@ def agreement_table(
     return pd.DataFrame(rows, columns=["search", "searches", "overlap", "chance", "rank correlation", "within kinds"])
 
 
-def drop_table(
-    folder: Path, searches: Sequence[str] | None = None, tasks: Sequence[str] | None = None
-) -> pd.DataFrame:
+def drop_table(folder: Path, searches: Sequence[str] | None = None, tasks: Sequence[str] | None = None) -> pd.DataFrame:
     """Show how far the loss of the searches fell (:attr:`s3pet.result.SearchResult.loss_drop`), mean ± deviation.
 
     Args:

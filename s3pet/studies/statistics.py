@@ -4,14 +4,13 @@ The table is the one of :func:`s3pet.compare`, with one row per retraining: ``ta
 of several structures of that name), ``seed`` (of the retraining), ``n_params``, ``score`` (on the test split) and, if
 known, ``budget, head_params, lr, validation, seconds, diverged``. Other columns are ignored.
 
-**Intervals** are those of :func:`s3pet.plots.intervals.mean_interval`, as in all figures: Student t, with Satterthwaite's
-degrees of freedom for a mean over tasks. Each task's runs are treated as a sample from a normal distribution. With two
-runs the interval is 12.7 standard errors wide to each side, with three 4.3, with five 2.8. Scores near a bound (an
-accuracy of 0.99) are not normal, and intervals of few such runs may cover less often than they say.
+**Intervals** are 95 % Student t intervals, :func:`s3pet.plots.intervals.mean_interval`, as in all figures; see there how
+often they cover. They assume normal scores. With two runs they reach 12.7 standard errors to each side, with three 4.3,
+with five 2.8.
 
 **Tests** permute runs (SciPy's ``permutation_test``). They assume no distribution, but few runs cannot give a small p:
-n pairs give at least 2/2^n (two-sided), so 3 pairs never go below 0.25, 5 never below 0.063. Every row states this
-bound as ``p_floor``. Where it is above your level, "not significant" says nothing about the structures.
+n pairs give at least 2/2^n, so 3 pairs never go below 0.25, 5 never below 0.063. Every row states this bound as
+``p_floor``. Where it is above your level, "not significant" says nothing about the structures.
 """
 
 from __future__ import annotations
@@ -29,24 +28,20 @@ from s3pet.plots.intervals import mean_interval
 if TYPE_CHECKING:
     import pandas as pd
 
-ALTERNATIVES = ("two-sided", "greater", "less")
 EXACT = 2**16  # up to so many permutations are all counted; of more, a sample is drawn
 COMPARED = ("baseline", "difference", "difference_low", "difference_high", "pairs", "p", "p_floor", "p_holm")
+Baseline = str | Mapping[str, str]
 
 
 def summary(
     table: pd.DataFrame,
     *,
-    by: Sequence[str] = ("task", "structure"),
-    baseline: str | Mapping[str, str] | None = None,
-    full: str = "full",
-    confidence: float = 0.95,
+    baseline: Baseline | None = None,
     draws: int = 10_000,
     seed: int = 0,
-    alternative: str = "two-sided",
     paired: bool = True,
 ) -> pd.DataFrame:
-    """Compute mean and interval of each group of runs and, with a baseline, differences and their tests.
+    """Compute mean and interval of each task and structure and, with a baseline, differences and their tests.
 
     A paired test flips the signs of differences between runs of one task and retraining seed; several runs of a side
     with the same seed are averaged first. It is about *these* structures: would another retraining change the order?
@@ -55,87 +50,87 @@ def summary(
 
     Args:
         table: one row per run, at one learning rate (:func:`s3pet.studies.validation.choose_lr`).
-        by: columns that define a group. Without ``"task"``, a score is the mean over tasks of the mean over runs;
-            `over_tasks` also checks that all groups have the same tasks.
         baseline: a structure's name, or a mapping from structures to their own baselines
-            (``{"searched 0.01%": "random 0.01%"}``; others are not compared). Columns of ``by`` other than task,
-            structure and kind (such as a budget) have to agree, unless the baseline has no value there.
-        full: the structure whose mean score on the same tasks is 1 in ``kept``.
-        confidence: level of the intervals, in (0, 1).
+            (``{"searched 0.01%": "random 0.01%"}``; others are not compared).
         draws, seed: of permutations, where there are more than 2^16; p is then (1 + hits)/(1 + draws).
-        alternative: ``"two-sided"`` (twice the smaller one-sided p), ``"greater"`` or ``"less"`` than the baseline.
         paired: see above.
 
     Returns:
-        One row per group, best first within a task: ``by``, ``kind, budget, n_params`` (mean), ``head_params, score``,
-        ``spread`` (standard deviation over runs; of a mean over tasks, that with one run on each), ``low, high``
-        (interval; nan if a task has one run only), ``kept`` (score / score of ``full``; nan without it or if it is not
-        > 0), ``runs``, ``diverged`` (runs that ended in a non-finite loss; all other columns leave them out, and are
-        nan where nothing else is left) and ``seconds`` (mean). With a baseline also ``baseline, difference`` (mean over
-        pairs, then over tasks; nan if a task has none), ``difference_low, difference_high, pairs`` (not for unpaired),
-        ``p`` (nan for an unpaired side with one structure), ``p_floor`` (the smallest p that so many runs can give)
-        and ``p_holm`` (Holm's correction for all comparisons in this table).
+        One row per task and structure, best first: ``task, structure, kind, budget, n_params`` (mean), ``head_params,
+        score, spread`` (standard deviation over runs; of a mean over tasks, that with one run on each), ``low, high``
+        (interval; nan if a task has one run only), ``kept`` (score / score of "full"; nan without it or if it is not
+        > 0), ``runs``, ``diverged`` (how many of them; all other columns leave these out, and are nan where nothing is
+        left) and ``seconds`` (mean). With a baseline also ``baseline, difference`` (mean over pairs; nan without any),
+        ``difference_low, difference_high, pairs`` (not for unpaired), two-sided ``p`` (nan for an unpaired side with a
+        single structure), ``p_floor`` (the smallest p that so many runs can give) and ``p_holm`` (corrected for all
+        comparisons in this table).
 
     Raises:
-        StudyError: a column is missing, a score is nan, a run occurs twice (as with several learning rates), or a
-            baseline or option is unknown.
+        StudyError: a column is missing, a score is nan, a run occurs twice (as with several learning rates), or the
+            baseline is unknown.
     """
-    import pandas as pd
-
-    by = list(dict.fromkeys(by))
-    if alternative not in ALTERNATIVES:
-        raise StudyError(f"alternative={alternative!r} is not one of {', '.join(ALTERNATIVES)}")
-    if not 0 < confidence < 1 or draws < 1:
-        raise StudyError(f"expected a confidence between 0 and 1 and draws ≥ 1, got {confidence} and {draws}")
-    table = checked(table, ("task", "structure", "kind", "seed", "n_params", "score", *by))
-    _refuse_duplicates(table, by)
-    baselines = _baselines(table, by, baseline)
-    reference = table[table["structure"] == full].groupby("task", observed=True)["score"].mean()
-    rows = []
-    for key, runs in table.groupby(by, sort=False, dropna=False, observed=True):
-        row = dict(zip(by, key, strict=True)) | _describe(runs, reference, confidence)
-        if baseline is not None:
-            other = baselines.get(row["structure"])
-            row |= dict.fromkeys(COMPARED, np.nan) | {"baseline": other, "pairs": None}
-            if other is not None:
-                against = _matching_runs(table[table["structure"] == other], row, by)
-                row |= _difference(runs, against, paired, confidence, alternative, draws, seed)
-        rows.append(row)
-    result = pd.DataFrame(rows)
-    result = result.astype({"budget": "Int64"} | ({"pairs": "Int64"} if baseline is not None else {}))
-    if baseline is not None:
-        result["p_holm"] = holm(result["p"])
-    order = [name for name in by if name not in ("structure", "kind")]
-    return result.sort_values([*order, "score"], ascending=[True] * len(order) + [False], ignore_index=True)
+    return _summarize(table, ["task", "structure"], baseline, draws, seed, paired)
 
 
-def over_tasks(table: pd.DataFrame, *, tasks: Iterable[str] | None = None, **options: Any) -> pd.DataFrame:
+def over_tasks(
+    table: pd.DataFrame,
+    *,
+    tasks: Iterable[str] | None = None,
+    baseline: Baseline | None = None,
+    draws: int = 10_000,
+    seed: int = 0,
+    paired: bool = True,
+) -> pd.DataFrame:
     """Compute the same for the mean over tasks; every task has the same weight.
 
     Args:
-        table: as for `summary`.
-        tasks: which; None: those that every group of the table was run on.
-        **options: as for `summary`; ``by`` without ``"task"``.
+        tasks: which; None: those that every structure of the table was run on.
+        table, baseline, draws, seed, paired: as for `summary`.
 
     Returns:
         As `summary`, with ``task`` = "mean of 6". ``kept`` is a ratio of means.
 
     Raises:
-        StudyError: as `summary`; or no task is shared by all, or a group lacks one of ``tasks``.
+        StudyError: as `summary`; or no task is shared by all, or a structure lacks one of ``tasks``.
     """
-    by = [name for name in options.pop("by", ("structure",)) if name != "task"]
-    table = checked(table, ("task", *by), finite=())
-    sets: Any = table.groupby(by, sort=False, dropna=False, observed=True)["task"].unique()
-    groups = {", ".join(map(str, key if isinstance(key, tuple) else [key])): {*names} for key, names in sets.items()}
+    table = checked(table, ("task", "structure"), finite=())
+    groups = {name: set(part) for name, part in table.groupby("structure", sort=False, observed=True)["task"]}
     every = list(table["task"].unique())
     wanted = [name for name in every if all(name in names for names in groups.values())] if tasks is None else [*tasks]
     missing = {key: [task for task in (wanted or every) if task not in names] for key, names in groups.items()}
     text = "; ".join(f"{key} lacks {', '.join(names)}" for key, names in missing.items() if names)
     if text or not wanted:
-        raise StudyError(f"not all groups were run on the same tasks: {text}; leave out these groups or these tasks")
-    result = summary(table[table["task"].isin(wanted)], by=by, **options)
+        raise StudyError(f"not all were run on the same tasks: {text}; leave out these structures or these tasks")
+    result = _summarize(table[table["task"].isin(wanted)], ["structure"], baseline, draws, seed, paired)
     result.insert(0, "task", f"mean of {len(wanted)}")
     return result
+
+
+def _summarize(
+    table: Any, by: list[str], baseline: Baseline | None, draws: int, seed: int, paired: bool
+) -> pd.DataFrame:
+    """The summary of groups defined by the columns ``by``."""
+    import pandas as pd
+
+    table = checked(table, ("task", "structure", "kind", "seed", "n_params", "score"))
+    _refuse_duplicates(table)
+    baselines = _baselines(table, baseline)
+    full = table[table["structure"] == "full"].groupby("task", observed=True)["score"].mean()
+    rows = []
+    for key, runs in table.groupby(by, sort=False, observed=True):
+        row = dict(zip(by, key, strict=True)) | _describe(runs, full)
+        if baseline is not None:
+            other = baselines.get(row["structure"])
+            row |= dict.fromkeys(COMPARED, np.nan) | {"baseline": other, "pairs": None}
+            if other is not None:
+                against = table[(table["structure"] == other) & table["task"].isin(runs["task"])]
+                row |= _difference(runs, against, paired, draws, seed)
+        rows.append(row)
+    result = pd.DataFrame(rows).astype({"budget": "Int64"})
+    if baseline is not None:
+        result = result.astype({"pairs": "Int64"}).assign(p_holm=holm(result["p"]))
+    order = [*by[:-1], "score"]
+    return result.sort_values(order, ascending=[name != "score" for name in order], ignore_index=True)
 
 
 def holm(p: Any) -> np.ndarray:
@@ -153,61 +148,51 @@ def holm(p: Any) -> np.ndarray:
 
 
 def permutation_test(
-    samples: Sequence[np.ndarray],
-    minus: Sequence[np.ndarray] = (),
-    *,
-    alternative: str = "two-sided",
-    draws: int = 10_000,
-    seed: int = 0,
+    samples: Sequence[np.ndarray], minus: Sequence[np.ndarray] = (), *, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Test whether a mean over tasks is 0, or whether two are equal, permuting within each task.
+    """Test, two-sided, whether a mean over tasks is 0, or whether two are equal, permuting within each task.
 
     Args:
         samples: for each task its paired differences, [n_pairs], or its runs, [n_runs].
         minus: for each task the runs of the other side; empty for paired differences.
-        alternative, draws, seed: as for `summary`.
+        draws, seed: as for `summary`.
 
     Returns:
-        p, and the smallest p that so many runs can give; nan, nan for two sides with a single run in a task.
+        p (twice the smaller one-sided p), and the smallest p that so many runs can give; nan, nan for two sides with a
+        single run in a task.
     """
     from scipy import stats  # type: ignore[import-untyped]
 
     rng = np.random.default_rng(seed)
-
-    def run(statistic: Any, data: Any, kind: Any, count: int) -> Any:
-        n = np.inf if count <= EXACT else draws
-        options = {"permutation_type": kind, "n_resamples": n, "alternative": alternative, "random_state": rng}
-        return stats.permutation_test(data, statistic, **options)
-
-    if minus:
-        if min(map(len, [*samples, *minus])) < 2:
-            return math.nan, math.nan
-        counts = [math.comb(len(a) + len(b), len(a)) for a, b in zip(samples, minus, strict=True)]
-    else:
-        counts = [2 ** sum(map(len, samples))]
+    counts = [math.comb(len(a) + len(b), len(a)) for a, b in zip(samples, minus, strict=False)]
+    counts = counts or [2 ** sum(map(len, samples))]
     exact = math.prod(counts) <= EXACT
-    floor = min(1.0, (2 if alternative == "two-sided" else 1) / (math.prod(counts) if exact else draws + 1))
+    floor = min(1.0, 2 / (math.prod(counts) if exact else draws + 1))
+
+    def run(data: Any, kind: Any, count: int) -> Any:
+        n = np.inf if count <= EXACT else draws
+        return stats.permutation_test(data, _gap, permutation_type=kind, n_resamples=n, random_state=rng)
+
     if not minus:  # flipping signs within each task is flipping the signs of all pairs, weighted by their task
         pairs = np.concatenate([part / len(part) for part in samples])
         pairs = pairs if len(pairs) > 1 else np.append(pairs, 0.0)  # SciPy wants two values; a zero changes nothing
-        return float(run(_sum, (pairs,), "samples", counts[0]).pvalue), floor
-    tests = [run(_gap, pair, "independent", n) for pair, n in zip(zip(samples, minus, strict=True), counts, strict=True)]
+        return float(run((pairs,), "samples", counts[0]).pvalue), floor
+    if min(map(len, [*samples, *minus])) < 2:
+        return math.nan, math.nan
+    tests = [run((a, b), "independent", n) for a, b, n in zip(samples, minus, counts, strict=True)]
     if len(tests) == 1:
         return float(tests[0].pvalue), floor
     # SciPy does not permute within tasks: add up what it gives for each, in all combinations or in a sample of them
     nulls = [test.null_distribution for test in tests]
     null = reduce(np.add.outer, nulls).ravel() if exact else sum(rng.choice(part, draws) for part in nulls)
     above, extra = np.round(null - sum(test.statistic for test in tests), 12), 0 if exact else 1
-    greater, less = ((np.count_nonzero(hits) + extra) / (len(null) + extra) for hits in (above >= 0, above <= 0))
-    return {"greater": greater, "less": less, "two-sided": min(1.0, 2 * min(greater, less))}[alternative], floor
+    hits = min(np.count_nonzero(above >= 0), np.count_nonzero(above <= 0))
+    return min(1.0, 2 * (hits + extra) / (len(null) + extra)), floor
 
 
-def _sum(pairs: np.ndarray, axis: int) -> Any:
-    return np.round(pairs.sum(axis=axis), 12)  # equal values are equal in any order of summation
-
-
-def _gap(one: np.ndarray, other: np.ndarray, axis: int) -> Any:
-    return np.round(one.mean(axis=axis) - other.mean(axis=axis), 12)
+def _gap(one: np.ndarray, other: np.ndarray | float = 0.0, *, axis: int) -> Any:
+    """The difference of two means, rounded: equal values are then equal in any order of summation."""
+    return np.round(one.mean(axis=axis) - np.mean(other, axis=axis if np.ndim(other) else None), 12)
 
 
 def variance_components(
@@ -215,10 +200,9 @@ def variance_components(
 ) -> pd.DataFrame:
     """Estimate two standard deviations: between structures, and between retrainings of one structure.
 
-    A search with another seed gives another structure, and a retraining with another seed gives another score. Where
-    structures were retrained several times (``repeats`` in a study), a one-way analysis of variance with random effects
-    separates the two: score = mean + structure + retraining. An estimate below 0 is given as 0. The standard deviation
-    of few structures is uncertain (of 3 by half of itself), so each estimate comes with a test.
+    A one-way analysis of variance with random effects, score = mean + structure + retraining, where structures were
+    retrained several times (``repeats`` in a study). An estimate below 0 is given as 0. The standard deviation of few
+    structures is uncertain (of 3 by half of itself), so each estimate comes with a test.
 
     Args:
         table: one row per run, at one learning rate for each structure: ``task, structure, index, seed, score``.
@@ -228,9 +212,9 @@ def variance_components(
 
     Returns:
         One row per group with at least two structures and a repeated retraining: ``by, structures, runs, between,
-        within`` (standard deviations, as scores), ``icc`` (share of the variance that is between structures, in [0, 1];
-        nan if all scores are equal) and ``p``: how often exchanging runs between the structures of a task gives a mean
-        square between them at least as large, (1 + hits)/(1 + draws).
+        within`` (standard deviations), ``icc`` (share of the variance that is between structures, in [0, 1]; nan if all
+        scores are equal) and ``p``: how often exchanging runs between the structures of a task gives a mean square
+        between them at least as large, (1 + hits)/(1 + draws).
 
     Raises:
         StudyError: a column is missing or a score is nan.
@@ -313,51 +297,38 @@ def checked(table: Any, columns: Iterable[str], finite: Iterable[str] = ("score"
     return table
 
 
-def _refuse_duplicates(table: pd.DataFrame, by: list[str]) -> None:
-    keys = list(dict.fromkeys(["task", "structure", "index", "seed", *by]))
+def _refuse_duplicates(table: pd.DataFrame) -> None:
+    keys = ["task", "structure", "index", "seed"]
     duplicates = table[table.duplicated(keys, keep=False)]
     if duplicates.empty:
         return
-    run = duplicates[duplicates[keys].astype(str).eq(duplicates[keys].astype(str).iloc[0]).all(axis=1)]
-    what = ", ".join(f"{name} {run[name].iloc[0]}" for name in ("task", "structure", "index", "seed"))
-    differ = [name for name in ("lr", "budget", "kind", "n_params") if run[name].nunique(dropna=False) > 1]
-    hint = f"with several values of {differ[0]}; add it to by=" if differ else "; drop the duplicates, or number index"
-    if "lr" in differ:
-        hint = "at several learning rates; s3pet.studies.validation.choose_lr(table) keeps one"
-    raise StudyError(f"{len(run)} rows are the same run ({what}) {hint}")
+    run = duplicates[duplicates[keys].eq(duplicates[keys].iloc[0]).all(axis=1)]
+    what = ", ".join(f"{name} {run[name].iloc[0]}" for name in keys)
+    hint = "drop the duplicates, or number index"
+    if run["lr"].nunique() > 1:
+        hint = "s3pet.studies.validation.choose_lr(table) keeps one of several learning rates"
+    raise StudyError(f"{len(run)} rows are the same run ({what}); {hint}")
 
 
-def _baselines(table: pd.DataFrame, by: list[str], baseline: str | Mapping[str, str] | None) -> dict[str, str]:
+def _baselines(table: pd.DataFrame, baseline: Baseline | None) -> dict[str, str]:
     """Structure → the structure it is compared with."""
-    if baseline is None:
-        return {}
-    if "structure" not in by:
-        raise StudyError(f"a baseline is a structure, and by={by} does not tell structures apart; add 'structure'")
     names = [str(name) for name in table["structure"].unique()]
-    pairs = dict.fromkeys(names, baseline) if isinstance(baseline, str) else dict(baseline)
+    pairs = dict.fromkeys(names, baseline) if isinstance(baseline, str) else dict(baseline or {})
     for name in (name for pair in pairs.items() for name in pair):
         if name not in names:
             raise StudyError(f"the table has no structure {name!r}; {nearest(name, names)}")
     return {name: other for name, other in pairs.items() if other != name}
 
 
-def _matching_runs(runs: pd.DataFrame, row: Mapping[str, Any], by: Iterable[str]) -> pd.DataFrame:
-    """The runs of a baseline that belong to a group."""
-    for name in by:
-        if name not in ("structure", "kind") and runs[name].notna().any():
-            runs = runs[runs[name].eq(row[name]).fillna(False).astype(bool)]
-    return runs
-
-
-def _describe(runs: pd.DataFrame, reference: pd.Series, confidence: float) -> dict[str, Any]:
-    """Columns of a group; ``reference``: mean score of full fine-tuning by task."""
+def _describe(runs: pd.DataFrame, full: pd.Series) -> dict[str, Any]:
+    """Columns of a group; ``full``: mean score of full fine-tuning by task."""
     import pandas as pd
 
     scores = [part.dropna().to_numpy() for _, part in runs.groupby("task", observed=True)["score"]]
     score = float(np.mean([part.mean() if len(part) else np.nan for part in scores]))
     variances = [part.var(ddof=1) if len(part) > 1 else np.nan for part in scores]
-    low, high = mean_interval(scores, confidence=confidence)
-    whole = reference.reindex(runs["task"].unique()).mean(skipna=False)
+    low, high = mean_interval(scores)
+    whole = full.reindex(runs["task"].unique()).mean(skipna=False)
     budgets = runs["budget"].unique()
     return {
         "kind": ", ".join(map(str, runs["kind"].unique())),
@@ -375,17 +346,8 @@ def _describe(runs: pd.DataFrame, reference: pd.Series, confidence: float) -> di
     }
 
 
-def _difference(
-    runs: pd.DataFrame,
-    against: pd.DataFrame,
-    paired: bool,
-    confidence: float,
-    alternative: str,
-    draws: int,
-    seed: int,
-) -> dict[str, Any]:
+def _difference(runs: pd.DataFrame, against: pd.DataFrame, paired: bool, draws: int, seed: int) -> dict[str, Any]:
     """Difference to a baseline, its interval and its test; only the pairs where a task has nothing to compare."""
-    against = against[against["task"].isin(runs["task"])]
     if paired:
         one, other = (side.groupby(["task", "seed"], observed=True)["score"].mean() for side in (runs, against))
         ours, theirs = [part.to_numpy() for _, part in (one - other).dropna().groupby("task")], []
@@ -395,8 +357,8 @@ def _difference(
     if (len(ours) if paired else len(theirs)) < runs["task"].nunique():
         return {"pairs": pairs}
     difference = np.mean([part.mean() for part in ours]) - (np.mean([part.mean() for part in theirs]) if theirs else 0)
-    low, high = mean_interval(ours, theirs, confidence=confidence)
-    p, floor = permutation_test(ours, theirs, alternative=alternative, draws=draws, seed=seed)
+    low, high = mean_interval(ours, theirs)
+    p, floor = permutation_test(ours, theirs, draws=draws, seed=seed)
     values = {"difference": difference, "difference_low": low, "difference_high": high, "p": p, "p_floor": floor}
     return values | {"pairs": pairs}
 

@@ -253,7 +253,10 @@ class Study:
         plan = part.rows()
         searches = list(dict.fromkeys(need for row in plan for need in self.needs(row)))
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(open_facts(self, [row["task"] for row in plan] + [task for task, _, _ in searches]), self.path / "facts.json")
+        write_json(
+            open_facts(self, [row["task"] for row in plan] + [task for task, _, _ in searches]),
+            self.path / "facts.json",
+        )
         facts, failed = self.facts, set()
         missing = [(self, *need) for need in searches if not self.is_searched(*need)]
         for need, problem in each(run_search, missing, jobs, "searches"):
