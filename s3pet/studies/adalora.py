@@ -1,14 +1,13 @@
 """AdaLoRA with our recipe: rank that is allocated while training, as a baseline of searched structures.
 
 PEFT's AdaLoRA puts P Λ Q on every linear site: Q is [rank, d_in], Λ diagonal, P [d_out, rank]. While it trains it sets
-the least important triplets (a singular value with its two vectors) to zero until the budget is met. A triplet costs
-d_in + d_out + 1 parameters. Batches, optimiser, clipping, schedule and scoring are those of :func:`s3pet.retrain`; the
-regulariser γ · mean over all P, Q of ‖Pᵀ P − I‖_F and ‖Q Qᵀ − I‖_F is added to the loss.
+the least important triplets (a singular value with its two vectors, d_in + d_out + 1 parameters) to zero until the
+budget is met. The regulariser γ · mean over all P, Q of ‖Pᵀ P − I‖_F and ‖Q Qᵀ − I‖_F is added to the loss. All else
+is as in :func:`s3pet.retrain`.
 
-Two departures from PEFT: its target is a number of triplets, whatever they cost. Here its schedule goes down to about as
-many as the budget affords, and the last allocation selects by its importances what fits into the budget in parameters,
-as :func:`s3pet.structure.select_mask` does. And the model exceeds the budget until that last allocation, so no weights
-from before are scored or kept.
+PEFT's target is a number of triplets, whatever they cost. Here its schedule goes down to about as many as the budget
+affords, and the last allocation selects by its importances what fits into the budget in parameters. Until then it
+exceeds the budget, so no weights from before are scored or kept.
 
 Source: Zhang et al. 2023 (arXiv:2303.10512), equations 4, 7–10 and 13; PEFT's implementation.
 """
@@ -129,19 +128,14 @@ def retrain_adalora(
 
 
 def allocated_structure(model: nn.Module, tuned: TunedModel) -> Structure:
-    """Make a structure of the ranks that AdaLoRA left, to be retrained like any other structure.
+    """Make a structure of LoRA with the ranks that AdaLoRA left, to be retrained like any other structure.
 
-    It separates what AdaLoRA's allocation is worth from what its way of training is worth.
+    It separates what AdaLoRA's allocation is worth from what its way of training is worth. A rank has one parameter
+    less than in AdaLoRA, so the structure is within its budget.
 
     Args:
         model: the backbone that :func:`retrain_adalora` was given.
-        tuned: what it returned.
-
-    Returns:
-        LoRA of those ranks at those sites; one parameter less for each rank than AdaLoRA has, so within its budget.
-
-    Raises:
-        SearchError: tuned by something else.
+        tuned: what it returned; raises SearchError for anything else.
     """
     ranks = tuned.metrics.get("ranks")
     if not ranks:

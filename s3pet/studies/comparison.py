@@ -1,4 +1,4 @@
-"""Retrain a few structures on one task and collect their scores in one table; a whole grid is a :class:`s3pet.studies.Study`.
+"""Retrain a few structures on one task in one table; a whole grid is a :class:`s3pet.studies.Study`.
 
 Rows are kept in a JSON-lines file, each under a key that holds everything that decided it. A row with the same key is
 not computed again, so a long comparison can be interrupted and continued.

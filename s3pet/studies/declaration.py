@@ -1,9 +1,9 @@
-"""Study files: which kinds of structures and which options they may name, checked when a file is read."""
+"""Study files: which kinds of structures and options they may name, checked when a file is read."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,12 @@ from s3pet.searcher import PRESETS, Settings
 from s3pet.tuning import Recipe
 
 NUMBER_AS_TEXT = re.compile(r"[+-]?\d+(\.\d*)?[eE]\d+|[+-]?\d+[eE][+-]?\d+")  # YAML wants a point and a signed exponent
-AVERAGES = ("seeds", "others")
+TYPES = {"backbone": str, "budgets": list, "seeds": int}  # all other parts of a study but its space are mappings
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of structure in a study.
-
-    Attributes:
-        options: what its declaration may say.
-        per_budget, per_seed: whether it is made anew for every budget, and for every seed.
-    """
+    """A kind of structure: its options, and whether it is made anew for every budget and for every seed."""
 
     options: tuple[str, ...] = ()
     per_budget: bool = False
@@ -47,11 +42,7 @@ KINDS = {
 
 
 def read_yaml(path: Path, names: Sequence[str], required: Sequence[str]) -> dict[str, Any]:
-    """Read a YAML file with these keys.
-
-    Raises:
-        StudyError: no such file, not YAML, a key is unknown or missing, or a number was read as text.
-    """
+    """Read a YAML file with these keys; raises StudyError for other keys, types, and numbers that are read as text."""
     import yaml
 
     if not path.is_file():
@@ -60,13 +51,17 @@ def read_yaml(path: Path, names: Sequence[str], required: Sequence[str]) -> dict
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise StudyError(f"{path} is not YAML: {error}") from error
-    keys = [*content] if isinstance(content, dict) else []
-    missing, unknown = [n for n in required if n not in keys], sorted(str(key) for key in keys if key not in names)
+    content = content if isinstance(content, dict) else {}
+    missing, unknown = [n for n in required if n not in content], sorted(str(n) for n in content if n not in names)
     if missing or unknown:
         raise StudyError(f"{path}: missing {missing}, unknown {unknown}; a study may have {', '.join(names)}")
     for place, text in _texts(content):
         if NUMBER_AS_TEXT.fullmatch(text) and not place.startswith("budgets"):
             raise StudyError(f"{path}: {place} is the text {text!r}; YAML reads a number only if it looks like 1.0e-3")
+    for name, value in content.items():
+        kind = TYPES.get(name, dict)
+        if name != "space" and not isinstance(value, kind):
+            raise StudyError(f"{path}: {name} is {value!r}; expected {kind.__name__}")
     return content
 
 
@@ -80,70 +75,64 @@ def _texts(content: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 def check_study(study: Any) -> None:
     """Check everything that a study declares; raises StudyError."""
-    for name in ("tasks", "structures", "objective", "retrain", "recipes", "lr", "search", "searches"):
-        if not isinstance(getattr(study, name), Mapping):
-            raise StudyError(f"{name} is {getattr(study, name)!r}; expected names and values")
-    for name, kind in (("budgets", list), ("seeds", int), ("backbone", str)):
-        if not isinstance(getattr(study, name), kind | tuple if kind is list else kind):
-            raise StudyError(f"{name} is {getattr(study, name)!r}; expected a {kind.__name__}")
-    _check_fields(ObjectiveSettings, study.objective, "objective")
-    for task in ["", *study.recipes]:
-        _check_fields(Recipe, study.recipe(task), f"retrain of {task}" if task else "retrain", ("seed", "lr"))
-    for name in study.searches:
-        settings = {**study.search, **study.searches[name]}
-        if "budget" not in settings or settings.get("settings", "default") not in PRESETS:
-            raise StudyError(f"search {name!r} needs a budget, and may have settings: {' or '.join(PRESETS)}")
-        _check_fields(Settings, settings, f"search {name!r}", ("seed",), also=("budget", "settings"))
-    for name, entry in study.structures.items():
-        _check_structure(study, name, entry)
     _check_known(study.recipes, study.tasks, "task")
     _check_known(study.lr, ["pet", "head", "full", *KINDS, *study.structures], "kind or structure")
+    _check_fields(ObjectiveSettings, study.objective, "objective")
+    for task in ["", *study.recipes]:
+        _check_fields(Recipe, study.recipe(task), f"retrain of {task}" if task else "retrain", without=("seed", "lr"))
+    for name, changes in study.searches.items():
+        settings = {**study.search, **changes}
+        if "budget" not in settings or settings.pop("settings", "default") not in PRESETS:
+            raise StudyError(f"search {name!r} needs a budget, and may have settings: {' or '.join(PRESETS)}")
+        del settings["budget"]
+        _check_fields(Settings, settings, f"search {name!r}", without=("seed",))
+    for name, entry in study.structures.items():
+        _check_structure(study, name, entry)
     for name, rates in study.lr.items():
         if not isinstance(rates, list) or not rates or not all(isinstance(r, (int, float)) and r > 0 for r in rates):
             raise StudyError(f"lr of {name!r} is {rates!r}; expected a list of numbers above 0, such as [1.0e-3]")
 
 
-def _check_known(names: Any, known: Any, what: str) -> None:
+def _check_known(names: Collection[str], known: Collection[str], what: str) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise StudyError(f"no {what} of this study is called {', '.join(unknown)}; it has {', '.join(known)}")
 
 
-def _check_fields(
-    record: type, values: Any, where: str, excluded: Sequence[str] = (), also: Sequence[str] = ()
-) -> None:
-    """Check that values are fields of a dataclass which it accepts; ``also``: further names."""
-    names = [field.name for field in fields(record) if field.name not in excluded]
-    unknown = sorted(set(values) - {*names, *also})
+def _check_fields(record: type, values: Mapping[str, Any], where: str, without: Sequence[str] = ()) -> None:
+    """Check that values are fields of a dataclass, which it accepts."""
+    names = [field.name for field in fields(record) if field.name not in without]
+    unknown = sorted(set(values) - set(names))
     if unknown:
         hint = "; these belong under objective:" if {*unknown} <= {f.name for f in fields(ObjectiveSettings)} else ""
         raise StudyError(f"{where} has the unknown options {', '.join(unknown)}{hint}; it may have {', '.join(names)}")
     try:
-        record(**{name: value for name, value in values.items() if name in names})
+        record(**values)
     except S3PetError as error:
         raise StudyError(f"{where}: {error}") from error
 
 
-def _check_structure(study: Any, name: str, entry: Mapping[str, Any]) -> None:
-    kind = entry.get("kind") if isinstance(entry, Mapping) else None
+def _check_structure(study: Any, name: str, entry: Any) -> None:
+    kind = entry.get("kind") if isinstance(entry, dict) else None
     if kind not in KINDS:
         raise StudyError(f"structure {name!r} has kind {kind!r}, not one of {', '.join(KINDS)}")
     options = KINDS[kind].options
     unknown = sorted(set(entry) - {"kind", "budgets", "seeds", "repeats", *options})
+    budgets = entry.get("budgets", study.budgets) if KINDS[kind].per_budget else [None]
+    wrong = [w for w in ("seeds", "repeats") if not isinstance(entry.get(w, 1), int) and len(entry[w]) != len(budgets)]
+    over, of, search = entry.get("over"), entry.get("of", 1), entry.get("search")
+    problem = None
     if unknown:
-        raise StudyError(f"structure {name!r} of kind {kind} has {unknown}; it may have {', '.join(options)}")
-    for what in ("seeds", "repeats"):
-        counts, budgets = entry.get(what, 1), entry.get("budgets", study.budgets) if KINDS[kind].per_budget else [None]
-        if not isinstance(counts, int) and len(counts) != len(budgets):
-            raise StudyError(f"structure {name!r} has {what} {counts} for {len(budgets)} budgets; give one for each")
-    if "repeats" in entry and not study.is_seeded(entry):
-        raise StudyError(f"structure {name!r} is the same for every seed, so seeds repeat it: give seeds, not repeats")
-    if kind == "average" and entry.get("over") not in AVERAGES:
-        raise StudyError(f"structure {name!r} is over {entry.get('over')!r}; an average is over {AVERAGES}")
-    count = entry.get("of", 1)
-    if not (isinstance(count, int) and count > 0 and ("of" not in entry or entry["over"] == "seeds")):
-        raise StudyError(f"structure {name!r} is of {count!r}; expected a number of searches, with over: seeds")
-    if "search" in options and entry.get("search") not in study.searches:
-        raise StudyError(
-            f"structure {name!r} needs search {entry.get('search')!r}; declared are {', '.join(study.searches)}"
-        )
+        problem = f"of kind {kind} has {unknown}; it may have {', '.join(options)}"
+    elif wrong:
+        problem = f"has {wrong[0]} {entry[wrong[0]]} for {len(budgets)} budgets; give one for each"
+    elif kind == "average" and over not in ("seeds", "others"):
+        problem = f"is over {over!r}; an average is over seeds or others"
+    elif not isinstance(of, int) or of < 1 or ("of" in entry and over != "seeds"):
+        problem = f"is of {of!r}; expected a number of searches, with over: seeds"
+    elif "search" in options and search not in study.searches:
+        problem = f"needs search {search!r}; declared are {', '.join(study.searches)}"
+    elif "repeats" in entry and not study.is_seeded(entry):
+        problem = "is the same for every seed, so seeds repeat it: give seeds, not repeats"
+    if problem:
+        raise StudyError(f"structure {name!r} {problem}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
 from typing import Any
@@ -21,7 +21,7 @@ from s3pet.objective import make_objective
 from s3pet.result import config_hash
 from s3pet.searcher import search as search_structure
 from s3pet.space import make_space
-from s3pet.structure import Structure, manual_structure, parse_budget, random_structure
+from s3pet.structure import manual_structure, parse_budget, random_structure
 from s3pet.studies.adalora import allocated_structure, retrain_adalora
 from s3pet.studies.comparison import Entry, measure
 from s3pet.studies.selectors import depth_structure, sensitive_structure
@@ -63,24 +63,25 @@ def open_facts(study: Any, tasks: Sequence[str]) -> dict[str, Any]:
     """Open backbone and tasks, and return what keys of rows and searches depend on besides the declaration.
 
     Returns:
-        ``declared`` (:meth:`s3pet.studies.Study.declared`), ``backbone`` (checksum), ``backbone_params``, ``space`` (hash
-        of its candidates), ``objective`` (all fields), and ``tasks``: name → ``declared``, ``fingerprint``. Tasks that
-        were noted for the same declaration and are not among ``tasks`` stay.
+        ``declared``, ``backbone`` (checksum), ``backbone_params``, ``space`` (hash), ``objective`` (all fields), and
+        ``tasks``: name → ``declared``, ``fingerprint``; also of tasks opened before.
     """
+    model, task, space = _open(study, tasks[0])
     noted = dict(study.facts.get("tasks", {}))
-    facts: dict[str, Any] = {"declared": study.declared()}
     for name in dict.fromkeys(tasks):
-        model, task, space = _open(study, name)
-        noted[name] = {"declared": study.tasks[name], "fingerprint": task.fingerprint}
-        if "backbone" not in facts:
-            facts |= {"backbone": backbone_checksum(model), "backbone_params": space.backbone_params}
-            facts["space"] = config_hash({"candidates": [candidate.name for candidate in space]})
-            facts["objective"] = asdict(make_objective(model, task, study.objective).settings)
-    return facts | {"tasks": noted}
+        noted[name] = {"declared": study.tasks[name], "fingerprint": _open(study, name)[1].fingerprint}
+    return {
+        "declared": study.declared(),
+        "backbone": backbone_checksum(model),
+        "backbone_params": space.backbone_params,
+        "space": config_hash({"candidates": [candidate.name for candidate in space]}),  # as in the config of a search
+        "objective": asdict(make_objective(model, task, study.objective).settings),
+        "tasks": noted,
+    }
 
 
 def run_search(study: Any, task: str, search: str, seed: int) -> tuple[tuple[str, str, int], str | None]:
-    """Run one search of a study into its folder; returns (task, search, seed) and what went wrong, or None."""
+    """Run one search of a study into its folder; returns (task, search, seed) and, if it diverged, why."""
     model, opened, space = _open(study, task)
     out, settings = study.folder(task, search, seed), study.settings(search, seed)
     run = partial(
@@ -89,7 +90,7 @@ def run_search(study: Any, task: str, search: str, seed: int) -> tuple[tuple[str
     try:
         try:
             result = run(overwrite=(out / "config.json").is_file())
-        except RunError:  # there is a checkpoint of other settings
+        except RunError:  # a checkpoint of other settings
             result = run(overwrite=True)
     except SearchError as error:
         if not hasattr(error, "result"):  # it did not diverge: something is wrong with its settings
@@ -104,51 +105,46 @@ def run_search(study: Any, task: str, search: str, seed: int) -> tuple[tuple[str
 def run_row(study: Any, row: Row, key: str) -> Row:
     """Retrain one row's structure; returns the finished row."""
     model, task, space = _open(study, row["task"])
-    entry, budget = study.structures[row["entry"]], row["budget"]
+    options, budget = _options(study.structures[row["entry"]]), row["budget"]
     recipe = {**study.recipe(row["task"]), "seed": row["seed"], "lr": row["lr"], "objective": study.objective}
-    adalora = partial(retrain_adalora, model, task, budget, **_options(entry)) if budget is not None else None
+    adalora = partial(retrain_adalora, model, task, budget, **recipe | options)
     structure: Entry | None = None
     try:
         costs = [study.result(*need).cost for need in study.needs(row)]
-        if entry["kind"] == "adalora" and adalora is not None:
-            train: Callable = partial(adalora, **recipe)
-        else:
-            if entry["kind"] == "allocated" and adalora is not None:
-                first = adalora(**{**recipe, "seed": row["index"]})
-                structure, costs = allocated_structure(model, first), [first.cost]
-            else:
-                structure = _make_structure(study, row, model, task, space)
-            train = partial(retrain, model, task, structure, **recipe)
+        if row["kind"] == "allocated":
+            first = adalora(seed=row["index"])
+            structure, costs = allocated_structure(model, first), [first.cost]
+        elif row["kind"] != "adalora":
+            structure = _make_structure(study, row, model, task, space)
+        train = adalora if structure is None else partial(retrain, model, task, structure, **recipe)
         measured = measure(train, model, task, structure)
     except S3PetError as error:
         raise StudyError(f"{row['structure']!r} on {row['task']!r}, seed {row['seed']}: {error}") from error
-    finished = {"key": key, **row, **measured}
-    finished = {
-        name: value for name, value in finished.items() if name not in ("decides", "repeat")
-    }  # part of the plan
+    finished = {name: value for name, value in row.items() if name not in ("decides", "repeat")}  # parts of the plan
     if budget is not None:
         finished["budget"] = parse_budget(space, budget).n_params
-    return finished | {"search_rows": sum(c.rows for c in costs), "search_seconds": sum(c.seconds for c in costs)}
+    spent = {"search_rows": sum(cost.rows for cost in costs), "search_seconds": sum(cost.seconds for cost in costs)}
+    return {"key": key, **finished, **measured, **spent}
 
 
 def _make_structure(study: Any, row: Row, model: Any, task: Task, space: Any) -> Entry:
-    entry, kind, budget = study.structures[row["entry"]], row["kind"], row["budget"]
+    options, kind, budget, seed = _options(study.structures[row["entry"]]), row["kind"], row["budget"], row["index"]
     if kind == "reference":
-        return entry.get("name", row["entry"])
+        return options.get("name", row["entry"])
     if kind == "manual":
-        return manual_structure(space, entry.get("name", row["entry"]))
+        return manual_structure(space, options.get("name", row["entry"]))
     if kind == "rules":
-        return manual_structure(make_space(model, entry["rules"]), "all")
+        return manual_structure(make_space(model, options["rules"]), "all")
     if kind == "random":
-        return random_structure(space, budget, seed=row["index"])
+        return random_structure(space, budget, seed=seed)
     if kind == "heuristic":
-        return depth_structure(space, budget, **_options(entry))
+        return depth_structure(space, budget, **options)
     if kind == "sensitivity":
         size = study.recipe(row["task"]).get("batch_size", 32)
-        options = {"batch_size": size, "seed": row["index"], "objective": study.objective, **_options(entry)}
-        return sensitive_structure(model, task, space, budget, **options)
-    results = [study.result(*need) for need in study.needs(row)]
-    return average_gates(results).structure(budget) if kind == "average" else results[0].structure(budget)
+        return sensitive_structure(
+            model, task, space, budget, seed=seed, batch_size=size, objective=study.objective, **options
+        )
+    return average_gates([study.result(*need) for need in study.needs(row)]).structure(budget)
 
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,13 +152,7 @@ def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def each(function: Any, arguments: Sequence[tuple], jobs: int, what: str) -> Iterator[Any]:
-    """Yield results as they are finished, in any order, with a bar.
-
-    Args:
-        function: called with each of ``arguments``.
-        jobs: processes.
-        what: description of the bar.
-    """
+    """Call a function with each of ``arguments`` in so many processes; yields results as they come, with a bar."""
     from joblib import Parallel, delayed
 
     results: Any = (function(*values) for values in arguments)

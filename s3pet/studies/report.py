@@ -71,12 +71,11 @@ def summarize(
 def score_table(rows: pd.DataFrame, summarized: pd.DataFrame | None = None) -> pd.DataFrame:
     """Make a table of scores: a row per structure, a column per task with mean ± standard deviation (runs).
 
+    Structures that have all tasks also have ``mean`` and ``kept`` (of "full").
+
     Args:
         rows: see above; tasks and structures are shown in their order.
         summarized: what `summarize` gives, or a part of it; None: that of all rows.
-
-    Returns:
-        ``structure, parameters``, the tasks, and where a structure has all tasks ``mean`` and ``kept`` (of "full").
     """
     import pandas as pd
 
@@ -114,15 +113,7 @@ def difference_table(summarized: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_table(rows: pd.DataFrame, k: int = BEST_OF) -> pd.DataFrame:
-    """Show the expected test score of making k runs of a structure and keeping the best by validation.
-
-    Args:
-        rows: see above.
-        k: as in :func:`s3pet.studies.validation.best_of`.
-
-    Returns:
-        ``structure``, a column per task, and ``mean`` where a structure has all tasks; empty without k runs of any.
-    """
+    """Show :func:`s3pet.studies.validation.best_of`: a column per task, and the mean where there are all tasks."""
     import pandas as pd
 
     rows = once(rows)
@@ -137,15 +128,7 @@ def best_table(rows: pd.DataFrame, k: int = BEST_OF) -> pd.DataFrame:
 
 
 def repeat_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Show whether scores differ because of the structure or because of its retraining.
-
-    Args:
-        rows: with repeated retrainings.
-
-    Returns:
-        :func:`s3pet.studies.statistics.variance_components` as text: task by task, then over the tasks together; empty
-        without any repeated run.
-    """
+    """Show :func:`s3pet.studies.statistics.variance_components`, task by task, then over the tasks together."""
     import pandas as pd
 
     by_task, together = (variance_components(rows, by=by) for by in (("task", "structure"), ("structure",)))
@@ -188,8 +171,8 @@ def agreement_table(
         draws: random structures per pair, for the level of chance.
 
     Returns:
-        ``search, searches, overlap`` (Jaccard), ``chance, rank correlation`` (of all gates), ``within kinds`` (of ranks
-        within module types); a row per search with two seeds or more on some task.
+        ``search, searches, overlap`` (Jaccard index), ``chance`` (of random structures), ``rank correlation`` (of all
+        gates), ``within kinds`` (of ranks within module types); a row per search with two seeds on some task.
     """
     import pandas as pd
 
@@ -209,13 +192,10 @@ def agreement_table(
 
 
 def drop_table(folder: Path, searches: Sequence[str] | None = None, tasks: Sequence[str] | None = None) -> pd.DataFrame:
-    """Show how far the loss of the searches fell (:attr:`s3pet.result.SearchResult.loss_drop`), mean ± deviation.
+    """Show how far the loss fell (:attr:`s3pet.result.SearchResult.loss_drop`), mean ± standard deviation (searches).
 
     Args:
         folder, searches, tasks: as for `finished_searches`.
-
-    Returns:
-        ``search``, and a column per task, with the number of searches; a row per search that was run.
     """
     import pandas as pd
 
@@ -273,12 +253,7 @@ def as_text(table: pd.DataFrame, markdown: bool = True) -> str:
 def write_figures(study: Study, out: Path | None = None) -> list[Path]:
     """Draw all that is finished: budget curves (where sizes differ), differences, rankings, repeats, transfers.
 
-    Args:
-        study: the study.
-        out: folder; None: ``figures`` in the study's folder.
-
-    Returns:
-        The PNG files; there is a PDF beside each.
+    Returns the PNG files, in ``out`` or else in ``figures`` in the study's folder; there is a PDF beside each.
     """
     from matplotlib import pyplot as plt
 

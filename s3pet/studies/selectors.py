@@ -8,7 +8,7 @@ per candidate, computed from a few training batches before anything is trained (
 
 A rule about *depth* is what people do by hand: LoRA on queries and values, in layers spread evenly or in the last ones.
 
-Source: Sung et al. 2021 (arXiv:2111.09839), FISH mask; Hu et al. 2021 (arXiv:2106.09685), table 5, for queries and values.
+Source: Sung et al. 2021 (arXiv:2111.09839), FISH mask; Hu et al. 2021 (arXiv:2106.09685), for queries and values.
 """
 
 from __future__ import annotations
@@ -44,10 +44,9 @@ def sensitivity(
 ) -> Tensor:
     """Measure how sensitive the loss is to each candidate, before anything is trained.
 
-    All candidates are attached at gates of 1 and the model runs without dropout. A LoRA starts at the same tensors as in
-    a retraining with this seed, so its gradient is one through a random projection, scaled by 16/r. An encoder's head
-    also starts as in a retraining. Costs ``batches`` passes for ``"gradient"``, and ``batches · batch_size`` passes of
-    one row each for ``"fisher"``.
+    All candidates are attached at gates of 1 and the model runs without dropout. Fresh tensors and an encoder's head
+    are those of a retraining with this seed, so the gradient of a LoRA is one through a random projection. Costs
+    ``batches`` passes for ``"gradient"``, and ``batches · batch_size`` passes of one row for ``"fisher"``.
 
     Args:
         model: the backbone; left exactly as it was, ``requires_grad`` flags and modes included.

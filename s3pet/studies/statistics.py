@@ -4,9 +4,9 @@ The table is the one of :func:`s3pet.compare`, with one row per retraining: ``ta
 of several structures of that name), ``seed`` (of the retraining), ``n_params``, ``score`` (on the test split) and, if
 known, ``budget, head_params, lr, validation, seconds, diverged``. Other columns are ignored.
 
-**Intervals** are 95 % Student t intervals, :func:`s3pet.plots.intervals.mean_interval`, as in all figures; see there how
-often they cover. They assume normal scores. With two runs they reach 12.7 standard errors to each side, with three 4.3,
-with five 2.8.
+**Intervals** are 95 % Student t intervals, :func:`s3pet.plots.intervals.mean_interval`, as in all figures. They assume
+normal scores; see there how often they cover real ones. With two runs they reach 12.7 standard errors to each side,
+with three 4.3, with five 2.8.
 
 **Tests** permute runs (SciPy's ``permutation_test``). They assume no distribution, but few runs cannot give a small p:
 n pairs give at least 2/2^n, so 3 pairs never go below 0.25, 5 never below 0.063. Every row states this bound as

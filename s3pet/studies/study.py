@@ -14,12 +14,12 @@
       random: {kind: random, seeds: 5}                 # made for each budget
       searched: {kind: searched, search: ours}
 
-Every structure gets the same recipe and the same grid of learning rates; its own rate is chosen on the validation split.
-Kinds that depend on a seed (searched, random, sensitivity, …) give a structure for each seed: seed k is search or draw k,
-retrained with seed k at every rate. With ``repeats: n`` it is retrained n times in all, at its chosen rate, with seeds
-k + 1, k + 2, …; this separates structures from retrainings and is left out of comparisons. Other kinds give one
-structure: its first seed is run at every rate, the other seeds at the chosen one. An average over all seeds is one
-structure too; with ``of: 3`` seed k is the average of the k-th three searches.
+Every structure gets the same recipe and grid of learning rates; its own rate is chosen on the validation split. Kinds
+that depend on a seed (searched, random, sensitivity, …) give a structure for each seed: seed k is search or draw k,
+retrained with seed k at every rate. With ``repeats: n`` it is retrained n times in all, with seeds k + 1, k + 2, …;
+this separates structures from retrainings and is left out of comparisons. Other kinds give one structure: its first
+seed is run at every rate, the others at the chosen one. An average over all seeds is one structure, too; with ``of: 3``
+seed k is the average of the k-th three searches.
 
 Finished rows are never computed again, so a study can be interrupted, continued and extended. A row's key holds its
 declaration and, from ``facts.json``, the checksums of backbone and data: if these change, rows are made anew.
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PLACE = ("task", "structure", "index")  # what has a learning rate of its own
+Rates = dict[tuple, float | None]  # by place
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Study:
     Attributes:
         backbone: what :func:`s3pet.load_backbone` opens.
         tasks: name → what :func:`s3pet.load_task` opens, or its keywords with the name or folder as ``path``.
-        structures: name → ``kind`` and its options; ``budgets`` and ``seeds`` (a number, or one for each budget) where
-            they differ from the study's; ``repeats`` (likewise), for kinds with a structure for each seed.
+        structures: name → ``kind`` and its options; ``budgets``, ``seeds`` and ``repeats`` (a number, or one for each
+            budget) where they differ from the study's.
         budgets: in any form that :meth:`s3pet.gates.Budget.parse` reads.
         seeds: how many.
         space: name or rules of the candidates.
@@ -101,14 +102,7 @@ class Study:
         return study
 
     def only(self, *, tasks: Sequence[str] = ("*",), structures: Sequence[str] = ("*",)) -> Study:
-        """Look at some tasks and structures of the study; rows and searches stay where they are.
-
-        Args:
-            tasks, structures: patterns of names.
-
-        Raises:
-            StudyError: a pattern matches nothing.
-        """
+        """Look at some tasks and structures of the study, by patterns of names; raises StudyError without any match."""
         part = []
         for what, names, patterns in (("task", self.tasks, tasks), ("structure", self.structures, structures)):
             missing = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
@@ -118,11 +112,7 @@ class Study:
         return replace(self, part=(part[0], part[1]))
 
     def rows(self) -> list[Row]:
-        """List what is to be run: one dict per retraining.
-
-        ``decides`` says that validation compares rates on this run; other runs have ``lr`` None and are run at the rate
-        that was chosen. ``repeat`` marks repeated retrainings of a structure.
-        """
+        """List what is to be run, one dict per retraining; ``lr`` is None unless rates are compared on it."""
         plan = []
         tasks, names = self.part or (self.tasks, self.structures)
         for name in names:
@@ -146,7 +136,7 @@ class Study:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What :func:`s3pet.studies.jobs.open_facts` noted at the last run; empty before, or for another declaration."""
+        """What :func:`s3pet.studies.jobs.open_facts` noted at the last run; empty for another declaration."""
         path = self.path / "facts.json"
         facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return facts if facts.get("declared") == self.declared() else {}
@@ -195,8 +185,8 @@ class Study:
     def chosen(self, *, repeats: bool = False) -> pd.DataFrame:
         """Read the finished rows of what is declared now, at the learning rate that validation chose.
 
-        Rows of a structure are left out while a rate of its grid is missing. If it diverged at every rate, its rows at
-        the first one are kept: they have ``diverged`` true and nan scores.
+        Structures that lack a rate of their grid are left out; of those that diverged at every rate, the rows at the
+        first one are kept, with ``diverged`` true and nan scores.
 
         Args:
             repeats: also repeated retrainings; they have ``repeat`` true.
@@ -205,35 +195,36 @@ class Study:
         plan = self.rows()
         rates = self._chosen_rates(plan, finished, facts)
         for row in plan:
-            place = tuple(row[name] for name in PLACE)
-            if place in rates and (repeats or not row["repeat"]):
-                if row["decides"] and row["lr"] != rates[place]:
-                    continue
-                row = {**row, "lr": rates[place]}
-                key = self.key(row, facts)
-                if key in finished:
-                    labels = {name: value for name, value in row.items() if name not in ("budget", "decides")}
-                    rows.append({"key": key, **finished[key], **labels})
+            at_rate = self._at_rate(row, rates)
+            key = self.key(at_rate, facts) if at_rate and (repeats or not row["repeat"]) else None
+            if key in finished:
+                labels = {name: value for name, value in at_rate.items() if name not in ("budget", "decides")}
+                rows.append({"key": key, **finished[key], **labels})
         return as_table(rows)
 
-    def _chosen_rates(
-        self, plan: Sequence[Row], finished: Mapping[str, Row], facts: Mapping[str, Any]
-    ) -> dict[tuple, float | None]:
-        """Task, structure and index → its learning rate, where all rates of its grid are finished."""
-        rows: dict[tuple, list[Row]] = {}
+    def _chosen_rates(self, plan: Sequence[Row], finished: Mapping[str, Row], facts: Mapping[str, Any]) -> Rates:
+        """The rates of all structures that are finished at every rate of their grid."""
+        runs: dict[tuple, list[Row]] = {}
         for row in plan:
             if row["decides"]:
-                labels = {name: row[name] for name in (*PLACE, "seed", "lr")}
                 done = finished.get(self.key(row, facts) or "")
-                rows.setdefault(tuple(row[name] for name in PLACE), []).append({**done, **labels} if done else {})
-        rows = {place: runs for place, runs in rows.items() if all(runs)}
-        rates = {place: runs[0]["lr"] for place, runs in rows.items()}  # without a grid, or where all have diverged
-        compared = [run for runs in rows.values() for run in runs if not all(run["diverged"] for run in runs)]
-        table = choose_lr(as_table(compared), by=PLACE) if compared else as_table([])
-        for run in table.to_dict("records"):
-            place = tuple(run[name] for name in PLACE)
-            rates[place] = None if rates[place] is None else float(run["lr"])
+                runs.setdefault(_place(row), []).append({**done, **row} if done else {})
+        runs = {place: part for place, part in runs.items() if all(part)}
+        rates = {place: part[0]["lr"] for place, part in runs.items()}  # without a grid, or where all have diverged
+        compared = [row for part in runs.values() for row in part if not all(run["diverged"] for run in part)]
+        for row in (
+            choose_lr(as_table(compared).drop(columns="budget"), by=PLACE).to_dict("records") if compared else []
+        ):
+            rates[_place(row)] = None if rates[_place(row)] is None else float(row["lr"])
         return rates
+
+    @staticmethod
+    def _at_rate(row: Row, rates: Rates) -> Row:
+        """A row of the plan at its structure's chosen rate; empty where there is none, or if it is at another one."""
+        place = _place(row)
+        if place not in rates or (row["decides"] and row["lr"] != rates[place]):
+            return {}
+        return {**row, "lr": rates[place]}
 
     def run(self, *, jobs: int = 1, tasks: Sequence[str] = ("*",), structures: Sequence[str] = ("*",)) -> pd.DataFrame:
         """Run what is not finished yet and write the chosen rows to ``rows.parquet``; returns `table`.
@@ -242,8 +233,7 @@ class Study:
         that need it are left out.
 
         Args:
-            jobs: processes (joblib's; under ``joblib.parallel_config(backend="dask")`` the workers of a cluster), each
-                with one thread.
+            jobs: processes of one thread (joblib's; under ``joblib.parallel_config(backend="dask")`` a cluster's).
             tasks, structures: patterns of names: run only these.
 
         Raises:
@@ -267,14 +257,10 @@ class Study:
         for decides in (True, False):
             finished = read_rows(path)
             rates = {} if decides else self._chosen_rates(plan, finished, facts)
-            todo = {}
-            for row in plan:
-                place = tuple(row[name] for name in PLACE)
-                if row["decides"] == decides and (decides or place in rates):
-                    row = row if decides else {**row, "lr": rates[place]}
-                    todo[self.key(row, facts)] = row
-            stage = [(self, row, key) for key, row in todo.items() if key not in finished]
-            for row in each(run_row, stage, jobs, "every rate" if decides else "chosen rate"):
+            stage = [row if decides else self._at_rate(row, rates) for row in plan if row["decides"] == decides]
+            keyed = {self.key(row, facts): row for row in stage if row}
+            missing = [(self, row, key) for key, row in keyed.items() if key not in finished]
+            for row in each(run_row, missing, jobs, "every rate" if decides else "chosen rate"):
                 append_row(path, row)
         table = self.chosen(repeats=True)
         if len(table):
@@ -336,6 +322,10 @@ class Study:
         if self.structures[name].get("name", name) == "zero-shot":
             return [None]
         return self.lr.get(name) or self.lr.get(self.structures[name]["kind"]) or self.lr.get("pet") or [None]
+
+
+def _place(row: Row) -> tuple:
+    return tuple(row[name] for name in PLACE)
 
 
 def _label(name: str, entry: Mapping[str, Any], budget: Any, source: str | None) -> str:

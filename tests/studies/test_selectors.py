@@ -1,7 +1,5 @@
 """Structures without a search: scores against sums by hand, the model untouched, rules of depth where expected."""
 
-import copy
-
 import pytest
 import torch
 from tiny import FAMILIES, tiny_bert, tiny_llama, tiny_t5

@@ -395,6 +395,7 @@ def test_summary_and_figures_need_only_the_folder(finished, root, capsys, monkey
         ({"recipes": {"two": {"colour": 1}}}, "retrain of two has the unknown options colour"),
         ({"lr": {"pot": [1e-3]}}, "no kind or structure of this study is called pot"),
         ({"lr": {"pet": 1e-3}}, "expected a list of numbers"),
+        ({"lr": [1e-3]}, "expected dict"),
         ({"lr": {"pet": ["fast"]}}, "expected a list of numbers"),
         ({"lr": {"pet": ["1e-3"]}}, "lr.pet.0 is the text '1e-3'; .* looks like 1.0e-3"),
         ({"search": {"lr": "1e-3"}}, "search.lr is the text '1e-3'"),
@@ -407,8 +408,8 @@ def test_summary_and_figures_need_only_the_folder(finished, root, capsys, monkey
         ({"retrain": {"steps": -1}}, "retrain: steps must be > 0"),
         ({"objective": {"pooling": "max"}}, "objective: pooling='max' is not one of"),
         ({"objective": {"length": 3}}, "objective has the unknown options length; it may have max_length"),
-        ({"objective": [1]}, "objective is .1.; expected names and values"),
-        ({"seeds": "3"}, "seeds is '3'; expected a int"),
+        ({"objective": [1]}, "objective is .1.; expected dict"),
+        ({"seeds": "3"}, "seeds is '3'; expected int"),
         ({"colour": "blue"}, r"unknown \['colour'\]"),
     ],
 )
