@@ -69,7 +69,7 @@ def compare(
     plan = list(_plan(structures, seeds))
     with tqdm(total=len(plan), desc=f"compare on {task.name}", disable=not progress) as bar:
         for name, index, entry, seed in plan:
-            kind, names = "reference", entry
+            kind, names = "reference", [str(entry)]
             if isinstance(entry, Structure):
                 kind, names = str(entry.origin.get("kind", "custom")), list(entry.names)
             chosen = asdict(Recipe(seed=seed, **recipe))

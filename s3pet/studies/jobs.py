@@ -129,10 +129,11 @@ def run_row(study: Any, row: Row, key: str) -> Row:
 
 def _make_structure(study: Any, row: Row, model: Any, task: Task, space: Any) -> Entry:
     options, kind, budget, seed = _options(study.structures[row["entry"]]), row["kind"], row["budget"], row["index"]
+    name = str(options.get("name", row["entry"]))
     if kind == "reference":
-        return options.get("name", row["entry"])
+        return name
     if kind == "manual":
-        return manual_structure(space, options.get("name", row["entry"]))
+        return manual_structure(space, name)
     if kind == "rules":
         return manual_structure(make_space(model, options["rules"]), "all")
     if kind == "random":

@@ -33,7 +33,7 @@ def random_baselines(rows: pd.DataFrame) -> dict[str, str]:
     budgets = rows.dropna(subset="budget").drop_duplicates("structure")
     random = budgets[budgets["kind"] == "random"].drop_duplicates("budget").set_index("budget")["structure"]
     pairs = budgets[budgets["budget"].isin(random.index)].set_index("structure")["budget"].map(random)
-    return {one: other for one, other in pairs.items() if one not in set(random)}
+    return {str(one): other for one, other in pairs.items() if one not in set(random)}
 
 
 def summarize(

@@ -94,7 +94,7 @@ def over_tasks(
         StudyError: as `summary`; or no task is shared by all, or a structure lacks one of ``tasks``.
     """
     table = checked(table, ("task", "structure"), finite=())
-    groups = {name: set(part) for name, part in table.groupby("structure", sort=False, observed=True)["task"]}
+    groups = {str(name): set(part) for name, part in table.groupby("structure", sort=False, observed=True)["task"]}
     every = list(table["task"].unique())
     wanted = [name for name in every if all(name in names for names in groups.values())] if tasks is None else [*tasks]
     missing = {key: [task for task in (wanted or every) if task not in names] for key, names in groups.items()}
@@ -184,7 +184,7 @@ def permutation_test(
         return float(tests[0].pvalue), floor
     # SciPy does not permute within tasks: add up what it gives for each, in all combinations or in a sample of them
     nulls = [test.null_distribution for test in tests]
-    null = reduce(np.add.outer, nulls).ravel() if exact else sum(rng.choice(part, draws) for part in nulls)
+    null: Any = reduce(np.add.outer, nulls).ravel() if exact else sum(rng.choice(part, draws) for part in nulls)
     above, extra = np.round(null - sum(test.statistic for test in tests), 12), 0 if exact else 1
     hits = min(np.count_nonzero(above >= 0), np.count_nonzero(above <= 0))
     return min(1.0, 2 * (hits + extra) / (len(null) + extra)), floor

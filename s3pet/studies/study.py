@@ -124,7 +124,7 @@ class Study:
             for budget, seeds, repeats in zip(budgets, *per_budget, strict=True):
                 for task in tasks:
                     for source in self._sources(entry, task):
-                        place = {"task": task, "structure": _label(name, entry, budget, source), "entry": name}
+                        place: Row = {"task": task, "structure": _label(name, entry, budget, source), "entry": name}
                         place |= {"kind": entry["kind"], "budget": budget, "source": source}
                         for seed in range(seeds):
                             decides, index = seeded or seed == 0, seed if seeded else 0
@@ -208,14 +208,14 @@ class Study:
         for row in plan:
             if row["decides"]:
                 done = finished.get(self.key(row, facts) or "")
-                runs.setdefault(_place(row), []).append({**done, **row} if done else {})
+                labels = {name: row[name] for name in (*PLACE, "seed", "lr")}
+                runs.setdefault(_place(row), []).append({**done, **labels} if done else {})
         runs = {place: part for place, part in runs.items() if all(part)}
         rates = {place: part[0]["lr"] for place, part in runs.items()}  # without a grid, or where all have diverged
         compared = [row for part in runs.values() for row in part if not all(run["diverged"] for run in part)]
-        for row in (
-            choose_lr(as_table(compared).drop(columns="budget"), by=PLACE).to_dict("records") if compared else []
-        ):
-            rates[_place(row)] = None if rates[_place(row)] is None else float(row["lr"])
+        chosen = choose_lr(as_table(compared), by=PLACE) if compared else as_table([])
+        for run in chosen.to_dict("records"):
+            rates[_place(run)] = None if rates[_place(run)] is None else float(run["lr"])
         return rates
 
     @staticmethod
@@ -248,8 +248,8 @@ class Study:
             self.path / "facts.json",
         )
         facts, failed = self.facts, set()
-        missing = [(self, *need) for need in searches if not self.is_searched(*need)]
-        for need, problem in each(run_search, missing, jobs, "searches"):
+        unsearched = [(self, *need) for need in searches if not self.is_searched(*need)]
+        for need, problem in each(run_search, unsearched, jobs, "searches"):
             if problem:
                 warnings.warn(f"search {need[1]!r} on {need[0]!r}, seed {need[2]}: {problem}", stacklevel=2)
                 failed.add(need)
@@ -259,8 +259,8 @@ class Study:
             rates = {} if decides else self._chosen_rates(plan, finished, facts)
             stage = [row if decides else self._at_rate(row, rates) for row in plan if row["decides"] == decides]
             keyed = {self.key(row, facts): row for row in stage if row}
-            missing = [(self, row, key) for key, row in keyed.items() if key not in finished]
-            for row in each(run_row, missing, jobs, "every rate" if decides else "chosen rate"):
+            unfinished = [(self, row, key) for key, row in keyed.items() if key not in finished]
+            for row in each(run_row, unfinished, jobs, "every rate" if decides else "chosen rate"):
                 append_row(path, row)
         table = self.chosen(repeats=True)
         if len(table):
@@ -324,7 +324,7 @@ class Study:
         return self.lr.get(name) or self.lr.get(self.structures[name]["kind"]) or self.lr.get("pet") or [None]
 
 
-def _place(row: Row) -> tuple:
+def _place(row: Mapping[Any, Any]) -> tuple:
     return tuple(row[name] for name in PLACE)
 
 

@@ -49,7 +49,7 @@ def choose_lr(table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure"))
             )
         means = complete.groupby("lr")["validation"].agg(lambda scores: scores.mean(skipna=False)).round(12)
         failed = runs.loc[runs["validation"].isna(), "lr"].unique()  # also in runs that lack a partner
-        means = means.drop(index=failed, errors="ignore")
+        means = means[~means.index.isin(failed)]
         if means.empty:
             raise StudyError(f"every learning rate of {where} has a run without a validation score; drop these runs")
         keep |= table.index.isin(runs.index[runs["lr"] == means.idxmax()])  # the first of equals: rates ascend

@@ -12,7 +12,8 @@ from s3pet import attach, load_tuned, make_space, manual_structure, retrain
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import BudgetError, RunError, SearchError
 from s3pet.objective import make_objective
-from s3pet.tuning import Learner, PetTrainer, Recipe, tune
+from s3pet.trainer import PetTrainer
+from s3pet.tuning import Learner, Recipe, tune
 
 pytest.importorskip("peft", reason="the optional extra s3pet[peft] is not installed")
 from s3pet.studies.adalora import _Allocation, allocated_structure, orthogonality, retrain_adalora

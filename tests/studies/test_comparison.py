@@ -1,17 +1,14 @@
-"""Comparisons: one row per structure and seed, resumed row by row; the command line does what the library does."""
+"""Comparisons: one row per structure and seed, resumed row by row; what decides a row, and damaged files."""
 
 import json
-import shutil
 
 import pandas as pd
 import pytest
 import torch
 from tiny import tiny_t5
-from toy import toy_rows, toy_task, toy_tokenizer
+from toy import toy_task
 
-import s3pet
 from s3pet import compare, make_space, manual_structure, random_structure
-from s3pet.cli import main
 from s3pet.errors import RunError, SearchError
 from s3pet.studies import comparison
 from s3pet.studies.statistics import summary
@@ -131,74 +128,3 @@ def test_a_diverged_retraining_is_a_row(two_random, monkeypatch):
     assert not compare(model, task, both, **options)["diverged"].any()
     with pytest.raises(SearchError, match="neither a Structure nor"):
         compare(model, task, {"x": "nothing"}, **QUICK)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A model folder and a task folder, as a user would have them."""
-    root = tmp_path_factory.mktemp("cli")
-    model = tiny_t5()
-    model.save_pretrained(root / "model")
-    toy_tokenizer().save_pretrained(root / "model")
-    (root / "task").mkdir()
-    for split, n, seed in (("train", 80, 1), ("validation", 20, 2), ("test", 20, 3)):
-        lines = "".join(json.dumps(row) + "\n" for row in toy_rows(n, seed))
-        (root / "task" / f"{split}.jsonl").write_text(lines)
-    (root / "task" / "task.json").write_text(json.dumps({"label_words": ["no", "yes"]}))
-    return root
-
-
-def test_the_command_line_searches_retrains_and_compares(folders, capsys):
-    common = ["--model", str(folders / "model"), "--task", str(folders / "task"), "--quiet"]
-    run, quick = folders / "run", ["--steps", "6", "--batch-size", "8"]
-    assert main(["search", *common, "--budget", "300", "--out", str(run), "--seed", "3", *quick]) == 0
-    loaded = s3pet.load_run(run)
-    assert (loaded.config["seed"], loaded.config["budget"]) == (3, 300)
-    assert {path.name for path in (run / "figures").iterdir()} == {"gates.png", "gates.pdf"}
-    model, tokenizer = s3pet.load_backbone(folders / "model")
-    task = s3pet.load_task(folders / "task", tokenizer)
-    space = s3pet.make_space(model)
-    same = s3pet.search(model, task, space, budget=300, seed=3, steps=6, batch_size=8, progress=False)
-    assert same.gates.alpha.tolist() == loaded.gates.alpha.tolist()
-    capsys.readouterr()
-
-    for structure in (str(run), str(run / "structure.json"), "lnfit", "full"):
-        assert main(["retrain", *common, structure, *quick]) == 0
-        assert "test" in capsys.readouterr().out
-    assert main(["retrain", *common, str(run), "--budget", "100", "--out", str(folders / "tuned"), *quick]) == 0
-    assert json.loads((folders / "tuned" / "structure.json").read_text())["budget"] == 100
-
-    rows = folders / "rows.jsonl"
-    arguments = ["compare", *common, str(run), "--random", "2", "--manual", "lnfit", "--references", "zero-shot"]
-    assert main([*arguments, "--out", str(rows), *quick]) == 0
-    assert "searched" in capsys.readouterr().out
-    assert len(rows.read_text().splitlines()) == 5
-
-
-def test_the_command_line_reports_errors_in_one_line(folders, capsys):
-    common = ["--model", str(folders / "model"), "--task", str(folders / "task"), "--quiet", "--steps", "2"]
-    for arguments, message in [
-        (["search", *common, "--budget", "abc", "--out", str(folders / "x")], "is not a number"),
-        (["search", *common, "--budget", "0", "--out", str(folders / "x")], "must be positive"),
-        (["search", *common, "--budget", "99999999", "--out", str(folders / "x")], "the backbone has only"),
-        (["retrain", *common, "no/such.json"], "no structure file"),
-        (["space", "--model", str(folders / "nothing")], "is no folder"),
-    ]:
-        assert main(arguments) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("s3pet: ")
-        assert message in error
-        assert error.count("\n") == 1
-    with pytest.raises(SystemExit):
-        main(["dance"])
-    assert not (folders / "x").exists()
-
-
-def test_the_space_is_printed(folders, capsys):
-    assert main(["space", "--model", str(folders / "model")]) == 0
-    printed = capsys.readouterr().out
-    assert "encoder.0.attn.q" in printed
-    assert "Space('mixed'" in printed
-    shutil.rmtree(folders / "task")
-    assert main(["search", "--task", str(folders / "task"), "--model", str(folders / "model"), "--budget", "300",
-                 "--out", str(folders / "y")]) == 2  # fmt: skip

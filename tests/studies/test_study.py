@@ -304,7 +304,7 @@ def test_diverged_retrainings_are_rows_and_never_chosen(root, monkeypatch):
         return real(*arguments, **options)
 
     monkeypatch.setattr(jobs, "retrain", diverges)
-    study = Study.load(declare(root / "lost.yaml", structures=FEW, lr=rates))
+    study = Study.load(declare(root / "lost.yaml", structures=FEW, lr=rates, budgets=["1.5%"]))
     table = study.run(tasks=["one"])
     assert table.loc[table["lr"] > 1, "diverged"].all() and not table.loc[table["lr"] < 1, "diverged"].any()
     chosen = study.chosen()
