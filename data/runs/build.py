@@ -24,12 +24,13 @@ import pandas as pd
 import torch
 
 import s3pet
-from s3pet.result import versions, write_json
+from s3pet.result import SearchResult, versions, write_json
+from s3pet.tasks import Task
 
 HERE = Path(__file__).resolve().parent
 ROWS = HERE.parents[1] / "runs" / "data"
 TASKS = ("sentiment", "certainty", "number", "ending")
-SEARCH = {"steps": 200, "batch_size": 16, "record_every": 10}
+SEARCH = {"settings": "paper", "steps": 200, "batch_size": 16}
 RECIPE = {"steps": 300, "batch_size": 16, "evaluations": 5}
 CUTS = ("0.01%", "0.02%", "0.05%", "0.1%", "0.2%", "0.5%", "1%")  # the first buys a single module
 MANUAL = ("bitfit", "lnfit", "lora_qv", "lora_all", "lowrank_adapter", "all")
@@ -43,28 +44,30 @@ class Lab:
         self.model, self.tokenizer = s3pet.load_backbone(name)
         self.space = s3pet.make_space(self.model, "mixed")
 
-    def task(self, name: str) -> s3pet.Task:
+    def task(self, name: str) -> Task:
         """A pocket task."""
         return s3pet.load_task(f"pocket/{name}", self.tokenizer)
 
-    def searches(self, task: str, budget: str, seeds: int) -> list[s3pet.SearchResult]:
-        """One search per seed; a finished one is opened, an interrupted one goes on."""
-        found = []
+    def searches(self, task: str, budget: str, seeds: int) -> list[SearchResult]:
+        """One search per seed; finished ones are opened, unfinished ones continued."""
+        results = []
         for seed in range(seeds):
             out = HERE / "searches" / self.name / task / budget.strip("%") / f"seed{seed}"
             if not (out / "config.json").is_file():
-                options = {"budget": budget, "seed": seed, "out": out, "progress": False, **SEARCH}
-                result = s3pet.search(self.model, self.task(task), self.space, **options)
+                result = s3pet.search(
+                    self.model, self.task(task), self.space, budget=budget, seed=seed, out=out, progress=False, **SEARCH
+                )
                 shutil.rmtree(out / "checkpoint", ignore_errors=True)  # weights of the supernet: nobody needs them
                 print(f"{self.name} {task} {budget} seed {seed}: {result.structure()}", flush=True)
-            found.append(s3pet.load_run(out))
-        return found
+            results.append(s3pet.load_run(out))
+        return results
 
     def scores(self, task: str, stage: str, structures: dict, seeds: int = 1) -> pd.DataFrame:
         """Retrain everything; one row per structure and seed."""
         rows = ROWS / stage / f"{self.name}-{task}.jsonl"
-        options = {"seeds": range(seeds), "out": rows, "progress": False, **RECIPE}
-        table = s3pet.compare(self.model, self.task(task), structures, **options)
+        table = s3pet.compare(
+            self.model, self.task(task), structures, seeds=range(seeds), out=rows, progress=False, **RECIPE
+        )
         print(f"{stage} {self.name} {task}: {len(table)} rows", flush=True)
         return table.assign(backbone=self.name, backbone_params=self.space.backbone_params).drop(
             columns=["passes", "seconds"]
@@ -98,11 +101,12 @@ def budgets(tasks: tuple[str, ...] = ("sentiment", "ending")) -> pd.DataFrame:
 def transfer(budget: str = "0.05%") -> pd.DataFrame:
     """Every task's structures on every task; the average of the other tasks' gates; random structures."""
     lab, tables = Lab("pocket-t5"), []
-    found = {task: lab.searches(task, budget, 3) for task in TASKS}
+    runs_of = {task: lab.searches(task, budget, 3) for task in TASKS}
     for target in TASKS:
-        groups: dict = {source: [run.structure() for run in runs] for source, runs in found.items()}
+        groups: dict = {source: [run.structure() for run in runs] for source, runs in runs_of.items()}
         others = [
-            s3pet.average_gates([runs[seed] for source, runs in found.items() if source != target]) for seed in range(3)
+            s3pet.average_gates([runs[seed] for source, runs in runs_of.items() if source != target])
+            for seed in range(3)
         ]
         groups["average of the others"] = [average.structure() for average in others]
         groups["random"] = [s3pet.random_structure(lab.space, budget, seed=seed) for seed in range(5)]

@@ -1,19 +1,13 @@
-"""AdaLoRA by the same recipe: rank that is allocated while training, as a baseline of searched structures.
+"""AdaLoRA with our recipe: rank that is allocated while training, as a baseline of searched structures.
 
-PEFT's AdaLoRA puts P Λ Q on every linear site, Q [rank, d_in], Λ diagonal, P [d_out, rank], and during training zeroes
-the triplets (one singular value with its two vectors) of least importance until the budget is met. A triplet costs
-d_in + d_out + 1 parameters. Batches, optimiser, clipping, schedule and scoring are those of
-:func:`s3pet.retrain.retrain`; the loss has AdaLoRA's regulariser added,
+PEFT's AdaLoRA puts P Λ Q on every linear site: Q is [rank, d_in], Λ diagonal, P [d_out, rank]. While it trains it sets
+the least important triplets (a singular value with its two vectors, d_in + d_out + 1 parameters) to zero until the
+budget is met. The regulariser γ · mean over all P, Q of ‖Pᵀ P − I‖_F and ‖Q Qᵀ − I‖_F is added to the loss. All else
+is as in :func:`s3pet.retrain`.
 
-    L + γ · mean over all P, Q of ‖Pᵀ P − I‖_F  and  ‖Q Qᵀ − I‖_F
-
-which PEFT adds only where the loss is computed inside its model, and ours is not.
-
-Where we depart from PEFT: its target is one number of triplets, whatever they cost. Here its schedule decreases to
-about as many as the budget affords, and the last allocation walks down its importances and takes what fits into the
-budget in parameters, skips what does not, and keeps going, as every structure here is cut. The allocator sees
-gradients after clipping, as with any Trainer. Until that last allocation the model exceeds the budget; no checkpoint
-of that time is scored or kept.
+PEFT's target is a number of triplets, whatever they cost. Here its schedule goes down to about as many as the budget
+affords, and the last allocation selects by its importances what fits into the budget in parameters. Until then it
+exceeds the budget, so no weights from before are scored or kept.
 
 Source: Zhang et al. 2023 (arXiv:2303.10512), equations 4, 7–10 and 13; PEFT's implementation.
 """
@@ -21,6 +15,7 @@ Source: Zhang et al. 2023 (arXiv:2303.10512), equations 4, 7–10 and 13; PEFT's
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,16 +25,15 @@ from transformers import TrainerCallback
 from s3pet.errors import BudgetError, SearchError
 from s3pet.gates import Budget
 from s3pet.modules import LORA_ALPHA
-from s3pet.objective import Objective, make_objective
+from s3pet.objective import Objective, ObjectiveSettings, make_objective
 from s3pet.space import Rule, Space, layers_of, make_space
 from s3pet.structure import Structure, parse_budget, select_mask
 from s3pet.tasks import Task
-from s3pet.tuning import Learner, Recipe
-from s3pet.tuning import TunedModel, isolated_random, tune
+from s3pet.tuning import Learner, Recipe, TunedModel, isolated_random, tune
 
 _NAME = "default"  # PEFT's name of an adapter
 MIN_STEPS = 10
-SCALE = 4 * LORA_ALPHA  # of the deltas, where none is asked for
+SCALE = 4 * LORA_ALPHA  # of the deltas, by default
 
 
 def retrain_adalora(
@@ -53,45 +47,41 @@ def retrain_adalora(
     regularizer: float = 0.5,
     alpha: float | None = None,
     cross_attention: bool = False,
+    objective: ObjectiveSettings | Mapping[str, Any] | None = None,
     progress: bool = False,
     **recipe: Any,
 ) -> TunedModel:
-    """Tune by AdaLoRA on all linear sites; after the last allocation no more than the budget is left.
+    """Tune with AdaLoRA on all linear sites, within a budget after the last allocation.
 
     Args:
         model: the backbone; left as it was, a copy is tuned.
         task: the task, with its tokenizer.
         budget: any form :meth:`s3pet.gates.Budget.parse` reads; parameters of the triplets that stay.
-        init_rank: rank of every site at the start, ≥ 1. All triplets together are what the budget is cut from; a
-            budget above them is not used up.
+        init_rank: rank of every site at the start, ≥ 1; a budget above all triplets together is not used up.
         warmup: share of the steps before the first cut.
-        final: share of the steps after the last one. Only scores of these steps count, at the recipe's spacing, so
-            the best checkpoint is one of fewer than a structure's.
+        final: share of the steps after the last one; only these are scored.
         regularizer: γ above, PEFT's ``orth_reg_weight`` (0.5 there).
-        alpha: PEFT's ``lora_alpha``; deltas are scaled by alpha / init_rank. None takes 64 · init_rank, four times the
-            scale of our LoRA: vectors start at 0.02 and singular values at 0, and at 16 short trainings end too early.
-            A comparison should choose it and ``lr`` on the validation split.
+        alpha: PEFT's ``lora_alpha``; deltas are scaled by alpha / init_rank. None: 64 · init_rank, four times the scale
+            of our LoRA, because singular values start at 0 and vectors at 0.02. Choose it and ``lr`` on validation.
         cross_attention: adapt the decoder's cross-attention as well, as :func:`s3pet.make_space` does.
+        objective: as for :func:`s3pet.retrain`.
         progress: show a bar.
-        **recipe: fields of :class:`s3pet.tuning.Recipe`: steps, batch_size, lr (3e-3), seed, ….
+        **recipe: fields of :class:`s3pet.tuning.Recipe`: steps, batch_size, lr (3e-3), seed, …
 
     Returns:
-        A tuned model on a copy of the backbone. ``metrics`` has the keys of :func:`s3pet.retrain`; ``n_params`` counts
-        what is left, (d_in + d_out + 1) for each triplet, and further ``ranks`` (site → rank left, where any),
-        ``initial_params`` (of all triplets) and ``trained_from`` (steps done when the budget was met).
+        A tuned model on a copy of the backbone. ``metrics`` has the keys of :func:`s3pet.retrain`, with ``n_params`` of
+        what is left, and ``ranks`` (site → rank left, where any), ``initial_params`` (of all triplets) and
+        ``trained_from`` (steps done when the budget was met).
 
     Raises:
         ImportError: PEFT is not installed. BudgetError: unreadable budget, or one below the cheapest triplet.
         SearchError: a supernet is attached, too few steps, or shares that leave no step to cut in.
-
-    Source:
-        Zhang et al. 2023 (arXiv:2303.10512).
     """
     chosen = Recipe(**recipe)
-    peft = _peft()
+    peft = _import_peft()
     if chosen.steps < MIN_STEPS:
         raise SearchError(f"steps={chosen.steps}: AdaLoRA's schedule has three phases, give at least {MIN_STEPS} steps")
-    cut_at = chosen.steps - int(final * chosen.steps)  # steps done when the last allocation comes
+    cut_at = chosen.steps - int(final * chosen.steps)  # steps done at the last allocation
     first = int(warmup * chosen.steps)
     if not (warmup >= 0 and 0 < final < 1 and first + 1 < cut_at < chosen.steps) or init_rank < 1:
         raise SearchError(
@@ -99,12 +89,10 @@ def retrain_adalora(
             "and shares in [0, 1) that leave at least two steps between them and one at the end, such as 0.1 and 0.4"
         )
     space = make_space(model, "lora", cross_attention=cross_attention)
-    parsed = parse_budget(space, budget)
-    cheapest = min(_triplet(c.d_in, c.d_out) for c in space)
-    if parsed.n_params < cheapest:
-        raise BudgetError(
-            f"budget {budget!r} is {parsed.n_params:,} parameters; the cheapest triplet costs {cheapest:,}"
-        )
+    widths = {c.site: c.d_in + c.d_out + 1 for c in space}
+    n_budget, cheapest = parse_budget(space, budget).n_params, min(widths.values())
+    if n_budget < cheapest:
+        raise BudgetError(f"budget {budget!r} is {n_budget:,} parameters; the cheapest triplet costs {cheapest:,}")
     if getattr(model, "_s3pet_attached", False):
         raise SearchError("a supernet is attached to this model; detach it first (or use `with`)")
     target = copy.deepcopy(model)
@@ -121,68 +109,59 @@ def retrain_adalora(
             orth_reg_weight=regularizer,
         )
         tuner = peft.AdaLoraModel(target, {_NAME: config}, _NAME)
-    same = ("max_length", "seed", "pooling", "loss", "precision")
-    objective = make_objective(target, task, **{name: getattr(chosen, name) for name in same})
-    allocation = _Allocation(tuner, space, parsed.n_params, cut_at)
-    learner = _AdaLearner(objective, target, regularizer)
-    options: dict[str, Any] = {"callbacks": [allocation], "score_from": cut_at + 1, "progress": progress}
-    tuned = tune(learner, target, model, task, chosen, "adalora", **options)
+    allocation = _Allocation(tuner, space, n_budget, cut_at)
+    learner = _AdaLearner(make_objective(target, task, objective, seed=chosen.seed), target, regularizer)
+    tuned = tune(learner, model, chosen, "adalora", progress=progress, callbacks=[allocation], score_from=cut_at + 1)
     ranks = allocation.ranks()
-    widths = {c.site: _triplet(c.d_in, c.d_out) for c in space}
     n_params = sum(rank * widths[site] for site, rank in ranks.items())
-    if n_params > parsed.n_params:  # what is counted here are the singular values that are not 0
-        raise BudgetError(f"AdaLoRA left {n_params:,} parameters of a budget of {parsed.n_params:,}; this is a bug")
+    if n_params > n_budget:
+        raise BudgetError(f"AdaLoRA left {n_params:,} parameters of a budget of {n_budget:,}; this is a bug")
     tuned.metrics |= {
         "n_params": n_params,
-        "initial_params": init_rank * sum(widths[c.site] for c in space),
+        "initial_params": init_rank * sum(widths.values()),
         "trained_from": cut_at + 1,
         "ranks": ranks,
     }
-    own = {"init_rank": init_rank, "warmup": warmup, "final": final, "regularizer": regularizer}
-    tuned.config |= own | {"alpha": config.lora_alpha, "budget": parsed.n_params}
+    tuned.config |= {"init_rank": init_rank, "warmup": warmup, "final": final, "regularizer": regularizer}
+    tuned.config |= {"alpha": config.lora_alpha, "budget": n_budget}
     return tuned
 
 
 def allocated_structure(model: nn.Module, tuned: TunedModel) -> Structure:
-    """The LoRA of the ranks that AdaLoRA left, to be retrained from its initial values like any other structure.
+    """Make a structure of LoRA with the ranks that AdaLoRA left, to be retrained like any other structure.
 
-    It tells whether AdaLoRA is good at finding where, or at training what it found.
+    It separates what AdaLoRA's allocation is worth from what its way of training is worth. A rank has one parameter
+    less than in AdaLoRA, so the structure is within its budget.
 
     Args:
         model: the backbone that :func:`retrain_adalora` was given.
-        tuned: what it returned.
-
-    Returns:
-        LoRA of those ranks at those sites; one parameter less for each rank than AdaLoRA has, so within its budget.
-
-    Raises:
-        SearchError: tuned by something else.
+        tuned: what it returned; raises SearchError for anything else.
     """
     ranks = tuned.metrics.get("ranks")
     if not ranks:
         raise SearchError(f"expected what retrain_adalora returns, with ranks; this was tuned by {tuned!r}")
     rule = Rule("lora", ranks=tuple(range(1, max(ranks.values()) + 1)))
     space = make_space(model, [rule], cross_attention=True)
-    chosen = tuple(c for c in space if ranks.get(c.site) == c.rank)
+    candidates = tuple(c for c in space if ranks.get(c.site) == c.rank)
     origin = {"kind": "allocated", "task": tuned.task.name, "seed": tuned.config["seed"]}
-    return Structure(chosen, space.model_id, space.name, tuned.config["budget"], origin, layers=layers_of(space))
+    return Structure(candidates, space.model_id, space.name, tuned.config["budget"], origin, layers=layers_of(space))
 
 
 class _AdaLearner(Learner):
-    """PEFT's modules on a copy of the backbone, and the head; the loss has the regulariser added."""
+    """PEFT's modules on a copy of the backbone, and the head; the regulariser is added to the loss."""
 
     def __init__(self, objective: Objective, backbone: nn.Module, regularizer: float):
-        super().__init__(objective, None, False)
-        self.backbone, self.regularizer = backbone, regularizer
+        super().__init__(objective, None, backbone)
+        self.regularizer = regularizer
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """``{"loss": scalar}`` of a collated batch."""
         loss = super().forward(**batch)["loss"]
-        return {"loss": loss + self.regularizer * orthogonality(self.backbone)}
+        return {"loss": loss + self.regularizer * orthogonality(self.objective.model)}
 
 
 def orthogonality(model: nn.Module) -> Tensor:
-    """How far AdaLoRA's vectors are from orthonormal, a scalar: the mean of ‖Pᵀ P − I‖_F and ‖Q Qᵀ − I‖_F over sites.
+    """Measure how far AdaLoRA's vectors are from orthonormal: the mean of ‖Pᵀ P − I‖_F and ‖Q Qᵀ − I‖_F, a scalar.
 
     Args:
         model: with PEFT's AdaLoRA modules; Q is ``lora_A`` [rank, d_in], P is ``lora_B`` [d_out, rank].
@@ -199,39 +178,36 @@ def orthogonality(model: nn.Module) -> Tensor:
 
 
 class _Allocation(TrainerCallback):
-    """Calls PEFT's allocator after every optimiser step, while the gradients are still there; makes the last cut."""
+    """Calls PEFT's allocator after every optimiser step, while gradients are still there; makes the last cut."""
 
     def __init__(self, tuner: Any, space: Space, budget: int, cut_at: int):
         self.tuner, self.space, self.budget, self.cut_at = tuner, space, budget, cut_at
+        self.costs = [c.d_in + c.d_out + 1 for c in space]
         self.allocator: Any = tuner.rankallocator
-        cost = sum(_triplet(c.d_in, c.d_out) for c in space) / len(space)
         # the schedule's end, in triplets of mean cost; PEFT's threshold needs at least one triplet below it
-        self.allocator.target_bgt = max(0, min(int(budget / cost), self.allocator.init_bgt - 1))
+        n_triplets = int(budget * len(self.costs) / sum(self.costs))
+        self.allocator.target_bgt = max(0, min(n_triplets, self.allocator.init_bgt - 1))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        step = state.global_step  # of steps before this one
-        if step == self.cut_at:
+        """Allocate; ``state.global_step`` counts the steps before this one."""
+        if state.global_step == self.cut_at:
             self.tuner.peft_config[_NAME].rank_pattern = self._pattern()
             self.allocator.mask_using_rank_pattern(self.tuner.model, self.tuner.peft_config[_NAME].rank_pattern)
         else:
-            self.tuner.update_and_allocate(step)
+            self.tuner.update_and_allocate(state.global_step)
 
     def ranks(self) -> dict[str, int]:
-        """Singular values that are not 0, by site, where there are any."""
-        counts = {c.site: int((self._values(c.path) != 0).sum()) for c in self.space}
+        """Number of singular values that are not 0, by site, where there are any."""
+        modules = {c.site: self.tuner.model.get_submodule(c.path) for c in self.space}
+        counts = {site: int((module.lora_E[_NAME] != 0).sum()) for site, module in modules.items()}
         return {site: count for site, count in counts.items() if count}
 
-    def _values(self, path: str) -> Tensor:
-        return self.tuner.model.get_submodule(path).lora_E[_NAME]
-
     def _pattern(self) -> dict[str, list[bool]]:
-        """Which triplets stay: down PEFT's importances, what fits into the budget."""
+        """Which triplets stay: by PEFT's importances, what fits into the budget."""
         keys = [f"{c.path}.{{}}.{_NAME}" for c in self.space]
         scores = [self._importance(key) for key in keys]
-        costs = [
-            torch.full((len(s),), float(_triplet(c.d_in, c.d_out))) for s, c in zip(scores, self.space, strict=True)
-        ]
-        mask = select_mask(torch.cat(scores), torch.cat(costs).to(torch.float64), self.budget)
+        costs = [torch.full((len(s),), cost, dtype=torch.float64) for s, cost in zip(scores, self.costs, strict=True)]
+        mask = select_mask(torch.cat(scores), torch.cat(costs), self.budget)
         parts = mask.split([len(score) for score in scores])
         return {key.format("lora_E"): part.tolist() for key, part in zip(keys, parts, strict=True)}
 
@@ -241,15 +217,10 @@ class _Allocation(TrainerCallback):
         return e.view(-1) + a.mean(1) + b.mean(0)
 
 
-def _triplet(d_in: int, d_out: int) -> int:
-    return d_in + d_out + 1
-
-
-def _peft() -> Any:
+def _import_peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ImportError(
-            "AdaLoRA needs PEFT, which is not installed; install it: pip install 's3pet[peft]'"
-        ) from error
+        message = "AdaLoRA needs PEFT, which is not installed; install it: pip install 's3pet[peft]'"
+        raise ImportError(message) from error
     return peft

@@ -1,23 +1,28 @@
-"""A few structures on one task as one tidy table, row by row, resumable; a whole grid is a :mod:`s3pet.studies.study`.
+"""Retrain a few structures on one task in one table; a whole grid is a :class:`s3pet.studies.Study`.
 
-Every structure gets the same recipe. Rows already in the file are not computed again, so a long comparison can be cut
-off and go on.
+Rows are kept in a JSON-lines file, each under a key that holds everything that decided it. A row with the same key is
+not computed again, so a long comparison can be interrupted and continued.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from s3pet.errors import RunError
+from s3pet.backbones import backbone_checksum, n_parameters
+from s3pet.errors import RunError, SearchError
+from s3pet.objective import ObjectiveSettings, make_objective
+from s3pet.result import RESULTS_VERSION, config_hash
 from s3pet.structure import Structure
 from s3pet.tasks import Task
-from s3pet.tuning import TunedModel, retrain
+from s3pet.tuning import Recipe, TunedModel, retrain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,11 +37,12 @@ def compare(
     structures: Mapping[str, Entry | Sequence[Entry]],
     *,
     seeds: Sequence[int] = (0,),
+    objective: ObjectiveSettings | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     progress: bool = True,
     **recipe: Any,
 ) -> pd.DataFrame:
-    """Retrain several structures in the same way and put their scores in one table.
+    """Retrain several structures in the same way and collect their scores in one table.
 
     Args:
         model: the backbone.
@@ -44,72 +50,137 @@ def compare(
         structures: name → a structure, a reference (``"full"``, ``"head"``, ``"zero-shot"``), or several of them
             (five random ones, one search per seed).
         seeds: retraining seeds; every structure is retrained with each.
-        out: JSON-lines file that rows are appended to as they are done; rows in it are not computed again.
+        objective: max_length, pooling, loss and precision, see :class:`s3pet.objective.ObjectiveSettings`.
+        out: JSON-lines file to which finished rows are appended; rows in it are not computed again.
         progress: show one bar over all rows.
-        **recipe: as in :func:`s3pet.retrain`.
+        **recipe: fields of :class:`s3pet.tuning.Recipe` except ``seed``.
 
     Returns:
         One row per structure and seed: ``task, structure, kind, index, seed, n_params, head_params, validation, score,
-        metric, passes, rows, seconds``.
-    """
-    import pandas as pd
+        metric, passes, rows, seconds, diverged``. A retraining that diverged has ``diverged`` true and nan scores.
 
+    Raises:
+        RunError: a line of ``out`` is not a row. Else as :func:`s3pet.retrain`.
+    """
     path = Path(out) if out is not None else None
-    done = read_rows(path)
-    rows = []
+    finished = read_rows(path) if path is not None else {}
+    resolved = asdict(make_objective(model, task, objective).settings)
+    backbone, rows = backbone_checksum(model), []
     plan = list(_plan(structures, seeds))
     with tqdm(total=len(plan), desc=f"compare on {task.name}", disable=not progress) as bar:
         for name, index, entry, seed in plan:
-            key = _key(task, name, index, entry, seed, recipe)
-            if key not in done:
+            kind, names = "reference", [str(entry)]
+            if isinstance(entry, Structure):
+                kind, names = str(entry.origin.get("kind", "custom")), list(entry.names)
+            chosen = asdict(Recipe(seed=seed, **recipe))
+            key = row_key(backbone=backbone, task=task.fingerprint, structure=names, recipe=chosen, objective=resolved)
+            labels = {"task": task.name, "structure": name, "kind": kind, "index": index, "seed": seed}
+            if key not in finished:
                 bar.set_postfix_str(name)
-                tuned = retrain(model, task, entry, seed=seed, **recipe)
-                row = {"task": task.name, "structure": name, "kind": _kind(entry), "index": index, "seed": seed}
-                done[key] = row = row | measured(tuned)
+                train = partial(retrain, model, task, entry, seed=seed, objective=objective, **recipe)
+                finished[key] = labels | measure(train, model, task, entry)
                 if path is not None:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with path.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({"key": key, **row}) + "\n")
-            rows.append(done[key])
+                    append_row(path, {"key": key, **finished[key]})
+            rows.append({**finished[key], **labels})  # the same retraining may have another name in the file
             bar.update()
-    return pd.DataFrame(rows)
+    return as_table(rows)
 
 
-def measured(tuned: TunedModel) -> dict[str, Any]:
-    """What a retraining adds to its row: size, scores, cost."""
+def row_key(
+    *, backbone: str, task: str, structure: Any, recipe: Mapping[str, Any], objective: Mapping[str, Any]
+) -> str:
+    """Hash everything that decides the scores of a row, :data:`s3pet.result.RESULTS_VERSION` included.
+
+    Args:
+        backbone: its checksum.
+        task: its fingerprint.
+        structure: names of its candidates, a reference, or how it is made.
+        recipe: all fields of the recipe, the seed included.
+        objective: all fields of the objective's settings.
+    """
+    parts = {"backbone": backbone, "task": task, "structure": structure, "recipe": recipe, "objective": objective}
+    return config_hash({**parts, "results_version": RESULTS_VERSION})
+
+
+def measure(train: Callable[[], TunedModel], model: nn.Module, task: Task, entry: Entry | None) -> dict[str, Any]:
+    """Run a retraining and return what it adds to its row: size, scores, cost, and whether it diverged.
+
+    Args:
+        train: runs the retraining.
+        model, task, entry: what is retrained; entry is None for AdaLoRA, whose size is unknown if it diverges.
+    """
+    try:
+        tuned = train()
+    except SearchError as error:
+        if not hasattr(error, "tuned"):  # it did not diverge: something else is wrong
+            raise
+        size = entry.n_params if isinstance(entry, Structure) else n_parameters(model) if entry == "full" else 0
+        names = ("head_params", "validation", "score", "metric", "passes", "rows", "seconds")
+        return {"n_params": size} | dict.fromkeys(names) | {"metric": task.metric, "diverged": True}
     metrics = tuned.metrics | tuned.cost.to_dict()
-    row = {"n_params": metrics["n_params"] or metrics["backbone_params"], "head_params": metrics["head_params"]}
-    row |= {"validation": metrics["validation"], "score": metrics["test"], "metric": metrics["metric"]}
-    return row | {"passes": metrics["passes"], "rows": metrics["rows"], "seconds": metrics["seconds"]}
+    return {
+        "n_params": metrics["n_params"] or metrics["backbone_params"],
+        **{name: metrics[name] for name in ("head_params", "validation")},
+        "score": metrics["test"],
+        **{name: metrics[name] for name in ("metric", "passes", "rows", "seconds")},
+        "diverged": False,
+    }
+
+
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the rows of a JSON-lines file, by their key; none where there is no file.
+
+    A last line that was cut off while it was written is ignored, with a warning.
+
+    Raises:
+        RunError: another line is not a row; the message names file and line.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = text.split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rows[row.pop("key")] = row
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            if number == len(lines):  # every finished row ends with a newline
+                warnings.warn(f"{path}: the last line is unfinished and is ignored", stacklevel=2)
+                break
+            raise RunError(f"{path}, line {number} is not a row ({error}); remove the line") from error
+    return rows
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a row to a JSON-lines file, after removing an unfinished last line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(row, allow_nan=False) + "\n"
+    with path.open("ab+") as file:
+        file.seek(0)
+        text = file.read()
+        rest = text.rpartition(b"\n")[2]
+        if rest:
+            try:
+                json.loads(rest)
+                line = "\n" + line  # a whole row that lacks its newline
+            except ValueError:
+                file.truncate(len(text) - len(rest))
+        file.write(line.encode())
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Make a table of rows; columns that may be empty get types that allow it."""
+    import pandas as pd
+
+    types = {"budget": "Int64", "source": "string", "lr": "float64", "validation": "float64", "score": "float64"}
+    table = pd.DataFrame(rows)
+    return table.astype({name: kind for name, kind in types.items() if name in table})
 
 
 def _plan(structures: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple[str, int, Entry, int]]:
-    for name, given in structures.items():
-        entries = [given] if isinstance(given, (str, Structure)) else list(given)
-        for index, entry in enumerate(entries):
+    for name, entry in structures.items():
+        entries = [entry] if isinstance(entry, (str, Structure)) else list(entry)
+        for index, each in enumerate(entries):
             for seed in seeds:
-                yield name, index, entry, seed
-
-
-def _kind(entry: Entry) -> str:
-    return "reference" if isinstance(entry, str) else str(entry.origin.get("kind", "custom"))
-
-
-def _key(task: Task, name: str, index: int, entry: Entry, seed: int, recipe: Mapping[str, Any]) -> str:
-    what = entry if isinstance(entry, str) else list(entry.names)
-    text = json.dumps([task.fingerprint, name, index, what, seed, dict(recipe)], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def read_rows(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Rows of a JSON-lines file by their key; none where there is no file."""
-    if path is None or not path.is_file():
-        return {}
-    found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            found[row.pop("key")] = row
-        except (ValueError, KeyError, AttributeError) as error:
-            raise RunError(f"{path}, line {number} is not a row of a comparison ({error}); remove the line") from error
-    return found
+                yield name, index, each, seed

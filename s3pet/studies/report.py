@@ -1,247 +1,244 @@
-"""A study as people read it: what is done, the table of scores, the figures."""
+"""Tables of a study as people read them, and its figures.
+
+The functions take tables: the rows of :meth:`s3pet.studies.Study.chosen` or of a saved ``rows.parquet``, or the folder
+of a study's searches. Rows with ``repeat`` true are repeated retrainings; only `repeat_table` looks at them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3pet.errors import StudyError
 from s3pet.result import SearchResult, load_run
-from s3pet.studies.statistics import over_tasks, summary
-from s3pet.studies.study import KINDS, Study
+from s3pet.studies.statistics import over_tasks, summary, variance_components
+from s3pet.studies.study import Study
 from s3pet.studies.validation import best_of
-from s3pet.studies.variance import variance_components
 from s3pet.transfer import agreement
 
 if TYPE_CHECKING:
     import pandas as pd
 
-KEPT = 3  # runs of which a report keeps the best
+BEST_OF = 3  # runs of which a report keeps the best
 
 
-def random_baselines(study: Study) -> dict[str, str]:
-    """Every structure that is made for a budget → the random structures of that budget, if the study has any."""
-    random = [name for name, entry in study.structures.items() if entry["kind"] == "random" and "halving" not in entry]
-    found = {}
-    for row in study.rows():
-        if random and row["budget"] is not None and row["entry"] != random[0]:
-            found[row["structure"]] = f"{random[0]} {row['budget']}"
-    return found
+def once(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows without repeated retrainings."""
+    return rows[~rows["repeat"].astype(bool)] if "repeat" in rows else rows
 
 
-def summarize(study: Study, **options: Any) -> pd.DataFrame:
-    """The summary of a study's chosen rows, task by task and over all tasks that every structure has.
+def random_baselines(rows: pd.DataFrame) -> dict[str, str]:
+    """Map every structure that was made for a budget to the first random structure of that budget."""
+    budgets = rows.dropna(subset="budget").drop_duplicates("structure")
+    random = budgets[budgets["kind"] == "random"].drop_duplicates("budget").set_index("budget")["structure"]
+    pairs = budgets[budgets["budget"].isin(random.index)].set_index("structure")["budget"].map(random)
+    return {str(one): other for one, other in pairs.items() if one not in set(random)}
+
+
+def summarize(
+    rows: pd.DataFrame, *, baseline: str | Mapping[str, str] | None = None, draws: int = 10_000
+) -> pd.DataFrame:
+    """Summarise rows task by task, and below that over all tasks, of structures that have all tasks.
 
     Args:
-        study: what was declared; its finished rows are read.
-        **options: of :func:`s3pet.studies.statistics.summary`; ``baseline`` defaults to random structures of the same budget.
+        rows: see above.
+        baseline: as in :func:`s3pet.studies.statistics.summary`; None: random structures of the same budget.
+        draws: of permutations, where there are too many to count.
 
     Raises:
-        StudyError: no structure has been run at all its learning rates.
+        StudyError: there are no rows.
     """
     import pandas as pd
 
-    table = study.chosen()
-    if not len(table):
-        raise StudyError(f"nothing of {study.path} is finished; run it: python -m s3pet study run {study.path}.yaml")
-    here = set(table["structure"])
-    known = {one: other for one, other in random_baselines(study).items() if {one, other} <= here}
-    options = {"baseline": known or None, **options}
-    found = [summary(table, **options)]
-    everywhere = table.groupby("structure")["task"].nunique().eq(table["task"].nunique())
-    shared = table[table["structure"].map(everywhere)]
-    if table["task"].nunique() > 1 and len(shared):
-        baseline, here = options["baseline"], set(shared["structure"])
-        if isinstance(baseline, dict):
-            baseline = {one: other for one, other in baseline.items() if {one, other} <= here} or None
-        elif baseline not in here:  # it lacks a task, and has differences on the others only
-            baseline = None
-        found.append(over_tasks(shared, **{**options, "baseline": baseline}))
-    return pd.concat(found, ignore_index=True)
+    if not len(rows):
+        raise StudyError("no structure is finished at all of its learning rates; run the study: s3pet study run FILE")
+    rows = once(rows)
+    baseline = random_baselines(rows) or None if baseline is None else baseline
+    parts = [summary(rows, baseline=baseline, draws=draws)]
+    n_tasks = rows["task"].nunique()
+    shared = rows[rows["structure"].map(rows.groupby("structure")["task"].nunique()).eq(n_tasks)]
+    if n_tasks > 1 and len(shared):
+        names = set(shared["structure"])
+        if isinstance(baseline, str):
+            baseline = baseline if baseline in names else None  # it lacks a task: differences on the others only
+        elif baseline is not None:
+            baseline = {one: other for one, other in baseline.items() if {one, other} <= names} or None
+        parts.append(over_tasks(shared, baseline=baseline, draws=draws))
+    return pd.concat(parts, ignore_index=True)
 
 
-def score_table(study: Study, found: pd.DataFrame) -> pd.DataFrame:
-    """Scores as a reader wants them: a row per structure, a column per task with mean ± standard deviation (runs).
+def score_table(rows: pd.DataFrame, summarized: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Make a table of scores: a row per structure, a column per task with mean ± standard deviation (runs).
+
+    Structures that have all tasks also have ``mean`` and ``kept`` (of "full").
 
     Args:
-        study: for the order of tasks and structures.
-        found: what `summarize` gives.
-
-    Returns:
-        ``structure, parameters``, the tasks, and where a structure has all tasks ``mean`` and ``kept`` (of "full").
+        rows: see above; tasks and structures are shown in their order.
+        summarized: what `summarize` gives, or a part of it; None: that of all rows.
     """
     import pandas as pd
 
-    tasks = [name for name in study.tasks if name in set(found["task"])]
+    summarized = summarize(rows) if summarized is None else summarized
+    tasks = [name for name in rows["task"].unique() if name in set(summarized["task"])]
+    order = [name for name in rows["structure"].unique() if name in set(summarized["structure"])]
     cells = {}
-    for row in found.to_dict("records"):
+    for row in summarized.to_dict("records"):
         spread = "" if pd.isna(row["spread"]) else f" ± {row['spread']:.3f}"
-        cells[row["structure"], row["task"]] = f"{row['score']:.3f}{spread} ({row['runs']})"
-    order = [name for name in dict.fromkeys(row["structure"] for row in study.rows()) if name in {*found["structure"]}]
-    means = found[found["task"].str.startswith("mean of")].set_index("structure")
-    sizes = found.groupby("structure")["n_params"].mean()
+        diverged = f", {row['diverged']} diverged" if row["diverged"] else ""
+        cells[row["structure"], row["task"]] = f"{row['score']:.3f}{spread} ({row['runs']}{diverged})"
+    means = summarized[summarized["task"].str.startswith("mean of")].set_index("structure")
+    sizes = summarized.groupby("structure")["n_params"].mean()
     table = pd.DataFrame({"structure": order, "parameters": [f"{sizes[name]:,.0f}" for name in order]})
     for task in tasks:
         table[task] = [cells.get((name, task), "") for name in order]
     if len(means) and len(tasks) > 1:
         table["mean"] = [f"{means['score'][name]:.3f}" if name in means.index else "" for name in order]
-        kept = means["kept"].reindex(order)
-        table["kept"] = ["" if pd.isna(share) else f"{share:.1%}" for share in kept]
+        table["kept"] = ["" if pd.isna(share) else f"{share:.1%}" for share in means["kept"].reindex(order)]
     return table
 
 
-def difference_table(found: pd.DataFrame) -> pd.DataFrame:
-    """The differences of a summary with their intervals and tests, as text; empty without any."""
-    if "difference" not in found:
-        return found.iloc[:0, :0]
-    found = found[found["difference"].notna()]
-    table = found[["task", "structure", "baseline"]].copy()
+def difference_table(summarized: pd.DataFrame) -> pd.DataFrame:
+    """Show the differences of a summary with their intervals and tests, as text; empty without any."""
+    if "difference" not in summarized:
+        return summarized.iloc[:0, :0]
+    summarized = summarized[summarized["difference"].notna()]
+    table = summarized[["task", "structure", "baseline"]].copy()
     for name in ("difference", "difference_low", "difference_high"):
-        table[name.removeprefix("difference_")] = found[name].map("{:+.3f}".format)
-    table["pairs"] = found["pairs"]
+        table[name.removeprefix("difference_")] = summarized[name].map("{:+.3f}".format)
+    table["pairs"] = summarized["pairs"]
     for name in ("p", "p_floor", "p_holm"):
-        table[name] = found[name].map("{:.3g}".format)
+        table[name] = summarized[name].map("{:.3g}".format)
     return table
 
 
-def best_table(study: Study, k: int = 3) -> pd.DataFrame:
-    """What to expect of making k runs of a structure and keeping the one that validation likes best.
-
-    Args:
-        study: its finished rows are read.
-        k: see :func:`s3pet.studies.validation.best_of`.
-
-    Returns:
-        ``structure``, a column per task, and ``mean`` where a structure has all tasks; empty without k runs of any.
-    """
+def best_table(rows: pd.DataFrame, k: int = BEST_OF) -> pd.DataFrame:
+    """Show :func:`s3pet.studies.validation.best_of`: a column per task, and the mean where there are all tasks."""
     import pandas as pd
 
-    found = best_of(study.chosen(), k)
-    order = [name for name in dict.fromkeys(row["structure"] for row in study.rows()) if name in {*found["structure"]}]
-    scores = found.pivot(index="structure", columns="task", values="score").reindex(index=order)
-    table = scores[[name for name in study.tasks if name in scores]].copy()
+    rows = once(rows)
+    best = best_of(rows, k)
+    scores = best.pivot(index="structure", columns="task", values="score")
+    order = [name for name in rows["structure"].unique() if name in scores.index]
+    table = scores.loc[order, [name for name in rows["task"].unique() if name in scores]].copy()
     if table.shape[1] > 1:
         table["mean"] = table.mean(axis=1, skipna=False)
     text = table.map(lambda score: "" if pd.isna(score) else f"{score:.3f}")
     return text.rename_axis(columns=None).reset_index()
 
 
-def agreement_table(study: Study, draws: int = 100) -> pd.DataFrame:
-    """How far the finished searches of a task agree, for each declared search: means over pairs of seeds and tasks.
-
-    Args:
-        study: the study.
-        draws: random structures per pair, for the level of chance.
-
-    Returns:
-        ``search, searches, overlap`` (Jaccard), ``chance, rank correlation`` (of all gates), ``within kinds`` (of ranks
-        within module types); a row per search with two seeds or more on some task.
-    """
+def repeat_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Show :func:`s3pet.studies.statistics.variance_components`, task by task, then over the tasks together."""
     import pandas as pd
 
-    rows = []
-    for search in study.searches:
-        pairs, n = [], 0
-        for task in study.tasks:
-            runs = _finished(study, task, search)
-            n += len(runs)
-            if len(runs) > 1:
-                inner = agreement(runs, within="pet", draws=1)["spearman"]
-                pairs.append(agreement(runs, draws=draws).assign(inner=inner))
-        if pairs:
-            means = pd.concat(pairs)[["jaccard", "jaccard_chance", "spearman", "inner"]].mean().map("{:.2f}".format)
-            rows.append([search, n, *means])
-    columns = ["search", "searches", "overlap", "chance", "rank correlation", "within kinds"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def drop_table(study: Study) -> pd.DataFrame:
-    """How far the loss of the finished searches fell (:attr:`s3pet.result.SearchResult.loss_drop`), mean ± deviation.
-
-    Args:
-        study: the study.
-
-    Returns:
-        ``search``, and a column per task, with the number of searches; a row per search that was run.
-    """
-    import pandas as pd
-
-    cells = {}
-    for search in study.searches:
-        for task in study.tasks:
-            drops = pd.Series([run.loss_drop for run in _finished(study, task, search)], dtype="float64")
-            if len(drops):
-                spread = f" ± {drops.std():.3f}" if len(drops) > 1 else ""
-                cells[search, task] = f"{drops.mean():.3f}{spread} ({len(drops)})"
-    if not cells:
-        return pd.DataFrame({"search": []})
-    table = pd.Series(cells).unstack(sort=False).fillna("").reindex(columns=[*study.tasks], fill_value="")
-    return table.rename_axis(index="search", columns=None).reset_index()
-
-
-def _finished(study: Study, task: str, search: str) -> list[SearchResult]:
-    """The searches of a task that are there, by seed."""
-    return [load_run(path.parent) for path in sorted(study.folder(task, search, 0).parent.glob("*/config.json"))]
-
-
-def repeat_table(study: Study) -> pd.DataFrame:
-    """Is it the structure or the luck of its retraining? Where a study declares ``repeats``.
-
-    Args:
-        study: its finished rows are read.
-
-    Returns:
-        What :func:`s3pet.studies.variance.variance_components` says, as text: task by task, then over the tasks together;
-        empty without any repeated run.
-    """
-    import pandas as pd
-
-    rows = study.chosen(repeats=True)
-    found = [variance_components(rows, by=by) for by in (("task", "structure"), ("structure",))]
-    found[1] = found[1].assign(task="together")[found[0].columns]
-    whole = found[0]["structure"].value_counts()
-    found[1] = found[1][found[1]["structure"].map(whole).gt(1)]
-    table = pd.concat([part for part in found if len(part)] or found[:1], ignore_index=True)
+    by_task, together = (variance_components(rows, by=by) for by in (("task", "structure"), ("structure",)))
+    n_tasks = by_task["structure"].value_counts()
+    together = together.assign(task="together")[by_task.columns]
+    together = together[together["structure"].map(n_tasks).gt(1)]
+    table = pd.concat([part for part in (by_task, together) if len(part)] or [by_task], ignore_index=True)
     for name, form in (("between", "{:.3f}"), ("within", "{:.3f}"), ("icc", "{:.2f}"), ("p", "{:.3g}")):
         table[name] = table[name].map(form.format)
     return table
 
 
+def finished_searches(
+    folder: Path, searches: Sequence[str] | None = None, tasks: Sequence[str] | None = None
+) -> Iterator[tuple[str, str, list[SearchResult]]]:
+    """Open the finished searches in a study's folder ``searches``: name, task, and results by seed.
+
+    Args:
+        folder: holds ``<search>/<task>/seed<n>``.
+        searches, tasks: which, in this order; None: all that are there, sorted.
+    """
+    for search in searches if searches is not None else sorted(path.name for path in folder.glob("*")):
+        for task in tasks if tasks is not None else sorted(path.name for path in (folder / search).glob("*")):
+            paths = sorted((folder / search / task).glob("*/config.json"))
+            if paths:
+                yield search, task, [load_run(path.parent) for path in paths]
+
+
+def agreement_table(
+    folder: Path,
+    searches: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    *,
+    draws: int = 100,
+) -> pd.DataFrame:
+    """Show how far the finished searches of a task agree: means over pairs of seeds and over tasks.
+
+    Args:
+        folder, searches, tasks: as for `finished_searches`.
+        draws: random structures per pair, for the level of chance.
+
+    Returns:
+        ``search, searches, overlap`` (Jaccard index), ``chance`` (of random structures), ``rank correlation`` (of all
+        gates), ``within kinds`` (of ranks within module types); a row per search with two seeds on some task.
+    """
+    import pandas as pd
+
+    pairs: dict[str, list[pd.DataFrame]] = {}
+    counts: dict[str, int] = {}
+    for search, _, runs in finished_searches(folder, searches, tasks):
+        counts[search] = counts.get(search, 0) + len(runs)
+        if len(runs) > 1:
+            inner = agreement(runs, within="pet", draws=1)["spearman"]
+            pairs.setdefault(search, []).append(agreement(runs, draws=draws).assign(inner=inner))
+    columns = ["jaccard", "jaccard_chance", "spearman", "inner"]
+    rows = [
+        [search, counts[search], *pd.concat(tables)[columns].mean().map("{:.2f}".format)]
+        for search, tables in pairs.items()
+    ]
+    return pd.DataFrame(rows, columns=["search", "searches", "overlap", "chance", "rank correlation", "within kinds"])
+
+
+def drop_table(folder: Path, searches: Sequence[str] | None = None, tasks: Sequence[str] | None = None) -> pd.DataFrame:
+    """Show how far the loss fell (:attr:`s3pet.result.SearchResult.loss_drop`), mean ± standard deviation (searches).
+
+    Args:
+        folder, searches, tasks: as for `finished_searches`.
+    """
+    import pandas as pd
+
+    cells = {}
+    for search, task, runs in finished_searches(folder, searches, tasks):
+        drops = pd.Series([run.loss_drop for run in runs], dtype="float64")
+        spread = f" ± {drops.std():.3f}" if len(drops) > 1 else ""
+        cells[search, task] = f"{drops.mean():.3f}{spread} ({len(drops)})"
+    if not cells:
+        return pd.DataFrame({"search": []})
+    table = pd.Series(cells).unstack(sort=False).fillna("")
+    table = table if tasks is None else table.reindex(columns=[*tasks], fill_value="")
+    return table.rename_axis(index="search", columns=None).reset_index()
+
+
 def show(study: Study, *, baseline: str | None = None, markdown: bool = False) -> str:
-    """What is done and what it says, as text or as Markdown.
+    """Describe what is finished and what it says, as text or as Markdown; nothing is opened but the study's folder.
 
     Args:
         study: the study.
-        baseline: the structure all others are compared with; None: random structures of each one's budget.
+        baseline: the structure that all others are compared with; None: random structures of the same budget.
         markdown: tables as Markdown.
     """
-    plan, done = study.rows(), study.chosen(repeats=True)
+    plan, rows = study.rows(), study.chosen(repeats=True)
     runs = len({(row["task"], row["structure"], row["index"], row["seed"]) for row in plan})
-    parts = [f"{study.path.name}: {len(done)} of {runs} runs are done"]
-    if len(done):
-        found = summarize(study, **({"baseline": baseline} if baseline else {}))
-        parts += ["Test scores: mean ± standard deviation (runs)", as_text(score_table(study, found), markdown)]
-        tests, what = difference_table(found), baseline or "random structures of the same budget"
-        if len(tests):
-            what = f"Differences to {what}, paired by seed; exact permutation tests, two-sided"
-            parts += [what, as_text(tests, markdown)]
-        kept = best_table(study, KEPT)
-        if len(kept):
-            parts += [f"Test score expected of keeping the best of {KEPT} by validation", as_text(kept, markdown)]
-        repeated = repeat_table(study)
-        if len(repeated):
-            what = "Standard deviations between structures, and between retrainings of one (icc: share of the first)"
-            parts += [f"{what}; exchanged at random, p", as_text(repeated, markdown)]
-    drops = drop_table(study)
-    if len(drops):
-        what = "How far the loss of the searches fell on held-out rows: mean ± standard deviation (searches)"
-        parts += [what, as_text(drops, markdown)]
-    agreed = agreement_table(study)
-    if len(agreed):
-        parts += [
-            "Agreement of the searches of one task: means over pairs of seeds and tasks",
-            as_text(agreed, markdown),
-        ]
+    parts = [f"{study.path.name}: {len(rows)} of {runs} runs are finished"]
+
+    def add(title: str, table: pd.DataFrame) -> None:
+        if len(table):
+            parts.extend([title, as_text(table, markdown)])
+
+    if len(rows):
+        summarized = summarize(rows, baseline=baseline)
+        add("Test scores: mean ± standard deviation (runs)", score_table(rows, summarized))
+        what = baseline or "random structures of the same budget"
+        add(f"Differences to {what}, paired by seed; two-sided permutation tests", difference_table(summarized))
+        add(f"Expected test score of keeping the best of {BEST_OF} runs by validation", best_table(rows))
+        what = "Standard deviations between structures, and between retrainings of one (icc: share of the first)"
+        add(f"{what}; permutation test", repeat_table(rows))
+    which = study.path / "searches", [*study.searches], study.part[0] if study.part else [*study.tasks]
+    what = "How far the loss of the searches fell on held-out rows: mean ± standard deviation (searches)"
+    add(what, drop_table(*which))
+    add("Agreement of the searches of one task: means over pairs of seeds and tasks", agreement_table(*which))
     return "\n\n".join(parts)
 
 
@@ -254,56 +251,42 @@ def as_text(table: pd.DataFrame, markdown: bool = True) -> str:
 
 
 def write_figures(study: Study, out: Path | None = None) -> list[Path]:
-    """Figures of all that is done: budget curves (where sizes differ), differences, rankings, repeats, transfers.
+    """Draw all that is finished: budget curves (where sizes differ), differences, rankings, repeats, transfers.
 
-    Args:
-        study: the study. out: folder; None: ``figures`` beside its rows.
-
-    Returns:
-        The PNG files; a PDF lies beside each.
+    Returns the PNG files, in ``out`` or else in ``figures`` in the study's folder; there is a PDF beside each.
     """
     from matplotlib import pyplot as plt
 
     from s3pet.plots import plot_budget_curve, plot_differences, plot_ranking, plot_repeats, plot_transfer, save_figure
 
-    out, table, made = out or study.path / "figures", study.chosen(), []
-    if not len(table):
-        raise StudyError(f"nothing of {study.path} is finished; run it: python -m s3pet study run {study.path}.yaml")
+    out, every, paths = out or study.path / "figures", study.chosen(repeats=True), []
+    summarized = summarize(every)
+    rows = once(every)
 
     def save(ax: Any, name: str) -> None:
         save_figure(ax, out / name)
         plt.close(ax.figure)
-        made.append(out / f"{name}.png")
+        paths.append(out / f"{name}.png")
 
-    for task, rows in table.groupby("task", sort=False):
-        kinds = rows["kind"].isin([name for name in KINDS if name not in ("transfer", "average")])
-        rows = rows[kinds & ~((rows["kind"] == "reference") & (rows["structure"] == "zero-shot"))]
-        if rows.loc[rows["kind"] != "reference", "n_params"].nunique() > 1:  # else there is no curve
-            save(plot_budget_curve(rows, metric=str(rows["metric"].iloc[0]), title=str(task)), f"budget-{task}")
-    found = summarize(study)
-    if "difference" in found and found["difference"].notna().any():
-        save(plot_differences(found[found["kind"] == "searched"])[0], "differences")
-        for budget, rows in found[found["difference"].notna()].groupby("budget"):
-            if rows["task"].nunique() == 1 or rows["task"].str.startswith("mean of ").any():
-                save(plot_ranking(rows, title=f"{budget:,} parameters"), f"ranking-{budget}")
-    again = study.chosen(repeats=True)
-    again = again[again["entry"].map(lambda name: "repeats" in study.structures[name])]
-    for task, rows in again.groupby("task", sort=False):
-        if rows.groupby(["structure", "index"]).size().max() > 1:
-            several = rows.groupby("structure")["index"].transform(lambda index: index.duplicated().any())
-            save(plot_repeats(rows[several], metric=str(rows["metric"].iloc[0]), title=str(task)), f"repeats-{task}")
-    for budget, rows in table[table["kind"] == "transfer"].groupby("budget"):
-        save(plot_transfer(_transfers(study, table[table["budget"] == budget], rows)), f"transfer-{budget}")
-    return made
-
-
-def _transfers(study: Study, table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """What a transfer matrix shows at one budget: own searches, those of other tasks, averages, random structures."""
-    import pandas as pd
-
-    searches = {study.structures[name]["search"] for name in rows["entry"].unique()}
-    mine = table["entry"].map(lambda name: study.structures[name].get("search") in searches)
-    own = table[mine & table["kind"].eq("searched")]
-    rest = table[table["kind"].isin(["average", "random"])]
-    every = pd.concat([own.assign(source=own["task"]), rows, rest.assign(source=rest["entry"])])
-    return every.assign(target=every["task"])
+    for task, part in rows.groupby("task", sort=False):
+        part = part[~part["kind"].isin(["transfer", "average"]) & part["structure"].ne("zero-shot")]
+        if part.loc[part["kind"] != "reference", "n_params"].nunique() > 1:  # else there is no curve
+            save(plot_budget_curve(part, metric=str(part["metric"].iloc[0]), title=str(task)), f"budget-{task}")
+    if "difference" in summarized and summarized["difference"].notna().any():
+        compared = summarized[summarized["difference"].notna()]
+        save(plot_differences(summarized[summarized["kind"] == "searched"])[0], "differences")
+        for budget, part in compared.groupby("budget"):
+            if part["task"].nunique() == 1 or part["task"].str.startswith("mean of ").any():
+                save(plot_ranking(part, title=f"{budget:,} parameters"), f"ranking-{budget}")
+    repeated = every[every["structure"].isin(every.loc[every["repeat"], "structure"])]
+    for task, part in repeated.groupby("task", sort=False):
+        save(plot_repeats(part, metric=str(part["metric"].iloc[0]), title=str(task)), f"repeats-{task}")
+    for budget, part in rows[rows["kind"] == "transfer"].groupby("budget"):
+        searches = {study.structures[name]["search"] for name in part["entry"].unique()}
+        names = [name for name, entry in study.structures.items() if entry.get("search") in searches]
+        same = rows[rows["budget"] == budget]
+        kinds = {"searched": "task", "transfer": "source", "average": "entry", "random": "entry"}
+        shown = same[same["kind"].isin(kinds) & (same["entry"].isin(names) | same["kind"].isin(["average", "random"]))]
+        source = [row[kinds[row["kind"]]] for row in shown.to_dict("records")]
+        save(plot_transfer(shown.assign(source=source, target=shown["task"])), f"transfer-{budget}")
+    return paths

@@ -1,201 +1,276 @@
-"""What a table of retrainings shows, and how surely: means, intervals, paired tests, the share of fine-tuning kept.
+"""Summaries of a table of retrainings: means, intervals, tests against a baseline, and two sources of variance.
 
-Reads the tidy table of :func:`s3pet.compare`, one row per retraining: ``task, structure, kind, index`` (which of
-several structures of that name), ``seed`` (of the retraining), ``n_params, score`` (test split), and where there are
-any ``budget, head_params, lr, validation, seconds``. Other columns are ignored.
+The table is the one of :func:`s3pet.compare`, with one row per retraining: ``task, structure, kind``, ``index`` (which
+of several structures of that name), ``seed`` (of the retraining), ``n_params``, ``score`` (on the test split) and, if
+known, ``budget, head_params, lr, validation, seconds, diverged``. Other columns are ignored.
 
-How intervals and tests are made, and what few runs cannot show: :mod:`s3pet.studies.resampling`.
+**Intervals** are 95 % Student t intervals, :func:`s3pet.plots.intervals.mean_interval`, as in all figures. They assume
+normal scores; see there how often they cover real ones. With two runs they reach 12.7 standard errors to each side,
+with three 4.3, with five 2.8.
+
+**Tests** permute runs (SciPy's ``permutation_test``). They assume no distribution, but few runs cannot give a small p:
+n pairs give at least 2/2^n, so 3 pairs never go below 0.25, 5 never below 0.063. Every row states this bound as
+``p_floor``. Where it is above your level, "not significant" says nothing about the structures.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from s3pet.errors import StudyError, nearest
-from s3pet.studies.resampling import flips, holm, interval, p_value, splits
+from s3pet.plots.intervals import mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Baseline = str | Mapping[str, str] | Callable[[str], str | None]
-
-ALTERNATIVES = ("two-sided", "greater", "less")
+EXACT = 2**16  # up to so many permutations are all counted; of more, a sample is drawn
 COMPARED = ("baseline", "difference", "difference_low", "difference_high", "pairs", "p", "p_floor", "p_holm")
+Baseline = str | Mapping[str, str]
 
 
 def summary(
     table: pd.DataFrame,
     *,
-    by: Sequence[str] = ("task", "structure"),
     baseline: Baseline | None = None,
-    full: str = "full",
-    confidence: float = 0.95,
     draws: int = 10_000,
     seed: int = 0,
-    alternative: str = "two-sided",
     paired: bool = True,
-    unit: str = "run",
 ) -> pd.DataFrame:
-    """Means and intervals of groups of runs and, with a baseline, paired differences and how surely they are none.
+    """Compute mean and interval of each task and structure and, with a baseline, differences and their tests.
 
     A paired test flips the signs of differences between runs of one task and retraining seed; several runs of a side
-    with the same seed (three searches, five random structures) are averaged first. So it speaks of *these* structures
-    under the noise of retraining. ``paired=False`` exchanges runs of the two sides within a task instead; where a
-    side has several structures, the runs of each are averaged first. So it speaks of *another search* (against another
-    random structure), and its smallest p is one in C(n + m, n): 1/56 for 3 searches and 5 random structures.
-
-    All permutations are counted up to 2^18 of them; of more, ``draws`` are taken and p is (1 + hits)/(1 + draws).
-    Two-sided p are twice the smaller one-sided p.
+    with the same seed are averaged first. It is about *these* structures: would another retraining change the order?
+    ``paired=False`` exchanges runs between the two sides within a task; where a side has several structures, the runs
+    of each are averaged first. It is about *another search* against another random structure.
 
     Args:
-        table: one row per run, see above, at one learning rate (:func:`s3pet.studies.validation.choose_lr`).
-        by: columns of a group. Without ``"task"``, a group's score is the mean over its tasks of the mean over runs;
-            `over_tasks` also sees to it that the tasks are the same for all.
-        baseline: what to compare with: a structure's name; or a mapping or function from a structure to its own
-            baseline (``{"searched 0.01%": "random 0.01%"}``; structures without one, or with None, are not compared).
-            Columns of ``by`` other than task, structure and kind (a budget) have to agree, unless the baseline has no
-            value there.
-        full: the structure whose mean score on the same tasks is 1 in ``kept``.
-        confidence: level of the intervals, in (0, 1).
-        draws, seed: of the bootstrap, and of permutations that are too many to count.
-        alternative: ``"greater"`` for a one-sided test that the structure beats its baseline, ``"less"``, or both.
+        table: one row per run, at one learning rate (:func:`s3pet.studies.validation.choose_lr`).
+        baseline: a structure's name, or a mapping from structures to their own baselines
+            (``{"searched 0.01%": "random 0.01%"}``; others are not compared).
+        draws, seed: of permutations, where there are more than 2^16; p is then (1 + hits)/(1 + draws).
         paired: see above.
-        unit: what the intervals of scores resample: ``"run"``; or ``"structure"``, where a group has several: their
-            means over seeds. Runs of one structure resemble each other, so for a statement about another search the
-            first is too narrow. Intervals of differences resample what is permuted: pairs, or the units of a side.
 
     Returns:
-        One row per group, best first within a task: ``by``, ``kind, budget, n_params`` (mean), ``head_params, score,
-        spread, low, high, kept, runs, seconds`` (mean). ``spread`` is the standard deviation over runs; of a mean over
-        tasks, that with one run on each. ``kept`` is score / score of ``full``, nan without it or if it is not > 0. An
-        interval is nan if a task has one run only. With a baseline also ``baseline, difference`` (mean over pairs, then
-        over tasks; nan if a task has none), its interval ``difference_low, difference_high``, ``pairs`` (not for
-        unpaired), ``p, p_floor`` (the smallest p that so many runs can give) and ``p_holm`` (Holm's correction for all
+        One row per task and structure, best first: ``task, structure, kind, budget, n_params`` (mean), ``head_params,
+        score, spread`` (standard deviation over runs; of a mean over tasks, that with one run on each), ``low, high``
+        (interval; nan if a task has one run only), ``kept`` (score / score of "full"; nan without it or if it is not
+        > 0), ``runs``, ``diverged`` (how many of them; all other columns leave these out, and are nan where nothing is
+        left) and ``seconds`` (mean). With a baseline also ``baseline, difference`` (mean over pairs; nan without any),
+        ``difference_low, difference_high, pairs`` (not for unpaired), two-sided ``p`` (nan for an unpaired side with a
+        single structure), ``p_floor`` (the smallest p that so many runs can give) and ``p_holm`` (corrected for all
         comparisons in this table).
 
     Raises:
-        StudyError: a column is missing, a score is nan, a run is there twice (as with several learning rates), or a
-            baseline or option is not known.
+        StudyError: a column is missing, a score is nan, a run occurs twice (as with several learning rates), or the
+            baseline is unknown.
     """
-    import pandas as pd
-
-    by = list(dict.fromkeys(by))
-    for name, value, known in (("alternative", alternative, ALTERNATIVES), ("unit", unit, ("run", "structure"))):
-        if value not in known:
-            raise StudyError(f"{name}={value!r} is not one of {', '.join(known)}")
-    if not 0 < confidence < 1 or draws < 1:
-        raise StudyError(f"expected a confidence between 0 and 1 and draws ≥ 1, got {confidence} and {draws}")
-    table = checked(table, ("task", "structure", "kind", "seed", "n_params", "score", *by))
-    _refuse_twice(table, by)
-    whole = table[table["structure"] == full].groupby("task", observed=True)["score"].mean()
-    options = {"confidence": confidence, "draws": draws, "seed": seed}
-    rows, given = [], _baselines(table, by, baseline)
-    for key, runs in table.groupby(by, sort=False, dropna=False, observed=True):
-        row = dict(zip(by, key, strict=True)) | _describe(runs, whole, unit, options)
-        if baseline is not None:
-            other = given.get(row["structure"])
-            row |= dict.fromkeys(COMPARED, np.nan) | {"baseline": other, "pairs": None}
-            if other is not None:
-                against = _same(table[table["structure"] == other], row, by)
-                row |= _compare(runs, against, paired, alternative, options)
-        rows.append(row)
-    found = pd.DataFrame(rows)
-    found = found.astype({"budget": "Int64"} | ({"pairs": "Int64"} if baseline is not None else {}))
-    if baseline is not None:
-        found["p_holm"] = holm(found["p"])
-    order = [name for name in by if name not in ("structure", "kind")]
-    return found.sort_values([*order, "score"], ascending=[True] * len(order) + [False], ignore_index=True)
+    return _summarize(table, ["task", "structure"], baseline, draws, seed, paired)
 
 
-def over_tasks(table: pd.DataFrame, *, tasks: Iterable[str] | None = None, **options: Any) -> pd.DataFrame:
-    """The same for the mean over tasks, every task weighing the same.
+def over_tasks(
+    table: pd.DataFrame,
+    *,
+    tasks: Iterable[str] | None = None,
+    baseline: Baseline | None = None,
+    draws: int = 10_000,
+    seed: int = 0,
+    paired: bool = True,
+) -> pd.DataFrame:
+    """Compute the same for the mean over tasks; every task has the same weight.
 
     Args:
-        table: as for `summary`.
-        tasks: which; None: those that every group of the table was run on. How many stands in the column ``task``; to
-            keep a structure that ran on few tasks from shortening the list for all, leave it out of the table.
-        **options: as for `summary`; ``by`` without ``"task"``.
+        tasks: which; None: those that every structure of the table was run on.
+        table, baseline, draws, seed, paired: as for `summary`.
 
     Returns:
         As `summary`, with ``task`` = "mean of 6". ``kept`` is a ratio of means.
 
     Raises:
-        StudyError: as `summary`; or there is no task that all have, or a group lacks one of ``tasks``: who lacks which.
+        StudyError: as `summary`; or no task is shared by all, or a structure lacks one of ``tasks``.
     """
-    by = [name for name in options.pop("by", ("structure",)) if name != "task"]
-    table = checked(table, ("task", *by), finite=())
-    given: Any = table.groupby(by, sort=False, dropna=False, observed=True)["task"].unique()
-    names = {", ".join(map(str, key if isinstance(key, tuple) else [key])): {*found} for key, found in given.items()}
+    table = checked(table, ("task", "structure"), finite=())
+    groups = {str(name): set(part) for name, part in table.groupby("structure", sort=False, observed=True)["task"]}
     every = list(table["task"].unique())
-    wanted = [name for name in every if all(name in found for found in names.values())] if tasks is None else [*tasks]
-    lacks = {key: [task for task in (wanted or every) if task not in found] for key, found in names.items()}
-    text = "; ".join(f"{key} lacks {', '.join(lost)}" for key, lost in lacks.items() if lost)
+    wanted = [name for name in every if all(name in names for names in groups.values())] if tasks is None else [*tasks]
+    missing = {key: [task for task in (wanted or every) if task not in names] for key, names in groups.items()}
+    text = "; ".join(f"{key} lacks {', '.join(names)}" for key, names in missing.items() if names)
     if text or not wanted:
-        raise StudyError(
-            f"not everything was run on the same tasks: {text}; leave these out of the table, or the tasks"
-        )
-    found = summary(table[table["task"].isin(wanted)], by=by, **options)
-    found.insert(0, "task", f"mean of {len(wanted)}")
-    return found
+        raise StudyError(f"not all were run on the same tasks: {text}; leave out these structures or these tasks")
+    result = _summarize(table[table["task"].isin(wanted)], ["structure"], baseline, draws, seed, paired)
+    result.insert(0, "task", f"mean of {len(wanted)}")
+    return result
 
 
-@dataclass(frozen=True)
-class Wins:
-    """On how many tasks a structure is better than its baseline.
+def _summarize(
+    table: Any, by: list[str], baseline: Baseline | None, draws: int, seed: int, paired: bool
+) -> pd.DataFrame:
+    """The summary of groups defined by the columns ``by``."""
+    import pandas as pd
 
-    Attributes:
-        tasks: on which both were run (paired: with a seed in common).
-        better, worse: by the mean difference.
-        significant, significantly_worse: of these, with p < alpha.
-        significant_holm: of the better ones, with p < alpha after Holm's correction over the tasks.
-        attainable: tasks with enough runs for p < alpha. Where it is less than ``tasks``, significant wins are bounded
-            by the number of runs, not by the structures.
-        table: the rows of `summary` behind these numbers.
+    table = checked(table, ("task", "structure", "kind", "seed", "n_params", "score"))
+    _refuse_duplicates(table)
+    baselines = _baselines(table, baseline)
+    full = table[table["structure"] == "full"].groupby("task", observed=True)["score"].mean()
+    rows = []
+    for key, runs in table.groupby(by, sort=False, observed=True):
+        row = dict(zip(by, key, strict=True)) | _describe(runs, full)
+        if baseline is not None:
+            other = baselines.get(row["structure"])
+            row |= dict.fromkeys(COMPARED, np.nan) | {"baseline": other, "pairs": None}
+            if other is not None:
+                against = table[(table["structure"] == other) & table["task"].isin(runs["task"])]
+                row |= _difference(runs, against, paired, draws, seed)
+        rows.append(row)
+    result = pd.DataFrame(rows).astype({"budget": "Int64"})
+    if baseline is not None:
+        result = result.astype({"pairs": "Int64"}).assign(p_holm=holm(result["p"]))
+    order = [*by[:-1], "score"]
+    return result.sort_values(order, ascending=[name != "score" for name in order], ignore_index=True)
+
+
+def holm(p: Any) -> np.ndarray:
+    """Correct p values for the number of comparisons (Holm 1979); nan values are ignored and returned unchanged.
+
+    The i-th smallest of m becomes the largest of (m − j + 1)·p_j over j ≤ i, at most 1.
+
+    >>> holm([0.01, 0.04, 0.03, 0.005]).round(3).tolist()
+    [0.03, 0.06, 0.06, 0.02]
     """
-
-    tasks: int
-    better: int
-    worse: int
-    significant: int
-    significantly_worse: int
-    significant_holm: int
-    attainable: int
-    table: pd.DataFrame = field(repr=False, compare=False)
+    p = np.array(p, dtype=float)
+    order = np.argsort(p)[: np.isfinite(p).sum()]  # nan are sorted last
+    p[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
+    return p
 
 
-def wins(table: pd.DataFrame, structure: str, baseline: str, alpha: float = 0.05, **options: Any) -> Wins:
-    """Count the tasks on which a structure is better than a baseline, and significantly so.
+def permutation_test(
+    samples: Sequence[np.ndarray], minus: Sequence[np.ndarray] = (), *, draws: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Test, two-sided, whether a mean over tasks is 0, or whether two are equal, permuting within each task.
 
     Args:
-        table, **options: as for `summary`.
-        structure, baseline: names.
-        alpha: level of the test on each task.
+        samples: for each task its paired differences, [n_pairs], or its runs, [n_runs].
+        minus: for each task the runs of the other side; empty for paired differences.
+        draws, seed: as for `summary`.
+
+    Returns:
+        p (twice the smaller one-sided p), and the smallest p that so many runs can give; nan, nan for two sides with a
+        single run in a task.
+    """
+    from scipy import stats  # type: ignore[import-untyped]
+
+    rng = np.random.default_rng(seed)
+    counts = [math.comb(len(a) + len(b), len(a)) for a, b in zip(samples, minus, strict=False)]
+    counts = counts or [2 ** sum(map(len, samples))]
+    exact = math.prod(counts) <= EXACT
+    floor = min(1.0, 2 / (math.prod(counts) if exact else draws + 1))
+
+    def run(data: Any, kind: Any, count: int) -> Any:
+        n = np.inf if count <= EXACT else draws
+        return stats.permutation_test(data, _gap, permutation_type=kind, n_resamples=n, random_state=rng)
+
+    if not minus:  # flipping signs within each task is flipping the signs of all pairs, weighted by their task
+        pairs = np.concatenate([part / len(part) for part in samples])
+        pairs = pairs if len(pairs) > 1 else np.append(pairs, 0.0)  # SciPy wants two values; a zero changes nothing
+        return float(run((pairs,), "samples", counts[0]).pvalue), floor
+    if min(map(len, [*samples, *minus])) < 2:
+        return math.nan, math.nan
+    tests = [run((a, b), "independent", n) for a, b, n in zip(samples, minus, counts, strict=True)]
+    if len(tests) == 1:
+        return float(tests[0].pvalue), floor
+    # SciPy does not permute within tasks: add up what it gives for each, in all combinations or in a sample of them
+    nulls = [test.null_distribution for test in tests]
+    null: Any = reduce(np.add.outer, nulls).ravel() if exact else sum(rng.choice(part, draws) for part in nulls)
+    above, extra = np.round(null - sum(test.statistic for test in tests), 12), 0 if exact else 1
+    hits = min(np.count_nonzero(above >= 0), np.count_nonzero(above <= 0))
+    return min(1.0, 2 * (hits + extra) / (len(null) + extra)), floor
+
+
+def _gap(one: np.ndarray, other: np.ndarray | float = 0.0, *, axis: int) -> Any:
+    """The difference of two means, rounded: equal values are then equal in any order of summation."""
+    return np.round(one.mean(axis=axis) - np.mean(other, axis=axis if np.ndim(other) else None), 12)
+
+
+def variance_components(
+    table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure"), draws: int = 10_000, seed: int = 0
+) -> pd.DataFrame:
+    """Estimate two standard deviations: between structures, and between retrainings of one structure.
+
+    A one-way analysis of variance with random effects, score = mean + structure + retraining, where structures were
+    retrained several times (``repeats`` in a study). An estimate below 0 is given as 0. The standard deviation of few
+    structures is uncertain (of 3 by half of itself), so each estimate comes with a test.
+
+    Args:
+        table: one row per run, at one learning rate for each structure: ``task, structure, index, seed, score``.
+        by: columns that define a group. Without ``"task"`` sums of squares are added over tasks; structures of
+            different tasks are never compared with each other.
+        draws, seed: of the permutation test.
+
+    Returns:
+        One row per group with at least two structures and a repeated retraining: ``by, structures, runs, between,
+        within`` (standard deviations), ``icc`` (share of the variance that is between structures, in [0, 1]; nan if all
+        scores are equal) and ``p``: how often exchanging runs between the structures of a task gives a mean square
+        between them at least as large, (1 + hits)/(1 + draws).
 
     Raises:
-        StudyError: as `summary`.
+        StudyError: a column is missing or a score is nan.
+
+    Source:
+        Searle, Casella & McCulloch 1992, Variance Components, chapter 3 (unequal numbers: their n₀).
     """
-    found = summary(table, baseline={structure: baseline}, **options)
-    found = found[found["structure"].eq(structure) & found["difference"].notna()].reset_index(drop=True)
-    better, worse, sure = found["difference"] > 0, found["difference"] < 0, found["p"] < alpha
-    return Wins(
-        tasks=len(found),
-        better=int(better.sum()),
-        worse=int(worse.sum()),
-        significant=int((better & sure).sum()),
-        significantly_worse=int((worse & sure).sum()),
-        significant_holm=int((better & (found["p_holm"] < alpha)).sum()),
-        attainable=int((found["p_floor"] < alpha).sum()),
-        table=found,
-    )
+    import pandas as pd
+
+    table, rows = checked(table, ("task", "structure", "seed", "score", *by)), []
+    table = table[~table["diverged"]]
+    for key, runs in table.groupby([*by], sort=False, observed=True):
+        parts = [part for _, part in runs.groupby("task", observed=True) if part["index"].nunique() > 1]
+        structures = sum(part["index"].nunique() for part in parts)
+        if sum(map(len, parts)) > structures:
+            rows.append(dict(zip(by, key, strict=True)) | _components(parts, draws, np.random.default_rng(seed)))
+    return pd.DataFrame(rows, columns=[*by, "structures", "runs", "between", "within", "icc", "p"])
+
+
+def _components(parts: list[pd.DataFrame], draws: int, rng: np.random.Generator) -> dict[str, Any]:
+    """One row of `variance_components`; ``parts``: the runs of a group on each task."""
+    between, total, nulls, freedom, weight = 0.0, 0.0, np.zeros(draws), 0, 0.0
+    for part in parts:
+        one_hot = part["index"].to_numpy()[:, None] == part["index"].unique()[None, :]  # [runs, structures]
+        sizes = one_hot.sum(0)
+        scores = part["score"].to_numpy() - part["score"].mean()
+        between += float(((scores @ one_hot) ** 2 / sizes).sum())
+        nulls += ((rng.permuted(np.tile(scores, (draws, 1)), axis=1) @ one_hot) ** 2 / sizes).sum(1)
+        total += float((scores**2).sum())
+        freedom += len(sizes) - 1
+        weight += len(part) - (sizes**2).sum() / len(part)
+    runs, structures = sum(map(len, parts)), freedom + len(parts)
+    within = max(total - between, 0.0) / (runs - structures)
+    extra = max(between / freedom - within, 0.0) / (weight / freedom)
+    hits = np.count_nonzero(nulls >= between * (1 - 1e-12))
+    return {
+        "structures": structures,
+        "runs": runs,
+        "between": extra**0.5,
+        "within": within**0.5,
+        "icc": extra / (extra + within) if extra + within > 0 else np.nan,
+        "p": (1 + hits) / (1 + draws),
+    }
 
 
 def checked(table: Any, columns: Iterable[str], finite: Iterable[str] = ("score",)) -> pd.DataFrame:
-    """A copy with all ``columns``, with those that may be absent, and numbers as plain floats; raises StudyError."""
+    """Copy a table of runs, with optional columns added and numbers as floats.
+
+    Args:
+        table: what the user passed.
+        columns: those it must have.
+        finite: columns that must be numbers, except in rows that diverged.
+
+    Raises:
+        StudyError: not a table, empty, a column is missing, or a number is nan.
+    """
     import pandas as pd
 
     if not isinstance(table, pd.DataFrame):
@@ -208,70 +283,52 @@ def checked(table: Any, columns: Iterable[str], finite: Iterable[str] = ("score"
     if table.empty:
         raise StudyError("the table of runs is empty; expected one row per run, as s3pet.compare gives")
     table = table.reset_index(drop=True)
-    for name, value in (("index", 0), ("budget", pd.NA), ("head_params", pd.NA), ("seconds", np.nan), ("lr", np.nan)):
+    defaults = {"index": 0, "budget": pd.NA, "head_params": pd.NA, "seconds": np.nan, "lr": np.nan, "diverged": False}
+    for name, value in defaults.items():
         table[name] = table.get(name, value)
+    table["diverged"] = table["diverged"].astype("boolean").fillna(False).astype(bool)
     table["budget"] = pd.to_numeric(table["budget"]).astype("Int64")
     for name in {"score", "validation", "n_params", "head_params", "seconds", "lr"} & {*table}:
         table[name] = pd.to_numeric(table[name]).astype("Float64").to_numpy(float, na_value=np.nan)
     for name in finite:
-        lost = table.loc[~np.isfinite(table[name]), "structure"].unique().tolist()
-        if lost:
-            raise StudyError(f"{name} is not a number in runs of {lost}; drop these runs, or give them a score")
+        wrong = table.loc[~np.isfinite(table[name]) & ~table["diverged"], "structure"].unique().tolist()
+        if wrong:
+            raise StudyError(f"{name} is not a number in runs of {wrong}; drop these runs, or give them a score")
     return table
 
 
-def _refuse_twice(table: pd.DataFrame, by: list[str]) -> None:
-    keys = list(dict.fromkeys(["task", "structure", "index", "seed", *by]))
-    twice = table[table.duplicated(keys, keep=False)]
-    if twice.empty:
+def _refuse_duplicates(table: pd.DataFrame) -> None:
+    keys = ["task", "structure", "index", "seed"]
+    duplicates = table[table.duplicated(keys, keep=False)]
+    if duplicates.empty:
         return
-    run = twice[twice[keys].astype(str).eq(twice[keys].astype(str).iloc[0]).all(axis=1)]
-    what = ", ".join(f"{name} {run[name].iloc[0]}" for name in ("task", "structure", "index", "seed"))
-    differ = [name for name in ("lr", "budget", "kind", "n_params") if run[name].nunique(dropna=False) > 1]
-    if "lr" in differ:
-        hint = "at several learning rates; s3pet.studies.validation.choose_lr(table) keeps one"
-    else:
-        hint = (
-            f"with several values of {differ[0]}; add it to by=" if differ else "; drop the duplicates, or number index"
-        )
-    raise StudyError(f"{len(run)} rows are the same run ({what}) {hint}")
+    run = duplicates[duplicates[keys].eq(duplicates[keys].iloc[0]).all(axis=1)]
+    what = ", ".join(f"{name} {run[name].iloc[0]}" for name in keys)
+    hint = "drop the duplicates, or number index"
+    if run["lr"].nunique() > 1:
+        hint = "s3pet.studies.validation.choose_lr(table) keeps one of several learning rates"
+    raise StudyError(f"{len(run)} rows are the same run ({what}); {hint}")
 
 
-def _baselines(table: pd.DataFrame, by: list[str], baseline: Baseline | None) -> dict[str, str]:
-    """Structure → what it is compared with."""
-    if baseline is None:
-        return {}
-    if "structure" not in by:
-        raise StudyError(f"a baseline is a structure, and by={by} does not tell structures apart; add 'structure'")
+def _baselines(table: pd.DataFrame, baseline: Baseline | None) -> dict[str, str]:
+    """Structure → the structure it is compared with."""
     names = [str(name) for name in table["structure"].unique()]
-    if isinstance(baseline, str):
-        given: dict[str, str | None] = {name: baseline for name in names if name != baseline} or {baseline: baseline}
-    elif isinstance(baseline, Mapping):
-        given = dict(baseline)
-    else:
-        given = {name: baseline(name) for name in names}
-    for name in (name for pair in given.items() for name in pair):
-        if name is not None and name not in names:
+    pairs = dict.fromkeys(names, baseline) if isinstance(baseline, str) else dict(baseline or {})
+    for name in (name for pair in pairs.items() for name in pair):
+        if name not in names:
             raise StudyError(f"the table has no structure {name!r}; {nearest(name, names)}")
-    return {name: other for name, other in given.items() if other is not None and other != name}
+    return {name: other for name, other in pairs.items() if other != name}
 
 
-def _same(runs: pd.DataFrame, row: Mapping[str, Any], by: Iterable[str]) -> pd.DataFrame:
-    """The runs of a baseline that belong to a group."""
-    for name in by:
-        if name not in ("structure", "kind") and runs[name].notna().any():
-            runs = runs[runs[name].eq(row[name]).fillna(False).astype(bool)]
-    return runs
-
-
-def _describe(runs: pd.DataFrame, whole: pd.Series, unit: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(runs: pd.DataFrame, full: pd.Series) -> dict[str, Any]:
+    """Columns of a group; ``full``: mean score of full fine-tuning by task."""
     import pandas as pd
 
-    scores = [part.to_numpy() for _, part in runs.groupby("task", observed=True)["score"]]
-    score = float(np.mean([part.mean() for part in scores]))
+    scores = [part.dropna().to_numpy() for _, part in runs.groupby("task", observed=True)["score"]]
+    score = float(np.mean([part.mean() if len(part) else np.nan for part in scores]))
     variances = [part.var(ddof=1) if len(part) > 1 else np.nan for part in scores]
-    low, high = interval(_units(runs) if unit == "structure" else scores, **options)
-    reference = whole.reindex(runs["task"].unique()).mean(skipna=False)
+    low, high = mean_interval(scores)
+    whole = full.reindex(runs["task"].unique()).mean(skipna=False)
     budgets = runs["budget"].unique()
     return {
         "kind": ", ".join(map(str, runs["kind"].unique())),
@@ -282,39 +339,34 @@ def _describe(runs: pd.DataFrame, whole: pd.Series, unit: str, options: Mapping[
         "spread": math.sqrt(sum(variances)) / len(scores),
         "low": low,
         "high": high,
-        "kept": score / reference if reference > 0 else np.nan,
+        "kept": score / whole if whole > 0 else np.nan,
         "runs": len(runs),
+        "diverged": int(runs["diverged"].sum()),
         "seconds": runs["seconds"].mean(),
     }
 
 
-def _units(runs: pd.DataFrame) -> list[np.ndarray]:
-    """Per task, the means of its structures, or the runs if there is a single structure."""
-    parts = [part for _, part in runs.groupby("task", observed=True)]
+def _difference(runs: pd.DataFrame, against: pd.DataFrame, paired: bool, draws: int, seed: int) -> dict[str, Any]:
+    """Difference to a baseline, its interval and its test; only the pairs where a task has nothing to compare."""
+    if paired:
+        one, other = (side.groupby(["task", "seed"], observed=True)["score"].mean() for side in (runs, against))
+        ours, theirs = [part.to_numpy() for _, part in (one - other).dropna().groupby("task")], []
+    else:
+        ours, theirs = _per_structure(runs), _per_structure(against)
+    pairs = sum(map(len, ours)) if paired else None
+    if (len(ours) if paired else len(theirs)) < runs["task"].nunique():
+        return {"pairs": pairs}
+    difference = np.mean([part.mean() for part in ours]) - (np.mean([part.mean() for part in theirs]) if theirs else 0)
+    low, high = mean_interval(ours, theirs)
+    p, floor = permutation_test(ours, theirs, draws=draws, seed=seed)
+    values = {"difference": difference, "difference_low": low, "difference_high": high, "p": p, "p_floor": floor}
+    return values | {"pairs": pairs}
+
+
+def _per_structure(runs: pd.DataFrame) -> list[np.ndarray]:
+    """For each task the means of its structures, or the runs if there is a single structure."""
+    parts = [part for _, part in runs.dropna(subset="score").groupby("task", observed=True)]
     return [
         (part.groupby("index")["score"].mean() if part["index"].nunique() > 1 else part["score"]).to_numpy()
         for part in parts
     ]
-
-
-def _compare(
-    runs: pd.DataFrame, against: pd.DataFrame, paired: bool, alternative: str, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Difference to a baseline, its interval and its test; {} where a task has nothing to compare."""
-    rng, draws = np.random.default_rng(options["seed"]), options["draws"]
-    against = against[against["task"].isin(runs["task"])]
-    if paired:
-        one, other = (side.groupby(["task", "seed"], observed=True)["score"].mean() for side in (runs, against))
-        pairs = (one - other).dropna().groupby("task")
-        ours, theirs = [part.to_numpy() for _, part in pairs], []
-        nulls = [flips(part, draws, rng) for part in ours]
-    else:
-        ours, theirs = _units(runs), _units(against)
-        nulls = [splits(a, b, draws, rng) for a, b in zip(ours, theirs, strict=False)]
-    if len(nulls) < runs["task"].nunique():
-        return {"pairs": sum(map(len, ours)) if paired else None}
-    difference = np.mean([part.mean() for part in ours]) - (np.mean([part.mean() for part in theirs]) if theirs else 0)
-    p, floor = p_value(float(difference), nulls, alternative, draws, rng)
-    low, high = interval(ours, theirs, **options)
-    found = {"difference": difference, "difference_low": low, "difference_high": high, "p": p, "p_floor": floor}
-    return found | {"pairs": sum(map(len, ours)) if paired else None}

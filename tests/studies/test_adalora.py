@@ -12,8 +12,8 @@ from s3pet import attach, load_tuned, make_space, manual_structure, retrain
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import BudgetError, RunError, SearchError
 from s3pet.objective import make_objective
-from s3pet.tuning import tune
-from s3pet.trainer import Learner, PetTrainer, Recipe
+from s3pet.trainer import PetTrainer
+from s3pet.tuning import Learner, Recipe, tune
 
 pytest.importorskip("peft", reason="the optional extra s3pet[peft] is not installed")
 from s3pet.studies.adalora import _Allocation, allocated_structure, orthogonality, retrain_adalora
@@ -61,8 +61,8 @@ def test_nothing_above_the_budget_is_scored_or_kept(monkeypatch):
     seen, evaluate = [], PetTrainer.evaluate
 
     def spy(self, *args, **kwargs):
-        found = [v for k, v in self.model.named_parameters() if "lora_E" in k]
-        seen.append((self.state.global_step, sum(int((v != 0).sum()) for v in found)))
+        left = [v for k, v in zip(self.model.names, self.model.weights, strict=True) if "lora_E" in k]
+        seen.append((self.state.global_step, sum(int((v != 0).sum()) for v in left)))
         return evaluate(self, *args, **kwargs)
 
     monkeypatch.setattr(PetTrainer, "evaluate", spy)
@@ -159,9 +159,8 @@ def test_peft_lora_trained_by_our_recipe_is_our_lora(make_model):
         start = fresh.tensors()
     for c in structure.candidates:
         target.get_submodule(c.path).lora_A["default"].weight.data.copy_(start[f"{c.name}/A"])
-    learner = Learner(make_objective(target, task), None, False)
-    learner.backbone = target
-    theirs = tune(learner, target, model, task, recipe, "pet")
+    learner = Learner(make_objective(target, task), None, target)
+    theirs = tune(learner, model, recipe, "pet")
     for c in structure.candidates:
         for part in "AB":
             weight = getattr(target.get_submodule(c.path), f"lora_{part}")["default"].weight

@@ -1,17 +1,16 @@
-"""Comparisons: one row per structure and seed, resumed row by row; the command line does what the library does."""
+"""Comparisons: one row per structure and seed, resumed row by row; what decides a row, and damaged files."""
 
 import json
-import shutil
 
 import pandas as pd
 import pytest
+import torch
 from tiny import tiny_t5
-from toy import toy_rows, toy_task, toy_tokenizer
+from toy import toy_task
 
-import s3pet
 from s3pet import compare, make_space, manual_structure, random_structure
-from s3pet.cli import main
-from s3pet.errors import RunError
+from s3pet.errors import RunError, SearchError
+from s3pet.studies import comparison
 from s3pet.studies.statistics import summary
 
 QUICK = {"steps": 4, "batch_size": 8, "evaluations": 1, "progress": False}
@@ -38,85 +37,94 @@ def test_one_row_per_structure_and_seed():
     assert found.runs["random"] == 4
 
 
-def test_finished_rows_are_not_computed_again(tmp_path, monkeypatch):
+@pytest.fixture
+def two_random(tmp_path):
+    """Backbone, task, two structures, a file of their two rows, and the table."""
     model, task = tiny_t5(), toy_task()
     space = make_space(model, "mixed")
     structures = {"random": [random_structure(space, 300, seed=seed) for seed in range(2)]}
-    first = compare(model, task, structures, out=tmp_path / "rows.jsonl", **QUICK)
-    monkeypatch.setattr("s3pet.studies.comparison.retrain", lambda *a, **k: pytest.fail("computed again"))
-    again = compare(model, task, structures, out=tmp_path / "rows.jsonl", **QUICK)
-    pd.testing.assert_frame_equal(first, again)
-    (tmp_path / "rows.jsonl").write_text("not a row\n")
-    with pytest.raises(RunError, match="line 1 is not a row"):
-        compare(model, task, structures, out=tmp_path / "rows.jsonl", **QUICK)
+    path = tmp_path / "rows.jsonl"
+    return model, task, structures, path, compare(model, task, structures, out=path, **QUICK)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A model folder and a task folder, as a user would have them."""
-    root = tmp_path_factory.mktemp("cli")
-    model = tiny_t5()
-    model.save_pretrained(root / "model")
-    toy_tokenizer().save_pretrained(root / "model")
-    (root / "task").mkdir()
-    for split, n, seed in (("train", 80, 1), ("validation", 20, 2), ("test", 20, 3)):
-        lines = "".join(json.dumps(row) + "\n" for row in toy_rows(n, seed))
-        (root / "task" / f"{split}.jsonl").write_text(lines)
-    (root / "task" / "task.json").write_text(json.dumps({"label_words": ["no", "yes"]}))
-    return root
+def count_retrainings(monkeypatch):
+    calls, real = [], comparison.retrain
+
+    def counted(*arguments, **options):
+        calls.append(options)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(comparison, "retrain", counted)
+    return calls
 
 
-def test_the_command_line_searches_retrains_and_compares(folders, capsys):
-    common = ["--model", str(folders / "model"), "--task", str(folders / "task"), "--quiet"]
-    run, quick = folders / "run", ["--steps", "6", "--batch-size", "8"]
-    assert main(["search", *common, "--budget", "300", "--out", str(run), "--seed", "3", *quick]) == 0
-    loaded = s3pet.load_run(run)
-    assert (loaded.config["seed"], loaded.config["budget"]) == (3, 300)
-    assert {path.name for path in (run / "figures").iterdir()} == {"gates.png", "gates.pdf"}
-    model, tokenizer = s3pet.load_backbone(folders / "model")
-    task = s3pet.load_task(folders / "task", tokenizer)
-    space = s3pet.make_space(model)
-    same = s3pet.search(model, task, space, budget=300, seed=3, steps=6, batch_size=8, progress=False)
-    assert same.gates.alpha.tolist() == loaded.gates.alpha.tolist()
-    capsys.readouterr()
-
-    for structure in (str(run), str(run / "structure.json"), "lnfit", "full"):
-        assert main(["retrain", *common, structure, *quick]) == 0
-        assert "test" in capsys.readouterr().out
-    assert main(["retrain", *common, str(run), "--budget", "100", "--out", str(folders / "tuned"), *quick]) == 0
-    assert json.loads((folders / "tuned" / "structure.json").read_text())["budget"] == 100
-
-    rows = folders / "rows.jsonl"
-    arguments = ["compare", *common, str(run), "--random", "2", "--manual", "lnfit", "--references", "zero-shot"]
-    assert main([*arguments, "--out", str(rows), *quick]) == 0
-    assert "searched" in capsys.readouterr().out
-    assert len(rows.read_text().splitlines()) == 5
+def test_finished_rows_are_not_computed_again(two_random, monkeypatch):
+    model, task, structures, path, first = two_random
+    calls = count_retrainings(monkeypatch)
+    pd.testing.assert_frame_equal(first, compare(model, task, structures, out=path, **QUICK))
+    renamed = compare(model, task, {"drawn": structures["random"]}, out=path, **QUICK)
+    assert not calls and set(renamed["structure"]) == {"drawn"} and renamed["score"].equals(first["score"])
 
 
-def test_the_command_line_reports_errors_in_one_line(folders, capsys):
-    common = ["--model", str(folders / "model"), "--task", str(folders / "task"), "--quiet", "--steps", "2"]
-    for arguments, message in [
-        (["search", *common, "--budget", "abc", "--out", str(folders / "x")], "is not a number"),
-        (["search", *common, "--budget", "0", "--out", str(folders / "x")], "must be positive"),
-        (["search", *common, "--budget", "99999999", "--out", str(folders / "x")], "the backbone has only"),
-        (["retrain", *common, "no/such.json"], "no structure file"),
-        (["space", "--model", str(folders / "nothing")], "is no folder"),
-    ]:
-        assert main(arguments) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("s3pet: ")
-        assert message in error
-        assert error.count("\n") == 1
-    with pytest.raises(SystemExit):
-        main(["dance"])
-    assert not (folders / "x").exists()
+def test_whatever_decides_a_row_is_in_its_key(two_random, monkeypatch):
+    model, task, structures, path, _ = two_random
+    calls = count_retrainings(monkeypatch)
+
+    def computed(backbone=model, on=task, **changes):
+        before = len(calls)
+        for _ in range(2):  # the second time from the file
+            compare(backbone, on, structures, out=path, **QUICK | changes)
+        return len(calls) - before
+
+    assert computed(tiny_t5(seed=1)) == 2  # a backbone of the same shape
+    assert computed(on=toy_task(seed=1)) == 2  # data of the same name
+    assert computed(steps=5) == computed(lr=1e-2) == computed(objective={"max_length": 5}) == 2
+    assert computed(lr=None, seeds=[0]) == computed(objective={"max_length": 128}) == 0  # the defaults
+    assert computed(seeds=[0, 1]) == 2
+    monkeypatch.setattr(comparison, "RESULTS_VERSION", comparison.RESULTS_VERSION + 1)
+    assert computed() == 2
 
 
-def test_the_space_is_printed(folders, capsys):
-    assert main(["space", "--model", str(folders / "model")]) == 0
-    printed = capsys.readouterr().out
-    assert "encoder.0.attn.q" in printed
-    assert "Space('mixed'" in printed
-    shutil.rmtree(folders / "task")
-    assert main(["search", "--task", str(folders / "task"), "--model", str(folders / "model"), "--budget", "300",
-                 "--out", str(folders / "y")]) == 2  # fmt: skip
+def test_an_unfinished_last_line_is_dropped_with_a_warning(two_random, monkeypatch):
+    model, task, structures, path, first = two_random
+    whole = path.read_text()
+    calls = count_retrainings(monkeypatch)
+    path.write_text(whole[:-30])
+    with pytest.warns(UserWarning, match="last line is unfinished"):
+        again = compare(model, task, structures, out=path, **QUICK)
+    assert len(calls) == 1 and again["score"].equals(first["score"])
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == [
+        json.loads(line)["key"] for line in whole.splitlines()
+    ]
+    path.write_text(whole.rstrip("\n"))  # whole, but without its newline: the next row does not run into it
+    comparison.append_row(path, {"key": "more", "score": 1.0})
+    assert [*comparison.read_rows(path)][-1] == "more" and len(comparison.read_rows(path)) == 3
+
+
+@pytest.mark.parametrize("damage", ["not a row", '{"score": 1}', "[1, 2]", "3"])
+def test_other_damage_is_named_by_file_and_line(tmp_path, damage):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"key": "a"}\n' + damage + '\n{"key": "b"}\n')
+    with pytest.raises(RunError, match=r"rows\.jsonl, line 2 is not a row"):
+        comparison.read_rows(path)
+    assert comparison.read_rows(tmp_path / "none.jsonl") == {}
+
+
+def test_a_diverged_retraining_is_a_row(two_random, monkeypatch):
+    model, task, structures, path, _ = two_random
+    both, options = {**structures, "full": "full"}, {**QUICK, "objective": {"loss": "lm"}, "out": path}
+    with torch.no_grad():  # its embeddings overflow in every forward pass
+        weight = model.shared.weight.clone()
+        model.shared.weight.fill_(float("inf"))
+    table = compare(model, task, both, **options)
+    assert table["diverged"].all() and table[["score", "validation"]].isna().all(axis=None)
+    n_params = sum(parameter.numel() for parameter in model.parameters())
+    assert table["n_params"].tolist() == [*(each.n_params for each in structures["random"]), n_params]
+    calls = count_retrainings(monkeypatch)
+    pd.testing.assert_frame_equal(table, compare(model, task, both, **options))
+    assert not calls
+    with torch.no_grad():
+        model.shared.weight.copy_(weight)
+    assert not compare(model, task, both, **options)["diverged"].any()
+    with pytest.raises(SearchError, match="neither a Structure nor"):
+        compare(model, task, {"x": "nothing"}, **QUICK)

@@ -1,7 +1,5 @@
 """Structures without a search: scores against sums by hand, the model untouched, rules of depth where expected."""
 
-import copy
-
 import pytest
 import torch
 from tiny import FAMILIES, tiny_bert, tiny_llama, tiny_t5
@@ -9,9 +7,8 @@ from toy import toy_regression, toy_task
 
 from s3pet import Rule, attach, make_space, retrain
 from s3pet.backbones import backbone_checksum
-from s3pet.batches import Stream, derive
 from s3pet.errors import BudgetError, SearchError, SpaceError, StructureMismatchError
-from s3pet.objective import make_objective
+from s3pet.objective import Stream, derive, make_objective
 from s3pet.studies.selectors import SCORES, depth_structure, sensitive_structure, sensitivity
 
 QUICK = {"batches": 2, "batch_size": 8, "seed": 3}
@@ -86,41 +83,6 @@ def test_gradients_of_bitfit_and_lnfit_are_the_backbones_own():
         assert found[name] == pytest.approx(float(((of_rows[0] + of_rows[1]) / 2).square().sum()), rel=1e-4)
 
 
-def test_weight_is_weight_times_gradient_of_what_is_adapted():
-    model = tiny_bert()
-    _, found = scores_of(model, "weight")
-    objective, batches = drawn(model, toy_task())
-    layer = model.encoder.layer[1]
-    adapted = {
-        "encoder.1.attn.q:lora:1": layer.attention.self.query.weight,
-        "encoder.1.attn.q:bitfit": layer.attention.self.query.bias,
-        "encoder.1.ffn.norm:lnfit": layer.output.LayerNorm.weight,
-        "encoder.1.ffn.norm:bitfit": layer.output.LayerNorm.bias,
-        "encoder.1.ffn:lowrank_adapter:1": layer.output.dense.weight,
-        "encoder.1.attn:lowrank_adapter:1": layer.attention.output.dense.weight,
-    }
-    for name, tensor in adapted.items():
-        tensor.requires_grad_()
-        of_rows = [torch.autograd.grad(objective.loss(objective.collate(rows)), tensor)[0] for rows in batches]
-        by_hand = float((tensor.detach() * (of_rows[0] + of_rows[1]) / 2).abs().sum())
-        assert found[name] == pytest.approx(by_hand, rel=1e-4), name
-
-
-def test_without_a_bias_the_mean_output_stands_in():
-    """A bias put into a copy by hand has the gradient; the site's own outputs give the mean."""
-    model = tiny_t5()
-    _, found = scores_of(model, "weight")
-    changed = copy.deepcopy(model)
-    site = changed.encoder.block[0].layer[0].SelfAttention.v
-    site.bias = torch.nn.Parameter(torch.zeros(site.out_features))
-    outputs = []
-    site.register_forward_hook(lambda module, inputs, output: outputs.append(output.detach().flatten(0, 1)))
-    objective, batches = drawn(changed, toy_task())
-    of_rows = [torch.autograd.grad(objective.loss(objective.collate(rows)), site.bias)[0] for rows in batches]
-    by_hand = float((torch.cat(outputs).mean(0) * (of_rows[0] + of_rows[1]) / 2).abs().sum())
-    assert found["encoder.0.attn.v:bitfit"] == pytest.approx(by_hand, rel=1e-4)
-
-
 def test_rows_weigh_alike_in_batches_of_any_size():
     """60 rows in batches of 50 and 10 have the mean gradient of all 60 at once."""
     model, task = tiny_bert(), toy_regression()
@@ -130,11 +92,13 @@ def test_rows_weigh_alike_in_batches_of_any_size():
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=0)
 
 
-def test_a_head_may_be_trained_first():
-    _, fresh = scores_of(tiny_bert(), "gradient")
-    _, trained = scores_of(tiny_bert(), "gradient", head_steps=5)
-    assert fresh != trained
-    assert scores_of(tiny_t5(), "gradient") == scores_of(tiny_t5(), "gradient", head_steps=0)
+def test_the_objective_is_the_one_asked_for():
+    """With other pooling the gradients of an encoder are those of another loss."""
+    _, pooler = scores_of(tiny_bert(), "gradient")
+    _, mean = scores_of(tiny_bert(), "gradient", objective={"pooling": "mean"})
+    assert pooler != mean
+    _, rounded = scores_of(tiny_bert(), "gradient", objective={"precision": "bfloat16"})
+    assert pooler != rounded and pooler == pytest.approx(rounded, rel=0.3)
 
 
 @pytest.mark.parametrize("per_param", [True, False])
@@ -229,7 +193,7 @@ def test_bad_input_is_refused():
     with pytest.raises(SearchError, match="batches=0"):
         sensitivity(model, task, space, score="fisher", batches=0)
     with pytest.raises(StructureMismatchError, match="does not fit"):
-        sensitivity(model, task, make_space(tiny_llama(), "mixed"), score="weight")
+        sensitivity(model, task, make_space(tiny_llama(), "mixed"))
     with attach(model, []), pytest.raises(SearchError, match="another supernet"):
         sensitivity(model, task, space, score="gradient", **QUICK)
     with pytest.raises(BudgetError, match="the cheapest candidate costs"):

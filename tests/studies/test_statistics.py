@@ -1,4 +1,4 @@
-"""Statistics: against hand-computed p values, scipy, and distributions whose answer is known."""
+"""Statistics: against p values by hand, SciPy, and distributions whose answer is known."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from rows import rows
 from scipy import stats
 
 from s3pet.errors import S3PetError, StudyError
-from s3pet.studies.resampling import flips, holm, interval, p_value, splits
-from s3pet.studies.statistics import over_tasks, summary, wins
+from s3pet.plots.intervals import mean_interval
+from s3pet.studies.statistics import holm, over_tasks, permutation_test, summary, variance_components
 
 QUICK = {"draws": 500}
-INTERVAL = {"confidence": 0.95, "draws": 2000, "seed": 0}
 
 
 def five(differences=(0.01, 0.02, 0.03, 0.04, 0.05), task="a"):
@@ -31,14 +30,9 @@ def row(found, structure="mine"):
 # --- tests ------------------------------------------------------------------------------------------------------------
 
 
-def test_five_positive_pairs_give_one_in_32():
-    table = five()
-    one = row(summary(table, baseline="other", alternative="greater", **QUICK))
-    two = row(summary(table, baseline={"mine": "other"}, **QUICK))
-    less = row(summary(table, baseline=lambda name: "other" if name == "mine" else None, alternative="less", **QUICK))
-    assert (one["p"], one["p_floor"]) == (1 / 32, 1 / 32)
-    assert (two["p"], two["p_floor"]) == (1 / 16, 1 / 16)
-    assert less["p"] == 1
+def test_five_positive_pairs_give_one_in_16():
+    one, two = (row(summary(five(), baseline=baseline, **QUICK)) for baseline in ("other", {"mine": "other"}))
+    assert (one["p"], one["p_floor"]) == (two["p"], two["p_floor"]) == (1 / 16, 1 / 16)
     assert (one["pairs"], one["baseline"]) == (5, "other")
     assert one["difference"] == pytest.approx(0.03)
 
@@ -47,8 +41,6 @@ def test_a_negative_pair_counts_as_by_hand():
     # d = (3, 4, −1): sums of sign changes ≥ 6: (3, 4, 1) and (3, 4, −1) → 2 of 8
     found = row(summary(pd.concat([rows("mine", [3, 4, -1.0]), rows("other", [0, 0, 0.0])]), baseline="other", **QUICK))
     assert found["p"] == 4 / 8
-    one = pd.concat([rows("mine", [3, 4, -1.0]), rows("other", [0, 0, 0.0])])
-    assert row(summary(one, baseline="other", alternative="greater", **QUICK))["p"] == 2 / 8
 
 
 def test_equal_sides_are_no_evidence():
@@ -56,40 +48,53 @@ def test_equal_sides_are_no_evidence():
     assert (found["difference"], found["p"], found["difference_low"], found["difference_high"]) == (0, 1, 0, 0)
 
 
-@pytest.mark.parametrize("alternative", ["two-sided", "greater", "less"])
-def test_exact_p_values_are_scipys(alternative):
+def check_against(null, observed, result):
+    """Two-sided p and its floor, given the differences under all permutations."""
+    smaller = min(np.mean(null >= observed - 1e-12), np.mean(null <= observed + 1e-12))
+    assert result == pytest.approx((min(1, 2 * smaller), 2 / len(null)), abs=1e-12)
+
+
+def exchanges(one, other):
+    """Differences of means under all exchanges of runs between two sides."""
+    pool, n = np.concatenate([one, other]), len(one)
+    sums = np.array([pool[list(picks)].sum() for picks in itertools.combinations(range(len(pool)), n)])
+    return sums / n - (pool.sum() - sums) / len(other)
+
+
+def test_exact_p_values_by_enumeration():
     rng = np.random.default_rng(1)
-    given = rng.normal(0.3, 1, 8)
-    theirs = stats.permutation_test(
-        (given,), lambda x, axis: x.mean(axis), permutation_type="samples", vectorized=True, alternative=alternative,
-        n_resamples=np.inf,
-    )  # fmt: skip
-    p, floor = p_value(given.mean(), [flips(given, 10, rng)], alternative, 10, rng)
-    assert p == pytest.approx(theirs.pvalue, abs=1e-12)
-    assert floor == (2 if alternative == "two-sided" else 1) / 2**8
+    pairs = rng.normal(0.3, 1, 8)
+    null = np.array([np.mean(np.array(signs) * pairs) for signs in itertools.product([-1, 1], repeat=8)])
+    check_against(null, pairs.mean(), permutation_test([pairs]))
     one, other = rng.normal(0.5, 1, 3), rng.normal(0, 1, 5)
-    theirs = stats.permutation_test(
-        (one, other), lambda a, b, axis: a.mean(axis) - b.mean(axis), permutation_type="independent", vectorized=True,
-        alternative=alternative, n_resamples=np.inf,
-    )  # fmt: skip
-    p, floor = p_value(one.mean() - other.mean(), [splits(one, other, 10, rng)], alternative, 10, rng)
-    assert p == pytest.approx(theirs.pvalue, abs=1e-12)
-    assert floor == (2 if alternative == "two-sided" else 1) / 56
+    check_against(exchanges(one, other), one.mean() - other.mean(), permutation_test([one], [other]))
 
 
-def test_several_tasks_permute_within_each():
+def test_several_tasks_permute_within_each(monkeypatch):
     rng = np.random.default_rng(2)
     parts = [rng.normal(0.2, 1, n) for n in (3, 4, 2)]
-    observed = np.mean([part.mean() for part in parts])
-    hits = 0
+    observed, null = np.mean([part.mean() for part in parts]), []
     for signs in itertools.product([-1, 1], repeat=9):
         one, two, three = np.split(np.array(signs) * np.concatenate(parts), [3, 7])
-        hits += np.mean([one.mean(), two.mean(), three.mean()]) >= observed - 1e-12
-    exact, _ = p_value(observed, [flips(part, 10, rng) for part in parts], "greater", 10, rng)
-    assert exact == hits / 2**9
-    drawn, floor = p_value(observed, [(flips(part, 10, rng)[0], False) for part in parts], "greater", 20_000, rng)
-    assert drawn == pytest.approx(exact, abs=0.02)
-    assert floor == 1 / 20_001
+        null.append(np.mean([one.mean(), two.mean(), three.mean()]))
+    exact = permutation_test(parts)
+    check_against(np.array(null), observed, exact)
+    monkeypatch.setattr("s3pet.studies.statistics.EXACT", 100)
+    p, floor = permutation_test(parts, draws=20_000)
+    assert p == pytest.approx(exact[0], abs=0.02) and floor == 2 / 20_001
+
+
+def test_two_sides_on_several_tasks_are_exchanged_within_each(monkeypatch):
+    rng = np.random.default_rng(3)
+    ours, theirs = [rng.normal(0.8, 1, n) for n in (3, 2)], [rng.normal(0, 1, n) for n in (2, 4)]
+    parts = [exchanges(one, other) for one, other in zip(ours, theirs, strict=True)]
+    null = np.array([(a + b) / 2 for a, b in itertools.product(*parts)])
+    observed = np.mean([one.mean() - other.mean() for one, other in zip(ours, theirs, strict=True)])
+    exact = permutation_test(ours, theirs)
+    check_against(null, observed, exact)
+    monkeypatch.setattr("s3pet.studies.statistics.EXACT", 100)
+    assert permutation_test(ours, theirs, draws=20_000)[0] == pytest.approx(exact[0], abs=0.03)
+    assert np.isnan(permutation_test([np.ones(1)], [np.ones(3)])).all()
 
 
 def test_many_runs_are_sampled_and_repeatable():
@@ -106,8 +111,8 @@ def test_many_runs_are_sampled_and_repeatable():
 
 def test_p_values_are_uniform_under_the_null():
     rng = np.random.default_rng(4)
-    p = [p_value(d.mean(), [flips(d, 10, rng)], "greater", 10, rng)[0] for d in rng.normal(size=(600, 6))]
-    assert set(np.mod(np.array(p) * 64, 1)) == {0}
+    p = [permutation_test([pairs])[0] for pairs in rng.normal(size=(400, 6))]
+    assert set(np.mod(np.array(p) * 32, 1)) == {0}
     assert stats.kstest(p, "uniform").statistic < 0.08
 
 
@@ -126,8 +131,8 @@ def test_pairs_are_task_and_seed_and_several_runs_are_averaged_first():
 def test_three_searches_against_five_random_structures():
     searched = [rows("mine", [0.9 + i / 100] * 2, index=i) for i in range(3)]
     random = [rows("other", [0.8 + i / 100] * 2, index=i) for i in range(5)]
-    found = row(summary(pd.concat(searched + random), baseline="other", paired=False, alternative="greater", **QUICK))
-    assert found["p"] == found["p_floor"] == 1 / math.comb(8, 3)
+    found = row(summary(pd.concat(searched + random), baseline="other", paired=False, **QUICK))
+    assert found["p"] == found["p_floor"] == 2 / math.comb(8, 3)
     assert pd.isna(found["pairs"])
     assert found["difference"] == pytest.approx(0.91 - 0.82)
     assert found["difference_low"] < 0.09 < found["difference_high"]
@@ -150,40 +155,43 @@ def test_holm_against_a_worked_example():
 # --- intervals --------------------------------------------------------------------------------------------------------
 
 
-def test_intervals_cover_what_they_say():
+def test_the_intervals_are_those_of_the_figures():
     rng = np.random.default_rng(5)
-    options = {"confidence": 0.9, "draws": 400, "seed": 0}
-    single = [interval([rng.normal(size=10)], **options) for _ in range(400)]
-    tasks = [interval([rng.normal(i, 1 + i, 3) for i in range(4)], **options) for _ in range(400)]
-    two = [interval([rng.normal(1, 1, 6)], [rng.normal(0, 2, 8)], **options) for _ in range(400)]
-    for found, truth in ((single, 0), (tasks, 1.5), (two, 1)):
-        share = np.mean([low < truth < high for low, high in found])
-        assert 0.85 < share < 0.95  # four standard errors are 0.06
+    mine, other = [rng.normal(0.8, 0.1, 4) for _ in "ab"], [rng.normal(0.7, 0.1, 3) for _ in "ab"]
+    table = pd.concat([rows("mine", scores, task=task) for scores, task in zip(mine, "ab", strict=True)])
+    table = pd.concat([table, *(rows("other", scores, task=task) for scores, task in zip(other, "ab", strict=True))])
+    by_task, together = row(summary(table)), row(over_tasks(table, baseline="other"))
+    assert (by_task["low"], by_task["high"]) == mean_interval(mine[:1])
+    assert (together["low"], together["high"]) == mean_interval(mine)
+    pairs = [one[:3] - two for one, two in zip(mine, other, strict=True)]
+    assert (together["difference_low"], together["difference_high"]) == mean_interval(pairs)
+    apart = row(over_tasks(table, baseline="other", paired=False))
+    assert (apart["difference_low"], apart["difference_high"]) == mean_interval(mine, other)
 
 
-def test_intervals_of_many_runs_are_those_of_t():
-    given = np.random.default_rng(6).normal(size=300)
-    ends = stats.t.interval(0.95, 299, given.mean(), stats.sem(given))
-    np.testing.assert_allclose(interval([given], confidence=0.95, draws=20_000, seed=0), ends, atol=0.01)
-
-
-def test_single_runs_have_no_interval_and_no_noise():
+def test_single_runs_have_no_interval():
     table = pd.concat([rows("mine", [0.8]), rows("other", [0.7]), rows("full", [0.9], kind="reference")])
-    found = summary(table, baseline="other", **QUICK)
-    assert found[["spread", "low", "high", "difference_low", "difference_high"]].isna().all(axis=None)
-    assert row(found)["p"] == row(found)["p_floor"] == 1  # two-sided with one pair
-    assert interval([np.array([1.0, 1.0])], **INTERVAL) == (1, 1)
+    result = summary(table, baseline="other", **QUICK)
+    assert result[["spread", "low", "high", "difference_low", "difference_high"]].isna().all(axis=None)
+    assert row(result)["p"] == row(result)["p_floor"] == 1  # two-sided with one pair
     bare = summary(table.drop(columns=["index", "budget", "head_params", "seconds", "lr", "validation"]), **QUICK)
     assert bare["seconds"].isna().all() and bare["budget"].isna().all()
 
 
-def test_structures_may_be_the_unit():
-    rng = np.random.default_rng(7)
-    table = pd.concat([rows("mine", 0.8 + i / 20 + rng.normal(0, 0.001, 6), index=i) for i in range(4)])
-    by_run, by_structure = (row(summary(table, unit=unit, **QUICK)) for unit in ("run", "structure"))
-    assert by_structure["high"] - by_structure["low"] > 1.5 * (by_run["high"] - by_run["low"])
-    alone = table[table["index"] == 0]
-    assert summary(alone, unit="run", **QUICK).equals(summary(alone, unit="structure", **QUICK))
+def test_diverged_runs_are_counted_and_left_out():
+    table = pd.concat([five(), rows("lost", [np.nan] * 2, diverged=True)])
+    table.loc[table["structure"].eq("mine") & table["seed"].eq(4), ["score", "diverged"]] = [np.nan, True]
+    result = summary(table, baseline="other", **QUICK)
+    mine = row(result)
+    assert (mine["runs"], mine["diverged"], mine["pairs"]) == (5, 1, 4)
+    assert mine["score"] == pytest.approx(np.mean([0.61, 0.72, 0.68, 0.76])) and mine["difference"] == pytest.approx(
+        0.025
+    )
+    lost = row(result, "lost")
+    assert np.isnan(lost[["score", "low", "difference", "p"]].astype(float)).all() and lost["diverged"] == 2
+    assert row(result, "other")["diverged"] == 0
+    with pytest.raises(StudyError, match="not a number in runs of"):
+        summary(table.assign(diverged=False))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -209,7 +217,7 @@ def test_the_summary_of_a_small_table():
     assert found.loc[found["task"] != "a", "kept"].isna().all()  # full not > 0; no full
     assert str(found["budget"].dtype) == "Int64"
     assert "p" not in found
-    assert summary(table, full="nothing", **QUICK)["kept"].isna().all()
+    assert summary(table[table["structure"] != "full"], **QUICK)["kept"].isna().all()
 
 
 def test_a_csv_is_as_good(tmp_path):
@@ -219,23 +227,10 @@ def test_a_csv_is_as_good(tmp_path):
     pd.testing.assert_frame_equal(summary(table, **QUICK), summary(again, **QUICK), check_dtype=False)
 
 
-def test_baselines_are_matched_within_other_groups():
-    parts = [rows(name, [top + n / 1e4, top], budget=n) for n in (100, 200) for name, top in (("s", 0.8), ("r", 0.7))]
-    table = pd.concat([*parts, rows("lnfit", [0.75, 0.75])])
-    found = summary(table, by=("task", "structure", "budget"), baseline={"s": "r"}, **QUICK)
-    both = found[found["structure"] == "s"]
-    assert both["budget"].tolist() == [100, 200]
-    np.testing.assert_allclose(both["difference"], [0.1, 0.1])
-    found = summary(table, by=("task", "structure", "budget"), baseline={"s": "lnfit"}, **QUICK)
-    np.testing.assert_allclose(found.loc[found["structure"] == "s", "difference"], [0.055, 0.06])
-    with pytest.raises(StudyError, match=r"same run .* with several values of budget; add it to by="):
-        summary(table, **QUICK)
-
-
 def test_the_mean_over_tasks():
     table = pd.concat([five(), five([0.2] * 5, "b"), rows("full", [1.0], kind="reference")])
     table = pd.concat([table, rows("full", [0.8], task="b", kind="reference"), rows("other", [0.1], task="c")])
-    found = over_tasks(table, baseline={"mine": "other"}, alternative="greater", **QUICK)
+    found = over_tasks(table, baseline={"mine": "other"}, **QUICK)
     assert set(found["task"]) == {"mean of 2"}  # not c: only one structure was run on it
     mine, per_task = row(found), summary(table, **QUICK)
     scores = per_task[per_task["structure"] == "mine"]
@@ -244,33 +239,106 @@ def test_the_mean_over_tasks():
     assert mine["spread"] == pytest.approx(np.sqrt((scores["spread"] ** 2).sum()) / 2)
     assert mine["runs"] == mine["pairs"] == 10
     assert mine["difference"] == pytest.approx((0.03 + 0.2) / 2)
-    assert mine["p"] == mine["p_floor"] == 1 / 2**10
+    assert mine["p"] == mine["p_floor"] == 2 / 2**10
     assert mine["low"] < mine["score"] < mine["high"]
-    both = pd.concat([table.assign(budget=1), table.assign(budget=2, score=table["score"] / 2)])
-    by_budget = over_tasks(both, by=("task", "structure", "budget"), **QUICK)
-    assert len(by_budget) == 6 and list(by_budget)[:3] == ["task", "structure", "budget"]
 
 
 def test_a_mean_over_different_tasks_is_refused():
     table = pd.concat([five(), five(task="b"), rows("third", [0.1], task="c")])
-    with pytest.raises(StudyError, match="mine lacks c; other lacks c; third lacks a, b; leave these out"):
+    with pytest.raises(StudyError, match="mine lacks c; other lacks c; third lacks a, b; leave out these structures"):
         over_tasks(table, **QUICK)
     with pytest.raises(StudyError, match="third lacks a, b"):
         over_tasks(table, tasks=["a", "b"], **QUICK)
     assert set(over_tasks(table[table["structure"] != "third"], tasks=["a"], **QUICK)["task"]) == {"mean of 1"}
 
 
-def test_wins_are_counted_and_bounded_by_the_runs():
-    differences = {"a": [0.1] * 5, "b": [-0.1, -0.2, -0.1, -0.1, -0.1], "c": [0.1, -0.05, 0, 0.1, 0.1]}
-    table = pd.concat([five(given, task) for task, given in differences.items()] + [rows("mine", [0.5], task="d")])
-    found = wins(table, "mine", "other", alpha=0.1, **QUICK)
-    assert (found.tasks, found.better, found.worse) == (3, 2, 1)
-    assert (found.significant, found.significantly_worse, found.significant_holm, found.attainable) == (1, 1, 0, 3)
-    assert len(found.table) == 3
-    assert "table" not in repr(found)
-    assert wins(table, "mine", "other", **QUICK).attainable == 0  # five pairs never get below 1/16
-    with pytest.raises(StudyError, match=r"no structure 'othr'; nearest: 'other'"):
-        wins(table, "mine", "othr")
+# --- variance components ---------------------------------------------------------------------------------------------
+
+
+def retrainings_of(scores, task="t", name="random"):
+    """Scores [structures][retrainings] as a table."""
+    return pd.DataFrame(
+        [
+            {"task": task, "structure": name, "index": k, "seed": k + r, "score": score}
+            for k, row in enumerate(scores)
+            for r, score in enumerate(row)
+        ]
+    )
+
+
+def simulated(rng, between, within, tasks=3, structures=3, retrainings=3):
+    tables = []
+    for task in range(tasks):
+        of_structure = rng.normal(0.1 * task, between, (structures, 1))  # tasks differ, and must not count
+        tables.append(retrainings_of(of_structure + rng.normal(0, within, (structures, retrainings)), task=str(task)))
+    return pd.concat(tables)
+
+
+def test_balanced_table_by_hand():
+    # means 1, 3, 5; mean squares: within ((0.5² · 2) · 3) / 3 = 0.5, between 2 · (4 + 0 + 4) / 2 = 8
+    (row,) = variance_components(retrainings_of([[0.5, 1.5], [2.5, 3.5], [4.5, 5.5]])).to_dict("records")
+    assert (row["task"], row["structure"], row["structures"], row["runs"]) == ("t", "random", 3, 6)
+    assert row["within"] ** 2 == pytest.approx(0.5)
+    assert row["between"] ** 2 == pytest.approx((8 - 0.5) / 2)
+    assert row["icc"] == pytest.approx(3.75 / 4.25)
+    # of the 15 ways to pair six runs one is this, and no other has a mean square as large
+    assert row["p"] == pytest.approx(1 / 15, abs=0.01)
+
+
+def test_unequal_numbers_of_retrainings():
+    table = retrainings_of([[0.0, 2.0], [5.0], [9.0, 11.0, 10.0]])
+    (row,) = variance_components(table).to_dict("records")
+    sizes, means, grand = np.array([2, 1, 3]), np.array([1.0, 5.0, 10.0]), table["score"].mean()
+    within = (2 + 0 + 2) / 3
+    between = (sizes * (means - grand) ** 2).sum() / 2
+    n0 = (6 - 14 / 6) / 2
+    assert row["within"] == pytest.approx(within**0.5)
+    assert row["between"] == pytest.approx(((between - within) / n0) ** 0.5)
+
+
+def test_nothing_between_is_zero_and_no_spread_is_nan():
+    (row,) = variance_components(retrainings_of([[0.0, 1.0], [1.0, 0.0]])).to_dict("records")
+    assert row["between"] == 0 and row["icc"] == 0 and row["p"] == 1
+    (row,) = variance_components(retrainings_of([[0.5, 0.5], [0.5, 0.5]])).to_dict("records")
+    assert np.isnan(row["icc"]) and row["p"] == 1
+
+
+def test_estimates_are_unbiased_and_the_test_holds_its_level():
+    rng = np.random.default_rng(0)
+    parts = pd.concat(variance_components(simulated(rng, 0.05, 0.03), by=("structure",), draws=100) for _ in range(200))
+    assert (parts["structures"] == 9).all() and (parts["runs"] == 27).all()
+    assert (parts["between"] ** 2).mean() == pytest.approx(0.05**2, rel=0.15)
+    assert (parts["within"] ** 2).mean() == pytest.approx(0.03**2, rel=0.1)
+    assert (parts["p"] < 0.05).mean() > 0.8
+    same = pd.concat(variance_components(simulated(rng, 0.0, 0.03), by=("structure",), draws=100) for _ in range(200))
+    assert 0.01 < (same["p"] <= 0.05).mean() < 0.1
+
+
+def test_groups_without_repeats_are_left_out_and_tasks_are_kept_apart():
+    table = pd.concat(
+        [
+            retrainings_of([[1.0, 2.0], [3.0, 4.0]], "a"),
+            retrainings_of([[11.0, 12.0], [13.0, 14.0]], "b"),
+            retrainings_of([[1.0], [2.0]], "a", "one"),
+        ]
+    )
+    parts = variance_components(table)
+    assert parts["task"].tolist() == ["a", "b"]
+    pooled = variance_components(table, by=("structure",)).iloc[0]
+    assert pooled["between"] == pytest.approx(parts["between"][0]) and pooled["runs"] == 8
+
+
+@pytest.mark.parametrize("scores", [[[1.0], [2.0]], [[1.0, 2.0]]])
+def test_without_repeats_there_is_nothing_to_tell(scores):
+    parts = variance_components(retrainings_of(scores))
+    assert len(parts) == 0 and list(parts.columns)[-4:] == ["between", "within", "icc", "p"]
+
+
+def test_bad_tables_of_repeats_are_refused():
+    with pytest.raises(StudyError, match="no column 'score'"):
+        variance_components(retrainings_of([[1.0, 2.0], [3.0, 4.0]]).drop(columns="score"))
+    with pytest.raises(StudyError, match="score is not a number"):
+        variance_components(retrainings_of([[1.0, float("nan")], [3.0, 4.0]]))
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -281,7 +349,6 @@ def test_wins_are_counted_and_bounded_by_the_runs():
     [
         (lambda t: t.drop(columns="score"), {}, r"no column 'score' \(nearest"),
         (lambda t: t.drop(columns=["kind", "seed"]), {}, r"no column 'kind' .*, 'seed'"),
-        (lambda t: t, {"by": ("task", "strcture")}, r"no column 'strcture' \(nearest: 'structure'"),
         (lambda t: t[:0], {}, "is empty"),
         (lambda t: t.to_dict(), {}, "expected a DataFrame .* got dict"),
         (lambda t: t.assign(score=[np.nan] + [0.5] * 9), {}, r"score is not a number in runs of \['mine'\]"),
@@ -289,10 +356,6 @@ def test_wins_are_counted_and_bounded_by_the_runs():
         (lambda t: pd.concat([t, t]), {}, "same run .* drop the duplicates"),
         (lambda t: t, {"baseline": "random"}, "no structure 'random'"),
         (lambda t: t, {"baseline": {"mien": "other"}}, "no structure 'mien'; nearest: 'mine'"),
-        (lambda t: t, {"baseline": "other", "by": ["task"]}, "does not tell structures apart"),
-        (lambda t: t, {"alternative": "more"}, "alternative='more' is not one of two-sided, greater, less"),
-        (lambda t: t, {"unit": "seed"}, "unit='seed' is not one of run, structure"),
-        (lambda t: t, {"confidence": 95}, "confidence between 0 and 1"),
     ],
 )
 def test_what_cannot_be_summarised_is_refused(change, options, message):

@@ -11,24 +11,25 @@ from tiny import tiny_t5
 from toy import toy_rows, toy_tokenizer
 
 import s3pet
-from s3pet.studies import jobs
 from s3pet.cli import main
-from s3pet.errors import StudyError
-from s3pet.studies.halving import alternatives, successive_halving
+from s3pet.errors import SearchError, StudyError
+from s3pet.studies import jobs
 from s3pet.studies.report import agreement_table, drop_table, random_baselines, summarize
+from s3pet.studies.statistics import variance_components
 from s3pet.studies.study import Study
 from s3pet.transfer import agreement
-from s3pet.studies.variance import variance_components
 
+OBJECTIVE = {"max_length": 40, "loss": "lm"}
 DECLARED = {
     "backbone": "${TOY}/model",
     "tasks": {"one": {"path": "${TOY}/task1", "label_words": ["no", "yes"]}, "two": "${TOY}/task2"},
     "budgets": [300],
     "seeds": 2,
+    "objective": OBJECTIVE,
     "retrain": {"steps": 4, "batch_size": 8, "evaluations": 1},
     "lr": {"pet": [1e-3, 3e-3], "full": [5e-4], "wide": [2e-3, 6e-3]},
     "search": {"steps": 3, "batch_size": 8},
-    "searches": {"ours": {"budget": 300}},
+    "searches": {"ours": {"budget": 300, "warmup": 0}},
     "structures": {
         "full": {"kind": "reference"},
         "lnfit": {"kind": "manual"},
@@ -37,28 +38,14 @@ DECLARED = {
         "top": {"kind": "heuristic", "where": "top"},
         "fisher": {"kind": "sensitivity", "score": "fisher", "batches": 1},
         "searched": {"kind": "searched", "search": "ours"},
-        "cheap": {"kind": "searched", "search": "ours", "per_param": True},
-        "halved": {"kind": "searched", "search": "ours", "halving": {"structures": 3, "steps": [1, 2]}},
-        "drawn": {"kind": "random", "halving": {"structures": 2, "steps": [1]}},
         "carried": {"kind": "transfer", "search": "ours"},
         "mean": {"kind": "average", "search": "ours", "over": "seeds"},
         "others": {"kind": "average", "search": "ours", "over": "others"},
         "pair": {"kind": "average", "search": "ours", "over": "seeds", "of": 2},
     },
 }
-
-
-SEEDED = {
-    "random",
-    "fisher",
-    "searched",
-    "cheap",
-    "halved",
-    "drawn",
-    "carried",
-    "others",
-    "pair",
-}  # a structure of its own for every seed
+FEW = {"lnfit": {"kind": "manual"}, "random": {"kind": "random"}}
+SEEDED = {"random", "fisher", "searched", "carried", "others", "pair"}  # kinds with a structure for every seed
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +54,36 @@ def root(tmp_path_factory):
     tiny_t5().save_pretrained(root / "model")
     toy_tokenizer().save_pretrained(root / "model")
     for task, shift in (("task1", 0), ("task2", 10)):
-        (root / task).mkdir()
-        for split, n, seed in (("train", 80, 1), ("validation", 20, 2), ("test", 20, 3)):
-            lines = "".join(json.dumps(row) + "\n" for row in toy_rows(n, seed + shift))
-            (root / task / f"{split}.jsonl").write_text(lines)
-        (root / task / "task.json").write_text(json.dumps({"label_words": ["no", "yes"]}))
+        write_task(root / task, shift)
     return root
 
 
+def write_task(folder, shift):
+    folder.mkdir(exist_ok=True)
+    for split, n, seed in (("train", 80, 1), ("validation", 20, 2), ("test", 20, 3)):
+        lines = "".join(json.dumps(row) + "\n" for row in toy_rows(n, seed + shift))
+        (folder / f"{split}.jsonl").write_text(lines)
+    (folder / "task.json").write_text(json.dumps({"label_words": ["no", "yes"]}))
+
+
 def declare(path, **changes):
-    given = {**DECLARED, **changes}
-    if "wide" not in given["structures"]:  # rates of a structure that is not declared would be an error
-        given["lr"] = {name: rates for name, rates in given["lr"].items() if name != "wide"}
-    path.write_text(yaml.safe_dump(given))
+    content = {**DECLARED, **changes}
+    if "wide" not in content["structures"]:  # rates of a structure that is not declared would be an error
+        content["lr"] = {name: rates for name, rates in content["lr"].items() if name != "wide"}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
+
+
+def counted(monkeypatch, name):
+    """Calls of a function of `jobs`, as they are made."""
+    calls, real = [], getattr(jobs, name)
+
+    def count(*arguments, **options):
+        calls.append(options)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(jobs, name, count)
+    return calls
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +100,8 @@ def finished(root):
 def test_every_declared_row_is_there_once(finished):
     table = finished.table()
     again = table["entry"].eq("random") & table["seed"].ne(table["index"])
-    assert (
-        table[again].groupby("task")[["index", "seed"]].apply(lambda rows: sorted(map(tuple, rows.values))).tolist()
-        == [[(0, 1), (1, 2), (2, 3)]] * 2
-    )  # each once more
+    pairs = table[again].groupby("task")[["index", "seed"]].apply(lambda rows: sorted(map(tuple, rows.values)))
+    assert pairs.tolist() == [[(0, 1), (1, 2), (2, 3)]] * 2  # each once more
     table = table[~again]
     first = table[table["seed"] == 0]
     assert table["key"].is_unique
@@ -108,23 +109,17 @@ def test_every_declared_row_is_there_once(finished):
         (task, name): {"full": (5e-4,), "wide": (2e-3, 6e-3)}.get(name, (1e-3, 3e-3))
         for task in ("one", "two")
         for name in (
-            "full", "lnfit", "wide", "random 300", "top 300", "fisher 300", "searched 300", "cheap 300",
-            "halved 300", "drawn 300",
+            "full", "lnfit", "wide", "random 300", "top 300", "fisher 300", "searched 300",
             f"carried 300 from {'two' if task == 'one' else 'one'}", "mean 300 over seeds", "others 300 over others",
             "pair 300 over 2 seeds",
         )
     }  # fmt: skip
     assert table.groupby("structure")["seed"].max()["random 300"] == 2
-    assert (finished.path / "study.parquet").is_file()
-    made = pd.read_parquet(finished.path / "study.parquet")
-    assert sorted(made["key"]) == sorted(finished.table()["key"])
-    searched, halved = made["kind"].eq("searched"), made["entry"].isin(["halved", "drawn"])
-    assert (made.loc[searched & ~halved, "search_rows"] == 3 * 16).all()
-    trained = (
-        made[halved].groupby("entry")["search_rows"].unique().map(set).to_dict()
-    )  # batches of 8: 3 · 1 + 2 · 2, 2 · 1
-    assert trained == {"halved": {3 * 16 + 7 * 8}, "drawn": {2 * 8}}
-    assert made["budget"].dropna().eq(300).all() and made.loc[made["budget"].notna(), "n_params"].le(300).all()
+    saved = pd.read_parquet(finished.path / "rows.parquet")
+    pd.testing.assert_frame_equal(saved, finished.chosen(repeats=True))
+    assert (table.loc[table["kind"].eq("searched"), "search_rows"] == 3 * 16).all()
+    assert table["budget"].dropna().eq(300).all() and table.loc[table["budget"].notna(), "n_params"].le(300).all()
+    assert saved["structure"].unique().tolist()[:4] == ["full", "lnfit", "wide", "random 300"]  # as declared
 
 
 def test_every_structure_runs_at_the_rate_that_validation_chose_for_it(finished):
@@ -135,10 +130,10 @@ def test_every_structure_runs_at_the_rate_that_validation_chose_for_it(finished)
         best = first.loc[first["validation"].idxmax(), "lr"]
         kept = chosen[chosen["task"].eq(task) & chosen["structure"].eq(name) & chosen["index"].eq(index)]
         assert kept["lr"].eq(best).all() and len(kept) == (1 if name.split()[0] in SEEDED else 2), name
-    assert len(chosen) == 2 * (13 * 2 + 3)
-    assert not chosen.duplicated(["task", "structure", "index", "seed"]).any()
+    assert len(chosen) == 2 * (10 * 2 + 3)
+    assert not chosen.duplicated(["task", "structure", "index", "seed"]).any() and not chosen["repeat"].any()
     whole = finished.chosen(repeats=True)
-    assert len(whole) == len(chosen) + 2 * 3
+    assert len(whole) == len(chosen) + 2 * 3 and whole["repeat"].sum() == 2 * 3
     assert whole[whole["entry"].eq("random")].groupby(["task", "index"])["lr"].nunique().eq(1).all()
 
 
@@ -147,40 +142,27 @@ def test_a_row_is_what_the_library_gives(finished, root):
     task = s3pet.load_task(root / "task2", tokenizer)
     space = s3pet.make_space(model)
     rows = finished.chosen().query("task == 'two' and seed == 1").set_index("structure")
-    again = (
-        finished.chosen(repeats=True).query("task == 'two' and entry == 'random' and index == 1 and seed == 2").iloc[0]
-    )
-    result = s3pet.search(model, task, space, budget=300, steps=3, batch_size=8, seed=1, progress=False)
-    for name, structure in (
-        ("searched 300", result.structure()),
-        ("random 300", s3pet.random_structure(space, 300, seed=1)),
-        ("lnfit", s3pet.manual_structure(space, "lnfit")),
-    ):
-        tuned = s3pet.retrain(model, task, structure, seed=1, lr=rows.loc[name, "lr"], **DECLARED["retrain"])
-        assert tuned.metrics["test"] == rows.loc[name, "score"]
-        assert tuned.metrics["validation"] == rows.loc[name, "validation"]
-        assert structure.n_params == rows.loc[name, "n_params"]
-    structure = s3pet.random_structure(space, 300, seed=1)  # the same structure, another retraining
-    tuned = s3pet.retrain(model, task, structure, seed=2, lr=again["lr"], **DECLARED["retrain"])
-    assert tuned.metrics["test"] == again["score"] and again["lr"] == rows.loc["random 300", "lr"]
-    for name, several in (
-        ("halved 300", alternatives(result, 3)),
-        ("drawn 300", [s3pet.random_structure(space, 300, seed=seed) for seed in (1, 1001)]),
-    ):
-        steps = [1, 2] if name == "halved 300" else [1]
-        best = successive_halving(model, task, several, steps=steps, seed=1, lr=rows.loc[name, "lr"], batch_size=8)
-        tuned = s3pet.retrain(model, task, best.structure, seed=1, lr=rows.loc[name, "lr"], **DECLARED["retrain"])
-        assert tuned.metrics["test"] == rows.loc[name, "score"]
+    settings = {**DECLARED["search"], **DECLARED["searches"]["ours"], "objective": OBJECTIVE}
+    result = s3pet.search(model, task, space, seed=1, progress=False, **settings)
+
+    def same(row, structure, seed=1):
+        options = {**DECLARED["retrain"], "objective": OBJECTIVE, "seed": seed, "lr": row["lr"]}
+        tuned = s3pet.retrain(model, task, structure, **options)
+        assert (tuned.metrics["test"], tuned.metrics["validation"]) == (row["score"], row["validation"])
+        assert structure.n_params == row["n_params"]
+
+    same(rows.loc["searched 300"], result.structure())
+    same(rows.loc["lnfit"], s3pet.manual_structure(space, "lnfit"))
+    drawn = s3pet.random_structure(space, 300, seed=1)
+    same(rows.loc["random 300"], drawn)
+    query = "task == 'two' and entry == 'random' and index == 1 and repeat"
+    again = finished.chosen(repeats=True).query(query).iloc[0]
+    same(again, drawn, seed=2)  # the same structure, another retraining
+    assert again["lr"] == rows.loc["random 300", "lr"]
+    options = {"score": "fisher", "batches": 1, "batch_size": 8, "seed": 1, "objective": OBJECTIVE}
+    same(rows.loc["fisher 300"], jobs.sensitive_structure(model, task, space, 300, **options))
     pair = [s3pet.load_run(finished.folder("two", "ours", seed)) for seed in (2, 3)]
-    tuned = s3pet.retrain(
-        model,
-        task,
-        s3pet.average_gates(pair).structure(),
-        seed=1,
-        lr=rows.loc["pair 300 over 2 seeds", "lr"],
-        **DECLARED["retrain"],
-    )
-    assert tuned.metrics["test"] == rows.loc["pair 300 over 2 seeds", "score"]
+    same(rows.loc["pair 300 over 2 seeds"], s3pet.average_gates(pair).structure())
     assert rows.loc["pair 300 over 2 seeds", "search_rows"] == 2 * 3 * 16
     other = s3pet.load_run(finished.folder("one", "ours", 1)).structure(300)
     assert rows.loc["carried 300 from one", "n_params"] == other.n_params
@@ -188,10 +170,21 @@ def test_a_row_is_what_the_library_gives(finished, root):
     assert not (folder / "checkpoint").exists() and s3pet.load_run(folder).structure().names == result.structure().names
 
 
+def test_the_objective_reaches_searches_retrainings_and_baselines(finished, root, monkeypatch):
+    monkeypatch.setenv("TOY", str(root))
+    objective = {"precision": "bfloat16"}
+    study = Study.load(declare(root / "objective.yaml", objective=objective, seeds=1))
+    calls = {name: counted(monkeypatch, name) for name in ("retrain", "sensitive_structure", "search_structure")}
+    study.run(tasks=["one"], structures=["searched", "fisher"])
+    for name, options in calls.items():
+        assert options and all(each["objective"] == objective for each in options), name
+    noted = json.loads((study.path / "facts.json").read_text())["objective"]
+    assert noted == {"max_length": 128, "pooling": None, "loss": "choice", "precision": "bfloat16"}
+
+
 def test_a_study_goes_on_where_it_was_cut_off_and_may_grow(root, monkeypatch):
     monkeypatch.setenv("TOY", str(root))
-    few = {"lnfit": {"kind": "manual"}, "random": {"kind": "random"}}
-    study = Study.load(declare(root / "cut.yaml", structures=few))
+    study = Study.load(declare(root / "cut.yaml", structures=FEW))
     real, done = jobs.retrain, []
 
     def breaks(*args, **options):
@@ -204,40 +197,135 @@ def test_a_study_goes_on_where_it_was_cut_off_and_may_grow(root, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         study.run()
     assert len(study.table()) == 5
+    rows = study.path / "rows.jsonl"
+    rows.write_text(rows.read_text()[:-20])  # the machine went down while a row was written
     monkeypatch.setattr(jobs, "retrain", lambda *a, **k: done.append(1) or real(*a, **k))
-    whole = study.run()
-    assert len(done) == len(whole) == 2 * (2 + 1) + 2 * 2 * 2  # tasks × (rates of the first seed + the other), × seeds
-    grown = Study.load(declare(root / "cut.yaml", structures=few | {"full": {"kind": "reference"}}))
+    with pytest.warns(UserWarning, match="last line is unfinished"):
+        whole = study.run()
+    assert len(done) - 1 == len(whole) == 2 * (2 + 1) + 2 * 2 * 2  # tasks × (rates of seed 0 + the other), × seeds
+    grown = Study.load(declare(root / "cut.yaml", structures=FEW | {"full": {"kind": "reference"}}))
     assert len(grown.run(tasks=["o*"], structures=["full"])) == len(whole) + 2
-    assert len(done) == len(whole) + 2
-    changed = Study.load(declare(root / "cut.yaml", structures=few, retrain={"steps": 5, "batch_size": 8}))
+    renamed = Study.load(declare(root / "cut.yaml", structures={"norms": {"kind": "manual", "name": "lnfit"}}))
+    before = len(done)
+    assert set(renamed.run().loc[:, "entry"]) >= {"lnfit"} and len(done) == before
+    assert set(renamed.chosen()["structure"]) == {"norms"}  # rows have the names of now
+    changed = Study.load(declare(root / "cut.yaml", structures=FEW, retrain={"steps": 5, "batch_size": 8}))
     assert len(changed.chosen()) == 0  # rows of another recipe are not mixed in
-    longer = Study.load(declare(root / "cut.yaml", structures=few, recipes={"two": {"steps": 6}}))
+    longer = Study.load(declare(root / "cut.yaml", structures=FEW, recipes={"two": {"steps": 6}}))
     assert set(longer.chosen()["task"]) == {"one"}
     row = longer.run(tasks=["two"], structures=["lnfit"]).query("task == 'two'").iloc[-1]
     assert row["passes"] == 6
 
 
-def test_a_search_with_other_settings_is_not_taken_for_this_one(finished, root, monkeypatch):
+def test_changed_data_or_another_backbone_give_other_rows(tmp_path, monkeypatch):
+    for name, seed in (("model", 0), ("other", 1)):
+        tiny_t5(seed=seed).save_pretrained(tmp_path / name)
+        toy_tokenizer().save_pretrained(tmp_path / name)
+    write_task(tmp_path / "task1", 0)
+    write_task(tmp_path / "task2", 10)
+    monkeypatch.setenv("TOY", str(tmp_path))
+    few = {"lnfit": {"kind": "manual"}, "searched": {"kind": "searched", "search": "ours"}}
+    study = Study.load(declare(tmp_path / "s.yaml", structures=few, seeds=1))
+    searches, retrainings = counted(monkeypatch, "search_structure"), counted(monkeypatch, "retrain")
+    study.run()
+    assert (len(searches), len(retrainings)) == (2, 8)
+    assert len(Study.load(study.path.with_suffix(".yaml")).chosen()) == 4  # from facts.json, without opening anything
+    write_task(tmp_path / "task1", 5)
+    clear_caches()
+    with pytest.warns(UserWarning, match="seed0 is searched again: other task_hash"):
+        study.run()
+    assert (len(searches), len(retrainings)) == (3, 12)  # of one task
+    other = Study.load(declare(tmp_path / "s.yaml", structures=few, seeds=1, backbone="${TOY}/other"))
+    assert len(other.chosen()) == 0  # it was never opened
+    clear_caches()
+    with pytest.warns(UserWarning, match="is searched again: other model_hash"):
+        other.run()
+    assert (len(searches), len(retrainings)) == (5, 20)
+    other.run()
+    assert (len(searches), len(retrainings)) == (5, 20)
+    smaller = Study.load(declare(tmp_path / "s.yaml", structures=few, seeds=1, backbone="${TOY}/other", space="lora"))
+    with pytest.warns(UserWarning, match="is searched again: other space_hash"):
+        smaller.run(tasks=["one"], structures=["searched"])
+    settings = {"steps": 4, "batch_size": 8}
+    longer = Study.load(declare(tmp_path / "s.yaml", structures=few, seeds=1, space="lora", search=settings))
+    with pytest.warns(UserWarning, match="is searched again: other model_hash, steps"):
+        longer.run(tasks=["one"], structures=["searched"])
+    assert longer.chosen().query("entry == 'searched'")["search_rows"].eq(4 * 16).all()
+
+
+def clear_caches():
+    """Forget what this process has opened."""
+    for opened in (jobs._load_model, jobs._load_task):
+        opened.cache_clear()
+
+
+@pytest.mark.parametrize("stopped", ["diverged", "interrupted"])
+def test_a_search_that_did_not_end_is_made_again(root, monkeypatch, stopped):
     monkeypatch.setenv("TOY", str(root))
-    other = Study.load(declare(root / "grid.yaml", search={"steps": 4, "batch_size": 8}))
-    with pytest.raises(StudyError, match=r"searched with \{'steps': 3\}"):
-        other.run(structures=["searched"])
-    declare(root / "grid.yaml")
+    few = {"searched": {"kind": "searched", "search": "ours"}, "lnfit": {"kind": "manual"}}
+    study = Study.load(declare(root / f"{stopped}.yaml", structures=few, seeds=1))
+    real = jobs.search_structure
+
+    def ends_early(*arguments, **options):
+        result = real(*arguments, **options)
+        path = result.path / "metrics.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "stopped": stopped}))
+        result.metrics["stopped"] = stopped
+        if stopped == "diverged":
+            error = SearchError("the search diverged after step 1")
+            error.result = result
+            raise error
+        return result
+
+    monkeypatch.setattr(jobs, "search_structure", ends_early)
+    if stopped == "diverged":  # the study goes on with what does not need it
+        with pytest.warns(UserWarning, match="search 'ours' on 'one', seed 0: the search diverged"):
+            study.run(tasks=["one"])
+        assert set(study.table()["structure"]) == {"lnfit"}
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            study.run(tasks=["one"])
+    monkeypatch.setattr(jobs, "search_structure", real)
+    with pytest.warns(UserWarning, match=f"is searched again: it was {stopped}"):
+        study.run(tasks=["one"])
+    assert study.result("one", "ours", 0).metrics["stopped"] is None
+    assert "searched 300" in set(study.chosen()["structure"])
+
+
+def test_diverged_retrainings_are_rows_and_never_chosen(root, monkeypatch):
+    monkeypatch.setenv("TOY", str(root))
+    rates, real = {"pet": [1e-3, 1e30], "lnfit": [1e30]}, jobs.retrain
+
+    def diverges(*arguments, **options):
+        if options["lr"] > 1:
+            error = SearchError("training diverged at step 2")
+            error.tuned = None
+            raise error
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(jobs, "retrain", diverges)
+    study = Study.load(declare(root / "lost.yaml", structures=FEW, lr=rates, budgets=["1.5%"]))
+    table = study.run(tasks=["one"])
+    assert table.loc[table["lr"] > 1, "diverged"].all() and not table.loc[table["lr"] < 1, "diverged"].any()
+    chosen = study.chosen()
+    random, lost = chosen[chosen["entry"] == "random"], chosen[chosen["entry"] == "lnfit"]
+    assert random["lr"].eq(1e-3).all() and len(random) == 2
+    assert lost["diverged"].all() and lost["score"].isna().all()
+    assert len(study.run(tasks=["one"])) == len(table)
+    assert main(["study", "show", str(root / "lost.yaml"), "--tasks", "one"]) == 0
 
 
 def test_part_of_a_study_is_looked_at_without_running_anything(finished, root, capsys):
     part = finished.only(tasks=["one"], structures=["random", "full", "s*"])
     rows = part.chosen()
     assert set(rows["task"]) == {"one"} and set(rows["structure"]) == {"full", "random 300", "searched 300"}
-    pd.testing.assert_frame_equal(
-        rows.reset_index(drop=True),
-        finished.chosen().query("task == 'one' and entry in ['full', 'random', 'searched']").reset_index(drop=True),
-    )
-    assert set(summarize(part)["task"]) == {"one"}
-    one_lacks = finished.only(structures=["lnfit", "top", "carried"])  # carried structures are named after their task
-    found = summarize(one_lacks, baseline="carried 300 from two")
-    assert found.loc[found["difference"].notna(), "task"].eq("one").all() and "mean of 2" in set(found["task"])
+    whole = finished.chosen().query("task == 'one' and entry in ['full', 'random', 'searched']")
+    pd.testing.assert_frame_equal(rows, whole.reset_index(drop=True))
+    assert set(summarize(rows)["task"]) == {"one"}
+    one_lacks = finished.only(structures=["lnfit", "top", "carried"])  # named after the task they are from
+    summarized = summarize(one_lacks.chosen(), baseline="carried 300 from two")
+    assert summarized.loc[summarized["difference"].notna(), "task"].eq("one").all()
+    assert "mean of 2" in set(summarized["task"])
     assert main(["study", "show", str(root / "grid.yaml"), "--tasks", "one", "--structures", "full", "random"]) == 0
     printed = capsys.readouterr().out
     assert "8 of 8 runs" in printed and "searched 300" not in printed and "mean" not in printed.split("\n\n")[2]
@@ -245,19 +333,22 @@ def test_part_of_a_study_is_looked_at_without_running_anything(finished, root, c
     assert "no task of this study is called three" in capsys.readouterr().err
 
 
-def test_summary_and_figures(finished, root, capsys):
-    found = summarize(finished)
-    assert set(found["task"]) == {"one", "two", "mean of 2"}
-    searched = found[found["structure"].eq("searched 300")].set_index("task")
+def test_summary_and_figures_need_only_the_folder(finished, root, capsys, monkeypatch):
+    monkeypatch.delenv("TOY", raising=False)
+    rows, searches = finished.chosen(repeats=True), finished.path / "searches"
+    summarized = summarize(rows)
+    assert set(summarized["task"]) == {"one", "two", "mean of 2"}
+    searched = summarized[summarized["structure"].eq("searched 300")].set_index("task")
     table = finished.chosen().query("seed < 2").groupby(["task", "structure"])["score"].mean()
     for task in ("one", "two"):
         gap = table[task, "searched 300"] - table[task, "random 300"]
         assert searched.loc[task, "difference"] == pytest.approx(gap)
-    assert random_baselines(finished)["cheap 300"] == "random 300"
+    assert random_baselines(rows)["mean 300 over seeds"] == "random 300"
+    pd.testing.assert_frame_equal(summarized, summarize(pd.read_parquet(finished.path / "rows.parquet")))
     assert main(["study", "show", str(root / "grid.yaml")]) == 0
     printed = capsys.readouterr().out
-    assert "64 of 64 runs" in printed
-    parts = variance_components(finished.chosen(repeats=True), by=("structure",))
+    assert "52 of 52 runs" in printed
+    parts = variance_components(rows, by=("structure",))
     assert parts["structure"].tolist() == ["random 300"] and parts["structures"].item() == 6
     text = " ".join(printed.split())
     assert f"together random 300 6 12 {parts['between'].item():.3f} {parts['within'].item():.3f}" in text
@@ -265,13 +356,14 @@ def test_summary_and_figures(finished, root, capsys):
     assert f"{one.mean():.3f} ± {one.std():.3f} (2)" in printed
     pairs = [agreement([finished.result(task, "ours", seed) for seed in range(4)]) for task in ("one", "two")]
     overlap, ranks = pd.concat(pairs)[["jaccard", "spearman"]].mean()
-    (row,) = agreement_table(finished).to_dict("records")
+    (row,) = agreement_table(searches).to_dict("records")
     assert (row["searches"], row["overlap"], row["rank correlation"]) == (8, f"{overlap:.2f}", f"{ranks:.2f}")
     assert "Agreement of the searches" in printed
     drops = pd.Series([finished.result("two", "ours", seed).loss_drop for seed in range(4)])
-    (row,) = drop_table(finished).to_dict("records")
+    (row,) = drop_table(searches).to_dict("records")
     assert row["search"] == "ours" and row["two"] == f"{drops.mean():.3f} ± {drops.std():.3f} (4)"
     assert f"ours {row['one']} {row['two']}" in text
+    assert [*drop_table(searches, tasks=["two"])] == ["search", "two"]
     assert main(["study", "show", str(root / "grid.yaml"), "--baseline", "lnfit"]) == 0
     assert "Differences to lnfit" in capsys.readouterr().out
     assert main(["study", "show", str(root / "grid.yaml"), "--baseline", "nothing"]) == 2
@@ -279,16 +371,9 @@ def test_summary_and_figures(finished, root, capsys):
     assert main(["study", "show", str(root / "grid.yaml"), "--markdown"]) == 0
     assert "| structure | parameters | one | two | mean | kept |\n| --- |" in capsys.readouterr().out
     assert main(["study", "figures", str(root / "grid.yaml")]) == 0
-    made = {path.stem for path in (finished.path / "figures").glob("*.png")}
-    assert made == {
-        "budget-one",
-        "budget-two",
-        "differences",
-        "ranking-300",
-        "transfer-300",
-        "repeats-one",
-        "repeats-two",
-    }
+    drawn = {path.stem for path in (finished.path / "figures").glob("*.png")}
+    per_task = {f"{name}-{task}" for name in ("budget", "repeats") for task in ("one", "two")}
+    assert drawn == {"differences", "ranking-300", "transfer-300", *per_task}
 
 
 @pytest.mark.parametrize(
@@ -297,16 +382,34 @@ def test_summary_and_figures(finished, root, capsys):
         ({"structures": {"x": {"kind": "magic"}}}, "kind 'magic'"),
         ({"structures": {"x": {"kind": "searched", "search": "theirs"}}}, "declared are ours"),
         ({"structures": {"x": {"kind": "manual", "rank": 3}}}, "it may have name"),
+        ({"structures": {"x": "lnfit"}}, "kind None"),
+        ({"structures": {"x": {"kind": "random", "halving": {"structures": 8}}}}, r"has \['halving'\]"),
+        ({"structures": {"x": {"kind": "searched", "search": "ours", "per_param": True}}}, r"has \['per_param'\]"),
         ({"structures": {"x": {"kind": "random", "seeds": [1, 2]}}}, "for 1 budgets"),
         ({"structures": {"x": {"kind": "random", "repeats": [1, 2]}}}, "repeats .* for 1 budgets"),
         ({"structures": {"x": {"kind": "manual", "name": "lnfit", "repeats": 2}}}, "give seeds, not repeats"),
-        ({"structures": {"x": {"kind": "random", "halving": 3}}}, "expected {structures: 8"),
-        ({"structures": {"x": {"kind": "top", "halving": 3}}}, "kind 'top'"),
         ({"structures": {"x": {"kind": "average", "search": "ours", "over": "all"}}}, "'x' is over 'all'"),
         ({"structures": {"x": {"kind": "average", "search": "ours", "over": "seeds", "of": 0}}}, "'x' is of 0"),
         ({"structures": {"x": {"kind": "average", "search": "ours", "over": "others", "of": 2}}}, "with over: seeds"),
         ({"recipes": {"three": {}}}, "no task of this study is called three"),
+        ({"recipes": {"two": {"colour": 1}}}, "retrain of two has the unknown options colour"),
         ({"lr": {"pot": [1e-3]}}, "no kind or structure of this study is called pot"),
+        ({"lr": {"pet": 1e-3}}, "expected a list of numbers"),
+        ({"lr": [1e-3]}, "expected dict"),
+        ({"lr": {"pet": ["fast"]}}, "expected a list of numbers"),
+        ({"lr": {"pet": ["1e-3"]}}, "lr.pet.0 is the text '1e-3'; .* looks like 1.0e-3"),
+        ({"search": {"lr": "1e-3"}}, "search.lr is the text '1e-3'"),
+        ({"search": {"steps": 2.5}}, "search 'ours': steps must be a whole number, got 2.5"),
+        ({"search": {"sampling": "hard"}}, "search 'ours' has the unknown options sampling; it may have steps, order"),
+        ({"search": {"seed": 3}}, "unknown options seed"),
+        ({"searches": {"ours": {"steps": 3}}}, "'ours' needs a budget"),
+        ({"retrain": {"precision": "bfloat16"}}, "unknown options precision; these belong under objective:"),
+        ({"retrain": {"lr": 1e-3}}, "unknown options lr"),
+        ({"retrain": {"steps": -1}}, "retrain: steps must be > 0"),
+        ({"objective": {"pooling": "max"}}, "objective: pooling='max' is not one of"),
+        ({"objective": {"length": 3}}, "objective has the unknown options length; it may have max_length"),
+        ({"objective": [1]}, "objective is .1.; expected dict"),
+        ({"seeds": "3"}, "seeds is '3'; expected int"),
         ({"colour": "blue"}, r"unknown \['colour'\]"),
     ],
 )
@@ -333,8 +436,8 @@ def test_unreadable_files_missing_variables_and_unknown_names(tmp_path, monkeypa
         study.run(structures=["lnfit"])
     with pytest.raises(StudyError, match="no structure of this study is called nothing"):
         study.run(structures=["nothing"])
-    with pytest.raises(StudyError, match=r"nothing of .* is finished"):
-        summarize(study)
+    with pytest.raises(StudyError, match="no structure is finished"):
+        summarize(study.chosen())
 
 
 def test_rows_run_on_a_dask_cluster(root, monkeypatch):
