@@ -1,4 +1,4 @@
-"""What the benchmarks share: searches per seed, structures beside them, one table; resumable row by row."""
+"""Shared by the benchmarks: one search per seed, retrainings in one table, results as files. Finished runs are kept."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 import s3pet
+from s3pet.result import SearchResult
 from s3pet.studies.statistics import summary
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MANUAL = ("bitfit", "lnfit", "lora_qv", "lora_all", "lowrank_adapter")
 
 
-def shared() -> Path:
-    """Folder with real data: S3PET_SHARED, or ``shared`` beside the repository."""
+def shared_folder() -> Path:
+    """Return the folder with real data: S3PET_SHARED, or ``shared`` beside the repository."""
     return Path(os.environ.get("S3PET_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 
 
-def searched(model, task, space, budget, seeds, folder: Path, **settings: Any) -> list[s3pet.SearchResult]:
-    """One search per seed; a finished one is opened, an interrupted one goes on."""
+def run_searches(model, task, space, budget, seeds, folder: Path, **settings: Any) -> list[SearchResult]:
+    """Run one search per seed; a finished one is opened, an interrupted one is continued."""
     results = []
     for seed in seeds:
         out = folder / f"seed{seed}"
@@ -39,29 +41,27 @@ def searched(model, task, space, budget, seeds, folder: Path, **settings: Any) -
     return results
 
 
-def rows(model, task, structures, out: Path, seeds, lrs=(None,), **recipe: Any):
-    """Retrain everything at every learning rate; keep, per structure, the rate that is best on validation."""
-    import pandas as pd
-
+def retrain_all(model, task, structures, out: Path, seeds, lrs=(None,), **recipe: Any) -> pd.DataFrame:
+    """Retrain every structure at every learning rate; keep, per structure, the rate that is best on validation."""
     tables = []
     for lr in lrs:
         table = s3pet.compare(model, task, structures, seeds=seeds, out=out, progress=False, lr=lr, **recipe)
         tables.append(table.assign(lr=lr))
         print(summary(table).to_string(index=False), flush=True)
-    every = pd.concat(tables)
+    rows = pd.concat(tables)
     if len(lrs) == 1:
-        return every
-    best = every.groupby(["structure", "lr"]).validation.mean().reset_index()
-    best = best.loc[best.groupby("structure").validation.idxmax(), ["structure", "lr"]]
-    return every.merge(best)
+        return rows
+    scores = rows.groupby(["structure", "lr"]).validation.mean().reset_index()
+    best = scores.loc[scores.groupby("structure").validation.idxmax(), ["structure", "lr"]]
+    return rows.merge(best)
 
 
-def write(name: str, table, extra: dict[str, Any]) -> None:
-    """The rows as CSV, and the summary with the machine's description as JSON."""
+def write_results(name: str, table: pd.DataFrame, **settings: Any) -> None:
+    """Write the rows as CSV, and their summary with the settings and the machine as JSON."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     table.to_csv(RESULTS / f"{name}.csv", index=False)
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "torch": torch.__version__}
-    record = {"made": time.strftime("%Y-%m-%d"), "machine": machine, **extra}
+    record = {"made": time.strftime("%Y-%m-%d"), "machine": machine, **settings}
     record["summary"] = json.loads(summary(table).to_json(orient="records"))
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     print(summary(table).to_string(index=False))

@@ -1,11 +1,11 @@
-"""What a search costs on a GPU beside its frozen backbone: time, memory, waits for the device. T5 of the paper's sizes.
+"""Time and memory of a search on a GPU beside its frozen backbone, and how often the processor waits for the device.
 
-    python tests/benchmarks/gpu.py [--size large] [--rows 32] [--rounds 15]        # no GPU: says so and ends
-    python tests/benchmarks/gpu.py --device cpu --size tiny --rounds 2             # that the script itself runs
+    python tests/benchmarks/gpu.py [--size large] [--rows 32] [--rounds 15]        # says so if there is no GPU
+    python tests/benchmarks/gpu.py --device cpu --size tiny --rounds 2             # checks that the script runs
 
-Random weights, 64 tokens a row, the language-model loss, both floating-point types. ``plain``, *pass* and *step* are
-those of ``speed.py``; every timing waits for the device before and after. *Waits* are what torch reports in its
-synchronisation debug mode during one call.
+T5 of the paper's sizes with random weights, 64 tokens a row, the language-model loss, bfloat16 and float32 weights.
+``plain``, *pass* and *step* are those of ``speed.py``. Every timing waits for the device before and after. *Waits* are
+the synchronisations that torch reports in its debug mode during one call.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIZES = {  # d_model, d_ff, layers per stack, heads
 
 
 def make_model(size: str, device: torch.device, kind: torch.dtype) -> Any:
-    """A frozen T5 of random weights on the device, in training mode."""
+    """Make a frozen T5 of random weights on the device, in training mode."""
     d_model, d_ff, layers, heads = SIZES[size]
     torch.manual_seed(0)
     sizes = {"d_model": d_model, "d_ff": d_ff, "d_kv": d_model // heads, "num_layers": layers, "num_heads": heads}
@@ -43,7 +43,7 @@ def make_model(size: str, device: torch.device, kind: torch.dtype) -> Any:
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> float:
-    """Seconds, the device's own work included."""
+    """Return the seconds of one call, the work of the device included."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
@@ -53,7 +53,7 @@ def timed(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def waits(run: Callable[[], Any], device: torch.device) -> int | None:
-    """How often one call makes the processor wait for the device."""
+    """Count how often one call makes the processor wait for the device."""
     if device.type != "cuda":
         return None
     torch.cuda.set_sync_debug_mode("warn")
@@ -63,11 +63,11 @@ def waits(run: Callable[[], Any], device: torch.device) -> int | None:
             run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(each.message) for each in caught)
+    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 def peak(run: Callable[[], Any], device: torch.device) -> float | None:
-    """MB allocated at most during one call, the model included."""
+    """Return the peak of allocated MB during one call, the model included."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
@@ -76,7 +76,7 @@ def peak(run: Callable[[], Any], device: torch.device) -> float | None:
 
 
 def measure(size: str, device: torch.device, kind: torch.dtype, rounds: int) -> list[dict[str, Any]]:
-    """One row per case."""
+    """Return one row per case."""
     model = make_model(size, device, kind)
     spaces = speed.make_spaces(model)
     searchers = {
@@ -133,8 +133,9 @@ def main() -> None:
     ]
     print(pd.DataFrame(rows).to_string(index=False))
     if device.type == "cuda":
-        found = {"made": time.strftime("%Y-%m-%d"), "gpu": torch.cuda.get_device_name(), "rows": rows}
-        (RESULTS / "gpu.json").write_text(json.dumps(found | {"torch": torch.__version__}, indent=1) + "\n")
+        gpu, made = torch.cuda.get_device_name(), time.strftime("%Y-%m-%d")
+        record = {"made": made, "gpu": gpu, "torch": torch.__version__, "rows": rows}
+        (RESULTS / "gpu.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

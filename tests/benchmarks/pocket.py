@@ -1,55 +1,61 @@
-"""Is the embedded backbone one that few parameters can adapt, and does the search beat random structures on it?
+"""Can few parameters adapt the embedded backbone, and do searched structures beat random ones on it?
 
-    python tests/benchmarks/pocket.py sentiment tense ...     # default: every pocket task; resumable
+    python tests/benchmarks/pocket.py sentiment number ...     # default: every pocket task
 
-Per task: zero-shot, full fine-tuning and all candidates (one retraining per seed), the manual structures, five random
-structures of each budget, and one search per seed at each budget. Recipe, the same for every structure: 300 steps of
-16, AdamW, linear decay, best of five validations; lr 3e-3 for PET modules, 5e-4 for full fine-tuning.
+An interrupted run continues where it was. Per task: zero-shot, full fine-tuning and all candidates (one retraining per
+seed), the manual structures, five random structures of each budget, and one search per seed and budget. Every
+structure gets the same recipe: 300 steps of 16, AdamW, linear decay, best of five validations; lr 3e-3 for PET modules,
+5e-4 for full fine-tuning.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
-from common import MANUAL, rows, searched, write
+from common import MANUAL, retrain_all, run_searches, write_results
 
 import s3pet
+from s3pet.searcher import PRESETS
+from s3pet.tasks import list_tasks
 
 RECIPE = {"steps": 300, "batch_size": 16, "evaluations": 5}
+SEARCH = {"steps": 200, "batch_size": 16}
 BUDGETS = {"0.05%": "0.05 %", "0.2%": "0.2 %"}
 
 
 def main() -> None:
     """Command line."""
-    names = [name.removeprefix("pocket/") for name in s3pet.list_tasks() if name.startswith("pocket/")]
+    names = [name.removeprefix("pocket/") for name in list_tasks() if name.startswith("pocket/")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=names)
+    parser.add_argument("--settings", choices=tuple(PRESETS), default="default", help="of the searches")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/pocket"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    search = {"settings": arguments.settings, **SEARCH}
     model, tokenizer = s3pet.load_backbone("pocket-t5")
     space = s3pet.make_space(model, "mixed")
     for name in arguments.tasks:
         task = s3pet.load_task(f"pocket/{name}", tokenizer)
-        folder, seeds = arguments.out / name, range(arguments.seeds)
-        structures: dict = {}
+        folder, seeds = arguments.out / arguments.settings / name, range(arguments.seeds)
+        rows = folder / "rows.jsonl"
+        structures: dict[str, Any] = {}
         for budget, label in BUDGETS.items():
-            runs = searched(model, task, space, budget, seeds, folder / budget.strip("%"), steps=200, batch_size=16)
+            runs = run_searches(model, task, space, budget, seeds, folder / budget.strip("%"), **search)
             structures[f"searched {label}"] = [run.structure() for run in runs]
             structures[f"random {label}"] = [s3pet.random_structure(space, budget, seed=seed) for seed in range(5)]
-        chosen = rows(model, task, structures, folder / "rows.jsonl", (0,), **RECIPE)
-        manual: dict = {kind: s3pet.manual_structure(space, kind) for kind in MANUAL}
-        manual["zero-shot"] = "zero-shot"
-        fixed = rows(model, task, manual, folder / "rows.jsonl", (0,), **RECIPE)
-        ceiling = {"all": s3pet.manual_structure(space, "all"), "full": "full"}
-        upper = rows(model, task, ceiling, folder / "rows.jsonl", seeds, **RECIPE)
-        table = pd.concat([chosen, fixed, upper])
-        write(f"pocket_{name}", table, {"recipe": RECIPE, "search": {"steps": 200, "batch_size": 16}})
+        structures |= {kind: s3pet.manual_structure(space, kind) for kind in MANUAL}
+        structures["zero-shot"] = "zero-shot"
+        upper = {"all": s3pet.manual_structure(space, "all"), "full": "full"}
+        once = retrain_all(model, task, structures, rows, (0,), **RECIPE)
+        repeated = retrain_all(model, task, upper, rows, seeds, **RECIPE)
+        write_results(f"pocket_{name}", pd.concat([once, repeated]), recipe=RECIPE, search=search)
 
 
 if __name__ == "__main__":
