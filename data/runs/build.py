@@ -24,7 +24,8 @@ import pandas as pd
 import torch
 
 import s3pet
-from s3pet.result import SearchResult, versions, write_json
+from s3pet.records import versions, write_json
+from s3pet.result import SearchResult
 from s3pet.tasks import Task
 
 HERE = Path(__file__).resolve().parent

@@ -28,6 +28,7 @@ from s3pet.modules import LORA_ALPHA
 from s3pet.objective import Objective, ObjectiveSettings, make_objective
 from s3pet.space import Rule, Space, layers_of, make_space
 from s3pet.structure import Structure, parse_budget, select_mask
+from s3pet.supernet import is_attached
 from s3pet.tasks import Task
 from s3pet.tuning import Learner, Recipe, TunedModel, isolated_random, tune
 
@@ -93,8 +94,8 @@ def retrain_adalora(
     n_budget, cheapest = parse_budget(space, budget).n_params, min(widths.values())
     if n_budget < cheapest:
         raise BudgetError(f"budget {budget!r} is {n_budget:,} parameters; the cheapest triplet costs {cheapest:,}")
-    if getattr(model, "_s3pet_attached", False):
-        raise SearchError("a supernet is attached to this model; detach it first (or use `with`)")
+    if is_attached(model):
+        raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
     target = copy.deepcopy(model)
     with isolated_random(chosen.seed):
         config = peft.AdaLoraConfig(
@@ -157,7 +158,7 @@ class _AdaLearner(Learner):
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """``{"loss": scalar}`` of a collated batch."""
         loss = super().forward(**batch)["loss"]
-        return {"loss": loss + self.regularizer * orthogonality(self.objective.model)}
+        return {"loss": loss + self.regularizer * orthogonality(self.target)}
 
 
 def orthogonality(model: nn.Module) -> Tensor:

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from s3pet.backbones import backbone_checksum, n_parameters
 from s3pet.errors import RunError, SearchError
 from s3pet.objective import ObjectiveSettings, make_objective
-from s3pet.result import RESULTS_VERSION, config_hash
+from s3pet.records import config_hash
+from s3pet.result import RESULTS_VERSION
 from s3pet.structure import Structure
 from s3pet.tasks import Task
 from s3pet.tuning import Recipe, TunedModel, retrain

@@ -37,7 +37,8 @@ from typing import TYPE_CHECKING, Any
 
 from s3pet.errors import StudyError
 from s3pet.gates import Budget
-from s3pet.result import RESULTS_VERSION, SearchResult, load_run, write_json, write_table
+from s3pet.records import write_json, write_table
+from s3pet.result import RESULTS_VERSION, SearchResult, load_run
 from s3pet.searcher import make_settings
 from s3pet.studies.comparison import append_row, as_table, read_rows, row_key
 from s3pet.studies.declaration import KINDS, check_study, read_yaml
