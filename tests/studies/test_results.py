@@ -4,6 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 RUNS = Path(__file__).resolve().parents[2] / "data" / "runs"
@@ -40,3 +41,13 @@ def test_a_table_that_is_not_of_the_rows_is_noticed(results):
     assert results.filled(wrong) == results.filled(text) != wrong
     with pytest.raises(AssertionError):
         same(wrong, results.filled(wrong))
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in RUNS.glob("*/rows.parquet")))
+def test_chosen_rows_are_a_part_of_every_row(folder):
+    rows, every = (pd.read_parquet(RUNS / folder / f"{name}.parquet") for name in ("rows", "every_rate"))
+    columns = [name for name in every.columns if name in rows.columns]
+    assert len(columns) == len(every.columns) and len(rows) <= len(every)
+    both = rows[columns].merge(every[columns], how="left", on="key", suffixes=("", " again"), validate="one_to_one")
+    for name in ("score", "validation", "lr", "seed", "structure"):
+        assert both[name].equals(both[f"{name} again"]), name
