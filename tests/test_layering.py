@@ -15,14 +15,8 @@ CORE = (
 )
 WINGS = ("widgets", "studies", "export")
 LEVELS = [
-    ("errors",), ("progress", "records"),
-    ("backbones", "tasks"),
-    CORE,
-    ("plots",),
-    WINGS,
-    ("__init__",),
-    ("cli",),
-    ("__main__",),
+    *[("errors",), ("progress", "records"), ("backbones",), ("tasks",)],
+    *[CORE, ("plots",), WINGS, ("__init__",), ("cli",), ("__main__",)],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
