@@ -61,12 +61,9 @@ def select_rows(gates: Any, pets: Iterable[str] | None = None, layers: tuple[int
 
 
 def candidate_facts(gates: Any, candidate: str, chosen_in: Mapping[str, bool] | None = None) -> dict[str, str]:
-    """What a gate table says about one candidate, as texts by their names.
+    """What a gate table says about the ``candidate`` of this name, such as ``encoder.3.attn.q:lora:1``.
 
-    Args:
-        gates: a gate table, or an object with ``.gates``.
-        candidate: its name, such as ``encoder.3.attn.q:lora:1``.
-        chosen_in: names of other searches → whether they choose it.
+    With ``chosen_in`` (names of other searches → whether they choose it), also which of them do.
 
     Raises:
         PlotError: no such candidate; the message has the nearest names.
@@ -112,9 +109,7 @@ def _spending(table: pd.DataFrame, budget: int | None) -> pd.DataFrame:
 def plot_budget_bar(gates: Any, *, budget: int | None = None, ax: Axes | None = None, title: str | None = None) -> Axes:
     """What a budget is spent on, by PET module: bars in % of it, and a mark at the share with uniform gates.
 
-    Args:
-        gates: a gate table, or an object with ``.gates``.
-        budget: in parameters; None: what the chosen candidates cost together.
+    The ``budget`` is in parameters; None: what the chosen candidates cost together.
 
     Raises:
         PlotError: a column is missing, or there is no budget because nothing is chosen.
@@ -191,10 +186,7 @@ def plot_cut(
 
 
 def choice_table(gates: Mapping[str, Any]) -> pd.DataFrame:
-    """Candidates × searches: which search chose which candidate.
-
-    Args:
-        gates: name of each search → gate table, or object with ``.gates``, of the same candidates.
+    """Which search chose which candidate; from the name of each search to its gate table, of the same candidates.
 
     Returns:
         One row per candidate that any search chose, by name: ``n_params``, a Boolean column per search, ``chosen_by``
@@ -237,13 +229,7 @@ def plot_two(
 def plot_agreement(pairs: Any, *, value: str = "jaccard", figure: Figure | None = None) -> tuple[Axes, Axes]:
     """Both views of `plot_overlap`, a matrix and points: which pairs agree, and how all pairs compare with chance.
 
-    Args:
-        pairs: as :func:`s3pet.transfer.agreement` returns them.
-        value: "jaccard" or "spearman".
-        figure: emptied, resized and drawn in; None makes one.
-
-    Raises:
-        PlotError: as `plot_overlap`.
+    Arguments and errors as in `plot_overlap`; ``figure`` is emptied, resized and drawn in.
     """
     table = as_table(pairs, ["first", "second", "group"], one=())
     names, groups = len({*table["first"], *table["second"]}), table["group"].nunique()

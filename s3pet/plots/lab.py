@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -50,9 +51,11 @@ def plot_gate_lab(
     """
     a, c = torch.tensor(alpha, dtype=torch.float64, requires_grad=True), torch.tensor(costs, dtype=torch.float64)
     shift = float(solve_shift(a.detach(), c, budget, temperature=temperature))
-    by_mode = {m: shifted_sigmoid(a, c, budget, temperature=temperature, gradient=m) for m in GRADIENT_MODES}
-    gradients = {mode: torch.autograd.grad(probs[of], a)[0].numpy() for mode, probs in by_mode.items()}
-    probs = by_mode["normalized"].detach()
+    gradients = {}
+    for mode in GRADIENT_MODES:
+        probs = shifted_sigmoid(a, c, budget, temperature=temperature, gradient=mode)  # type: ignore[arg-type]
+        gradients[mode] = torch.autograd.grad(probs[of], a)[0].numpy()
+    probs = probs.detach()  # the same in all modes
     noise = torch.rand(DRAWS, len(a), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     gates = sample_gates(probs, noise, temperature=sample_temperature)
     means = expected_gates(probs, temperature=sample_temperature)
@@ -63,7 +66,7 @@ def plot_gate_lab(
     _draw_shift(axes[0], a.tolist(), probs, shift, temperature)
     _draw_samples(axes[1], probs, gates, means, seed)
     _draw_costs(axes[2], {"Σ c p": c * probs, "Σ c E[z]": c * means}, budget)
-    _draw_gradients(axes[3], gradients, of)
+    _draw_gradients(axes[3], gradients, f"∂p{of} / ∂αj")
     return axes
 
 
@@ -73,9 +76,8 @@ def _draw_shift(ax: Axes, alpha: list[float], probs: Tensor, shift: float, tempe
     ax.plot(x, 1 / (1 + np.exp(-(x - shift) / temperature)), color=style().grey, gid="sigmoid")
     ax.axvline(shift, color=style().ink, linestyle="--", linewidth=style().scale, gid="shift")
     ax.text(shift, 1.02, f" shift {shift:.2f} ", ha="right" if shift > sum(ends) / 2 else "left")
-    look = {"marker": "o", "markeredgecolor": style().ink, "markersize": 6 * style().scale}
     for i, (at, prob) in enumerate(zip(alpha, probs, strict=True)):
-        ax.plot(at, prob, color=COLOURS[i], gid=f"candidate-{i}", **look)
+        ax.plot(at, prob, "o", color=COLOURS[i], mec=style().ink, ms=6 * style().scale, gid=f"candidate-{i}")
     ax.set(xlim=ends, ylim=(-0.03, 1.12), xlabel="α", ylabel="probability")
 
 
@@ -90,23 +92,23 @@ def _draw_samples(ax: Axes, probs: Tensor, gates: Tensor, means: Tensor, seed: i
 
 
 def _draw_costs(ax: Axes, costs: dict[str, Tensor], budget: float) -> None:
-    for row, values in enumerate(costs.values()):
+    for row, (name, values) in enumerate(costs.items()):
         ends = np.cumsum([0.0, *values.tolist()])
         for i, cost in enumerate(values.tolist()):
-            ax.barh(row, cost, 0.7, ends[i], color=COLOURS[i], gid=f"cost-{row}-{i}")
+            ax.barh(name, cost, 0.7, ends[i], color=COLOURS[i], gid=f"cost-{row}-{i}")
         ax.text(ends[-1], row, f" {ends[-1]:,.0f}", va="center")
     ax.axvline(budget, color=style().ink, linestyle="--", linewidth=style().scale, gid="budget")
-    ax.set(yticks=(0, 1), yticklabels=[*costs], ylim=(1.5, -0.5), xlabel="parameters (dashed: budget)")
+    ax.set(ylim=(1.5, -0.5), xlabel="parameters (dashed: budget)")
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.set_xlim(0, 1.18 * max(budget, *(float(values.sum()) for values in costs.values())))
 
 
-def _draw_gradients(ax: Axes, gradients: dict[str, np.ndarray], of: int) -> None:
-    look = {"color": style().pale, "edgecolor": style().ink, "linewidth": 0.7 * style().scale}
-    for place, ((mode, values), hatch) in enumerate(zip(gradients.items(), ("", "////", "...."), strict=True)):
-        x = np.arange(len(values)) + 0.27 * (place - 1)
-        ax.bar(x, values, 0.25, label=mode, hatch=hatch, gid=f"gradient-{mode}", **look)
+def _draw_gradients(ax: Axes, gradients: dict[str, np.ndarray], label: str) -> None:
+    bars = pd.DataFrame(gradients).plot.bar(ax=ax, width=0.8, color=style().pale, edgecolor=style().ink, rot=0)
+    for container, hatch in zip(bars.containers, ("", "////", "...."), strict=True):
+        for bar in container:
+            bar.set(hatch=hatch, linewidth=0.7 * style().scale, gid=f"gradient-{container.get_label()}")
     ax.axhline(0, color=style().grey, linewidth=0.7 * style().scale)
-    ax.set(xticks=range(len(values)), xlabel="candidate j", ylabel=f"∂p{of} / ∂αj")
+    ax.set(xlabel="candidate j", ylabel=label)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3, columnspacing=1, handlelength=1.4, handletextpad=0.5)

@@ -97,23 +97,23 @@ def _draw_map(
     inert, scale = cells[cells["inert"]], style().scale
     if len(inert):
         bright = relative_luminance(mesh.to_rgba(inert["value"].to_numpy(float))) > 0.179
-        look = {"c": np.where(bright, "black", "white"), "s": 9 * scale**2, "linewidths": 0.8 * scale}
-        ax.scatter(inert["x"], inert["y"], marker="x", gid="inert", **look)
-        look = {"color": style().ink, "marker": "x", "linestyle": "", "markersize": 4 * scale}
-        handles.append(entry("inert: cannot act", **look))
+        colour, size = np.where(bright, "black", "white"), 9 * scale**2
+        ax.scatter(inert["x"], inert["y"], size, colour, marker="x", linewidths=0.8 * scale, gid="inert")
+        cross = entry("inert: cannot act", color=style().ink, marker="x", linestyle="", markersize=4 * scale)
+        handles.append(cross)
     return mesh, handles
 
 
 def _finish(ax: Axes, handles: list[Any], title: str | None) -> None:
-    """Title and legend, with tick labels in the size of the cells."""
-    font = ax.get_xticklabels()[0].get_size()
+    """Title and legend, and then tick labels that fit the cells."""
     finish_axes(ax, "layer", "", handles, title)
-    ax.tick_params(labelsize=font)
+    figure_of(ax).draw_without_rendering()  # settles the layout
+    height = ax.bbox.height * 72 / figure_of(ax).dpi / abs(np.diff(ax.get_ylim())[0])  # of a cell, in points
+    ax.tick_params(labelsize=float(np.clip(0.85 * height, 0.6 * style().font, style().font)))
 
 
 def _colours(value: str) -> str:
-    diverging = "berlin" if style().dark else "PuOr_r"
-    return diverging if value in ("margin", "difference") else "cividis"
+    return ("berlin" if style().dark else "PuOr_r") if value in ("margin", "difference") else "cividis"
 
 
 @styled
@@ -197,10 +197,8 @@ def plot_difference(
     mesh, handles = _draw_map(ax, grid, cells, _colours("difference"), norm, label)
     for column, name, marker in (("only_one", names[0], "^"), ("only_other", names[1], "v")):
         alone = gate_cells(table.assign(chosen=table[column]), "difference").query("chosen")
-        look = {"marker": marker, "linestyle": "", "markersize": 5.5 * style().scale, "markeredgewidth": 0.6}
-        look |= {"color": "black", "markeredgecolor": "white"}
-        ax.plot(alone["x"], alone["y"], gid=column, **look)
-        handles.append(entry(f"chosen by {name} only: {len(alone)}", **look))
+        size, label = 5.5 * style().scale, f"chosen by {name} only: {len(alone)}"
+        handles += ax.plot(alone["x"], alone["y"], "k" + marker, mec="white", mew=0.6, ms=size, gid=column, label=label)
     colour_bar(mesh, ax, f"{LABELS.get(value, value)}: {names[0]} − {names[1]}")
     _finish(ax, handles, title)
     return ax
@@ -283,9 +281,9 @@ def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None,
     ax = ax or new_axes(*map_size(grid))
     norm, colours = Normalize(0, shares["value"].max()), "cividis" if style().dark else "cividis_r"  # 0 is pale
     mesh, handles = _draw_map(ax, grid, cells, colours, norm, label)
-    for y, share in shares.groupby("y")["value"].sum().items():
-        text, size = f"{share:.0f} %" if share >= 1 else "< 1 %", ax.get_xticklabels()[0].get_size()
-        ax.text(grid.size[0] - 0.3, float(y), text, va="center", size=size)
+    for y, share in shares.groupby("y", as_index=False)["value"].sum().itertuples(index=False):
+        text, size = f"{share:.0f} %" if share >= 1 else "< 1 %", ax.get_xticklabels()[0].get_fontsize()
+        ax.text(grid.size[0] - 0.3, y, text, va="center", size=size)
     colour_bar(mesh, ax, LABELS["share"])
     _finish(ax, handles, title)
     return ax

@@ -76,7 +76,7 @@ STYLES = {
     "notebook": Style("notebook", 9.0, 5.0, 9.6),
     "talk": Style("talk", 13.0, 6.4, 12.8),
 }
-DARK = {"ground": "#16191D", "ink": "#F0F0F0", "grey": "#A8ADB3", "faint": "#565C64", "pale": "#262B31"}
+DARK: dict[str, Any] = {"ground": "#16191D", "ink": "#F0F0F0", "grey": "#A8ADB3", "faint": "#565C64", "pale": "#262B31"}
 _current = STYLES["notebook"]
 _lock = RLock()  # matplotlib's settings are shared by all threads
 
@@ -140,7 +140,7 @@ def styled(function: Function) -> Function:
             for ax in figure_of(np.ravel(axes)[0]).axes:
                 for axis in (ax.xaxis, ax.yaxis):  # most ticks are made when the figure is saved, as copies of these
                     axis.get_minor_ticks(1)
-                    axis.set_tick_params(labelsize=axis.get_major_ticks(1)[0].label1.get_size())
+                    axis.set_tick_params(labelsize=axis.get_major_ticks(1)[0].label1.get_fontsize())
         return axes
 
     return drawn  # type: ignore[return-value]

@@ -59,11 +59,11 @@ def _kinds(chosen: pd.DataFrame, used: int, top: int) -> str:
     groups = chosen.groupby(["stack", "role", "pet"], observed=True, sort=False)
     shares = (100 * groups["n_params"].sum() / used).sort_values(ascending=False, kind="stable")
     kinds = []
-    for (stack, role, pet), share in shares[:top].items():
+    for stack, role, pet, share in shares.iloc[:top].reset_index().itertuples(index=False):
         layers = groups.get_group((stack, role, pet))["layer"]
         where = f", {_layers(layers)}" if layers.notna().all() else ""
         kinds.append(f"{MODULES.get(str(pet), pet)} on {stack} {_place(role)}{where} ({share:.0f} %)")
-    rest = shares[top:]
+    rest = shares.iloc[top:]
     tail = f"; {len(rest)} other kind{'s' * (len(rest) > 1)} take the remaining {rest.sum():.0f} %" if len(rest) else ""
     return f"The parameters go to {', '.join(kinds)}{tail}."
 
