@@ -11,10 +11,10 @@
     environment  environment_report: what the widgets need
 """
 
-from s3pet.widgets.comparison import compare
+from s3pet.widgets.comparison import Comparison as compare
 from s3pet.widgets.environment import environment_report
-from s3pet.widgets.explorer import explore
-from s3pet.widgets.lab import gate_lab
+from s3pet.widgets.explorer import Explorer as explore
+from s3pet.widgets.lab import GateLab as gate_lab
 from s3pet.widgets.live import watch
 
 __all__ = ["compare", "environment_report", "explore", "gate_lab", "watch"]

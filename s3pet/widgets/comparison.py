@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ipywidgets as W
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from s3pet.errors import RunError
 from s3pet.plots import choice_table, plot_agreement, plot_gate_panels, plot_two
-from s3pet.transfer import agreement
+from s3pet.transfer import agreement, average_gates
 from s3pet.widgets.panel import WRAP, BudgetSlider, FileRow, Panel, control
 from s3pet.widgets.runs import QUANTITIES, find_runs
 
@@ -21,25 +21,43 @@ SELECTED = 4  # runs that are selected at first
 
 
 class Comparison(Panel):
-    """Controls and picture of :func:`compare`. Set ``.value`` of a control to use it from code.
+    """Compare saved searches of one space, all cut at one budget.
+
+    Panels share a colour scale. The difference of two searches marks what only one of them chose. The overlap is shown
+    with its chance level at this budget. The picture is that of :func:`s3pet.plots.plot_gate_panels`, `plot_two` or
+    `plot_agreement`. A button saves it, in the figure style in use then, and never overwrites a file.
+
+    Args:
+        runs: two or more, as a list or mapping of run folders and search results, or a folder with runs below it.
+        draws: random structures per pair, for the chance level.
 
     Attributes:
-        runs: which runs, two or more. view: "panels", "difference" or "overlap".
+        runs: which runs. view: "panels", "difference" or "overlap". Set ``.value`` of a control to use it from code.
         quantity, budget: what to show, and where to cut all of them.
-        one, other: the two of the difference. measure: of the overlap. draws: random structures per pair.
-        table: who chose what, as HTML; `choices` has the data.
-        exporting: where to write the figure, and the button that writes.
+        one, other: the two of the difference. measure: of the overlap.
+        table: who chose what, as HTML. exporting: where to write the figure, and the button that writes.
+
+    Raises:
+        RunError: fewer than two runs, or different spaces.
     """
 
-    def __init__(self, runs: Any, draws: int = 100):
+    def __init__(self, runs: Any, *, draws: int = 100):
         super().__init__()
-        self._results, self.draws, self._agreements = _open(runs), draws, dict[Any, pd.DataFrame]()
-        names, self.table, self.spent = [*self._results], W.HTML(), W.HTML()
+        entries = find_runs(runs)
+        names = [f"{entry.value('task').rpartition('/')[2]} {entry.value('seed')}" for entry in entries]
+        if isinstance(runs, Mapping) or len(set(names)) < len(names):
+            names = [entry.name for entry in entries]
+        self._results = {name: entry.open() for name, entry in zip(names, entries, strict=True)}
+        if len(self._results) < 2:
+            raise RunError(f"expected two runs or more, of different names, got {names}; widgets.explore shows one")
+        first = self._results[names[0]]
+        average_gates(self._results, budget=first.budget)  # raises RunError if the spaces differ
+        self.draws, self._agreements, self.table, self.spent = draws, dict[Any, pd.DataFrame](), W.HTML(), W.HTML()
         rows = min(max(len(names), 3), 8)
         self.runs = control(W.SelectMultiple, "runs", 300, options=names, value=names[:SELECTED], rows=rows)
         self.view = W.ToggleButtons(options=VIEWS, style={"button_width": "100px"})
         self.quantity = control(W.Dropdown, "show", 300, options=[*zip(QUANTITIES.values(), QUANTITIES, strict=True)])
-        self.budget = BudgetSlider(self._results[names[0]], continuous_update=False)
+        self.budget = BudgetSlider(first, continuous_update=False)
         self.one = control(W.Dropdown, "difference", 300, options=names)
         self.other = control(W.Dropdown, "minus", 300, options=names, value=names[-1])
         self.measure = control(W.Dropdown, "agreement", 300, options=MEASURES)
@@ -47,13 +65,12 @@ class Comparison(Panel):
         what = W.VBox([self.view, self.quantity, W.HBox([self.budget, self.spent], layout=WRAP)])
         controls = W.HBox([self.runs, what, W.VBox([self.one, self.other, self.measure])], layout=WRAP)
         self.children = [controls, self.message, self.picture, self.table, self.exporting]
-        self._update(self.runs)
         self._listen(self.runs, self.view, self.quantity, self.budget, self.one, self.other, self.measure)
 
     @property
     def gates(self) -> dict[str, pd.DataFrame]:
         """Gate tables of the selected runs, cut at the budget."""
-        return {name: self._results[name].gates_at(budget=self.n_params) for name in self.runs.value}
+        return self._cut(self.runs.value)
 
     @property
     def choices(self) -> pd.DataFrame:
@@ -69,67 +86,28 @@ class Comparison(Panel):
             self._agreements[key] = agreement(results, budget=self.n_params, draws=self.draws)
         return self._agreements[key]
 
-    def _update(self, control: Any = None) -> None:
-        names = self.runs.value
-        if len(names) < 2:
-            self._complain("Select two runs or more (hold Ctrl or Shift).")
-            return
-        if control is self.runs:  # the two of the difference must be among them
-            with self._setting():
-                one, other = self.one.value, self.other.value
-                self.one.options = self.other.options = names
-                self.one.value = one if one in names else names[0]
-                rest = [name for name in names if name != self.one.value]
-                self.other.value = other if other in rest else rest[-1]
+    def _cut(self, names: Sequence[str]) -> dict[str, pd.DataFrame]:
+        return {name: self._results[name].gates_at(budget=self.n_params) for name in names}
+
+    def _update(self, control: Any) -> None:
+        if len(self.runs.value) < 2:
+            raise RunError("Select two runs or more (hold Ctrl or Shift).")
         self.quantity.disabled, self.measure.disabled = self.view.value == "overlap", self.view.value != "overlap"
         self.one.disabled = self.other.disabled = self.view.value != "difference"
-        self.spent.value = f"{self._spent(self._results[names[0]])}, for all"
+        self.spent.value = f"{self._spent(self._results[self.runs.value[0]])}, for all"
         dots = self.choices.drop(columns="mean_prob").replace({True: "●", False: ""}).reset_index()
         self.table.value = f"<div style='max-height:260px;overflow:auto'>{dots.to_html(index=False, border=0)}</div>"
-        self._show()
 
     def _draw(self, figure: Figure) -> str:
+        names, one, other = self.runs.value, self.one.value, self.other.value
         if self.view.value == "overlap":
             plot_agreement(self.agreement, value=self.measure.value, figure=figure)
         elif self.view.value == "difference":
-            plot_two(self.gates, self.one.value, self.other.value, value=self.quantity.value, figure=figure)
+            plot_two(self._cut((one, other)), one, other, value=self.quantity.value, figure=figure)
         else:
             plot_gate_panels(self.gates, value=self.quantity.value, figure=figure)
-        names, choices = self.runs.value, self.choices
-        by_all = (choices["chosen_by"] == len(names)).sum()
-        return f"{self.view.value} of {', '.join(names)}: {len(choices)} candidates chosen by any, {by_all} by all."
-
-
-def _open(runs: Any) -> dict[str, Any]:
-    """Open the runs: name → result. Names are the user's, else task and seed, else those of the folders."""
-    entries = find_runs(runs)
-    names = [f"{entry.value('task').rpartition('/')[2]} {entry.value('seed')}" for entry in entries]
-    if isinstance(runs, Mapping) or len(set(names)) < len(names):
-        names = [entry.name for entry in entries]
-    results = {name: entry.open() for name, entry in zip(names, entries, strict=True)}
-    if len(results) < 2:
-        raise RunError(f"expected two runs or more with different names, got {names}; s3pet.widgets.explore shows one")
-    spaces = {(each.space.model_id, *(c.name for c in each.space)): name for name, each in results.items()}
-    if len(spaces) > 1:
-        raise RunError(
-            f"{' and '.join(map(repr, spaces.values()))} searched {len(spaces)} different spaces; their maps cannot be "
-            "compared. s3pet.retarget_gates carries gates to another space."
+        chosen_by = self.choices["chosen_by"]
+        return (
+            f"{self.view.value} of the searches {', '.join(names)}: {len(chosen_by)} candidates are chosen by any, "
+            f"{(chosen_by == len(names)).sum()} by all."
         )
-    return results
-
-
-def compare(runs: Any, *, draws: int = 100) -> Comparison:
-    """Compare saved searches of one space, all cut at one budget.
-
-    Panels share a colour scale. The difference of two searches marks what only one of them chose. The overlap is shown
-    with its chance level at this budget. The table says who chose what. The picture is that of
-    :func:`s3pet.plots.plot_gate_panels`, `plot_two` or `plot_agreement`.
-
-    Args:
-        runs: two or more, as a list or mapping of run folders and search results, or a folder with runs below it.
-        draws: random structures per pair, for the chance level.
-
-    Raises:
-        RunError: fewer than two runs, or different spaces.
-    """
-    return Comparison(runs, draws)

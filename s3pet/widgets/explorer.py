@@ -9,11 +9,10 @@ import ipywidgets as W
 import pandas as pd
 from matplotlib.figure import Figure
 
-from s3pet.errors import S3PetError
 from s3pet.plots import candidate_facts, describe, plot_cut
 from s3pet.plots.style import PETS
 from s3pet.structure import Structure
-from s3pet.widgets.panel import WRAP, BudgetSlider, FileRow, Panel, control, set_range
+from s3pet.widgets.panel import WRAP, BudgetSlider, FileRow, Panel, control
 from s3pet.widgets.runs import Entry, SavedSearch, find_runs
 
 FIELDS = ("model", "space", "task", "budget", "seed")
@@ -21,15 +20,26 @@ AVERAGE = "average"
 
 
 class Explorer(Panel):
-    """Controls and picture of :func:`explore`. Set ``.value`` of a control to use it from code.
+    """Explore saved searches: the map of the gates at any budget and step, and every candidate in it.
+
+    Moving the budget cuts the saved search again; nothing is searched anew. Filters fade candidates; they never change
+    the choice. The picture is :func:`s3pet.plots.plot_cut` of ``explorer.gates`` with ``explorer.arguments``. Buttons
+    save the structure or the figure, in the figure style in use then, and never overwrite a file.
+
+    Args:
+        runs: a run folder, a folder with runs below it, a search result, or a list or mapping of these. Searches that
+            differ only in their seed can be averaged.
 
     Attributes:
-        selectors: dropdowns "task", "seed" and, where the runs differ in it, "model", "space", "budget" and "run". The
-            seed may be "average".
+        selectors: dropdowns "task", "seed" (or "average") and, where the runs differ in it, "model", "space", "budget"
+            and "run". Set ``.value`` of a control to use it from code.
         quantity, budget, step, pets, layers: what to show, and where to cut.
         candidate: which candidate to look at. earlier, later: buttons that go through the chosen ones.
         saving, exporting: where to write (``.path``), and the ``.button`` that writes.
         card: facts of the candidate. spent: the budget in words. search: the search that is shown.
+
+    Raises:
+        RunError: there is no run; the message says how to make one.
     """
 
     def __init__(self, runs: Any):
@@ -63,10 +73,8 @@ class Explorer(Panel):
             W.HBox([self.picture, card]),
             W.HBox([self.saving, self.exporting], layout=WRAP),
         ]
-        self._follow_search()
-        self._tell()
-        self._listen(*self.selectors.values(), self.quantity, self.budget, self.step, self.pets, self.layers)
-        self._listen(self.candidate)
+        shown = (self.quantity, self.budget, self.step, self.pets, self.layers, self.candidate)
+        self._listen(*self.selectors.values(), *shown)
         self.earlier.on_click(lambda _: self._go(-1))
         self.later.on_click(lambda _: self._go(1))
 
@@ -84,32 +92,23 @@ class Explorer(Panel):
     def arguments(self) -> dict[str, Any]:
         """Arguments of :func:`s3pet.plots.plot_cut` that draw what is shown from `gates`."""
         low, high = self.search.limits(self.quantity.value)
-        return {
-            "budget": self.n_params,
-            "value": self.quantity.value,
-            "vmin": low,
-            "vmax": high,
-            "pets": None if len(self.pets.value) == len(self.pets.options) else self.pets.value,
-            "layers": None if self.layers.value == (self.layers.min, self.layers.max) else self.layers.value,
-            "candidate": self.candidate.value if self.candidate.value in self.search.names else None,
-            "title": self._title(),
-        }
+        pets, layers = self.pets.value, self.layers.value
+        title = [self.search.title, *[f"step {self.step.value}"] * bool(self.search.steps), f"budget {self.n_params:,}"]
+        if len(pets) == len(self.pets.options):
+            pets = None
+        else:
+            title.append(f"shown: {', '.join(PETS.get(pet, pet) for pet in pets) or 'none'}")
+        if layers == (self.layers.min, self.layers.max):
+            layers = None
+        else:
+            title.append(f"layers {layers[0]}-{layers[1]}")
+        candidate = self.candidate.value if self.candidate.value in self.search.names else None
+        where = {"budget": self.n_params, "pets": pets, "layers": layers, "candidate": candidate}
+        return {"value": self.quantity.value, "vmin": low, "vmax": high, "title": " · ".join(title), **where}
 
     def _step(self) -> int | None:
         """The recorded step that is shown; None: the end of the search."""
         return None if self.step.value == self.step.options[-1] else self.step.value
-
-    def _title(self) -> str:
-        config, search, (first, last) = self.search.result.config, self.search, self.layers.value
-        whose = f"mean of {len(search.searches)} searches" if search.averaged else f"seed {config.get('seed', '—')}"
-        parts = [
-            f"{str(config.get('task')).rpartition('/')[2]}, {whose}",
-            *[f"step {self.step.value}"] * bool(search.steps),
-        ]
-        parts.append(f"budget {self.n_params:,}")
-        if len(self.pets.value) < len(self.pets.options):
-            parts.append("shown: " + (", ".join(PETS.get(pet, pet) for pet in self.pets.value) or "none"))
-        return " · ".join(parts + [f"layers {first}-{last}"] * ((first, last) != (0, self.layers.max)))
 
     def _matching(self, n_selectors: int) -> list[Entry]:
         """The runs that agree with the first selectors."""
@@ -139,18 +138,22 @@ class Explorer(Panel):
             self._opened[key] = SavedSearch(searches, None if average else self._matching(len(key))[0].open())
         return self._opened[key]
 
-    def _update(self, control: Any = None) -> None:
+    def _update(self, control: Any) -> None:
         selectors = [*self.selectors.values()]
         if control in selectors:
-            try:
-                with self._setting():
-                    self._refill(selectors.index(control) + 1)
-                    self.search = self._open()
-                    self._follow_search()
-            except S3PetError as error:
-                self._complain(error)
-                return
-        self._tell()
+            self._refill(selectors.index(control) + 1)
+            self.search = self._open()
+            self._follow_search()
+        gates, name = self.gates, self.candidate.value
+        chosen = gates[gates["chosen"]]
+        used = f"{len(chosen):,} candidates use {chosen['n_params'].sum():,}"
+        self.spent.value = f"{self._spent(self.search.result)}; {used}"
+        self.card.value = "<i>Choose a candidate, or go through the chosen ones.</i>"
+        if name:
+            choices = self.search.choices(self.n_params).T.get(name, {}) if len(self.search.searches) > 1 else {}
+            facts = pd.Series(candidate_facts(gates, name, dict(choices)))
+            with pd.option_context("display.max_colwidth", None):
+                self.card.value = facts.to_frame().to_html(header=False, border=0)
 
     def _follow_search(self) -> None:
         """Set the controls for another search; settings that still make sense are kept."""
@@ -165,26 +168,9 @@ class Explorer(Panel):
         if self.pets.options != pets:
             self.pets.options, self.pets.value = pets, [pet for _, pet in pets]
         if self.layers.max != (last := int(gates["layer"].max())):
-            set_range(self.layers, 0, last, (0, last))
+            self.layers.max, self.layers.value = last, (0, last)
         self.candidate.value = self.candidate.value if self.candidate.value in search.names else ""
         self.candidate.options = search.names
-
-    def _tell(self) -> None:
-        gates, name = self.gates, self.candidate.value
-        chosen = gates[gates["chosen"]]
-        used = f"{len(chosen):,} candidates use {chosen['n_params'].sum():,}"
-        self.spent.value = f"{self._spent(self.search.result)}; {used}"
-        self.card.value = "<i>Choose a candidate, or go through the chosen ones.</i>"
-        self._show()
-        if name:
-            choices = self.search.choices(self.n_params).T.get(name, {}) if len(self.search.searches) > 1 else {}
-            try:
-                facts = candidate_facts(gates, name, dict(choices))
-            except S3PetError as error:
-                self._complain(error)
-                return
-            with pd.option_context("display.max_colwidth", None):
-                self.card.value = pd.Series(facts).to_frame().to_html(header=False, border=0)
 
     def _draw(self, figure: Figure) -> str:
         gates = self.gates
@@ -202,20 +188,3 @@ class Explorer(Panel):
         structure = self.structure
         structure.to_json(path)
         return f"wrote {path}: {len(structure)} candidates, {structure.n_params:,} parameters of {structure.budget:,}"
-
-
-def explore(runs: Any) -> Explorer:
-    """Explore saved searches: the map of the gates at any budget and step, and every candidate in it.
-
-    Moving the budget cuts the saved search again; nothing is searched anew. Filters fade candidates; they never change
-    the choice. The picture is :func:`s3pet.plots.plot_cut` of ``explorer.gates`` with ``explorer.arguments``. Buttons
-    save the structure or the figure, in the figure style in use then, and never overwrite a file.
-
-    Args:
-        runs: a run folder, a folder with runs below it, a search result, or a list or mapping of these. Searches that
-            differ only in their seed can be averaged.
-
-    Raises:
-        RunError: there is no run; the message says how to make one.
-    """
-    return Explorer(runs)

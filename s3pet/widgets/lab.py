@@ -10,24 +10,32 @@ from matplotlib.figure import Figure
 
 from s3pet.errors import PlotError
 from s3pet.plots.lab import COLOURS, plot_gate_lab
-from s3pet.widgets.panel import WRAP, Panel, control, set_range
+from s3pet.widgets.panel import WRAP, Panel, control
 
 START = ((1.0, 256), (0.5, 128), (0.0, 256), (-0.5, 396), (-1.0, 128))
 
 
 class GateLab(Panel):
-    """Controls and picture of :func:`gate_lab`. Set ``.value`` of a control to use it from code.
+    """Change α of a few candidates, their costs, the budget and the temperatures, and see what follows.
+
+    Shows the shift, the probabilities, sampled gates and their mean, the expected parameters and the budget, and the
+    gradient of one probability in the three modes: :func:`s3pet.plots.plot_gate_lab`.
+
+    Args:
+        candidates: (α, cost in parameters) of each, two to eight.
 
     Attributes:
-        alphas, costs: one slider and one number field per candidate.
+        alphas, costs: one slider and one number field per candidate. Set ``.value`` of a control to use it from code.
         budget, temperature, sample_temperature, of: the other controls.
         again: a button that draws other samples. seed: of the samples.
+
+    Raises:
+        PlotError: ``candidates`` is something else.
     """
 
     def __init__(self, candidates: Sequence[tuple[float, int]] = START):
         super().__init__()
-        pairs, self.seed = _check(candidates), 0
-        self.alphas, self.costs = [], []
+        pairs, self.alphas, self.costs, self.seed = _check(candidates), [], [], 0
         for i, (alpha, cost) in enumerate(pairs):
             low, high = min(-4.0, alpha), max(4.0, alpha)
             self.alphas.append(control(W.FloatSlider, f"α{i}", 190, "25px", value=alpha, min=low, max=high, step=0.1))
@@ -46,34 +54,27 @@ class GateLab(Panel):
         self.children = [W.HBox([left, self.picture], layout=WRAP)]
         self._listen(*self.alphas, *self.costs, *rest)
         self.again.on_click(self._on_again)
-        self._update()
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of :func:`s3pet.plots.plot_gate_lab` that draw what the controls say."""
-        return {
-            "alpha": [slider.value for slider in self.alphas],
-            "costs": [cost.value for cost in self.costs],
-            "budget": self.budget.value,
-            "temperature": self.temperature.value,
-            "sample_temperature": self.sample_temperature.value,
-            "of": self.of.value,
-            "seed": self.seed,
-        }
 
     def _on_again(self, button: Any) -> None:
         self.seed += 1
-        self._update()
-
-    def _update(self, control: Any = None) -> None:
-        if control in self.costs:  # the budget must stay below the cost of all
-            with self._setting():
-                high = max(1, sum(cost.value for cost in self.costs) - 1)
-                set_range(self.budget, 1, high, min(self.budget.value, high))
         self._show()
 
+    def _update(self, control: Any) -> None:
+        if control in self.costs:  # the budget must stay below the cost of all
+            high = max(1, sum(cost.value for cost in self.costs) - 1)
+            self.budget.max, self.budget.value = high, min(self.budget.value, high)
+
     def _draw(self, figure: Figure) -> str:
-        plot_gate_lab(**self.arguments, figure=figure)
+        plot_gate_lab(
+            [slider.value for slider in self.alphas],
+            [cost.value for cost in self.costs],
+            self.budget.value,
+            temperature=self.temperature.value,
+            sample_temperature=self.sample_temperature.value,
+            of=self.of.value,
+            seed=self.seed,
+            figure=figure,
+        )
         return f"gates of {len(self.alphas)} candidates at {self.budget.value} parameters"
 
 
@@ -88,18 +89,3 @@ def _check(candidates: Any) -> list[tuple[float, int]]:
             f"1 or more; got {candidates!r:.80}."
         )
     return pairs
-
-
-def gate_lab(candidates: Sequence[tuple[float, int]] = START) -> GateLab:
-    """Change α of a few candidates, their costs, the budget and the temperatures, and see what follows.
-
-    Shows the shift, the probabilities, sampled gates and their mean, the expected parameters and the budget, and the
-    gradient of one probability in the three modes. The picture is :func:`s3pet.plots.plot_gate_lab`.
-
-    Args:
-        candidates: (α, cost in parameters) of each, two to eight.
-
-    Raises:
-        PlotError: anything else.
-    """
-    return GateLab(candidates)

@@ -30,7 +30,7 @@ from s3pet.result import SearchResult
 from s3pet.widgets.environment import at_least, in_notebook
 from s3pet.widgets.panel import WRAP, Picture
 
-SHARE = 0.1  # largest share of the time that is spent on drawing
+EVERY = 5.0  # seconds between two pictures of a running search
 METER = "step {n_fmt} of {total_fmt}, {remaining} left"
 
 
@@ -67,7 +67,7 @@ class Live(View):
         self.bar, self.text = W.IntProgress(0, 0, 1, layout={"width": "30%"}), W.HTML("getting ready …")
         self.picture = Picture(self.complain, Exception)
         self.panel = W.VBox([W.HBox([self.button, self.bar, self.text], layout=WRAP), self.picture])
-        self._state, self._told, self._drawn, self._cost = "…", 0.0, 0.0, 0.0
+        self._state, self._told, self._drawn = "…", 0.0, 0.0
 
     def stop(self) -> None:
         """Stop the search after the current step and keep its result."""
@@ -76,11 +76,7 @@ class Live(View):
 
     def conduct(self, function: Callable[[], Any]) -> Any:
         self.show()
-        try:
-            return function()
-        except BaseException as error:
-            self.fail(error)
-            raise
+        return function()
 
     @_harmless
     def show(self) -> None:
@@ -110,8 +106,7 @@ class Live(View):
     @_harmless
     def record(self, searcher: Any) -> None:
         self._state = describe_state(searcher)
-        if time.perf_counter() - self._drawn >= self._cost / SHARE:
-            self._drawn = time.perf_counter()
+        if time.perf_counter() - self._drawn > EVERY:
             self._draw(searcher.result({**asdict(searcher.settings), "budget": searcher.budget.n_params}, {}))
 
     @_harmless
@@ -124,13 +119,13 @@ class Live(View):
         seconds = tqdm.format_interval(result.cost.seconds)
         text = f"{result.metrics['steps']} steps{why}, {seconds}: {result.structure()!r}"
         self.bar.value, self.text.value = result.metrics["steps"], html.escape(text)
-        self._draw(result, lambda: self._replace(text, {"image/png": b64encode(self.picture.value).decode()}))
+        self._draw(result, lambda: self._replace(text))
 
-    def fail(self, error: BaseException) -> None:
-        """Show the error that ended the search, in the place of the widget."""
-        self.complain(error)
-        with suppress(Exception):
-            self._replace(f"{type(error).__name__}: {error}", {})
+    def _replace(self, text: str) -> None:
+        """Put the picture in the place of the widget, for good."""
+        if self._display is not None:
+            png = b64encode(self.picture.value).decode()
+            self._display.update({"image/png": png, "text/plain": text}, raw=True)
 
     def complain(self, error: BaseException) -> None:
         """Show an error beside the progress."""
@@ -139,36 +134,26 @@ class Live(View):
 
     def _draw(self, result: SearchResult, then: Callable[[], None] = lambda: None) -> None:
         def draw(figure: Figure) -> str:
-            start = time.perf_counter()
             figure.set_size_inches(8.0 * style().scale, 4.6 * style().scale)
             plot_search(result, figure=figure)
-            figure.canvas.draw()
-            self._drawn = time.perf_counter()
-            self._cost = self._drawn - start
             return f"search, step {len(result.history)}"
 
+        self._drawn = time.perf_counter()
         self.picture.ask(draw, then)
         self.picture.refresh()  # now, if the search runs in the thread that draws
 
-    def _replace(self, text: str, data: dict[str, str]) -> None:
-        if self._display is not None:
-            self._display.update({**data, "text/plain": text}, raw=True)
 
+class Watch(Live):
+    """The live view of a search in the background, and its result; made by :func:`watch`."""
 
-class Watch:
-    """A search in the background; made by :func:`watch`. ``live`` is its view."""
-
-    def __init__(self, live: Live, future: Future):
-        self.live, self._future = live, future
+    def __init__(self) -> None:
+        super().__init__()
+        self.future: Future[SearchResult] = Future()
 
     @property
     def done(self) -> bool:
         """Whether the search has ended."""
-        return self._future.done()
-
-    def stop(self) -> None:
-        """Stop after the current step and keep the result, as the button does."""
-        self.live.stop()
+        return self.future.done()
 
     def result(self, timeout: float | None = None) -> SearchResult:
         """Wait for the result; an interrupt stops the waiting, not the search.
@@ -181,15 +166,15 @@ class Watch:
         """
         end = time.monotonic() + (float("inf") if timeout is None else timeout)
         while not self.done and time.monotonic() < end:
-            wait([self._future], 0.1)
-            self.live.picture.refresh()
+            wait([self.future], 0.1)
+            self.picture.refresh()
         if not self.done:
             raise TimeoutError(f"the search is still running after {timeout} s; .stop() stops it and keeps its result")
-        self.live.picture.refresh()
-        return self._future.result()
+        self.picture.refresh()
+        return self.future.result()
 
     def __repr__(self) -> str:
-        return f"Watch(step {self.live.bar.value} of {self.live.bar.max}, {'done' if self.done else 'running'})"
+        return f"Watch(step {self.bar.value} of {self.bar.max}, {'done' if self.done else 'running'})"
 
 
 def watch(search: Callable[..., SearchResult], *args: Any, **kwargs: Any) -> Watch:
@@ -213,26 +198,26 @@ def watch(search: Callable[..., SearchResult], *args: Any, **kwargs: Any) -> Wat
     Raises:
         Any error that the search raises before its first step, such as a budget that cannot be read.
     """
-    live, future = Live(), Future[SearchResult]()
+    watched = Watch()
 
     def run() -> None:
         try:
-            future.set_result(search(*args, **{**kwargs, "progress": live}))
+            watched.future.set_result(search(*args, **{**kwargs, "progress": watched}))
         except BaseException as error:
-            live.fail(error)
-            future.set_exception(error)
+            watched.complain(error)
+            watched.future.set_exception(error)
         finally:
-            live.started.set()
+            watched.started.set()
 
-    live.show()
+    watched.show()
     thread = Thread(target=run, name="s3pet-watch", daemon=True)
     thread.start()
     try:
-        live.started.wait()
+        watched.started.wait()
     except BaseException:  # interrupted: nobody gets the handle, so the search must end
-        live.stop()
+        watched.stop()
         thread.join()
         raise
-    if future.done():
-        future.result()
-    return Watch(live, future)
+    if watched.done:
+        watched.result()
+    return watched

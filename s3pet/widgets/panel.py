@@ -14,8 +14,8 @@ import textwrap
 import threading
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,8 @@ class Picture(W.Image):
 class Panel(W.VBox):
     """Controls and a picture. GitHub, nbconvert and readers without a kernel see the picture.
 
-    Subclasses have ``_update(control)``, which is called when a control has changed, and ``_draw(figure)``, which draws
-    what the controls say and returns it in words.
+    Subclasses have ``_update(control)``, which sets everything but the picture after a control has changed, and
+    ``_draw(figure)``, which draws what the controls say and returns it in words.
 
     Attributes:
         picture: shows the figure. message: what was written, or what went wrong.
@@ -109,29 +109,33 @@ class Panel(W.VBox):
         self._draw(figure)
         return figure
 
+    def _listen(self, *controls: W.Widget) -> None:
+        """Follow the controls, as if the first had just changed."""
+        for control in controls:
+            control.observe(lambda change: self._follow(change["owner"]), "value")
+        self._follow(controls[0])
+
+    def _follow(self, control: W.Widget) -> None:
+        if self._busy:  # the change of a control changes others, which needs no answer
+            return
+        self._busy, self.message.value = True, ""
+        try:
+            self._update(control)
+            self._show()
+        except S3PetError as error:
+            self._complain(error)
+        finally:
+            self._busy = False
+
     def _show(self) -> None:
-        self.message.value = ""
         self.picture.ask(self._draw)
+
+    def _complain(self, error: BaseException) -> None:
+        self.message.value = f"<span style='color:#D55E00;font-weight:bold'>{escape(str(error))}</span>"
 
     def _spent(self, result: SearchResult) -> str:
         share = 100 * self.n_params / result.space.backbone_params
         return f"<b>{self.n_params:,}</b> parameters = {share:.3g} % of the backbone"
-
-    def _listen(self, *controls: W.Widget) -> None:
-        for control in controls:
-            control.observe(lambda change: None if self._busy else self._update(change["owner"]), "value")
-
-    @contextmanager
-    def _setting(self) -> Iterator[None]:
-        """In this block, changes of controls do not call ``_update``."""
-        self._busy = True
-        try:
-            yield
-        finally:
-            self._busy = False
-
-    def _complain(self, error: BaseException | str) -> None:
-        self.message.value = f"<span style='color:#D55E00;font-weight:bold'>{escape(str(error))}</span>"
 
     def _export(self, path: Path) -> str:
         figure = Figure()
@@ -153,15 +157,6 @@ def control(kind: type[W.Widget], description: str, width: int = 250, label: str
     return kind(description=description, style=look, layout={"width": f"{width}px"}, **kwargs)
 
 
-def set_range(slider: Any, low: float, high: float, value: Any) -> None:
-    """Set both ends and the value of a slider, in an order in which the ends never cross."""
-    if low > slider.max:
-        slider.max, slider.min = high, low
-    else:
-        slider.min, slider.max = low, high
-    slider.value = value
-
-
 class BudgetSlider(W.FloatLogSlider):
     """A budget in parameters on a log scale, from the cheapest candidate to the whole space of a search."""
 
@@ -174,7 +169,8 @@ class BudgetSlider(W.FloatLogSlider):
         self._limits = int(result.space.costs.min()), int(result.space.costs.sum())
         low, high = map(math.log10, self._limits)
         start = min(max(result.budget.n_params, self._limits[0]), self._limits[1])
-        set_range(self, low, high, start)
+        with self.hold_trait_notifications():
+            self.min, self.max, self.value = low, high, start
         above = math.log10(start) - low
         self.step = above / max(1, round(above / 0.01)) if above > 0 else (high - low) / 200 or 0.01
 

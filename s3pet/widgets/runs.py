@@ -88,7 +88,7 @@ class SavedSearch:
         result: the search, or the average. averaged: which of the two.
         searches: names → results: those that are averaged, or the same search with other seeds.
         steps: recorded steps, in order; empty for an average. names: of the candidates.
-        quantities: columns that can be shown on a map → what to call them.
+        quantities: columns that can be shown on a map → what to call them. title: task and seed.
     """
 
     def __init__(self, searches: Mapping[str, SearchResult], result: SearchResult | None = None):
@@ -98,6 +98,9 @@ class SavedSearch:
         self.names = [candidate.name for candidate in self.result.space]
         self.steps = sorted(map(int, self.result.trajectory["step"].unique()))
         self.quantities = QUANTITIES | (OF_AVERAGES if self.averaged else {})
+        task, seed = (self.result.config.get(field, "—") for field in ("task", "seed"))
+        whose = f"mean of {len(searches)} searches" if self.averaged else f"seed {seed}"
+        self.title = f"{str(task).rpartition('/')[2]}, {whose}"
 
     def gates(self, step: int | None, n_params: int) -> pd.DataFrame:
         """The gate table at a step (None: the end) and a budget, which the ``frequency`` of an average is for, too."""

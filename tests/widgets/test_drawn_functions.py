@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from artists import ONE
+from artists import ONE, SEEDS
 from matplotlib.figure import Figure
 
 import s3pet
 from s3pet import plots
 from s3pet.errors import PlotError
+from s3pet.gates import sampling_gap
+from s3pet.plots.overview import plot_search, search_diagnostics
 from s3pet.plots.style import style
 
 
@@ -80,3 +82,21 @@ def test_choices_need_the_same_candidates(run):
     with pytest.raises(PlotError, match="no search is called 'c'"):
         plots.plot_two({"a": run, "b": run}, "a", "c")
     assert math.isclose(plots.choice_table({"a": run})["mean_prob"].iloc[0], run.gates["prob"].max())
+
+
+def test_diagnostics_are_those_of_the_search(run):
+    table = search_diagnostics(run)
+    assert table["step"].tolist() == sorted(run.trajectory["step"].unique())
+    assert table["expected"].to_numpy() == pytest.approx(1, abs=1e-5)
+    assert table["sampled"].iloc[-1] == pytest.approx(sampling_gap(run.probs, run.space.costs.double()), rel=1e-3)
+    assert np.isnan(table["settled"].iloc[0]) and table["settled"].iloc[1:].between(0, 1).all()
+    with pytest.raises(PlotError, match="trajectory"):
+        plot_search(s3pet.average_gates([s3pet.load_run(path) for path in SEEDS]))
+
+
+def test_the_overview_shows_gates_losses_cost_and_choice(run):
+    gates, loss, cost, choice = plot_search(run, title="pocket")
+    lines = {line.get_gid(): line for ax in (loss, cost, choice) for line in ax.lines}
+    smooth = run.history["loss_val"].astype(float).rolling(10, min_periods=1).mean()
+    assert lines["loss_val"].get_ydata() == pytest.approx(smooth, nan_ok=True)
+    assert lines["budget"].get_ydata()[0] == 1 and gates.get_title() == "pocket"
