@@ -55,6 +55,19 @@ class GateLab(Panel):
         self._listen(*self.alphas, *self.costs, *rest)
         self.again.on_click(self._on_again)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of :func:`s3pet.plots.plot_gate_lab` that draw what the controls say."""
+        return {
+            "alpha": [slider.value for slider in self.alphas],
+            "costs": [cost.value for cost in self.costs],
+            "budget": self.budget.value,
+            "temperature": self.temperature.value,
+            "sample_temperature": self.sample_temperature.value,
+            "of": self.of.value,
+            "seed": self.seed,
+        }
+
     def _on_again(self, button: Any) -> None:
         self.seed += 1
         self._show()
@@ -65,16 +78,7 @@ class GateLab(Panel):
             self.budget.max, self.budget.value = high, min(self.budget.value, high)
 
     def _draw(self, figure: Figure) -> str:
-        plot_gate_lab(
-            [slider.value for slider in self.alphas],
-            [cost.value for cost in self.costs],
-            self.budget.value,
-            temperature=self.temperature.value,
-            sample_temperature=self.sample_temperature.value,
-            of=self.of.value,
-            seed=self.seed,
-            figure=figure,
-        )
+        plot_gate_lab(**self.arguments, figure=figure)
         return f"gates of {len(self.alphas)} candidates at {self.budget.value} parameters"
 
 

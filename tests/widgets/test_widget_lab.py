@@ -73,3 +73,11 @@ def test_lab_shows_errors_and_keeps_its_picture():
 def test_lab_refuses_what_are_no_candidates(given):
     with pytest.raises(PlotError, match=r"Expected .* of two to eight candidates"):
         gate_lab(given)
+
+
+def test_arguments_draw_the_same_with_the_plain_function():
+    widget = gate_lab()
+    widget.budget.value, widget.of.value = 100, 2
+    axes = s3pet.plots.plot_gate_lab(**widget.arguments)
+    assert [ax.get_ylabel() for ax in axes] == [ax.get_ylabel() for ax in lab_axes(widget)]
+    assert by_gid(axes[2], "budget")[0].get_xdata()[0] == 100
