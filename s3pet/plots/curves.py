@@ -14,12 +14,11 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 
 from s3pet.errors import PlotError
-from s3pet.plots.frame import finish_axes, in_order
+from s3pet.plots.frame import entry, finish_axes, in_order
 from s3pet.plots.grid import LABELS, MAP_COLUMNS, ROLES, cut_and_start, gate_cells
 from s3pet.plots.style import PET_COLOURS, PETS, as_table, figure_of, flag, new_axes, style, styled
 
@@ -79,23 +78,16 @@ def plot_profile(
     keys = [name for name in PROFILES[by] if name != "pet"] or ["pet"]
     pets = in_order(set(shares["pet"]), PETS)
     totals = shares.groupby(keys, sort=False)[["share", "uniform"]].sum()
-    bars = (
-        shares.pivot_table("share", keys, shares["pet"].rename("module"), sort=False).loc[totals.index, pets].fillna(0)
-    )
-    n, scale = len(bars), style().scale
+    bars = shares.pivot_table("share", keys, shares["pet"].rename("module")).loc[totals.index, pets].fillna(0)
+    n, scale, high = len(bars), style().scale, 1.06 * float(totals.to_numpy().max())
     ax = ax or (new_axes(float(np.clip(0.8 + 0.15 * n, 3.35, 6.9)), 2.8) if upright else new_axes(None, 1.2 + 0.17 * n))
     colours = [PET_COLOURS.get(pet, style().grey) for pet in pets]
     bars.plot(kind="bar" if upright else "barh", stacked=True, width=0.8, color=colours, ax=ax, legend=False, rot=0)
     mark: Any = ax.hlines if upright else ax.vlines
     for gid, colour, width in (("halo", style().ground, 2.6), ("uniform", style().ink, 1.2)):  # visible on any bar
-        places = np.arange(n)
-        mark(totals["uniform"], places - 0.46, places + 0.46, color=colour, linewidth=width * scale, gid=gid)
+        mark(totals["uniform"], np.arange(n) - 0.46, np.arange(n) + 0.46, colour, linewidth=width * scale, gid=gid)
     handles: list[Any] = [Patch(color=c, label=PETS.get(pet, pet)) for pet, c in zip(pets, colours, strict=True)]
-    handles = [
-        *handles * (by != "pet"),
-        Line2D([], [], color=style().ink, linewidth=1.2 * scale, label="uniform gates"),
-    ]
-    high = 1.06 * float(totals.to_numpy().max())
+    handles = handles * (by != "pet") + [entry("uniform gates", color=style().ink, linewidth=1.2 * scale)]
     ax.tick_params("x" if upright else "y", length=0)
     if not upright:
         ax.set(xlim=(0, high), ylim=(n - 0.4, -0.6))
@@ -106,6 +98,7 @@ def plot_profile(
     stacks, layers = (totals.index.get_level_values(i) for i in (0, 1))
     every = int(np.ceil(1.5 * style().font * n / (ax.bbox.width * 72 / figure_of(ax).dpi)))  # bars between labels
     labels = [name[0] if not name.isdigit() else name if int(name) % every == 0 else "" for name in layers]
+    labels = ["" if every > 2 and i and labels[i - 1].isalpha() else label for i, label in enumerate(labels)]
     ax.set(xlim=(-0.7, n - 0.3), ylim=(0, 1.09 * high))  # the names of the stacks lie above the bars
     ax.set_xticklabels(labels)
     for stack in stacks.unique():
@@ -125,10 +118,9 @@ def plot_trajectories(
 ) -> Axes:
     """Every candidate over the steps of a search: when the gates separated, and whether they still move.
 
-    A line per candidate in the colour of its PET module, thick if it was chosen. The dashed line is the cut, the
-    lowest final value among the chosen; the dotted one the uniform start (of "prob"). The candidates with the highest
-    final values have a marker that the legend names; a hollow marker was not chosen, because it cost more than what
-    was left of the budget.
+    A line per candidate, thick if it was chosen. The cut is the lowest final value among the chosen. The legend names
+    the candidates with the highest final values; one with a hollow marker was not chosen, because it cost more than
+    what was left of the budget.
 
     Args:
         result: an object with ``.trajectory`` (``candidate, step, alpha, prob``) and ``.gates``.
@@ -160,8 +152,8 @@ def plot_trajectories(
             names = gates.index[(gates["pet"] == pet) & (chosen == (gid == "chosen"))]
             look: dict[str, Any] = {"linewidth": width * thin * scale, "zorder": 2 + (gid == "chosen") / 2, "gid": gid}
             ax.plot(paths.index, paths[names], color=colour, alpha=alpha, label=pet, **look)
-        handles.append(Line2D([], [], color=colour, linewidth=1.6 * scale, label=PETS.get(pet, pet)))
-    handles.append(Line2D([], [], color=style().grey, linewidth=0.6 * scale, label="not chosen"))
+        handles.append(entry(PETS.get(pet, pet), color=colour, linewidth=1.6 * scale))
+    handles.append(entry("not chosen", color=style().grey, linewidth=0.6 * scale))
     levels = {"cut": (float(final[chosen].min()), "--")} if chosen.any() else {}
     levels |= {"uniform start": (cut_and_start(gates)["uniform start"], ":")} if value == "prob" else {}
     for name, (y, dashes) in levels.items():

@@ -90,9 +90,8 @@ def plot_transfer(table: Any, *, relative: bool = True, ax: Axes | None = None, 
         low, high = 100 - reach, 100 + reach
     form = ".0f" if cells[value].abs().max() >= 20 else ".2f"
     numbers = means.map(f"{{:{form}}}".format) + halves.map(f"\n±{{:{form}}}".format).where(halves.notna(), "")
-    label, colours = "score", "cividis"
-    if relative:
-        label, colours = "score in % of the own search", "berlin" if style().dark else "PuOr_r"
+    label = "score in % of the own search" if relative else "score"
+    colours = ("berlin" if style().dark else "PuOr_r") if relative else "cividis"
     mesh = _draw_cells(ax, means, numbers, label, cmap=colours, vmin=low, vmax=high, extend=extend)
     own = [name for name in columns if name in rows and np.isfinite(means.loc[name, name])]
     for name in own:
@@ -115,15 +114,14 @@ def plot_overlap(
     """Agreement between searches, pair by pair, beside the agreement expected by chance.
 
     Without ``by``: a symmetric matrix of all pairs, with a dot on those that agree no more than chance (up to the 95 %
-    quantile of chance); the colour bar marks the means of chance and of the quantile. Lines separate names that differ
-    in more than their last word ("topic 0", "topic 1"). With ``by``: every pair is a point, filled if above its 95 %
-    quantile, in a column per group with the group's mean; the thin line is the mean of chance, the band reaches up to
-    its 95 % quantile. Pairs share searches, so they are not independent, and the mean has no interval.
+    quantile of chance). Gaps separate names that differ in more than their last word ("topic 0", "topic 1"). With
+    ``by``: every pair is a point, filled if above its 95 % quantile, in a column per group. Pairs share searches, so
+    they are not independent, and the mean has no interval.
 
     Args:
-        pairs: one row per unordered pair, as :func:`s3pet.transfer.agreement` returns it: ``first``, ``second``,
-            ``<value>``, ``<value>_chance``, ``<value>_chance_high``.
-        value: "jaccard", "spearman" or another measure with those three columns.
+        pairs: one row per unordered pair, as :func:`s3pet.transfer.agreement` returns it.
+        value: "jaccard", "spearman" or another measure with the columns ``<value>``, ``<value>_chance`` and
+            ``<value>_chance_high``.
         by: column of the groups, such as "group".
 
     Raises:
@@ -156,12 +154,11 @@ def _draw_pairs(pairs: pd.DataFrame, label: str, ax: Axes | None, title: str | N
     numbers = values.map(lambda number: f"{number:.2f}" if few else "")
     limits = {"vmin": min(0.0, pairs["value"].min()), "vmax": max(high, pairs["value"].max())}
     mesh = _draw_cells(ax, values, numbers, label, cmap="cividis", **limits)
-    groups = [name.rpartition(" ")[0] for name in names]
-    for i in range(len(names)):
+    for i, name in enumerate(names):
         ax.add_patch(Rectangle((i, i), 1, 1, facecolor=style().pale, linewidth=0, gid="self"))
-        if i and 1 < len(stems) < len(names) and groups[i] != groups[i - 1]:
-            for line in (ax.axhline, ax.axvline):
-                line(i, color=style().ground, linewidth=3 * scale, gid="group")
+        if i and 1 < len(stems) < len(names) and name.rpartition(" ")[0] != names[i - 1].rpartition(" ")[0]:
+            ax.axhline(i, color=style().ground, linewidth=3 * scale, gid="group")
+            ax.axvline(i, color=style().ground, linewidth=3 * scale, gid="group")
     handles: list[Any] = []
     for text, number, dashes in (("chance", chance, "-"), ("95 % quantile of chance", high, ":")):
         mesh.colorbar.ax.axhline(number, color="white", linewidth=2.4)
@@ -218,7 +215,7 @@ def _draw_cells(ax: Axes, values: Any, numbers: Any, label: str, *, extend: str 
     ax.tick_params(length=0, pad=2)
     ax.tick_params("y", rotation=0)
     figure_of(ax).draw_without_rendering()  # settles the width of the cells
-    wide = 0.65 * style().font * max(map(len, values.columns)) > _cell_size(ax, values)[0]
+    wide = 0.65 * style().font * max(len(str(name)) for name in values.columns) > _cell_size(ax, values)[0]
     ax.tick_params("x", rotation=90 if wide else 0)
     mesh: Any = ax.collections[-1]
     mesh.set_gid("cells")
@@ -246,6 +243,7 @@ def _fit_numbers(ax: Axes, mesh: Any, values: pd.DataFrame) -> None:
     """Numbers in a readable colour and in a size that fits the cells; what does not fit is removed."""
     figure_of(ax).draw_without_rendering()  # settles the layout
     (width, height), font = _cell_size(ax, values), style().font
+    ax.tick_params(labelsize=float(np.clip(0.85 * min(width, height), 0.6 * font, font)))
     for text, number in zip(list(ax.texts), values.stack().dropna(), strict=True):
         lines = text.get_text().split("\n")[: 1 + (height > 2.3 * font)]  # without its interval if there is no space
         size = min(font, height / (1.15 * len(lines)), width / (0.68 * len(max(lines, key=len)) + 0.01))

@@ -55,8 +55,10 @@ def make_result(n_encoder=4, n_decoder=4, bert=False, n_steps=50, seed=0) -> Sim
 def overlaps(ax) -> list[tuple[str, str]]:
     """Pairs of texts that cover each other, of all that a reader sees."""
     ax.figure.draw_without_rendering()
-    texts = [*ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels(), ax.title, ax.xaxis.label, ax.yaxis.label]
-    texts += [*ax.get_legend().get_texts(), ax.get_legend().get_title()]
+    texts = [*ax.texts, *ax.get_legend().get_texts(), ax.get_legend().get_title(), ax.title]
+    for axis, ends in ((ax.xaxis, sorted(ax.get_xlim())), (ax.yaxis, sorted(ax.get_ylim()))):
+        ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+        texts += [axis.label, *(label for at, label in ticks if ends[0] <= at <= ends[1])]
     boxes = [(text.get_text(), Text.get_window_extent(text)) for text in texts if text.get_text()]
     return [(one, other) for (one, a), (other, b) in itertools.combinations(boxes, 2) if a.overlaps(b)]
 
@@ -100,7 +102,7 @@ def test_shares_come_in_the_order_of_the_maps():
 
 
 @pytest.mark.parametrize("by", ["layer", "role"])
-def test_bars_stack_to_the_share_of_their_group_and_marks_stand_at_uniform(by):
+def test_bars_stack_to_the_share_of_their_group_and_marks_are_at_uniform(by):
     gates = make_gates()
     ax = plot_profile(gates, by=by, value="prob", title="where")
     keys = ["stack", "layer"] if by == "layer" else ["role"]
@@ -111,8 +113,8 @@ def test_bars_stack_to_the_share_of_their_group_and_marks_stand_at_uniform(by):
             assert same_color(bar.get_facecolor(), PET_COLOURS[bars.get_label()])
             x, start, length = (bar.get_x(), bar.get_y(), bar.get_height())
             x, start, length = (x, start, length) if by == "layer" else (start, bar.get_x(), bar.get_width())
-            assert start == pytest.approx(ends.get(round(x, 6), 0.0))
-            ends[round(x, 6)] = start + length
+            assert start == pytest.approx(ends.get(round(x, 6), 0.0)) or length == 0
+            ends[round(x, 6)] = max(start + length, ends.get(round(x, 6), 0.0))
     np.testing.assert_allclose([ends[x] for x in sorted(ends)], totals["share"])
     (marks,) = by_gid(ax, "uniform")
     at = [segment[0][1 if by == "layer" else 0] for segment in marks.get_segments()]
@@ -120,33 +122,31 @@ def test_bars_stack_to_the_share_of_their_group_and_marks_stand_at_uniform(by):
     assert legend_texts(ax) == ["LoRA", "LNFit", "BitFit", "low-rank", "uniform gates"] and ax.get_title() == "where"
 
 
-def test_layers_are_under_their_stack_with_a_gap_between():
+def test_layers_are_under_their_stack_with_a_line_between():
     ax = plot_profile(make_gates(4, 4))
-    names = [label.get_text() for label in ax.get_xticklabels()]
-    assert names == ["0", "1", "2", "3", "final"] * 2
-    ticks, (line,) = ax.get_xticks(), by_gid(ax, "stack-separator")
-    assert ticks[4] < line.get_xdata()[0] < ticks[5] and ticks[5] - ticks[4] > 1
-    assert [text.get_text() for text in by_gid(ax, "stack")] == ["encoder", "decoder"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "2", "3", "f"] * 2
+    (line,), names = by_gid(ax, "stack-separator"), by_gid(ax, "stack")
+    assert line.get_xdata()[0] == 4.5 and ax.get_xlabel() == "layer (f: final)"
+    assert [(text.get_text(), text.get_position()[0]) for text in names] == [("encoder", 2), ("decoder", 7)]
     alone = plot_profile(make_gates(6, 0, bert=True))
     assert [text.get_text() for text in by_gid(alone, "stack")] == ["encoder"]
-    assert not by_gid(alone, "stack-separator") and alone.get_xticklabels()[0].get_text() == "embed"
+    assert not by_gid(alone, "stack-separator") and alone.get_xticklabels()[0].get_text() == "e"
 
 
 def test_level_bars_have_names_and_numbers():
     gates = make_gates()
-    ax = plot_profile(gates, by="pet")
     shares = profile_shares(gates, "pet")
-    assert [label.get_text() for label in ax.get_yticklabels()] == [PETS[pet] for pet in shares["pet"]]
-    assert [text.get_text() for text in by_gid(ax, "number")] == [f"{share:.0f} %" for share in shares["share"]]
-    names = [label.get_text() for label in plot_profile(gates, by="role").get_yticklabels()]
+    names = [label.get_text() for label in plot_profile(gates, by="pet").get_yticklabels()]
+    assert names == [f"{PETS[row.pet]}  {row.share:.0f} %" for row in shares.itertuples()]
+    names = [label.get_text().split("  ")[0] for label in plot_profile(gates, by="role").get_yticklabels()]
     assert names[0] == "attention q" and {"FFN in", "cross norm", "final norm", "attn block"} <= set(names)
 
 
-def test_a_role_and_a_module_nobody_knows_are_drawn_too():
+def test_an_unknown_role_and_module_are_drawn_too():
     gates = make_gates()
-    odd = gates.iloc[[0]].assign(role="router", pet="prefix", site="encoder.0.router", chosen=True)
-    ax = plot_profile(pd.concat([gates, odd]), by="role")
-    assert ax.get_yticklabels()[-1].get_text() == "router" and "prefix" in legend_texts(ax)
+    other = gates.iloc[[0]].assign(role="router", pet="prefix", site="encoder.0.router", chosen=True)
+    ax = plot_profile(pd.concat([gates, other]), by="role")
+    assert ax.get_yticklabels()[-1].get_text().startswith("router") and "prefix" in legend_texts(ax)
 
 
 # ------------------------------------------------------------------------------------------- trajectories
@@ -160,46 +160,39 @@ def test_every_candidate_is_a_line_of_its_module_and_choice(value):
     chosen = dict(zip(result.names, result.gates["chosen"], strict=True))
     widths = {}
     for gid in ("chosen", "not chosen"):
-        for lines in by_gid(ax, gid):
-            mine = [
-                name for name in result.names if f":{lines.get_label()}" in name and chosen[name] == (gid == "chosen")
-            ]
-            assert len(lines.get_segments()) == len(mine)
-            for name, segment in zip(mine, lines.get_segments(), strict=True):
-                np.testing.assert_allclose(segment, np.column_stack([wide.index, wide[name]]))
-            if mine:
-                assert same_color(lines.get_color()[0][:3], PET_COLOURS[lines.get_label()])
-                widths[gid] = lines.get_linewidth()[0]
+        for pet in ("lora", "lnfit", "bitfit", "lowrank_adapter"):
+            lines = [line for line in by_gid(ax, gid) if line.get_label() == pet]
+            mine = [name for name in result.names if f":{pet}" in name and chosen[name] == (gid == "chosen")]
+            assert len(lines) == len(mine)
+            for name, line in zip(mine, lines, strict=True):
+                np.testing.assert_allclose(line.get_xydata(), np.column_stack([wide.index, wide[name]]))
+                assert same_color(line.get_color(), PET_COLOURS[pet])
+                widths[gid] = line.get_linewidth()
     assert widths["chosen"] > 2 * widths["not chosen"]
     (cut,) = by_gid(ax, "cut")
     final = wide.iloc[-1]
-    assert cut.get_segments()[0][:, 1] == pytest.approx(min(final[name] for name in chosen if chosen[name]))
+    assert cut.get_ydata()[0] == pytest.approx(min(final[name] for name in chosen if chosen[name]))
     start = by_gid(ax, "uniform start")
     assert len(start) == (value == "prob")
     if start:
-        assert start[0].get_segments()[0][0, 1] == pytest.approx(wide.iloc[0].iloc[0])
+        assert start[0].get_ydata()[0] == pytest.approx(wide.iloc[0].iloc[0])
     assert ax.get_title() == "a search"
 
 
 def test_the_highest_are_named_in_order_of_height():
     result = make_result()
     ax = plot_trajectories(result, highlight=3)
-    gates = result.gates.nlargest(3, "prob")
-    names = [text.get_text() for text in by_gid(ax, "label")]
-    for row in gates.to_dict("records"):
+    gates, markers = result.gates.nlargest(3, "prob"), by_gid(ax, "highlight")
+    for row, marker in zip(gates.to_dict("records"), markers, strict=True):
         layer = "" if pd.isna(row["layer"]) else f" {row['layer']}"
-        assert f"{row['stack'][:3]}{layer} {row['role']} {PETS[row['pet']]}" in names
-    assert sum(name.startswith(("cut", "uniform start")) for name in names) == 2 and len(names) == 5
-    ax.figure.draw_without_rendering()
-    labels = by_gid(ax, "label")
-    heights = [Text.get_window_extent(label).y0 for label in labels]
-    wanted = [label.xy[1] for label in labels]
-    assert np.argsort(heights).tolist() == np.argsort(wanted).tolist()
-    (cut,) = by_gid(plot_trajectories(result, value="alpha", highlight=0), "label")
-    assert cut.get_text().startswith("cut")
+        assert marker.get_label() == f"{row['stack'][:3]}{layer} {row['role']} {PETS[row['pet']]}"
+        assert marker.get_ydata()[0] == pytest.approx(row["prob"])
+    assert {marker.get_label() for marker in markers} < {*legend_texts(ax)}
+    assert len({marker.get_marker() for marker in markers}) == 3
+    assert not by_gid(plot_trajectories(result, value="alpha", highlight=0), "highlight")
 
 
-def test_a_name_says_the_rank_only_where_there_are_several():
+def test_a_name_has_the_rank_only_where_there_are_several():
     result = make_result(2, 0)
     first = result.gates.index[0]
     more = result.gates.loc[[first]].assign(rank=4, prob=0.99)
@@ -207,19 +200,16 @@ def test_a_name_says_the_rank_only_where_there_are_several():
     last = result.trajectory[result.trajectory["candidate"] == result.names[0]]
     last = last.assign(candidate=result.names[0][:-1] + "4", prob=0.99)
     both = SimpleNamespace(gates=gates, trajectory=pd.concat([result.trajectory, last]))
-    names = [text.get_text() for text in by_gid(plot_trajectories(both, highlight=30), "label")]
+    names = [marker.get_label() for marker in by_gid(plot_trajectories(both, highlight=12), "highlight")]
     assert "enc 0 attn.q LoRA 4" in names and not [name for name in names if "enc 1" in name and name.endswith(" 1")]
 
 
-def test_what_was_too_expensive_is_named_in_grey():
+def test_a_hollow_marker_was_not_chosen():
     result = make_result()
-    top = result.gates["prob"].idxmax()
-    result.gates.loc[top, "chosen"] = False
-    labels = by_gid(plot_trajectories(result), "label")
-    best = max(labels, key=lambda label: label.xy[1])
-    assert best.get_color() == style().grey and {style().ink} == {label.get_color() for label in labels} - {
-        style().grey
-    }
+    result.gates.loc[result.gates["prob"].idxmax(), "chosen"] = False
+    first, *others = by_gid(plot_trajectories(result), "highlight")
+    assert first.get_markerfacecolor() == style().ground
+    assert all(marker.get_markerfacecolor() == marker.get_color() for marker in others)
 
 
 # ------------------------------------------------------------------------------------------- polarisation
@@ -290,9 +280,9 @@ def test_gates_are_drawn_from_high_to_low_over_budgets_of_parameters():
     assert sorted(margin.get_segments()[0][:, 1]) == pytest.approx([found["challenger"], found["cut"]])
     assert margin.get_segments()[0][0, 0] == pytest.approx(x[gates["chosen"]].iloc[-1])
     assert by_gid(ax, "cut")[0].get_ydata()[0] == found["cut"]
-    assert by_gid(ax, "uniform start")[0].get_ydata()[0] == pytest.approx(found["uniform"])
-    caption = ax.get_legend().get_title().get_text()
-    assert f"{found['margin_at_cut']:.2g}" in caption and f"{100 * found['soft_mass_outside']:.0f} %" in caption
+    assert by_gid(ax, "uniform")[0].get_ydata()[0] == pytest.approx(found["uniform"])
+    assert ax.get_legend().get_title().get_text().startswith("filled: chosen; margin at the cut")
+    assert f"{found['margin_at_cut']:.2g}, {100 * found['soft_mass_outside']:.0f} %" in legend_texts(ax)
 
 
 def test_several_results_differ_in_colour_and_marker_and_have_their_numbers():
@@ -305,7 +295,7 @@ def test_several_results_differ_in_colour_and_marker_and_have_their_numbers():
         text = f"{name}: {found['margin_at_cut']:.2g}, {100 * found['soft_mass_outside']:.0f} %"
         assert text in legend_texts(ax)
     assert not by_gid(ax, "cut") and len(by_gid(ax, "margin")) == 3
-    assert len(plot_polarisation({"only": results["seed 0"]}).get_legend().get_texts()) == 3
+    assert len(plot_polarisation({"only": results["seed 0"]}).get_legend().get_texts()) == 3  # with uniform, ideal
 
 
 # ------------------------------------------------------------------------------------------------ looks
@@ -327,7 +317,7 @@ def test_no_texts_overlap_or_are_cut_off(name, figure, look):
     with figure_style("paper" if look == "paper" else "notebook"):
         ax = None
         if look == "panel":  # Axes from elsewhere, without constrained layout
-            ax = plt.subplots(figsize=(4.4, 3.6), gridspec_kw={"left": 0.28, "bottom": 0.2, "top": 0.66})[1]
+            ax = plt.subplots(figsize=(4.4, 5), gridspec_kw={"left": 0.34, "bottom": 0.5})[1]
         ax = FIGURES[figure](result, ax)
     assert overlaps(ax) == [] and outside(ax) == []
 
@@ -338,7 +328,7 @@ def test_dark_figures_have_light_texts(figure):
         ax = FIGURES[figure](make_result(2, 2), None)
         assert same_color(ax.figure.get_facecolor(), dark.ground)
         texts = [*ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels(), *ax.get_legend().get_texts(), ax.title]
-        assert {text.get_color() for text in texts} <= {dark.ink, dark.grey}
+        assert {text.get_color() for text in texts} == {dark.ink}
 
 
 # ------------------------------------------------------------------------------------------------ errors
@@ -370,7 +360,7 @@ def none_chosen(result):
         (lambda result: plot_profile(result, by="depth"), r"by is one of \['layer', .*'depth'"),
         (lambda result: plot_profile(result, value="alpha"), r"value of \['chosen', 'prob'\].*'alpha'"),
         (lambda result: plot_profile(result.gates.drop(columns="n_params")), "no column 'n_params'"),
-        (lambda result: plot_profile(none_chosen(result)), "Nothing to share out: 'chosen' is 0 for all"),
+        (lambda result: plot_profile(none_chosen(result)), "No shares to show: 'chosen' is 0 for all"),
         (lambda result: plot_trajectories(result, value="margin"), "value is 'prob' or 'alpha'; got 'margin'"),
         (lambda result: plot_trajectories(no_trajectory(result)), r"a run, with \.trajectory"),
         (lambda result: plot_trajectories(result.gates), "a gate table has the last step only"),

@@ -18,8 +18,9 @@ from matplotlib.text import Text
 from test_plots import contrast
 
 from s3pet.errors import PlotError
+from s3pet.plots.intervals import mean_interval
 from s3pet.plots.matrices import plot_overlap, plot_transfer, transfer_matrix
-from s3pet.plots.style import figure_style, save_figure
+from s3pet.plots.style import KINDS, figure_style, save_figure
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -60,23 +61,18 @@ def by_gid(ax, gid: str) -> list:
     return [artist for artist in ax.get_children() if artist.get_gid() == gid]
 
 
-def centres(ax, gid: str) -> np.ndarray:
-    (squares,) = by_gid(ax, gid)
-    return np.array([path.vertices[:4].mean(0) for path in squares.get_paths()]).reshape(-1, 2)
+def cells(ax) -> pd.DataFrame:
+    """What the coloured cells show, with the names at the sides; nan where no cell is drawn."""
+    (mesh,) = by_gid(ax, "cells")
+    rows, columns = ([label.get_text() for label in axis.get_ticklabels()] for axis in (ax.yaxis, ax.xaxis))
+    values = np.ma.filled(mesh.get_array().astype(float), np.nan).reshape(len(rows), len(columns))
+    return pd.DataFrame(values, rows, columns)
 
 
-def named(ax, gid: str = "cells") -> dict[tuple[str, str], float]:
-    """Row and column → value, read off the figure."""
-    rows, columns = (
-        {
-            round(float(at), 6): label.get_text().replace("\n", " ")
-            for at, label in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
-        }
-        for axis in (ax.yaxis, ax.xaxis)
-    )
-    values = by_gid(ax, gid)[0].get_array()
-    values = range(len(centres(ax, gid))) if values is None else values
-    return {(rows[round(y, 6)], columns[round(x, 6)]): v for (x, y), v in zip(centres(ax, gid), values, strict=True)}
+def places(ax, gid: str) -> set[tuple[str, str]]:
+    """Row and column of the marked cells."""
+    rows, columns = ([label.get_text() for label in axis.get_ticklabels()] for axis in (ax.yaxis, ax.xaxis))
+    return {(rows[int(patch.get_y())], columns[int(patch.get_x())]) for patch in by_gid(ax, gid)}
 
 
 def legend_texts(ax) -> list[str]:
@@ -101,33 +97,34 @@ def test_transfer_matrix_matches_scipy():
     from scipy import stats
 
     table = make_transfer()
-    cells = transfer_matrix(table).set_index(["source", "target"])
+    pairs = transfer_matrix(table).set_index(["source", "target"])
     runs = table[(table["source"] == "random") & (table["target"] == "number")]["score"]
     own = table[(table["source"] == "number") & (table["target"] == "number")]["score"].mean()
     low, high = stats.t.interval(0.95, 2, loc=runs.mean(), scale=stats.sem(runs))
-    row = cells.loc[("random", "number")]
+    row = pairs.loc[("random", "number")]
     assert (row["score"], row["score_half"]) == pytest.approx((runs.mean(), (high - low) / 2))
     assert (row["percent"], row["percent_half"]) == pytest.approx((100 * runs.mean() / own, 50 * (high - low) / own))
-    assert all(cells.loc[(task, task), "percent"] == pytest.approx(100) for task in TASKS)
-    gone = cells.loc[("certainty", "sentiment")]
-    assert gone["n"] == 0 and np.isnan(gone["score"]) and cells["n"].sum() == len(table)
-    two = transfer_matrix(table[table["seed"] < 2]).set_index(["source", "target"]).loc[("random", "number")]
-    assert two["score_half"] == pytest.approx(
-        np.ptp(table[(table["source"] == "random") & (table["target"] == "number") & (table["seed"] < 2)]["score"]) / 2
-    )
+    assert all(pairs.loc[(task, task), "percent"] == pytest.approx(100) for task in TASKS)
+    gone = pairs.loc[("certainty", "sentiment")]
+    assert gone["n"] == 0 and np.isnan(gone["score"]) and pairs["n"].sum() == len(table)
+    two = table[table["seed"] < 2]
+    runs = two[(two["source"] == "random") & (two["target"] == "number")]["score"]
+    low, high = mean_interval([runs])  # the one interval, also for two runs
+    row = transfer_matrix(two).set_index(["source", "target"]).loc[("random", "number")]
+    assert row["score_half"] == pytest.approx((high - low) / 2)
     assert transfer_matrix(table[table["seed"] < 1])["score_half"].isna().all()
 
 
 def test_transfer_rows_are_tasks_first_then_the_others_in_the_tables_order():
     table = make_transfer()
-    cells = transfer_matrix(table)
+    pairs = transfer_matrix(table)
     targets = [*table["target"].unique()]
-    assert [*cells["source"].unique()] == [*targets, *EXTRA] and [*cells["target"].unique()] == targets
-    assert set(cells.loc[~cells["is_task"], "source"]) == set(EXTRA)
+    assert [*pairs["source"].unique()] == [*targets, *EXTRA] and [*pairs["target"].unique()] == targets
+    assert set(pairs.loc[~pairs["is_task"], "source"]) == set(EXTRA)
     ax = plot_transfer(table)
-    y = ax.get_yticks()
-    steps = np.diff(y)
-    assert steps[len(TASKS) - 1] > 1.1 and np.delete(steps, len(TASKS) - 1) == pytest.approx(1)  # a gap, once
+    assert [*cells(ax).index] == [*targets, *EXTRA] and [*cells(ax).columns] == targets
+    (line,) = by_gid(ax, "others")
+    assert line.get_ydata()[0] == len(TASKS)
 
 
 @pytest.mark.parametrize("relative", [True, False])
@@ -135,27 +132,27 @@ def test_transfer_cells_hold_the_means(relative):
     table = make_transfer()
     means = table.groupby(["source", "target"])["score"].mean()
     ax = plot_transfer(table, relative=relative)
-    shown = named(ax)
-    assert set(shown) == set(means.index)
+    shown = cells(ax).stack().dropna()
+    assert set(shown.index) == set(means.index)
     for (source, target), value in shown.items():
         mean = means[source, target]
         assert value == pytest.approx(100 * mean / means[target, target] if relative else mean)
-    texts = [text.get_text() for text in by_gid(ax, "number")]
-    assert texts == [f"{value:{'.0f' if relative else '.2f'}}" for value in shown.values()]
-    assert len(by_gid(ax, "half")) == len(shown) and by_gid(ax, "half")[0].get_text().startswith("±")
-    assert set(named(ax, "own")) == {(task, task) for task in TASKS}
+    texts = [text.get_text().split("\n") for text in by_gid(ax, "number")]
+    assert [mean for mean, _ in texts] == [f"{value:{'.0f' if relative else '.2f'}}" for value in shown]
+    assert all(half.startswith("±") for _, half in texts)
+    assert ax.get_legend().get_title().get_text() == "± half the 95 % t interval of the mean"
+    assert places(ax, "own") == {(task, task) for task in TASKS}
 
 
 def test_pairs_without_a_run_are_hatched_not_zero():
     ax = plot_transfer(make_transfer())
-    assert set(named(ax, "missing")) == {("certainty", "sentiment"), ("deep backbone", "ending")}
-    assert by_gid(ax, "missing")[0].get_hatch() and legend_texts(ax) == ["own search", "no run"]
-    whole = plot_transfer(make_transfer(extra=("random",)).query("source != 'certainty' or target == 'certainty'"))
-    assert "no run" in legend_texts(whole)
-    table = make_transfer(extra=())
-    assert legend_texts(plot_transfer(table[table["target"] != "sentiment"][lambda t: t["source"] != "sentiment"])) == [
-        "own search"
-    ]
+    shown = cells(ax).stack()
+    assert set(shown.index[shown.isna()]) == {("certainty", "sentiment"), ("deep backbone", "ending")}
+    assert ax.patch.get_hatch() and legend_texts(ax) == ["own search", "no run"]
+    table = make_transfer(extra=()).query("source != 'certainty' or target == 'certainty'")
+    assert "no run" in legend_texts(plot_transfer(table))
+    table = make_transfer(extra=()).query("source != 'sentiment' and target != 'sentiment'")
+    assert legend_texts(plot_transfer(table)) == ["own search"]
 
 
 def test_transfer_scale_is_symmetric_and_says_where_it_is_exceeded():
@@ -175,14 +172,14 @@ def test_numbers_stand_out_from_their_cells(dark):
     with figure_style("paper", dark=dark):
         for ax in (plot_transfer(make_transfer()), plot_transfer(make_transfer(), relative=False)):
             (mesh,) = by_gid(ax, "cells")
+            colours = mesh.to_rgba(cells(ax).stack().dropna().to_numpy())
             texts = by_gid(ax, "number")
-            colours = mesh.to_rgba(mesh.get_array())
             assert min(contrast(t.get_color(), c) for t, c in zip(texts, colours, strict=True)) > 4.5
 
 
 def test_transfer_refuses_what_it_cannot_relate():
     table = make_transfer()
-    with pytest.raises(PlotError, match=r"No row with source = target .*\['number'\]; relative=False"):
+    with pytest.raises(PlotError, match=r"No row with source = target .*\['number'\]; use relative=False"):
         plot_transfer(table[(table["source"] != "number") | (table["target"] != "number")])
     with pytest.raises(PlotError, match=r"score > 0 for \['ending'\]"):
         plot_transfer(table.assign(score=table["score"].mask(table["target"] == "ending", 0.0)))
@@ -202,55 +199,65 @@ def test_overlap_cells_hold_every_pair_once(value):
     pairs = make_pairs().sample(frac=1, random_state=0)  # in any order, and either way round
     turned = pairs.rename(columns={"first": "second", "second": "first"})
     ax = plot_overlap(pd.concat([pairs.iloc[:30], turned.iloc[30:]]), value=value)
-    (mesh,) = by_gid(ax, "cells")
-    assert sorted(mesh.get_array()) == pytest.approx(sorted(pairs[value]))
-    assert (centres(ax, "cells")[:, 0] < centres(ax, "cells")[:, 1]).all()  # below the diagonal
-    np.testing.assert_allclose(*centres(ax, "self").T)
+    (mesh,), shown = by_gid(ax, "cells"), cells(ax)
+    for row in pairs.to_dict("records"):
+        assert shown.loc[row["first"], row["second"]] == shown.loc[row["second"], row["first"]] == row[value]
+    assert shown.notna().sum().sum() == 2 * len(pairs) and np.isnan(np.diag(shown)).all()
+    assert places(ax, "self") == {(name, name) for name in shown}
     assert mesh.get_clim() == pytest.approx((min(0, pairs[value].min()), pairs[value].max()))
     levels = {line.get_gid(): line.get_ydata()[0] for line in mesh.colorbar.ax.lines if line.get_gid()}
     assert levels["chance"] == pytest.approx(pairs[f"{value}_chance"].mean())
-    assert levels["95 % quantile"] == pytest.approx(pairs[f"{value}_chance_high"].mean())
+    assert levels["95 % quantile of chance"] == pytest.approx(pairs[f"{value}_chance_high"].mean())
     (dots,) = by_gid(ax, "within-chance")
-    assert len(dots.get_offsets()) == (pairs[value] <= pairs[f"{value}_chance_high"]).sum()
+    assert len(dots.get_offsets()) == 2 * (pairs[value] <= pairs[f"{value}_chance_high"]).sum()
 
 
 def test_few_names_show_numbers_and_missing_pairs():
     pairs = make_pairs(("seed",), seeds=5)
     ax = plot_overlap(pairs.iloc[1:])
-    assert [text.get_text() for text in by_gid(ax, "number")] == [f"{value:.2f}" for value in named(ax).values()]
-    for (second, first), value in named(ax).items():
-        names = {first, second}
-        (row,) = [row for row in pairs.to_dict("records") if {row["first"], row["second"]} == names]
-        assert row["jaccard"] == value
-    assert [{*pair} for pair in named(ax, "missing")] == [{"seed 0", "seed 1"}]
-    assert "no pair" in legend_texts(ax) and not by_gid(plot_overlap(make_pairs()), "number")
+    shown = cells(ax).stack().dropna()
+    assert [text.get_text() for text in by_gid(ax, "number")] == [f"{value:.2f}" for value in shown]
+    assert ("seed 0", "seed 1") not in shown.index and ax.patch.get_hatch() and "no pair" in legend_texts(ax)
+    assert "no pair" not in legend_texts(plot_overlap(pairs)) and not by_gid(plot_overlap(make_pairs()), "number")
 
 
-def test_names_of_one_task_form_a_group():
-    ax = plot_overlap(make_pairs())
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["0", "1", "2"] * 4
-    assert sorted(text.get_text() for text in by_gid(ax, "group")) == sorted(TASKS * 2)
-    assert np.flatnonzero(np.diff(ax.get_xticks()) > 1.1).tolist() == [2, 5, 8]
-    odd = make_pairs().replace(r" (\d)$", r"-\1", regex=True)
-    assert not by_gid(plot_overlap(odd), "group")
+def test_lines_separate_the_names_of_different_tasks():
+    shuffled = make_pairs().sample(frac=1, random_state=1)
+    ax = plot_overlap(shuffled)
+    stems = [label.get_text().split()[0] for label in ax.get_yticklabels()]
+    assert len([1 for one, other in itertools.pairwise(stems) if one != other]) == 3
+    assert sorted({line.get_ydata()[0] for line in by_gid(ax, "group") if line.get_xdata()[0] == 0}) == [3, 6, 9]
+    single = make_pairs().replace(r" (\d)$", r"-\1", regex=True)
+    assert not by_gid(plot_overlap(single), "group")
 
 
 def test_strips_show_every_pair_the_mean_and_chance():
     pairs = make_pairs()
     ax = plot_overlap(pairs, by="group")
+    ax.figure.draw_without_rendering()
+    columns = [dots for dots in ax.collections if dots.get_gid() is None and len(dots.get_offsets()) > 1]
     for i, (name, group) in enumerate(pairs.groupby("group", sort=False)):
-        points = by_gid(ax, "pairs")[i]
+        points = columns[i]
         assert sorted(points.get_offsets()[:, 1]) == pytest.approx(sorted(group["jaccard"]))
-        assert (abs(points.get_offsets()[:, 0] - i) < 0.42).all()
-        assert by_gid(ax, "mean")[i].get_ydata()[0] == pytest.approx(group["jaccard"].mean())
-        assert by_gid(ax, "chance")[i].get_ydata()[0] == pytest.approx(group["jaccard_chance"].mean())
+        assert (abs(points.get_offsets()[:, 0] - i) < 0.5).all()
+        assert by_gid(ax, "mean")[i].get_segments()[0][0, 1] == pytest.approx(group["jaccard"].mean())
+        assert by_gid(ax, "chance")[i].get_segments()[0][0, 1] == pytest.approx(group["jaccard_chance"].mean())
         heights = by_gid(ax, "chance-band")[i].get_paths()[0].vertices[:, 1]
         assert (heights.min(), heights.max()) == pytest.approx((group["jaccard_chance"].mean(), 0.2))
         above = (group["jaccard"] > 0.2).sum()
         expected = f"{name} mean {group['jaccard'].mean():.2f} {above} of {len(group)} above"
         assert ax.get_xticklabels()[i].get_text().replace("\n", " ") == expected
-        filled = (points.get_facecolors() == to_rgba(points.get_edgecolors()[0])).all(1)
+        filled = (points.get_facecolors() == to_rgba(KINDS["searched"][1])).all(1)
         assert np.broadcast_to(filled, len(group)).sum() == above
+
+
+def test_strips_are_the_same_on_every_call():
+    drawings = []
+    for _ in range(2):
+        ax = plot_overlap(make_pairs(), by="group")
+        ax.figure.draw_without_rendering()
+        drawings.append(np.concatenate([dots.get_offsets() for dots in ax.collections]))
+    np.testing.assert_array_equal(*drawings)
 
 
 def test_overlap_refuses_pairs_given_twice():
@@ -292,7 +299,7 @@ def test_texts_do_not_overlap(name):
     with figure_style("notebook", dark=True):
         assert not overlapping(FIGURES[name](None))
     with figure_style("paper") as style:
-        ax = FIGURES[name](plt.subplots(figsize=(style.column, 3.0), layout="constrained")[1])
+        ax = FIGURES[name](plt.subplots(figsize=(style.column, 4.0), layout="constrained")[1])
         assert not overlapping(ax)
     sizes = {text.get_fontsize() for text in (*ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels())}
     assert min(sizes) >= 0.6 * style.font and max(sizes) <= style.font
@@ -308,5 +315,5 @@ def test_files_are_vector(tmp_path, name):
 def test_dark_figures_have_no_black_outside_coloured_cells(name):
     with figure_style("notebook", dark=True) as style:
         ax = FIGURES[name](None)
-    texts = [*by_gid(ax, "group"), *ax.get_xticklabels(), *ax.get_yticklabels(), *ax.get_legend().get_texts(), ax.title]
+    texts = [*ax.get_xticklabels(), *ax.get_yticklabels(), *ax.get_legend().get_texts(), ax.title]
     assert {text.get_color() for text in texts} == {style.ink}

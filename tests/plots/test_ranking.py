@@ -51,7 +51,7 @@ def test_a_panel_per_budget_and_a_row_per_task():
         np.testing.assert_allclose([point.get_xdata()[0] for point in points], 100 * rows["difference"])
         ends = 100 * rows[["difference_low", "difference_high"]]
         np.testing.assert_allclose([bar.get_xdata() for bar in bars], ends)
-        assert [point.get_ydata()[0] for point in points] == [0, 1, 2, 3.4]
+        assert [point.get_ydata()[0] for point in points] == [0, 1, 2, 3]
         assert [point.get_marker() for point in points] == ["o", "o", "o", "D"]
 
 
@@ -62,10 +62,10 @@ def test_filled_is_significant_and_what_could_not_be_is_dotted():
     assert filled == [False, False, False, True]
     assert [bar.get_linestyle() for bar in bars] == [":", ":", ":", "-"]
     texts = {text.get_text() for text in ax.figure.legends[0].get_texts()}
-    assert texts == {"searched: p < 0.05", "searched: too few runs for p < 0.05"}
+    assert texts == {"searched", "p (Holm) < 0.05", "too few runs for p (Holm) < 0.05"}
     table = make_table().assign(p=0.5, p_floor=0.001)
     (ax, *_) = plot_differences(table, p="p", alpha=0.01)
-    assert {text.get_text() for text in ax.figure.legends[0].get_texts()} == {"searched: p ≥ 0.01"}
+    assert {text.get_text() for text in ax.figure.legends[0].get_texts()} == {"searched", "p ≥ 0.01"}
 
 
 def test_structures_lie_beside_each_other_in_their_own_colours():
@@ -109,14 +109,15 @@ def test_a_row_per_structure_the_best_on_top():
     assert [int(point.get_ydata()[0]) for point in points] == [0, 1, 2]
     np.testing.assert_allclose([point.get_xdata()[0] for point in points], 100 * means["difference"])
     np.testing.assert_allclose([bar.get_xdata() for bar in bars], 100 * means[["difference_low", "difference_high"]])
-    assert len(by_gid(ax, "tasks")) == 9 and len({point.get_color() for point in points}) == 3
+    (tasks,) = [dots for dots in ax.collections if dots.get_gid() == "tasks"]
+    assert len(tasks.get_offsets()) == 9 and len({point.get_color() for point in points}) == 3
     filled = [point.get_markerfacecolor() == point.get_color() for point in points]
     assert filled == list(means["p"] < 0.05) and len(set(filled)) == 2
     uneven = table.assign(pairs=table["pairs"].where(table["kind"] != "searched", 2))
     labels = [label.get_text() for label in plot_ranking(uneven).get_yticklabels()]
     assert labels == ["sensitivity (9 pairs)", "searched (2 pairs)", "heuristic (9 pairs)"]
     one = plot_ranking(table[table["task"] == "sst2"], p="p_holm", scale=1)
-    assert len(by_gid(one, "differences")) == 3 and not by_gid(one, "tasks")
+    assert len(by_gid(one, "differences")) == 3
     assert one.get_xlabel() == "difference to random 500"
 
 
@@ -145,7 +146,7 @@ def test_a_ranking_fits_its_page_and_refuses_what_it_cannot_rank():
         plot_ranking(small.assign(difference=np.nan))
     with pytest.raises(PlotError, match="and no mean; put over_tasks"):
         plot_ranking(small[~small["task"].str.startswith("mean")])
-    with pytest.raises(PlotError, match="'searched 500' is there twice"):
+    with pytest.raises(PlotError, match="500' has two rows"):
         plot_ranking(pd.concat([small, small]))
     mixed = plot_ranking(table)  # several budgets: names are not shortened to what they share
     assert len({label.get_text() for label in mixed.get_yticklabels()}) == 8
@@ -157,5 +158,21 @@ def test_what_cannot_be_drawn_is_refused():
         plot_differences(table.drop(columns="difference"))
     with pytest.raises(PlotError, match="No row has a difference; give the summary a baseline"):
         plot_differences(table.assign(difference=np.nan))
-    with pytest.raises(PlotError, match=r"'searched .*' is there twice for 'cola'"):
+    with pytest.raises(PlotError, match=r"'searched .*' has two rows for 'cola'"):
         plot_differences(pd.concat([table, table]))
+
+
+def test_a_difference_is_structure_minus_baseline_in_both_figures():
+    table = make_table()
+    table = table[table["budget"] == BUDGETS[0]]
+    runs = make_runs().query(f"budget == {BUDGETS[0]}").groupby("kind")["score"].mean()
+    ((ranked,), (*_, mean)) = (by_gid(ax, "differences") for ax in (plot_ranking(table), *plot_differences(table)))
+    for point in (ranked, mean):
+        assert point.get_xdata()[0] == pytest.approx(100 * (runs["searched"] - runs["random"]))
+
+
+def test_intervals_are_cut_at_what_the_metric_allows_and_do_not_stretch_the_axis():
+    table = make_table().assign(metric="accuracy", difference_high=5.0)
+    for ax in (plot_differences(table)[0], plot_ranking(table[table["budget"] == BUDGETS[0]])):
+        assert max(bar.get_xdata()[1] for bar in by_gid(ax, "intervals")) == 100
+        assert ax.get_xlim()[1] <= 3 * 100 * table["difference"].max()

@@ -28,28 +28,28 @@ def runs(structures=3, retrainings=4):
 
 
 def by_gid(ax, gid):
-    return [line for line in ax.lines if line.get_gid() == gid]
+    (artist,) = [artist for artist in ax.collections if artist.get_gid() == gid]
+    return artist
 
 
 def test_a_line_per_structure_and_a_dot_per_retraining():
     table = runs()
     ax = plot_repeats(table, metric="accuracy", title="sst2")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["searched 0.01%", "random 0.01%"], "the best on top"
-    dots, lines, means = (by_gid(ax, gid) for gid in ("retrainings", "structures", "means"))
-    assert len(dots) == len(lines) == len(means) == 6
-    assert sorted(np.concatenate([line.get_xdata() for line in dots])) == sorted(table["score"])
+    dots, means = (by_gid(ax, gid).get_offsets() for gid in ("retrainings", "means"))
+    lines = by_gid(ax, "structures")
+    assert sorted(dots[:, 0]) == sorted(table["score"])
     expected = table.groupby(["structure", "index"])["score"].agg(["mean", "min", "max"])
-    assert sorted(line.get_xdata()[0] for line in means) == pytest.approx(sorted(expected["mean"]))
-    assert sorted(map(tuple, (line.get_xdata() for line in lines))) == sorted(
-        zip(expected["min"], expected["max"], strict=True)
-    )
-    for dot, line, mean in zip(dots, lines, means, strict=True):
-        assert dot.get_ydata()[0] == line.get_ydata()[0] == mean.get_ydata()[0]
-        assert dot.get_xdata().mean() == pytest.approx(mean.get_xdata()[0])
-    assert [same_color(dot.get_color(), KINDS["searched"][1]) for dot in dots] == [True] * 3 + [False] * 3
-    heights = [dot.get_ydata()[0] for dot in dots]
-    assert heights == sorted(heights) and len(set(heights)) == 6
+    assert sorted(means[:, 0]) == pytest.approx(sorted(expected["mean"]))
+    for (x, y), line, colour in zip(means, lines.get_segments(), lines.get_colors(), strict=True):
+        scores = dots[dots[:, 1] == y, 0]
+        assert x == pytest.approx(scores.mean()) and (line[:, 1] == y).all()
+        assert line[:, 0].tolist() == pytest.approx([scores.min(), scores.max()])
+        assert same_color(colour[:3], KINDS["searched" if x > 0.7 else "random"][1])
+    assert means[:3, 0].min() > means[3:, 0].max() and list(means[:, 1]) == sorted(means[:, 1])
     assert ax.get_xlabel() == "accuracy" and ax.get_title() == "sst2"
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names[:2] == ["searched", "random"] and names[-1] == "their mean"
 
 
 def test_every_style_and_a_given_axes(tmp_path):

@@ -1,4 +1,4 @@
-"""Score against budget: the data in the artists, never pixels."""
+"""Scores against parameters: the data in the artists, never pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 from matplotlib.text import Text
 
 from s3pet.errors import PlotError
-from s3pet.plots.scores import plot_budget_curve, plot_comparison
+from s3pet.plots.intervals import mean_interval
+from s3pet.plots.scores import plot_budget_curve, plot_comparison, score_range, summarize_scores
 from s3pet.plots.style import figure_style, save_figure
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -50,40 +51,96 @@ def curves(ax) -> dict:
     return {line.get_label(): line for line in by_gid(ax, "curve")}
 
 
-def labels(ax) -> list[str]:
-    return [text.get_text() for text in by_gid(ax, "label")]
+def legend_texts(ax) -> list[str]:
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def overlaps(ax) -> list[tuple[str, str]]:
+    """Pairs of texts that cover each other."""
+    ax.figure.draw_without_rendering()
+    texts = [*ax.get_legend().get_texts(), ax.title, ax.xaxis.label, ax.yaxis.label]
+    for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+        texts += [
+            label for at, label in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True) if low <= at <= high
+        ]
+    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in texts if text.get_text()]
+    return [(one, other) for (one, a), (other, b) in itertools.combinations(boxes, 2) if a.overlaps(b)]
+
+
+# ------------------------------------------------------------------------------------------------ the numbers
+
+
+def test_intervals_are_those_of_the_library_also_for_two_runs_and_one():
+    table = pd.DataFrame({"structure": list("aaabbc"), "kind": "manual", "n_params": [1, 10, 100, 5, 5, 7]})
+    table["score"] = [0.8, 0.9, 0.85, 0.5, 0.7, 0.6]
+    means = summarize_scores(table).set_index("structure")
+    for name, runs in table.groupby("structure")["score"]:
+        assert means.loc[name, ["low", "high"]].tolist() == pytest.approx(mean_interval([runs]), nan_ok=True)
+    assert means["n"].tolist() == [3, 2, 1] and means.loc["c", ["low", "high"]].isna().all()
+    assert means["n_params"].tolist() == pytest.approx([10, 5, 7])  # geometric means
+
+
+def test_summary_and_figures_give_the_same_interval():
+    from s3pet.studies.statistics import summary
+
+    table = make_curve().assign(task="a", index=0)
+    table = table[table["kind"].isin(["searched", "random"])].drop(columns="budget")
+    of_study = summary(table).set_index("structure")[["low", "high"]].sort_index()
+    of_figures = summarize_scores(table).set_index("structure")[["low", "high"]].sort_index()
+    np.testing.assert_allclose(of_figures, of_study.astype(float))
+
+
+def test_the_range_of_a_metric_is_used_only_where_the_scores_agree_with_it():
+    scores = pd.DataFrame({"score": [0.2, 0.9]})
+    assert score_range(scores, metric="test accuracy") == (0, 1)
+    assert score_range(scores.assign(metric="pearson")) == (-1, 1)
+    assert score_range(scores, metric="perplexity") == score_range(100 * scores, metric="accuracy") == (-np.inf, np.inf)
+
+
+# ------------------------------------------------------------------------------------------------ budget curves
 
 
 def test_lines_join_means_over_budgets():
     table = make_curve()
     ax = plot_budget_curve(table, metric="accuracy")
     assert ax.get_xscale() == "log" and ax.get_ylabel() == "accuracy"
+    assert set(curves(ax)) == {"searched", "random"}
     for name, line in curves(ax).items():
-        runs = table[table["structure"].str.match(f"{name} [0-9]" if name != "searched at 0.05%" else name)]
-        groups = runs.groupby("budget")
-        np.testing.assert_allclose(line.get_ydata(), groups["score"].mean())
+        runs = table[table["structure"].str.match(f"{name} [0-9]")]
+        np.testing.assert_allclose(line.get_ydata(), runs.groupby("budget")["score"].mean())
         np.testing.assert_allclose(line.get_xdata(), np.exp(np.log(runs["n_params"]).groupby(runs["budget"]).mean()))
-    assert set(curves(ax)) == {"searched", "random", "searched at 0.05%"}
-    assert sum(len(line.get_xdata()) for line in by_gid(ax, "runs")) == (table["kind"] != "reference").sum()
+    assert sum(len(dots.get_offsets()) for dots in by_gid(ax, "runs")) == (table["kind"] != "reference").sum()
 
 
-def test_band_is_the_t_interval():
-    from scipy import stats
-
+def test_bands_are_the_interval_and_never_leave_the_range_of_the_metric():
     table = make_curve()
-    band, _ = by_gid(plot_budget_curve(table), "band")
-    corners = band.get_paths()[0].vertices
+    band = by_gid(plot_budget_curve(table), "band")[0].get_paths()[0].vertices[:, 1]
     for budget in BUDGETS:
         scores = table.loc[table["structure"] == f"searched {100 * budget / BACKBONE:g} %", "score"]
-        ends = stats.t.interval(0.95, len(scores) - 1, loc=scores.mean(), scale=stats.sem(scores))
-        assert all(np.isclose(corners[:, 1], end).any() for end in ends)
+        assert all(np.isclose(band, end).any() for end in mean_interval([scores]))
+    high = table.assign(score=(table["score"] + 0.06).clip(upper=1))
+    free, cut = (plot_budget_curve(high, metric=metric) for metric in ("points", "accuracy"))
+    assert max(by_gid(free, "band")[0].get_paths()[0].vertices[:, 1]) > 1
+    for ax, limit in ((cut, 1), (plot_budget_curve(high, metric="accuracy", relative=True), None)):
+        limit = limit or 100 / high.loc[high["structure"] == "full", "score"].mean()
+        tops = [
+            max(part.vertices[:, 1]) for band in ax.collections for part in band.get_paths() if band.get_gid() != "runs"
+        ]
+        assert max(tops) == pytest.approx(limit) and "95 % t interval of the mean" in legend_texts(ax)
 
 
-def test_every_other_structure_is_a_named_point():
+def test_the_legend_names_everything_in_the_order_of_the_kinds():
+    mean = make_curve().query("structure == 'full'")["score"].mean()
     ax = plot_budget_curve(make_curve())
-    (points,) = by_gid(ax, "means")
-    np.testing.assert_allclose(sorted(zip(*points.get_data(), strict=True)), sorted(MANUAL.values()))
-    assert set(labels(ax)) == {*MANUAL, "searched", "random", "searched at 0.05%"}
+    assert legend_texts(ax) == [
+        *("searched", "searched at 0.05%", "all", "lora_all", "lora_qv", "bitfit", "random"),
+        *(f"full {mean:.3g}", "zero-shot 0.5", "one run", "95 % t interval of the mean"),
+    ]
+    points = {line.get_label(): line for line in by_gid(ax, "means")}
+    for name, (n_params, score) in MANUAL.items():
+        assert points[name].get_ydata()[0] == score and points[name].get_xdata()[0] == pytest.approx(n_params, rel=0.2)
+    looks = [(line.get_color(), line.get_marker()) for line in [*points.values(), *curves(ax).values()]]
+    assert len(set(looks)) == len(looks)
 
 
 def test_references_are_lines_and_only_the_full_one_is_strong():
@@ -91,9 +148,8 @@ def test_references_are_lines_and_only_the_full_one_is_strong():
     ax = plot_budget_curve(table)
     (full,), (zero,) = by_gid(ax, "reference"), by_gid(ax, "baseline")
     assert full.get_ydata()[0] == pytest.approx(table.loc[table["structure"] == "full", "score"].mean())
-    assert zero.get_ydata()[0] == 0.5 and zero.get_linewidth() < full.get_linewidth()
+    assert zero.get_ydata()[0] == 0.5 and zero.get_linestyle() != full.get_linestyle()
     assert len(by_gid(ax, "reference-band")) == 1
-    assert [text.get_text().split()[0] for text in by_gid(ax, "reference-label")] == ["full", "zero-shot"]
     assert len(by_gid(plot_budget_curve(table, full="zero-shot"), "baseline")) == 1
 
 
@@ -104,10 +160,7 @@ def test_relative_is_percent_of_the_full_mean():
     for name, line in curves(relative).items():
         np.testing.assert_allclose(line.get_ydata(), 100 * curves(plain)[name].get_ydata() / whole)
     assert by_gid(relative, "reference")[0].get_ydata()[0] == pytest.approx(100)
-    assert (
-        relative.get_ylabel() == "accuracy, % of full"
-        and by_gid(relative, "reference-label")[0].get_text() == "full 100 %"
-    )
+    assert relative.get_ylabel() == "accuracy, % of full" and "full 100" in legend_texts(relative)
     with pytest.raises(PlotError, match=r"needs a reference 'ful' .* nearest: 'full'"):
         plot_budget_curve(table, relative=True, full="ful")
 
@@ -120,63 +173,58 @@ def test_without_budgets_names_group_the_runs():
         np.testing.assert_allclose(line.get_data(), curves(other)[name].get_data())
 
 
-def test_a_budget_pools_names_and_a_family_parts_them():
+def test_a_budget_pools_names_and_a_family_separates_them():
     table = make_curve()
     random = table["kind"] == "random"
     numbered = table.assign(structure=table["structure"].where(~random, "random " + table["seed"].astype(str)))
-    one, other = (curves(plot_budget_curve(given))["random"] for given in (table, numbered))
+    one, other = (curves(plot_budget_curve(each))["random"] for each in (table, numbered))
     np.testing.assert_allclose(one.get_data(), other.get_data())
-    even = table.assign(family=np.where(random, np.where(table["seed"] % 2, "odd", "even"), None))
-    lines = curves(plot_budget_curve(even))
-    assert set(lines) == {"even", "odd", "searched", "searched at 0.05%"}
+    halves = table.assign(family=np.where(random, np.where(table["seed"] % 2, "odd", "even"), None))
+    lines = curves(plot_budget_curve(halves))
+    assert set(lines) == {"even", "odd", "searched"}
     odd = table[random & (table["seed"] % 2 == 1)].groupby("budget")["score"].mean()
     np.testing.assert_allclose(lines["odd"].get_ydata(), odd)
     assert lines["odd"].get_linestyle() != lines["even"].get_linestyle()
 
 
 def test_the_upper_axis_is_the_share_of_the_backbone():
-    (top,) = plot_budget_curve(make_curve()).child_axes
-    low, high = top.get_xlim()
-    shown = {tick: label.get_text() for tick, label in zip(top.get_xticks(), top.get_xticklabels(), strict=True)}
-    bottom = top.get_figure().axes[0].get_xlim()
-    assert (low, high) == pytest.approx((100 * bottom[0] / BACKBONE, 100 * bottom[1] / BACKBONE))
-    assert {"0.1 %", "1 %"} <= {text for tick, text in shown.items() if low < tick < high}
+    ax = plot_budget_curve(make_curve())
+    (top,) = ax.child_axes
+    ax.figure.draw_without_rendering()
+    assert list(top.get_xlim()) == pytest.approx([100 * end / BACKBONE for end in ax.get_xlim()])
+    assert len([tick for tick in top.get_xticks() if top.get_xlim()[0] <= tick <= top.get_xlim()[1]]) > 1
     assert not plot_budget_curve(make_curve().drop(columns="backbone_params")).child_axes
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("size", [(5.2, 3.4), (3.35, 2.6)])
-def test_labels_do_not_overlap(size, dark):
-    with figure_style("paper" if size[0] < 4 else "notebook", dark=dark):
-        ax = plot_budget_curve(make_curve(), ax=plt.subplots(figsize=size, layout="constrained")[1], title="A task")
-    ax.figure.draw_without_rendering()
-    inside = [*by_gid(ax, "label"), *by_gid(ax, "reference-label")]
-    others = [axis.label for axis in (ax.xaxis, ax.yaxis, ax.child_axes[0].xaxis)] + [ax.title]
-    for axes in (ax, *ax.child_axes):
-        ends = sorted(axes.get_xlim())
-        others += [x for x in axes.get_xticklabels() if x.get_text() and ends[0] <= x.get_position()[0] <= ends[1]]
-    others += [y for y in ax.get_yticklabels() if ax.get_ylim()[0] <= y.get_position()[1] <= ax.get_ylim()[1]]
-    boxes = {text.get_text(): Text.get_window_extent(text) for text in (*inside, *others)}
-    assert not [(a, b) for (a, one), (b, two) in itertools.combinations(boxes.items(), 2) if one.overlaps(two)]
-    assert all(ax.bbox.padded(1).contains(*corner) for x in inside for corner in Text.get_window_extent(x).corners())
+# ------------------------------------------------------------------------------------------------ comparisons
 
 
-def test_labels_stand_off_the_markers():
-    ax = plot_budget_curve(make_curve(), ax=plt.subplots(figsize=(5.2, 3.4), layout="constrained")[1])
-    ax.figure.draw_without_rendering()
-    points = np.concatenate([line.get_xydata() for gid in ("curve", "means") for line in by_gid(ax, gid)])
-    for text in by_gid(ax, "label"):
-        box = Text.get_window_extent(text)
-        assert not [point for point in ax.transData.transform(points) if box.contains(*point)], text.get_text()
+def test_structures_of_one_size_stand_side_by_side():
+    table = make_curve().query("budget == 500 or kind == 'reference'").assign(n_params=500)
+    ax = plot_comparison(table)
+    places = [line.get_xdata()[0] for line in by_gid(ax, "means")]
+    assert len(set(places)) == 3 and places[0] == pytest.approx(500)
+    assert np.abs(np.log(np.array(places) / 500)).max() < 0.05
+    for line, dots in zip(by_gid(ax, "means"), by_gid(ax, "runs"), strict=True):
+        np.testing.assert_allclose(dots.get_offsets()[:, 0], line.get_xdata()[0])
+    assert len(by_gid(ax, "reference")) == 2
+    assert len({line.get_linestyle() for line in by_gid(ax, "reference")}) == 2
 
 
-def test_dark_labels_are_legible():
+# ------------------------------------------------------------------------------------------------ looks and errors
+
+
+@pytest.mark.parametrize("draw", [plot_budget_curve, plot_comparison])
+@pytest.mark.parametrize("name", ["paper", "notebook"])
+def test_texts_do_not_overlap_and_are_legible_on_dark_ground(draw, name):
     from test_plots import contrast
 
-    for dark in (False, True):
-        with figure_style("paper", dark=dark) as style:
-            ax = plot_budget_curve(make_curve())
-            assert min(contrast(text.get_color(), style.ground) for text in ax.texts) > 4.5
+    with figure_style(name, dark=True) as style:
+        ax = draw(make_curve(), title="sentiment")
+        texts = [*ax.get_legend().get_texts(), *ax.get_xticklabels(), ax.title, ax.xaxis.label]
+        assert not overlaps(ax) and min(contrast(text.get_color(), style.ground) for text in texts) > 4.5
+        given = plt.subplots(figsize=(4, 5), layout="constrained")[1]
+        assert draw(make_curve(), ax=given) is given and not overlaps(given)
 
 
 def test_what_cannot_be_drawn_is_refused():
@@ -188,9 +236,9 @@ def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(PlotError, match=r"n_params must be > 0 .*bitfit"):
         plot_budget_curve(table.assign(n_params=table["n_params"].mask(table["structure"] == "bitfit", 0)))
     with pytest.raises(PlotError, match="no column 'kind'"):
-        plot_budget_curve(table.drop(columns="kind"))
+        plot_comparison(table.drop(columns="kind"))
     with pytest.raises(PlotError, match="references only"):
-        plot_budget_curve(table[table["kind"] == "reference"])
+        plot_comparison(table[table["kind"] == "reference"])
     with pytest.raises(PlotError, match="positive score"):
         plot_budget_curve(table.assign(score=0.0), relative=True)
 
@@ -198,9 +246,9 @@ def test_what_cannot_be_drawn_is_refused():
 def test_one_run_each_and_one_kind_only_can_be_drawn():
     table = make_curve()
     one = table[table["seed"] == 0].drop(columns="backbone_params")
-    assert set(curves(plot_budget_curve(one))) == {"searched", "random", "searched at 0.05%"}
+    assert set(curves(plot_budget_curve(one))) == {"searched", "random"}
     manual = plot_budget_curve(table[table["kind"] == "manual"])
-    assert not curves(manual) and set(labels(manual)) == set(MANUAL)
+    assert not curves(manual) and {*MANUAL} <= {*legend_texts(manual)}
     alone = plot_budget_curve(table[table["structure"] == "all"])
     low, high = alone.get_xlim()
     assert low < 32448 < high and len([tick for tick in alone.get_xticks() if low <= tick <= high]) > 1
@@ -209,12 +257,3 @@ def test_one_run_each_and_one_kind_only_can_be_drawn():
 def test_files_are_vector(tmp_path):
     (pdf,) = save_figure(plot_budget_curve(make_curve()), tmp_path / "curve", ("pdf",))
     assert not re.search(rb"/Subtype\s*/Image", pdf.read_bytes())
-
-
-def test_comparison_names_its_references_off_the_points():
-    table = make_curve().drop(columns="budget")
-    ax = plot_comparison(table[table["kind"].isin(["manual", "reference"])])
-    ax.figure.draw_without_rendering()
-    boxes = [Text.get_window_extent(text) for text in ax.texts]
-    assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
-    assert len(by_gid(ax, "reference")) == len(by_gid(ax, "reference-label")) == 2
