@@ -23,17 +23,16 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from s3pet.errors import BudgetError
 
-GradientMode = Literal["normalized", "detached", "implicit"]
 GRADIENT_MODES: tuple[str, ...] = ("normalized", "detached", "implicit")
 
 _SECTIONS, _ROUNDS = 64, 10  # each round divides the bracket by 64, all together by 64 ** 10 = 2 ** 60
+_POINTS = 2048  # of the midpoint rule in expected_gates
 _UNITS = {"%": 1e-2, "‰": 1e-3, "‱": 1e-4}
 
 
@@ -86,8 +85,8 @@ class Budget:
             if match is None:
                 raise BudgetError(f"budget {value!r} is not a number. {how}")
             text, unit = match[1].replace("_", ""), match[2]
-            number = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
-        if not math.isfinite(number) or number <= 0:
+            number = int(text) if re.fullmatch(r"[+-]?\d{1,300}", text) else float(text)
+        if not 0 < number < 1e300:  # not isfinite(), which fails for integers beyond the floats
             raise BudgetError(f"budget {value!r} must be positive and finite. {how}")
         if unit:
             exact = number * _UNITS[unit] * total
@@ -147,7 +146,7 @@ def shifted_sigmoid(
     budget: float,
     *,
     temperature: float = 1.0,
-    gradient: GradientMode = "normalized",
+    gradient: str = "normalized",
     check: bool = True,
 ) -> Tensor:
     """Probabilities whose expected cost is the budget, differentiable in alpha.
@@ -181,9 +180,7 @@ def shifted_sigmoid(
     return probs
 
 
-def sample_gates(
-    probs: Tensor, noise: Tensor, *, temperature: float = 1.0, hard: bool = False, stretch: tuple[float, float] = (0, 1)
-) -> Tensor:
+def sample_gates(probs: Tensor, noise: Tensor, *, temperature: float = 1.0, hard: bool = False) -> Tensor:
     """Relaxed Bernoulli (binary concrete) gates, in the shape of probs.
 
     Args:
@@ -191,32 +188,23 @@ def sample_gates(
         noise: uniform in (0, 1), broadcastable to probs.
         temperature: τ > 0; a lower one gives gates closer to 0 or 1. P(gate > ½) = p at every τ.
         hard: 0 or 1 in the forward pass, the relaxed gradient in the backward pass (straight-through).
-        stretch: (low, high), the interval to which gates are stretched before they are clamped to [0, 1].
-
-    Source:
-        Maddison et al. 2017 (binary concrete); Louizos et al. 2018 (stretch).
     """
     if temperature <= 0:
         raise ValueError(f"sampling temperature must be > 0, got {temperature}")
     tiny = torch.finfo(probs.dtype).eps
     soft = torch.sigmoid((torch.logit(noise, tiny) + torch.logit(probs, tiny)) / temperature)
-    low, high = stretch
-    if (low, high) != (0, 1):
-        soft = (low + (high - low) * soft).clamp(0, 1)
-    if hard:
-        return soft + ((soft > 0.5).to(soft.dtype) - soft).detach()
-    return soft
+    return soft + ((soft > 0.5).to(soft.dtype) - soft).detach() if hard else soft
 
 
-def expected_gates(probs: Tensor, *, temperature: float = 1.0, hard: bool = False, points: int = 2048) -> Tensor:
+def expected_gates(probs: Tensor, *, temperature: float = 1.0, hard: bool = False) -> Tensor:
     """Mean of the sampled gate for each probability, in the shape of probs. It is *not* the probability.
 
     At τ = 1 it is o(o − 1 − ln o)/(o − 1)² with o = p/(1 − p): 3.4 × p at p = 0.0136. It is computed by the midpoint
-    rule with this many ``points``, which works for every τ. A hard sample has mean p exactly.
+    rule, which works for every τ. A hard sample has mean p exactly.
     """
     if hard:
         return probs.clone()
-    noise = (torch.arange(points, dtype=torch.float64, device=probs.device) + 0.5) / points
+    noise = (torch.arange(_POINTS, dtype=torch.float64, device=probs.device) + 0.5) / _POINTS
     gates = sample_gates(probs.double().unsqueeze(-1), noise, temperature=temperature)
     return gates.mean(-1).to(probs.dtype)
 

@@ -81,11 +81,10 @@ class SearchResult:
 
     @property
     def loss_drop(self) -> float:
-        """How far the loss fell, as a share of the loss at the start.
+        """1 − (mean loss on search_val in the last quarter of the steps) / (mean on search_train in the first twentieth).
 
-        1 − (mean loss on search_val in the last quarter of the steps) / (mean loss on search_train in the first
-        twentieth). Near 0 the supernet has learned nothing that holds on other rows, and α followed noise: try another
-        ``lr`` or more steps. NaN without a history, or if the search ended during the warm-up.
+        Near 0 the supernet has learned nothing that holds on other rows, and α followed noise: try another ``lr`` or
+        more steps. NaN without a history, or if the search ended during the warm-up.
         """
         if not len(self.history):
             return math.nan
@@ -126,8 +125,7 @@ class SearchResult:
             if step not in steps:
                 hint = f"recorded are {', '.join(f'{s:g}' for s in steps)}" if steps else "it has no trajectory"
                 raise RunError(f"step {step} was not recorded; {hint}")
-            table = self.trajectory[self.trajectory["step"] == step].set_index("candidate")
-            table = table.loc[[candidate.name for candidate in self.space]]
+            table = self.trajectory[self.trajectory["step"] == step].set_index("candidate").loc[[*self.space.names]]
         alpha, prob = (torch.tensor(table[name].to_numpy("float64")) for name in ("alpha", "prob"))
         cut = parse_budget(self.space, self.budget if budget is None else budget)
         gates = gate_table(self.space, alpha, prob, cut.n_params)
@@ -135,11 +133,7 @@ class SearchResult:
         return pd.concat([gates, self.gates[extra]], axis=1) if extra and step is None else gates
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the run folder.
-
-        Raises:
-            RunError: a finished run is there and ``overwrite`` is not set.
-        """
+        """Write the run folder; raises RunError if a finished run is there and ``overwrite`` is not set."""
         path = Path(path)
         refuse_finished(path, overwrite)
         path.mkdir(parents=True, exist_ok=True)
@@ -174,18 +168,13 @@ def gate_table(space: Space, alpha: torch.Tensor, probs: torch.Tensor, budget: i
 
 
 def load_run(path: str | Path) -> SearchResult:
-    """Open a run folder without the model.
-
-    Raises:
-        RunError: not a finished run; the message says what is missing.
-    """
+    """Open a run folder without the model; raises RunError, which says what is missing, if it is not complete."""
     import pandas as pd
 
     path = Path(path)
     names = ("config.json", "metrics.json", "gates.parquet", "history.parquet", "trajectory.parquet")
-    missing = [name for name in names if not (path / name).is_file()]
-    if missing:
-        raise RunError(f"{path} is not a finished run: {', '.join(missing)} missing. Make one: search(…, out={path})")
+    if missing := ", ".join(name for name in names if not (path / name).is_file()):
+        raise RunError(f"{path} is not a finished run: {missing} missing. Make one: search(…, out={path})")
     config, metrics = (json.loads((path / name).read_text(encoding="utf-8")) for name in names[:2])
     gates, history, trajectory = (pd.read_parquet(path / name) for name in names[2:])
     candidates = tuple(Candidate.from_row(row) for row in gates.to_dict("records"))  # type: ignore[arg-type]
@@ -202,11 +191,7 @@ def refuse_finished(path: Path, overwrite: bool) -> None:
 def save_state(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], rest: Any) -> None:
     """Write the state of a running search, replacing the last one in one move.
 
-    Args:
-        folder: made if absent.
-        config: the config of the run; a search with another config does not continue from this state.
-        tensors: by name.
-        rest: everything else, as JSON; it travels in the header of the safetensors file, so that the state is one file.
+    The config and the ``rest`` travel as JSON in the header of the safetensors file, so that the state is one file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / (STATE + ".part")
@@ -216,13 +201,8 @@ def save_state(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, to
 
 
 def load_state(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], Any] | None:
-    """The state that :func:`save_state` wrote, or None if there is none.
-
-    Raises:
-        RunError: the file cannot be read, or belongs to a run with another config; the message names what differs.
-    """
-    path = folder / STATE
-    if not path.is_file():
+    """The state that :func:`save_state` wrote, or None; raises RunError if it is damaged or of another config."""
+    if not (path := folder / STATE).is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from s3pet.errors import BudgetError, SpaceError, StructureMismatchError, neares
 from s3pet.gates import Budget
 from s3pet.modules import PETS
 from s3pet.records import write_json
-from s3pet.space import Candidate, Rule, Space, candidate_table, counterparts, find_sites, layers_of, make_space
+from s3pet.space import Candidate, Candidates, Rule, Space, counterparts, find_sites, layers_of, make_space
 
 FORMAT = "s3pet-structure"
 VERSION = 1
@@ -37,17 +36,16 @@ MANUAL = {pet: Rule(pet) for pet in _ALL_OF} | {"lora_all": Rule("lora"), "lora_
 
 
 @dataclass(frozen=True)
-class Structure:
+class Structure(Candidates):
     """Chosen candidates, in canonical order.
 
     Attributes:
         candidates: the chosen candidates.
         model_id: the backbone it was made for.
-        space: name of the space it was chosen from.
+        space: name of the space it was chosen from. layers: number of layers of each stack in it; None if unknown.
         budget: the budget it was cut at, in parameters; None for manual structures.
         origin: where it came from: ``{"kind": "searched", "task": …, "seed": …}``.
         probs: by which the candidates were ranked, one finite number each; None for random and manual structures.
-        layers: number of layers of each stack in the space it was chosen from; None where unknown.
 
     Structures that differ only in ``probs`` or ``layers`` are equal.
     """
@@ -66,27 +64,10 @@ class Structure:
             what = f"{len(self.probs)} probabilities for {len(self)} candidates, {infinite} of them not finite"
             raise StructureMismatchError(f"{what}; give one each, or None")
 
-    def __len__(self) -> int:
-        return len(self.candidates)
-
-    @property
-    def n_params(self) -> int:
-        """Trainable PET parameters."""
-        return sum(candidate.n_params for candidate in self.candidates)
-
     @property
     def sites(self) -> tuple[str, ...]:
         """Addresses of the sites in use, each once, in canonical order."""
-        return tuple(dict.fromkeys(candidate.site for candidate in self.candidates))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the candidates, ``site:pet:rank``."""
-        return tuple(candidate.name for candidate in self.candidates)
-
-    def table(self) -> pd.DataFrame:
-        """One row for each chosen candidate, see :func:`s3pet.space.candidate_table`."""
-        return candidate_table(self.candidates)
+        return tuple(dict.fromkeys(candidate.site for candidate in self))
 
     def jaccard(self, other: Structure) -> float:
         """Shared candidates divided by all candidates of both, in [0, 1]; 1.0 for two empty structures."""
@@ -150,11 +131,9 @@ class Structure:
 
     def check(self, model: torch.nn.Module) -> None:
         """Raise StructureMismatchError, naming the first mismatches, unless every candidate fits this model."""
-        sites = {site.address: site for site in find_sites(model)}
-        wrong = []
-        for c in self.candidates:
-            site = sites.get(c.site)
-            if site is None:
+        sites, wrong = {site.address: site for site in find_sites(model)}, []
+        for c in self:
+            if (site := sites.get(c.site)) is None:
                 wrong.append(f"{c.site} does not exist ({nearest(c.site, sites)})")
             elif (site.path, site.d_in, site.d_out) != (c.path, c.d_in, c.d_out):
                 here = f"{site.path} {site.d_in}→{site.d_out} here"
@@ -166,10 +145,9 @@ class Structure:
 
     def to_json(self, path: str | Path) -> Path:
         """Write the structure as versioned JSON; returns the path."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json({"format": FORMAT, "version": VERSION, **asdict(self), "n_params": self.n_params}, path)
-        return path
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_json({"format": FORMAT, "version": VERSION, **asdict(self), "n_params": self.n_params}, Path(path))
+        return Path(path)
 
     @classmethod
     def from_json(cls, path: str | Path, model: torch.nn.Module | None = None) -> Structure:
@@ -197,14 +175,14 @@ class Structure:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"{path} is not a structure file of version ≤ {VERSION}: {error}"
             raise StructureMismatchError(f"{what}. Write one with structure.to_json().") from error
-        if model is not None:
-            structure.check(model)
-            structure = replace(structure, layers=structure.layers or layers_of(find_sites(model)))
-        return structure
+        if model is None:
+            return structure
+        structure.check(model)
+        return replace(structure, layers=structure.layers or layers_of(find_sites(model)))
 
     def _check_costs(self, n_params: Any) -> None:
         counts = Counter(self.names)
-        for c in self.candidates:
+        for c in self:
             possible = c.pet in PETS and min(c.d_in, c.d_out, 1 if c.rank is None else c.rank) > 0
             cost = PETS[c.pet].cost(c.d_in, c.d_out, c.rank or 1) if possible else "no known number"
             if counts[c.name] > 1:
@@ -215,7 +193,7 @@ class Structure:
             raise ValueError(f"it says {n_params} parameters, holds {self.n_params}")
 
     def __repr__(self) -> str:
-        counts = Counter(candidate.pet for candidate in self.candidates)
+        counts = Counter(candidate.pet for candidate in self)
         parts = ", ".join(f"{count} {pet}" for pet, count in counts.items()) or "empty"
         return f"Structure({self.origin.get('kind', 'custom')}: {parts}; {self.n_params:,} parameters)"
 

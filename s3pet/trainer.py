@@ -65,8 +65,7 @@ class Learner(nn.Module):
     """The trained tensors as one module for the Trainer; a call gives the loss of a batch.
 
     Args:
-        objective: computes the loss; its head, if it has one, is trained.
-        supernet: its PET tensors are trained.
+        objective, supernet: compute the loss; the head of the one and the PET tensors of the other are trained.
         backbone: a copy of the user's backbone; its parameters that require gradients are trained.
 
     Attributes:

@@ -9,7 +9,7 @@ Source: Hu et al. 2022 (arXiv:2206.07382), section 5, for transfer between tasks
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -58,11 +58,8 @@ def average_gates(results: Results, *, budget: int | float | str | Budget | None
 def gate_difference(one: Any, other: Any, value: str = "prob") -> pd.DataFrame:
     """Where two searches (results or gate tables) of one space differ: ``difference`` = one − other of a column.
 
-    Returns:
-        The first table's candidates with ``difference``, ``chosen`` (by both), ``only_one`` and ``only_other``.
-
-    Raises:
-        RunError: different candidates, or a missing column.
+    Returns the first table's candidates with ``difference``, ``chosen`` (by both), ``only_one`` and ``only_other``;
+    raises RunError for different candidates or a missing column.
     """
     first, second = (getattr(table, "gates", table) for table in (one, other))
     keys = ["site", "pet", "rank"]
@@ -125,7 +122,7 @@ def retarget_gates(
     config = _config(result, parsed.n_params, origin | new_space)
     config.pop("model_hash", None)
     gates = gate_table(space, torch.tensor(alpha), probs, parsed.n_params)
-    return _result(space, config, gates, {"unplaced": [c.name for c, no in zip(space, unplaced, strict=True) if no]})
+    return _result(space, config, gates, {"unplaced": np.array(space.names)[unplaced].tolist()})
 
 
 def agreement(
@@ -164,10 +161,14 @@ def agreement(
             chance = [a.jaccard(random_structure(one.space, limit, seed=int(s))) for s in seeds]
             ranks = [result.gates["prob"].rank() for result in (one, other)]
         else:
-            in_a, in_b = (np.isin([c.name for c in one.space], structure.names) for structure in (a, b))
+            in_a, in_b = (np.isin(one.space.names, structure.names) for structure in (a, b))
             groups: Any = other.gates.reset_index(drop=True).groupby([within, "n_params"]).indices.values()
-            shuffled = (_shuffled(in_b, groups, rng) for _ in range(draws))
-            chance = [float((in_a & mask).sum() / (in_a | mask).sum()) for mask in shuffled]
+            chance = []
+            for _ in range(draws):
+                mask = in_b.copy()
+                for rows_alike in groups:  # of equal kind and cost, so that the total cost stays the same
+                    mask[rows_alike] = rng.permutation(in_b[rows_alike])
+                chance.append(float((in_a & mask).sum() / (in_a | mask).sum()))
             ranks = [result.gates.groupby(within)["prob"].rank(pct=True) for result in (one, other)]
         same_task = one.config.get("task") == other.config.get("task")
         jaccard = (a.jaccard(b), float(np.mean(chance)), float(np.quantile(chance, 0.95)))
@@ -187,22 +188,12 @@ def _same_space(results: Results) -> dict[str, SearchResult]:
     if not searches:
         raise RunError("no search was given")
     (first_name, first), *others = searches.items()
-    names = [candidate.name for candidate in first.space]
     for name, result in others:
-        other_names = [candidate.name for candidate in result.space]
-        if other_names != names or result.space.model_id != first.space.model_id:
-            unshared = sorted(set(names) ^ set(other_names))[:3] or [result.space.model_id]
+        if (result.space.names, result.space.model_id) != (first.space.names, first.space.model_id):
+            unshared = sorted(set(first.space.names) ^ set(result.space.names))[:3] or [result.space.model_id]
             what = f"{first_name!r} and {name!r} searched different spaces ({', '.join(unshared)} is not in both)"
             raise RunError(f"{what}; retarget_gates carries gates from one space to another")
     return searches
-
-
-def _shuffled(mask: np.ndarray, groups: Iterable[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """The mask with its places shuffled among rows of equal kind and cost, so that the total cost stays the same."""
-    shuffled = mask.copy()
-    for rows in groups:
-        shuffled[rows] = rng.permutation(mask[rows])
-    return shuffled
 
 
 def _config(result: SearchResult, budget: int, origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,6 +202,6 @@ def _config(result: SearchResult, budget: int, origin: Mapping[str, Any]) -> dic
 
 
 def _result(space: Space, config: dict[str, Any], gates: pd.DataFrame, metrics: dict[str, Any]) -> SearchResult:
-    history = pd.DataFrame({"step": pd.Series(dtype=int)})
-    trajectory = pd.DataFrame({name: pd.Series(dtype=float) for name in ("candidate", "step", "alpha", "prob")})
+    history = pd.DataFrame(columns=["step"], dtype=int)
+    trajectory = pd.DataFrame(columns=["candidate", "step", "alpha", "prob"], dtype=float)
     return SearchResult(space, config, gates, history, trajectory, metrics)

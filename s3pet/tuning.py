@@ -12,22 +12,19 @@ from __future__ import annotations
 import copy
 import json
 import os
-import random
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from s3pet.backbones import backbone_checksum, preserved_modes
+from s3pet.backbones import backbone_checksum, n_parameters, preserved
 from s3pet.errors import RunError, SearchError, StructureMismatchError
 from s3pet.objective import ObjectiveSettings, make_objective
 from s3pet.records import Cost, versions, write_json
@@ -82,8 +79,7 @@ class TunedModel:
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write trained tensors (safetensors), structure, metrics and config to a folder; no file is ever half written.
 
-        Raises:
-            RunError: the folder holds a tuned model and ``overwrite`` is not set, or ``path`` cannot be a folder.
+        Raises RunError if the folder holds a tuned model and ``overwrite`` is not set, or ``path`` cannot be a folder.
         """
         path = _prepare_folder(path, overwrite)
         save_file({name: t.cpu().contiguous() for name, t in self.tensors().items()}, path / f"{WEIGHTS}.part")
@@ -120,8 +116,7 @@ def retrain(
     Returns a tuned model whose ``metrics`` hold the task's main metric as ``validation`` and ``test``.
 
     Args:
-        model: the backbone; it is left as it was after any exit.
-        task: the task, with its tokenizer.
+        model, task: the backbone, left as it was after any exit, and the task, with its tokenizer.
         structure: a structure, ``"full"``, ``"head"`` (for a text-to-text backbone the same as zero-shot) or
             ``"zero-shot"``.
         objective: :class:`s3pet.objective.ObjectiveSettings`, or a mapping of some of its fields.
@@ -160,19 +155,18 @@ def tune(
     """Train what a learner holds, score it and record what it cost; all ways of tuning share this function.
 
     Args:
-        learner: what is trained. model: the backbone as the user has it. recipe: how it is trained.
-        structure: as for :func:`retrain`, or the name of another method.
-        progress, test, callbacks: as for :func:`retrain`.
+        learner, model, recipe: what is trained, the backbone as the user has it, and how it is trained.
+        structure, progress, test, callbacks: as for :func:`retrain`; a structure may be the name of another method.
         score_from: first step at which the validation split may be scored and weights kept.
     """
     objective, started = learner.objective, time.perf_counter()
     task, target, rows = objective.task, learner.target, objective.encode(objective.task.validation)
     kept, kind = (structure, "pet") if isinstance(structure, Structure) else (None, structure)
     lr = recipe.lr or DEFAULT_LR.get(kind)
-    best_step, curve, failure = 0, list[dict[str, float]](), None
-    scores: dict[str, dict[str, float]] = {}
+    best_step, curve, failure, scores = 0, list[dict[str, float]](), None, dict[str, dict[str, float]]()
     watched = learner.cost.watch_memory(objective.device)
-    with isolated_random(recipe.seed), preserved_modes(model, target, objective), learner.attached(), watched:
+    with preserved(model, target, objective), learner.attached(), watched:
+        torch.manual_seed(recipe.seed)
         if len(learner.weights) and kind != "zero-shot":
             hooks = [*callbacks, Bar()] if progress else callbacks
             best_step, curve, failure = train(learner, rows, recipe, float(lr or 0), hooks, score_from)
@@ -188,7 +182,7 @@ def tune(
         **{split: values[task.metric] for split, values in scores.items()},
         "metric": task.metric,
         "n_params": kept.n_params if kept is not None else 0,
-        "backbone_params": sum(p.numel() for p in target.parameters()) if kind == "full" else 0,
+        "backbone_params": n_parameters(target) if kind == "full" else 0,
         "head_params": objective.head_params,
         "best_step": best_step,
         "cost": learner.cost.to_dict(),
@@ -223,9 +217,8 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
         StructureMismatchError: another backbone, or a task with other labels.
     """
     path = Path(path)
-    missing = [name for name in (WEIGHTS, "tuned.json", "metrics.json") if not (path / name).is_file()]
-    if missing:
-        raise RunError(f"{path} holds no tuned model: {', '.join(missing)} missing. Make one: tuned.save({path})")
+    if missing := ", ".join(n for n in (WEIGHTS, "tuned.json", "metrics.json") if not (path / n).is_file()):
+        raise RunError(f"{path} holds no tuned model: {missing} missing. Make one: tuned.save({path})")
     config, metrics = (json.loads((path / f"{name}.json").read_text(encoding="utf-8")) for name in ("tuned", "metrics"))
     kind, file = config["structure"], path / "structure.json"
     if "model_hash" not in config:
@@ -233,18 +226,14 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
     if not file.is_file() and kind not in REFERENCES:
         raise RunError(f"{path} was tuned by {kind}, whose modules are another library's; tune it again instead")
     if config["model_hash"] != (checksum := backbone_checksum(model)):
-        raise StructureMismatchError(
-            f"{path} was tuned on backbone {config['model']!r} with checksum {config['model_hash'][:12]}, not on this "
-            f"one with {checksum[:12]}; load that backbone, or retrain the structure on this one"
-        )
+        there = f"{config['model']!r} with checksum {config['model_hash'][:12]}"
+        raise StructureMismatchError(f"{path} was tuned on backbone {there}, not on this one with {checksum[:12]}")
     if (config["regression"], config["label_words"]) != (task.regression, list(task.label_words)):
-        raise StructureMismatchError(
-            f"{path} was tuned on task {config['task']!r} with label words {config['label_words'][:4]}, not on "
-            f"{task.name!r} with {list(task.label_words[:4])}; load that task, or retrain on this one"
-        )
+        there = f"{config['task']!r} with label words {config['label_words'][:4]}"
+        here = f"{task.name!r} with {list(task.label_words[:4])}"
+        raise StructureMismatchError(f"{path} was tuned on task {there}, not on {here}; load that task")
     if config["task_hash"] != task.fingerprint:
-        message = f"{path} was tuned on other rows, of task {config['task']!r}; its saved metrics are of those"
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(f"{path} was tuned on other rows of {config['task']!r}; its metrics are of those", stacklevel=2)
     structure = Structure.from_json(file, model) if file.is_file() else None
     settings = ObjectiveSettings.of(config["objective"])
     learner = _make_learner(model, task, kind if structure is None else structure, settings, config["seed"])
@@ -254,19 +243,6 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
     for name, tensor in tuned.tensors().items():
         tensor.copy_(saved[name])
     return tuned
-
-
-@contextmanager
-def isolated_random(seed: int) -> Iterator[None]:
-    """Seed torch, and restore every global random state (torch, NumPy, Python) afterwards."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the Trainer seeds it
-    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
 
 
 def _make_learner(
