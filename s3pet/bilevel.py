@@ -108,8 +108,7 @@ class SharedAdam(torch.optim.Optimizer):
     Adam moves every α by about the same distance, however small its gradient, so the α of an unimportant candidate
     makes as wide a random walk as that of an important one. Here only the common scale of the steps is adapted.
 
-    Source:
-        Kingma and Ba 2015 (arXiv:1412.6980) for Adam, whose arguments it takes; the shared second moment is ours.
+    Source: Kingma and Ba 2015 (arXiv:1412.6980) for Adam, whose arguments it takes; the shared moment is ours.
     """
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-12):

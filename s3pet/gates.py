@@ -66,10 +66,7 @@ class Budget:
             total: parameters of the backbone.
 
         Returns:
-            The budget, rounded down to a whole parameter.
-
-        Raises:
-            BudgetError: not readable, not positive, below one parameter, or above the backbone.
+            The budget, rounded down to a whole parameter. Raises BudgetError, which says how to write one.
 
         >>> print(Budget.parse("0.01%", total=20_480_000))
         2,048 parameters = 0.01 % = 1 ‱ of 20,480,000
@@ -118,16 +115,22 @@ def solve_shift(alpha: Tensor, costs: Tensor, budget: float, *, temperature: flo
         check: validate the inputs first, which waits for the device.
 
     Returns:
-        ζ, float64 [...] (a scalar for one vector alpha), on alpha's device; residual below 1e-6 · budget.
-
-    Raises:
-        BudgetError: budget outside (0, costs.sum()), or alpha not finite.
+        ζ, float64 [...] (a scalar for one vector alpha), on alpha's device; residual below 1e-6 · budget. Raises
+        BudgetError for a budget outside (0, costs.sum()), or if alpha is not finite.
     """
     alpha = alpha.detach().double()
     costs = costs.detach().to(alpha.device, torch.float64)
     total = costs.sum()
     if check:
-        _check(alpha, costs, budget, temperature)
+        if alpha.shape[-1:] != costs.shape:
+            raise BudgetError(f"alpha {tuple(alpha.shape)} and costs {tuple(costs.shape)} disagree in candidates")
+        if not temperature > 0:
+            raise BudgetError(f"temperature must be > 0, got {temperature}")
+        if not 0 < budget < float(total):
+            what = f"budget {budget:,} parameters is not between 0 and the {float(total):,.0f} parameters of all"
+            raise BudgetError(f"{what} {len(costs)} candidates together; take a smaller budget or a larger space")
+        if not bool(torch.isfinite(alpha).all()):
+            raise BudgetError("alpha has values that are not finite; the search diverged (lower alpha_lr or lr)")
     level = torch.logit(budget / total)  # σ(level) is the probability of every candidate at uniform alpha
     low = alpha.amin(-1, keepdim=True) - temperature * level  # here the cost is ≥ budget
     high = alpha.amax(-1, keepdim=True) - temperature * level  # here it is ≤ budget
@@ -159,10 +162,7 @@ def shifted_sigmoid(
             ``"implicit"``: the exact derivative of the root, so the expected cost is constant to first order.
 
     Returns:
-        probs, [..., n_candidates], in alpha's dtype.
-
-    Raises:
-        BudgetError: as :func:`solve_shift`. ValueError: unknown gradient mode.
+        probs, [..., n_candidates], in alpha's dtype. Raises BudgetError as :func:`solve_shift`.
     """
     if gradient not in GRADIENT_MODES:
         raise ValueError(f"gradient {gradient!r} is not one of {', '.join(GRADIENT_MODES)}")
@@ -216,18 +216,3 @@ def sampling_gap(probs: Tensor, costs: Tensor, *, temperature: float = 1.0, hard
     """
     mean = expected_gates(probs, temperature=temperature, hard=hard)
     return float((costs * mean).sum() / (costs * probs).sum())
-
-
-def _check(alpha: Tensor, costs: Tensor, budget: float, temperature: float) -> None:
-    if alpha.shape[-1:] != costs.shape:
-        raise BudgetError(f"alpha {tuple(alpha.shape)} and costs {tuple(costs.shape)} disagree in candidates")
-    if not temperature > 0:
-        raise BudgetError(f"temperature must be > 0, got {temperature}")
-    total = float(costs.sum())
-    if not 0 < budget < total:
-        raise BudgetError(
-            f"budget {budget:,} parameters is not between 0 and the {total:,.0f} parameters of all {len(costs)} "
-            "candidates together; take a smaller budget or a larger space"
-        )
-    if not bool(torch.isfinite(alpha).all()):
-        raise BudgetError("alpha has values that are not finite; the search diverged (lower alpha_lr or lr)")

@@ -110,11 +110,9 @@ class Objective(nn.Module):
     """How a backbone learns a task; :func:`make_objective` makes one of the three kinds.
 
     Attributes:
-        model: the backbone; not a submodule.
-        task: the task.
+        model, task: the backbone (not a submodule) and the task.
         settings: the settings used; ``pooling`` is never None for an encoder.
-        head: the task head of an encoder, else None.
-        scored: number of rows predicted so far.
+        head, scored: the task head of an encoder, else None; the number of rows predicted so far.
     """
 
     model: Any

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STATE = "state.safetensors"
+FINISHED = {"finished run": "config.json", "tuned model": "tuned.json"}  # the file that is written last
 RESULTS_VERSION = 1  # raised when the same config gives other numbers
 
 
@@ -47,10 +48,8 @@ class SearchResult:
     """The result of a search.
 
     Attributes:
-        space: the candidates that were searched.
-        config: everything that repeats the search.
-        gates: the gate table, one row per candidate.
-        history: one row per step.
+        space, config: the candidates that were searched, and everything that repeats the search.
+        gates, history: the gate table, one row per candidate; and one row per step.
         trajectory: one row per recorded step and candidate (``candidate, step, alpha, prob``).
         metrics: cost and diagnostics; ``stopped`` says why a search ended early, None if it did not.
         path: the run folder, if saved.
@@ -81,7 +80,7 @@ class SearchResult:
 
     @property
     def loss_drop(self) -> float:
-        """1 − (mean loss on search_val in the last quarter of the steps) / (mean on search_train in the first twentieth).
+        """1 − (mean loss on search_val in the last quarter of steps) / (mean on search_train in the first twentieth).
 
         Near 0 the supernet has learned nothing that holds on other rows, and α followed noise: try another ``lr`` or
         more steps. NaN without a history, or if the search ended during the warm-up.
@@ -95,10 +94,8 @@ class SearchResult:
         """The structure at a budget: one search ranks all candidates, so it can be cut at any budget.
 
         Args:
-            budget: any form that :meth:`s3pet.Budget.parse` reads; None: the budget of the search.
-
-        Raises:
-            BudgetError: the budget cannot be read, or is below the cheapest candidate.
+            budget: any form that :meth:`s3pet.Budget.parse` reads, at least the cost of the cheapest candidate (else
+                BudgetError); None: the budget of the search.
         """
         origin = {"kind": "searched", "searched_at": self.config["budget"]}
         origin |= {key: self.config[key] for key in ("task", "seed", "order") if key in self.config}
@@ -111,11 +108,8 @@ class SearchResult:
         """The gate table at a recorded step, or cut at another budget.
 
         Args:
-            step: a step of the trajectory; None: the end of the search.
-            budget: the budget that ``chosen`` and ``margin`` refer to; None: that of the search.
-
-        Raises:
-            RunError: the step was not recorded. BudgetError: as :meth:`structure`.
+            step: a step of the trajectory (RunError if it was not recorded); None: the end of the search.
+            budget: what ``chosen`` and ``margin`` refer to, as for :meth:`structure`; None: that of the search.
         """
         import pandas as pd
 
@@ -134,9 +128,7 @@ class SearchResult:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the run folder; raises RunError if a finished run is there and ``overwrite`` is not set."""
-        path = Path(path)
-        refuse_finished(path, overwrite)
-        path.mkdir(parents=True, exist_ok=True)
+        path = prepare_folder(path, "finished run", overwrite)
         (path / "config.json").unlink(missing_ok=True)  # written last: its presence says that the run is complete
         for name in ("history", "trajectory", "gates"):
             write_table(getattr(self, name), path / f"{name}.parquet")
@@ -182,10 +174,16 @@ def load_run(path: str | Path) -> SearchResult:
     return SearchResult(space, config, gates, history, trajectory, metrics, path)
 
 
-def refuse_finished(path: Path, overwrite: bool) -> None:
-    """Raise RunError if a finished run is at ``path``, unless told to overwrite it."""
-    if (path / "config.json").is_file() and not overwrite:
-        raise RunError(f"{path} holds a finished run; choose another folder or pass overwrite=True")
+def prepare_folder(path: str | Path, kind: str, overwrite: bool) -> Path:
+    """Make a folder; raises RunError if it holds a result of this kind that may not be replaced, or cannot be made."""
+    path = Path(path)
+    if (path / FINISHED[kind]).exists() and not overwrite:
+        raise RunError(f"{path} holds a {kind}; choose another folder or pass overwrite=True")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path} cannot be a folder for a {kind}: {error}") from error
+    return path
 
 
 def save_state(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], rest: Any) -> None:

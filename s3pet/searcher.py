@@ -36,7 +36,7 @@ from s3pet.gates import GRADIENT_MODES, Budget, sample_gates, sampling_gap, shif
 from s3pet.objective import Batch, Stream, derive, make_objective
 from s3pet.progress import View, make_view
 from s3pet.records import Cost, check_fields, config_hash, versions
-from s3pet.result import RESULTS_VERSION, SearchResult, gate_table, load_state, refuse_finished, save_state
+from s3pet.result import RESULTS_VERSION, SearchResult, gate_table, load_state, prepare_folder, save_state
 from s3pet.space import Space
 from s3pet.structure import parse_budget, select_mask
 from s3pet.supernet import Supernet
@@ -301,9 +301,8 @@ def search(
     solve_shift(torch.zeros(len(space)), space.costs, parsed.n_params)  # raises BudgetError above the space
     if chosen.order == "unrolled_exact" and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         raise SearchError("order='unrolled_exact' differentiates twice, which fails with gradient checkpointing")
-    folder, view = Path(out) if out is not None else None, make_view(progress)
-    if folder is not None:
-        refuse_finished(folder, overwrite)
+    view = make_view(progress)
+    folder = prepare_folder(out, "finished run", overwrite) if out is not None else None
     with preserved(model):
         searcher = Searcher(model, task, space, parsed, chosen, objective)
         config = {
@@ -331,10 +330,10 @@ def search(
     view.finish(result)
     if stopped == "diverged":
         where = f", saved in {folder}" if folder else ""
-        error = SearchError(
-            f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite. Lower lr ({chosen.lr}) "
-            f"or alpha_lr ({chosen.alpha_lr}). The last good state is error.result{where}"
+        what = (
+            f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite. Lower lr ({chosen.lr})"
         )
+        error = SearchError(f"{what} or alpha_lr ({chosen.alpha_lr}). The last good state is error.result{where}")
         error.result = result  # type: ignore[attr-defined]
         raise error
     return result

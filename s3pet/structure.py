@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,7 @@ class Structure(Candidates):
         gaps; on a shallower one, candidates with the same counterpart are merged, the largest probability is kept.
 
         Args:
-            space: the candidates to put it on.
-            by: ``"name"`` or ``"relative_depth"``.
+            space, by: the candidates to put it on; ``"name"`` or ``"relative_depth"``.
             budget: keep only the most probable candidates (the first ones where probabilities are unknown) within this
                 budget; None: keep all. ``structure.n_params / old_space.backbone_params`` gives the same share.
 
@@ -105,14 +104,13 @@ class Structure(Candidates):
         counterpart, probs = counterparts(space, by, layers or {}), self.probs or (0.0,) * len(self)
         best: dict[str, float] = {}  # name of the counterpart → largest probability
         unplaced, merged = [], []
-        for i in sorted(range(len(self)), key=lambda i: -probs[i]):  # stable: ties in canonical order
-            name, target = self.candidates[i].name, counterpart(self.candidates[i])
-            if target is None:
-                unplaced.append(name)
+        for prob, candidate in sorted(zip(probs, self, strict=True), key=lambda pair: -pair[0]):  # ties: in order
+            if (target := counterpart(candidate)) is None:
+                unplaced.append(candidate.name)
             elif target.name in best:
-                merged.append(name)
+                merged.append(candidate.name)
             else:
-                best[target.name] = probs[i]
+                best[target.name] = prob
         if len(self) and not best:
             names = ", ".join(self.names[:3])
             raise StructureMismatchError(f"no candidate ({names}, …) has a counterpart in {space!r} by {by}")
@@ -202,8 +200,7 @@ def select_mask(probs: Tensor, costs: Tensor, budget: float) -> Tensor:
     """Choose by probability within a budget: take what fits, skip what does not, until the end.
 
     Args:
-        probs: [n_candidates]; higher ones are chosen first, ties in candidate order.
-        costs: [n_candidates], in parameters.
+        probs, costs: [n_candidates] each. Higher probabilities are chosen first, ties in candidate order.
         budget: in parameters, > 0; the chosen cost never exceeds it.
 
     Returns:
@@ -213,17 +210,11 @@ def select_mask(probs: Tensor, costs: Tensor, budget: float) -> Tensor:
         raise BudgetError(f"probs {tuple(probs.shape)} and costs {tuple(costs.shape)} must be one vector each")
     if not budget > 0:
         raise BudgetError(f"budget must be positive, got {budget}")
-    order = torch.sort(probs.detach().cpu(), descending=True, stable=True).indices.tolist()
-    return _fill(order, costs.tolist(), budget)
-
-
-def _fill(order: Sequence[int], costs: Sequence[float], budget: float) -> Tensor:
-    mask = torch.zeros(len(costs), dtype=torch.bool)
-    left = float(budget)
-    for index in order:
-        if costs[index] <= left:
+    mask, left, prices = torch.zeros(len(costs), dtype=torch.bool), float(budget), costs.tolist()
+    for index in torch.sort(probs.detach().cpu(), descending=True, stable=True).indices.tolist():
+        if prices[index] <= left:
             mask[index] = True
-            left -= costs[index]
+            left -= prices[index]
     return mask
 
 
@@ -250,8 +241,8 @@ def random_structure(space: Space, budget: int | float | str | Budget, *, seed: 
     """A random structure of at most this cost, filled until nothing more fits; raises as :func:`parse_budget`."""
     parsed = parse_budget(space, budget)
     # distributed as the authors' baseline, which draws again and again among the candidates that still fit
-    order = np.random.default_rng(seed).permutation(len(space)).tolist()
-    mask = _fill(order, space.costs.tolist(), parsed.n_params)
+    order = np.random.default_rng(seed).permutation(len(space))
+    mask = select_mask(-torch.from_numpy(order.argsort()), space.costs, parsed.n_params)
     return _structure(space, mask, parsed.n_params, {"kind": "random", "seed": seed})
 
 

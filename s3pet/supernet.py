@@ -40,16 +40,12 @@ class Supernet(nn.Module):
 
     Args:
         model: the backbone; it is frozen while the supernet is attached.
-        candidates: a space, a structure, or a sequence of candidates.
+        candidates: a space, a structure (StructureMismatchError if it does not fit the model), or other candidates.
         seed: of the fresh PET tensors. The tensors of a candidate depend only on the seed and its name, so the same
             candidate starts the same in every structure.
 
     Attributes:
-        weights: all PET tensors, in candidate order.
-        keys: their names, ``"<candidate>/<tensor>"``.
-
-    Raises:
-        StructureMismatchError: a structure that does not fit the model.
+        weights, keys: all PET tensors, in candidate order, and their names, ``"<candidate>/<tensor>"``.
     """
 
     model: Any  # kept out of the submodules: state_dict() and parameters() hold PET tensors only
@@ -97,13 +93,12 @@ class Supernet(nn.Module):
             for parameter in self.model.parameters():
                 self._flags.append((parameter, parameter.requires_grad))
                 parameter.requires_grad_(False)
+            sites = dict(self.model.named_modules())
             indexed = enumerate(self.candidates)
             for (path, _), group in groupby(indexed, key=lambda pair: (pair[1].path, "." not in pair[1].role)):
-                try:
-                    site = self.model.get_submodule(path)
-                except AttributeError as error:
-                    raise StructureMismatchError(f"{path!r} is not in {type(self.model).__name__}") from error
-                self._hooks.append(site.register_forward_hook(self._adder([index for index, _ in group])))
+                if path not in sites:
+                    raise StructureMismatchError(f"{path!r} is not in {type(self.model).__name__}")
+                self._hooks.append(sites[path].register_forward_hook(self._adder([index for index, _ in group])))
         except BaseException:  # an interrupt, too
             self.detach()
             raise
@@ -218,18 +213,12 @@ class Supernet(nn.Module):
         if torch._C._current_graph_task_id() == -1:  # not in a backward pass; torch's own checkpointing asks the same
             self._last_forward = self._active
         elif self._active is not self._last_forward:
-            raise SearchError(
-                "gradient checkpointing ran the model again with other gates than in the forward pass; call backward "
-                "inside `with supernet.using(...)`, or switch gradient checkpointing off"
-            )
+            what = "gradient checkpointing ran the model again with other gates than in the forward pass"
+            raise SearchError(f"{what}; call backward inside `with supernet.using(...)`, or switch checkpointing off")
 
 
 def attach(model: nn.Module, candidates: Iterable[Candidate], *, seed: int = 0) -> Supernet:
-    """Put fresh candidates on a frozen model; used in a ``with``, they come off at its end.
-
-    Raises:
-        SearchError: a supernet is already attached. StructureMismatchError: a candidate does not fit the model.
-    """
+    """Put fresh candidates on a frozen model, see :meth:`Supernet.attach`; in a ``with``, they come off at its end."""
     return Supernet(model, candidates, seed=seed).attach()
 
 
@@ -243,10 +232,8 @@ def _refuse_reentrant_checkpointing(model: nn.Module) -> None:
     for module in model.modules():
         function = getattr(module, "_gradient_checkpointing_func", None)
         if getattr(module, "gradient_checkpointing", False) and getattr(function, "keywords", {}).get("use_reentrant"):
-            raise SearchError(
-                "reentrant gradient checkpointing gives no gradients of PET modules on a frozen model; enable it with "
-                '{"use_reentrant": False}, which is the default of transformers'
-            )
+            what = "reentrant gradient checkpointing gives no gradients of PET modules on a frozen model"
+            raise SearchError(f"{what}; enable it with {{'use_reentrant': False}}, the default of transformers")
 
 
 def _fresh(candidate: Candidate, seed: int) -> dict[str, Tensor]:

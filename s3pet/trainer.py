@@ -187,10 +187,8 @@ def train(
         try:
             trainer.train()
         except SearchError as error:
-            failure = SearchError(
-                f"training diverged at step {trainer.state.global_step}: {error}. Lower lr (now {lr:g}) or raise "
-                "lr_warmup. The best model scored before, if any, is the attribute `tuned` of this error"
-            )
+            what = f"training diverged at step {trainer.state.global_step}: {error}. Lower lr (now {lr:g}) or raise"
+            failure = SearchError(f"{what} lr_warmup. The best model before it, if any, is error.tuned")
             failure.__cause__ = error
             if trainer.state.best_model_checkpoint is not None:
                 learner.load_state_dict(load_file(Path(trainer.state.best_model_checkpoint) / SAFE_WEIGHTS_NAME))

@@ -28,6 +28,7 @@ from s3pet.backbones import backbone_checksum, n_parameters, preserved
 from s3pet.errors import RunError, SearchError, StructureMismatchError
 from s3pet.objective import ObjectiveSettings, make_objective
 from s3pet.records import Cost, versions, write_json
+from s3pet.result import prepare_folder
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet, is_attached
 from s3pet.tasks import Example, Task
@@ -81,7 +82,7 @@ class TunedModel:
 
         Raises RunError if the folder holds a tuned model and ``overwrite`` is not set, or ``path`` cannot be a folder.
         """
-        path = _prepare_folder(path, overwrite)
+        path = prepare_folder(path, "tuned model", overwrite)
         save_file({name: t.cpu().contiguous() for name, t in self.tensors().items()}, path / f"{WEIGHTS}.part")
         write_json(self.metrics, path / "metrics.json.part")
         write_json(self.config, path / "tuned.json.part")
@@ -133,7 +134,7 @@ def retrain(
     """
     chosen, settings = Recipe(**recipe), ObjectiveSettings.of(objective)
     if out is not None:
-        _prepare_folder(out, overwrite=False)
+        prepare_folder(out, "tuned model", overwrite=False)
     learner = _make_learner(model, task, structure, settings, chosen.seed)
     tuned = tune(learner, model, chosen, structure, progress=progress, test=test, callbacks=callbacks)
     if out is not None:
@@ -260,15 +261,3 @@ def _make_learner(
         objective.model.requires_grad_(True)
         return Learner(objective, backbone=target)
     return Learner(objective, Supernet(model, structure if isinstance(structure, Structure) else (), seed=seed))
-
-
-def _prepare_folder(path: str | Path, overwrite: bool) -> Path:
-    """Make the folder; raises RunError if it holds a tuned model that may not be replaced, or cannot be made."""
-    path = Path(path)
-    if (path / "tuned.json").exists() and not overwrite:
-        raise RunError(f"{path} holds a tuned model; choose another folder or pass overwrite=True to save()")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{path} cannot be a folder for a tuned model: {error}") from error
-    return path
