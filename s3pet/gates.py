@@ -56,7 +56,7 @@ class Budget:
         return f"{self.n_params:,} parameters = {share} of {self.total:,}"
 
     @classmethod
-    def parse(cls, value: int | float | str | Budget, *, total: int) -> Budget:
+    def parse(cls, value: BudgetLike, *, total: int) -> Budget:
         """Read a budget in any of its usual forms.
 
         Args:
@@ -99,6 +99,9 @@ class Budget:
         if n_params > total:
             raise BudgetError(f"budget {value!r} is {n_params:,} parameters; the backbone has only {total:,}. {how}")
         return cls(n_params, total)
+
+
+BudgetLike = int | float | str | Budget  # what Budget.parse reads
 
 
 def solve_shift(alpha: Tensor, costs: Tensor, budget: float, *, temperature: float = 1.0, check: bool = True) -> Tensor:

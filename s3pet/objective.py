@@ -189,19 +189,20 @@ class Objective(nn.Module):
             return []
         encoded = self.encode(examples) if rows is None else rows
         order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
-        predictions = [0.0] * len(encoded)
+        predictions: list[float] = []
         with preserved(self, self.model):
             self.model.eval()
             self.eval()
             for start in range(0, len(order), batch_size):
-                part = order[start : start + batch_size]
-                scores = self.scores(self.collate([encoded[index] for index in part])).float()
-                self.scored += len(part)
+                batch = self.collate([encoded[index] for index in order[start : start + batch_size]])
+                scores = self.scores(batch).float()
+                self.scored += len(scores)
                 if not bool(torch.isfinite(scores).all()):  # the argmax of NaN is 0, a plausible class
                     raise SearchError(f"scores on task {self.task.name!r} are NaN or infinite, so nothing is predicted")
-                values = scores.squeeze(-1) if self.task.regression and self.head else scores.argmax(-1)
-                for index, value in zip(part, values.tolist(), strict=True):
-                    predictions[index] = value
+                predictions += (
+                    scores.squeeze(-1) if self.task.regression and self.head else scores.argmax(-1)
+                ).tolist()
+        predictions = [value for _, value in sorted(zip(order, predictions, strict=True))]  # in the order of the rows
         if self.task.regression and self.head is None:
             return [self.task.label_values[int(index)] for index in predictions]
         return predictions

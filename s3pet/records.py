@@ -16,16 +16,14 @@ from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
+import pandas as pd
 import psutil
 import torch
 
 from s3pet.errors import SearchError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Choices = Mapping[str, Sequence[Any]]
 EXPECTED = {int: "a whole number", float: "a finite number", str: "a string", NoneType: "None"}
@@ -36,12 +34,8 @@ def check_fields(
 ) -> None:
     """Check types and ranges of a frozen dataclass in its ``__post_init__``; NumPy numbers become Python's.
 
-    Args:
-        record: its fields are annotated int, float or str, alone or with None. A boolean is not a number.
-        positive: fields that must be above 0. least: smallest value, by field. choices: allowed values, by field.
-
-    Raises:
-        SearchError: the message names the field, its value and what is expected.
+    Fields are annotated int, float or str, alone or with None; a boolean is not a number. Those in ``positive`` must be
+    above 0; ``least`` and ``choices`` hold the smallest value and the allowed values, by field. Raises SearchError.
     """
     for name, hint in get_type_hints(type(record)).items():
         value, kinds = getattr(record, name), get_args(hint) or (hint,)

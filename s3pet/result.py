@@ -23,20 +23,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from s3pet.errors import RunError
-from s3pet.gates import Budget
+from s3pet.gates import Budget, BudgetLike
 from s3pet.records import Cost, config_hash, write_json, write_table
 from s3pet.space import Candidate, Space
 from s3pet.structure import Structure, parse_budget, select_mask, select_structure
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 STATE = "state.safetensors"
 FINISHED = {"finished run": "config.json", "tuned model": "tuned.json"}  # the file that is written last
@@ -90,7 +88,7 @@ class SearchResult:
         first = self.history["loss_train"].iloc[: max(1, len(self.history) // 20)].mean()
         return float(1 - self.history["loss_val"].iloc[-max(1, len(self.history) // 4) :].mean() / first)
 
-    def structure(self, budget: int | float | str | Budget | None = None) -> Structure:
+    def structure(self, budget: BudgetLike | None = None) -> Structure:
         """The structure at a budget: one search ranks all candidates, so it can be cut at any budget.
 
         Args:
@@ -104,15 +102,13 @@ class SearchResult:
         origin["config_hash"] = config_hash(self.config)
         return select_structure(self.space, self.probs, self.budget if budget is None else budget, origin=origin)
 
-    def gates_at(self, step: int | None = None, budget: int | float | str | Budget | None = None) -> pd.DataFrame:
+    def gates_at(self, step: int | None = None, budget: BudgetLike | None = None) -> pd.DataFrame:
         """The gate table at a recorded step, or cut at another budget.
 
         Args:
             step: a step of the trajectory (RunError if it was not recorded); None: the end of the search.
             budget: what ``chosen`` and ``margin`` refer to, as for :meth:`structure`; None: that of the search.
         """
-        import pandas as pd
-
         table = self.gates
         if step is not None:
             steps = sorted(set(self.trajectory["step"]))
@@ -161,8 +157,6 @@ def gate_table(space: Space, alpha: torch.Tensor, probs: torch.Tensor, budget: i
 
 def load_run(path: str | Path) -> SearchResult:
     """Open a run folder without the model; raises RunError, which says what is missing, if it is not complete."""
-    import pandas as pd
-
     path = Path(path)
     names = ("config.json", "metrics.json", "gates.parquet", "history.parquet", "trajectory.parquet")
     if missing := ", ".join(name for name in names if not (path / name).is_file()):

@@ -26,13 +26,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from s3pet import bilevel
 from s3pet.backbones import backbone_checksum, preserved
 from s3pet.errors import SearchError
-from s3pet.gates import GRADIENT_MODES, Budget, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
+from s3pet.gates import GRADIENT_MODES, Budget, BudgetLike, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
 from s3pet.objective import Batch, Stream, derive, make_objective
 from s3pet.progress import View, make_view
 from s3pet.records import Cost, check_fields, config_hash, versions
@@ -90,13 +91,12 @@ class Searcher:
     """State of a running search; callbacks get it at every record.
 
     Attributes:
-        step: steps done.
+        step, cost: steps done, and what they have cost.
         alpha: structural parameters, float32 [n_candidates].
         weights: all PET tensors as one vector, then those of the head.
         settings, space, budget: what it runs on.
         history: one dict per step. records: (step, alpha) of every record.
         settled: overlap (Jaccard index) of the chosen set with that of ten records before, in [0, 1].
-        cost: what it has cost so far.
     """
 
     def __init__(
@@ -183,14 +183,8 @@ class Searcher:
                 break
             row["loss_val"], row["loss_train"] = float(row["loss_val"]), float(row["loss_train"])
 
-    def sampling_gap(self) -> float:
-        """Expected cost of the sampled supernet over the budget, see :func:`s3pet.gates.sampling_gap`."""
-        return sampling_gap(self.probs, self.costs.double())
-
     def result(self, config: dict[str, Any], metrics: dict[str, Any]) -> SearchResult:
         """The result as of now, at any point of a step."""
-        import pandas as pd
-
         self.read_losses()
         if not bool(torch.isfinite(self.alpha).all()):
             self.alpha = self.records[-1][1].clone()
@@ -203,7 +197,7 @@ class Searcher:
             "steps": self.step,
             "cost": self.cost.to_dict(),
             "head_params": self.objective.head_params,
-            "sampling_gap": self.sampling_gap(),
+            "sampling_gap": sampling_gap(self.probs, self.costs.double()),
             "settled": self.settled,
             "max_prob": float(self.probs.max()),
             "uniform_prob": self.budget.n_params / self.space.n_params,
@@ -255,7 +249,7 @@ class Searcher:
 
     def _probs(self, alpha: Tensor) -> Tensor:
         costs = self.costs.to(alpha.dtype)
-        return shifted_sigmoid(alpha, costs, self.budget.n_params, gradient=self.settings.gradient, check=False)  # type: ignore[arg-type]
+        return shifted_sigmoid(alpha, costs, self.budget.n_params, gradient=self.settings.gradient, check=False)
 
 
 def search(
@@ -263,7 +257,7 @@ def search(
     task: Task,
     space: Space,
     *,
-    budget: int | float | str | Budget,
+    budget: BudgetLike,
     settings: str = "default",
     objective: Any = None,
     out: str | Path | None = None,

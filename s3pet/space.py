@@ -118,8 +118,7 @@ class Rule:
         pet: name of the PET module.
         roles: patterns of roles (``"attn.[qv]"``, ``"*.norm"``); None: every role that the module fits, without the
             cross-attention projections and blocks unless the space asks for them.
-        stacks: patterns of stacks.
-        layers: layer indices; None: all.
+        stacks, layers: patterns of stacks; layer indices, None for all.
         ranks: sizes, at least 1, one candidate each; None: the module's default.
     """
 
@@ -179,11 +178,8 @@ class Space(Candidates):
 
 def layers_of(places: Iterable[Candidate | Site]) -> dict[str, int]:
     """Number of layers of each stack that these candidates or sites reach; stacks without layers are left out."""
-    layers: dict[str, int] = {}
-    for place in places:
-        if place.layer is not None:
-            layers[place.stack] = max(layers.get(place.stack, 0), place.layer + 1)
-    return layers
+    counts = [(place.stack, place.layer + 1) for place in places if place.layer is not None]
+    return dict(sorted(counts, key=lambda pair: pair[1]))  # the last one of each stack, the largest, is kept
 
 
 def counterparts(space: Space, by: str, layers: Mapping[str, int]) -> Callable[[Candidate], Candidate | None]:

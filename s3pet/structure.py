@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from s3pet.errors import BudgetError, SpaceError, StructureMismatchError, nearest
-from s3pet.gates import Budget
+from s3pet.gates import Budget, BudgetLike
 from s3pet.modules import PETS
 from s3pet.records import write_json
 from s3pet.space import Candidate, Candidates, Rule, Space, counterparts, find_sites, layers_of, make_space
@@ -40,8 +40,7 @@ class Structure(Candidates):
     """Chosen candidates, in canonical order.
 
     Attributes:
-        candidates: the chosen candidates.
-        model_id: the backbone it was made for.
+        candidates, model_id: what was chosen, and the backbone it was made for.
         space: name of the space it was chosen from. layers: number of layers of each stack in it; None if unknown.
         budget: the budget it was cut at, in parameters; None for manual structures.
         origin: where it came from: ``{"kind": "searched", "task": …, "seed": …}``.
@@ -74,9 +73,7 @@ class Structure(Candidates):
         one, two = set(self.names), set(other.names)
         return len(one & two) / len(one | two) if one | two else 1.0
 
-    def retarget(
-        self, space: Space, *, by: str = "relative_depth", budget: int | float | str | Budget | None = None
-    ) -> Structure:
+    def retarget(self, space: Space, *, by: str = "relative_depth", budget: BudgetLike | None = None) -> Structure:
         """Put the structure on another space, such as that of a backbone of another size.
 
         Each candidate goes to its counterpart (:func:`s3pet.space.counterparts`). On a deeper backbone this leaves
@@ -219,7 +216,7 @@ def select_mask(probs: Tensor, costs: Tensor, budget: float) -> Tensor:
 
 
 def select_structure(
-    space: Space, probs: Tensor, budget: int | float | str | Budget, *, origin: Mapping[str, Any] | None = None
+    space: Space, probs: Tensor, budget: BudgetLike, *, origin: Mapping[str, Any] | None = None
 ) -> Structure:
     """The structure that :func:`select_mask` gives for these probabilities; raises as :func:`parse_budget`."""
     parsed = parse_budget(space, budget)
@@ -227,7 +224,7 @@ def select_structure(
     return _structure(space, mask, parsed.n_params, origin or {"kind": "selected"}, probs)
 
 
-def parse_budget(space: Space, budget: int | float | str | Budget) -> Budget:
+def parse_budget(space: Space, budget: BudgetLike) -> Budget:
     """Read a budget for a space; raises BudgetError if it is unreadable or below the cheapest candidate."""
     parsed = Budget.parse(budget, total=space.backbone_params)
     cheapest = min((candidate.n_params for candidate in space), default=0)
@@ -237,7 +234,7 @@ def parse_budget(space: Space, budget: int | float | str | Budget) -> Budget:
     return parsed
 
 
-def random_structure(space: Space, budget: int | float | str | Budget, *, seed: int = 0) -> Structure:
+def random_structure(space: Space, budget: BudgetLike, *, seed: int = 0) -> Structure:
     """A random structure of at most this cost, filled until nothing more fits; raises as :func:`parse_budget`."""
     parsed = parse_budget(space, budget)
     # distributed as the authors' baseline, which draws again and again among the candidates that still fit

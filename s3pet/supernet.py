@@ -81,9 +81,8 @@ class Supernet(nn.Module):
     def attach(self) -> Supernet:
         """Put the candidates on and freeze the backbone.
 
-        Raises:
-            SearchError: another supernet is attached, or the model uses reentrant gradient checkpointing.
-            StructureMismatchError: a site is not in the model.
+        Raises SearchError if another supernet is attached or the model uses reentrant gradient checkpointing, and
+        StructureMismatchError if a site is not in the model.
         """
         _refuse_reentrant_checkpointing(self.model)
         if is_attached(self.model):
@@ -172,18 +171,8 @@ class Supernet(nn.Module):
             return self.model(*args, **kwargs)
 
     def tensors(self) -> dict[str, Tensor]:
-        """PET tensors by name, for saving."""
+        """PET tensors by name; they share memory with the supernet's."""
         return {key: weight.detach() for key, weight in zip(self.keys, self.weights, strict=True)}
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Copy saved PET tensors in; raises StructureMismatchError naming what is missing or of another shape."""
-        mine = dict(zip(self.keys, self.weights, strict=True))
-        wrong = [key for key in mine if key not in tensors or tensors[key].shape != mine[key].shape]
-        if wrong:
-            raise StructureMismatchError(f"saved PET tensors lack or misshape {wrong[:3]} ({len(wrong)} in all)")
-        with torch.no_grad():
-            for key, weight in mine.items():
-                weight.copy_(tensors[key])
 
     def _adder(self, indices: list[int]) -> Callable[[nn.Module, tuple, Any], Any]:
         """A forward hook that adds the deltas of these candidates."""

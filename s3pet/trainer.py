@@ -34,8 +34,7 @@ class Recipe:
     """How a structure is trained; every field is a keyword of :func:`retrain`.
 
     Attributes:
-        steps: optimiser steps.
-        batch_size: examples per step.
+        steps, batch_size: optimiser steps, and examples per step.
         lr: learning rate of AdamW; None takes 3e-3 for PET modules and heads, 5e-4 for full fine-tuning.
         vector_lr: learning rate of BitFit and LNFit as a multiple of ``lr``; at 10 a step of AdamW changes the output
             of a bias about as much as that of a LoRA.
@@ -53,8 +52,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "lr", "vector_lr", "evaluations")
-        check_fields(self, positive=positive, least={"lr_warmup": 0, "seed": 0})
+        check_fields(self, ("steps", "batch_size", "lr", "vector_lr", "evaluations"), {"lr_warmup": 0, "seed": 0})
         if self.lr_warmup > self.steps:
             raise SearchError(f"lr_warmup must be at most steps ({self.steps}), got {self.lr_warmup}")
         if self.seed >= 2**32:

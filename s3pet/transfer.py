@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from s3pet.errors import RunError
-from s3pet.gates import Budget, shifted_sigmoid
+from s3pet.gates import BudgetLike, shifted_sigmoid
 from s3pet.records import config_hash
 from s3pet.result import SearchResult, gate_table
 from s3pet.space import Space, layers_of
@@ -27,7 +27,7 @@ from s3pet.structure import parse_budget, random_structure
 Results = Mapping[str, SearchResult] | Sequence[SearchResult]
 
 
-def average_gates(results: Results, *, budget: int | float | str | Budget | None = None) -> SearchResult:
+def average_gates(results: Results, *, budget: BudgetLike | None = None) -> SearchResult:
     """The mean of several searches of one space; it can be cut, drawn and saved like a single one.
 
     Args:
@@ -35,10 +35,8 @@ def average_gates(results: Results, *, budget: int | float | str | Budget | None
 
     Returns:
         A result whose gate table holds the mean ``alpha`` and ``prob``, their standard deviation ``prob_spread``, and
-        ``frequency``: the share of the searches that chose the candidate, each at its own budget.
-
-    Raises:
-        RunError: no search, different spaces, or different budgets and no ``budget``.
+        ``frequency``: the share of the searches that chose the candidate, each at its own budget. Raises RunError
+        for no search, different spaces, or different budgets and no ``budget``.
     """
     searches = list(_same_space(results).values())
     first, budgets = searches[0], sorted({result.budget.n_params for result in searches})
@@ -79,7 +77,7 @@ def gate_difference(one: Any, other: Any, value: str = "prob") -> pd.DataFrame:
 
 
 def retarget_gates(
-    result: SearchResult, space: Space, *, by: str = "relative_depth", budget: int | float | str | Budget | None = None
+    result: SearchResult, space: Space, *, by: str = "relative_depth", budget: BudgetLike | None = None
 ) -> SearchResult:
     """Carry the gates of a search to the candidates of another space, such as that of a backbone of another size.
 
@@ -126,12 +124,7 @@ def retarget_gates(
 
 
 def agreement(
-    results: Results,
-    *,
-    budget: int | float | str | Budget | None = None,
-    within: str | None = None,
-    draws: int = 500,
-    seed: int = 0,
+    results: Results, *, budget: BudgetLike | None = None, within: str | None = None, draws: int = 500, seed: int = 0
 ) -> pd.DataFrame:
     """How far pairs of searches agree, beside the agreement by chance.
 
@@ -145,9 +138,7 @@ def agreement(
     Returns:
         One row for each pair: ``first, second, group`` ("same task" or "other task"), ``jaccard`` of the structures and
         ``spearman`` of the probabilities, each with ``_chance`` (mean) and ``_chance_high`` (95 % quantile of chance).
-
-    Raises:
-        RunError: fewer than two results, or different spaces.
+        Raises RunError for fewer than two results, or different spaces.
     """
     searches = _same_space(results)
     if len(searches) < 2:

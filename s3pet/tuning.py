@@ -45,8 +45,7 @@ class TunedModel:
 
     Attributes:
         model: call it like the backbone; PET modules are attached during the call only. For ``"full"`` a tuned copy.
-        task: the task.
-        structure: what was trained; None for references.
+        task, structure: the task, and what was trained; None for references.
         learner: holds the trained tensors.
         metrics: ``validation`` and ``test`` (the main metric), ``n_params`` (PET), ``head_params``, ``cost``, …
         config: what decided the result: recipe, ``objective``, hashes of backbone and task, versions.
