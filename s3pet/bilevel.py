@@ -63,11 +63,8 @@ def unrolled(
     """L_val and DARTS' second order by a one-sided difference: two passes besides the one of the weight step.
 
     Args:
-        train_loss: closure on the search_train batch of the weight step, with the same noise.
-        val_loss: closure on the search_val batch.
-        alpha: [n_candidates].
-        weights: w, before the weight step.
-        new_weights: w', after it.
+        train_loss, val_loss: closures on the search_train batch of the weight step, and on the search_val batch.
+        alpha, weights, new_weights: α [n_candidates], w before the weight step, and w' after it.
         train_alpha_gradient: ∂_α L_train(w, α), from the backward pass of the weight step.
         xi: ξ, the length of the inner step (its learning rate).
         epsilon: norm of the displacement of w, ε·v/‖v‖.

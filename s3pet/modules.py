@@ -43,8 +43,7 @@ class PetModule:
     """One kind of PET module.
 
     Attributes:
-        name: as users write it.
-        fits: the kinds of site it fits on: ``"linear"``, ``"norm"``, ``"block"``.
+        name, fits: as users write it; the kinds of site it fits on: ``"linear"``, ``"norm"``, ``"block"``.
         default_rank: rank (LoRA, low-rank adapter) or bottleneck width (adapter); None for modules without a size.
         shapes: (d_in, d_out, rank) → shape of each tensor.
         bounds: (d_in, d_out, rank) → half-width of the uniform initial distribution; tensors not listed start at 0.
@@ -68,9 +67,8 @@ class PetModule:
         """Fresh float32 tensors on the generator's device; their delta is exactly zero."""
         shapes, bounds = self.shapes(d_in, d_out, rank), self.bounds(d_in, d_out, rank)
         tensors = {name: torch.zeros(shape, device=generator.device) for name, shape in shapes.items()}
-        for name, tensor in tensors.items():
-            if name in bounds:
-                tensor.uniform_(-bounds[name], bounds[name], generator=generator)
+        for name, bound in bounds.items():
+            tensors[name].uniform_(-bound, bound, generator=generator)
         return tensors
 
 

@@ -199,9 +199,8 @@ class Objective(nn.Module):
                 self.scored += len(scores)
                 if not bool(torch.isfinite(scores).all()):  # the argmax of NaN is 0, a plausible class
                     raise SearchError(f"scores on task {self.task.name!r} are NaN or infinite, so nothing is predicted")
-                predictions += (
-                    scores.squeeze(-1) if self.task.regression and self.head else scores.argmax(-1)
-                ).tolist()
+                values = scores.squeeze(-1) if self.task.regression and self.head else scores.argmax(-1)
+                predictions += values.tolist()
         predictions = [value for _, value in sorted(zip(order, predictions, strict=True))]  # in the order of the rows
         if self.task.regression and self.head is None:
             return [self.task.label_values[int(index)] for index in predictions]

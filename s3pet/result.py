@@ -10,9 +10,8 @@ A run folder can be read without the model:
     metrics.json         steps done, cost, diagnostics
     checkpoint/          while the search runs: one file from which it continues
 
-Batches, noise and dropout are functions of (seed, step). So α, the weights, the moments of both optimisers, the history
-and the records are the whole state of a search, and a continued search gives bit for bit what an uninterrupted one
-gives. Tables are plain pandas; nothing that is read here is executed.
+Batches, noise and dropout are functions of (seed, step), so α, the weights, the moments of both optimisers, the history
+and the records are the whole state of a search. Tables are plain pandas; nothing that is read here is executed.
 """
 
 from __future__ import annotations
@@ -147,12 +146,8 @@ def gate_table(space: Space, alpha: torch.Tensor, probs: torch.Tensor, budget: i
     """
     mask = select_mask(probs, space.costs, budget)
     cut = float(probs[mask].min()) if bool(mask.any()) else math.nan
-    table = space.table()
-    table["alpha"] = alpha.detach().cpu().double().numpy()
-    table["prob"] = probs.detach().cpu().double().numpy()
-    table["chosen"] = mask.numpy()
-    table["margin"] = table["prob"] - cut
-    return table
+    a, p = (tensor.detach().cpu().double().numpy() for tensor in (alpha, probs))
+    return space.table().assign(alpha=a, prob=p, chosen=mask.numpy(), margin=p - cut)
 
 
 def load_run(path: str | Path) -> SearchResult:

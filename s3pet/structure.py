@@ -248,10 +248,7 @@ def manual_structure(space: Space | torch.nn.Module, name: str) -> Structure:
 
     Args:
         space: where the candidates come from; or the model, for kinds that are not in the space.
-        name: one of :data:`MANUAL`, or ``"all"`` for every candidate of the space.
-
-    Raises:
-        SpaceError: unknown name, or no such candidate in the space.
+        name: one of :data:`MANUAL`, or ``"all"`` for every candidate of the space. SpaceError if there is none.
     """
     if name not in MANUAL and name != "all":
         raise SpaceError(f"manual structure {name!r} is not known; {nearest(name, [*MANUAL, 'all'])}")

@@ -111,8 +111,7 @@ class Supernet(nn.Module):
             self._hooks.pop().remove()
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
-        self._flags = []
-        self._last_forward = None
+        self._flags, self._last_forward = [], None
         self.model.__dict__.pop(_MARK, None)
 
     def __enter__(self) -> Supernet:

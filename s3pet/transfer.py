@@ -89,10 +89,8 @@ def retarget_gates(
 
     Returns:
         A result on ``space``. Candidates without a counterpart get the lowest α of the source, so that they are
-        chosen last; ``metrics["unplaced"]`` names them.
-
-    Raises:
-        RunError: unknown ``by``, or no candidate has a counterpart. BudgetError: a budget unfit for the space.
+        chosen last; ``metrics["unplaced"]`` names them. Raises RunError for an unknown ``by``, or if no candidate has a
+        counterpart; BudgetError for a budget unfit for the space.
     """
     if by not in ("name", "relative_depth"):
         raise RunError(f"by={by!r} is not one of name, relative_depth")
@@ -161,10 +159,10 @@ def agreement(
                     mask[rows_alike] = rng.permutation(in_b[rows_alike])
                 chance.append(float((in_a & mask).sum() / (in_a | mask).sum()))
             ranks = [result.gates.groupby(within)["prob"].rank(pct=True) for result in (one, other)]
-        same_task = one.config.get("task") == other.config.get("task")
+        group = "same task" if one.config.get("task") == other.config.get("task") else "other task"
         jaccard = (a.jaccard(b), float(np.mean(chance)), float(np.quantile(chance, 0.95)))
         spearman = (float(np.corrcoef(np.stack(ranks))[0, 1]), 0.0, 1.645 / np.sqrt(len(one.space) - 1))  # large sample
-        rows.append((first, second, "same task" if same_task else "other task", *jaccard, *spearman))
+        rows.append((first, second, group, *jaccard, *spearman))
     measures = [f"{name}{kind}" for name in ("jaccard", "spearman") for kind in ("", "_chance", "_chance_high")]
     return pd.DataFrame(rows, columns=["first", "second", "group", *measures])
 

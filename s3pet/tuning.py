@@ -120,8 +120,7 @@ def retrain(
         structure: a structure, ``"full"``, ``"head"`` (for a text-to-text backbone the same as zero-shot) or
             ``"zero-shot"``.
         objective: :class:`s3pet.objective.ObjectiveSettings`, or a mapping of some of its fields.
-        out: folder to save the tuned model to.
-        progress: show a bar.
+        out, progress: folder to save the tuned model to; show a bar.
         test: score the test split; use False while something is still to be chosen.
         callbacks: Hugging Face callbacks, for early stopping, logging and the like.
         **recipe: fields of :class:`Recipe`: steps, batch_size, lr, seed, …
