@@ -208,8 +208,7 @@ def expected_gates(probs: Tensor, *, temperature: float = 1.0, hard: bool = Fals
     if hard:
         return probs.clone()
     noise = (torch.arange(_POINTS, dtype=torch.float64, device=probs.device) + 0.5) / _POINTS
-    gates = sample_gates(probs.double().unsqueeze(-1), noise, temperature=temperature)
-    return gates.mean(-1).to(probs.dtype)
+    return sample_gates(probs.double().unsqueeze(-1), noise, temperature=temperature).mean(-1).to(probs.dtype)
 
 
 def sampling_gap(probs: Tensor, costs: Tensor, *, temperature: float = 1.0, hard: bool = False) -> float:

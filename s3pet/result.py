@@ -139,10 +139,9 @@ class SearchResult:
 
 
 def gate_table(space: Space, alpha: torch.Tensor, probs: torch.Tensor, budget: int) -> pd.DataFrame:
-    """The table of the space with ``alpha, prob, chosen, margin``.
+    """The table of the space with ``alpha, prob, chosen, margin`` (prob minus the smallest one among the chosen).
 
-    ``margin`` is prob minus the smallest probability among the chosen candidates. A candidate that was skipped because
-    it was too expensive can have a positive margin.
+    A candidate that was skipped because it was too expensive can have a positive margin.
     """
     mask = select_mask(probs, space.costs, budget)
     cut = float(probs[mask].min()) if bool(mask.any()) else math.nan

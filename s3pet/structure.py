@@ -37,7 +37,7 @@ MANUAL = {pet: Rule(pet) for pet in _ALL_OF} | {"lora_all": Rule("lora"), "lora_
 
 @dataclass(frozen=True)
 class Structure(Candidates):
-    """Chosen candidates, in canonical order.
+    """Chosen candidates, in canonical order. Structures that differ only in ``probs`` or ``layers`` are equal.
 
     Attributes:
         candidates, model_id: what was chosen, and the backbone it was made for.
@@ -45,8 +45,6 @@ class Structure(Candidates):
         budget: the budget it was cut at, in parameters; None for manual structures.
         origin: where it came from: ``{"kind": "searched", "task": …, "seed": …}``.
         probs: by which the candidates were ranked, one finite number each; None for random and manual structures.
-
-    Structures that differ only in ``probs`` or ``layers`` are equal.
     """
 
     candidates: tuple[Candidate, ...]

@@ -73,11 +73,6 @@ class Supernet(nn.Module):
         self._hooks: list[Any] = []
         self._flags: list[tuple[nn.Parameter, bool]] = []
 
-    @property
-    def n_params(self) -> int:
-        """Trainable PET parameters."""
-        return sum(weight.numel() for weight in self.weights)
-
     def attach(self) -> Supernet:
         """Put the candidates on and freeze the backbone.
 
@@ -151,8 +146,8 @@ class Supernet(nn.Module):
             gated = gated * gates.index_select(0, self._gate_of)
         sizes = [self.weights[slot].numel() for slot in self._order]
         parts = [*ungated.split(sizes[: self._n_ungated]), *gated.split(sizes[self._n_ungated :])]
-        by_slot = {slot: part.view(self.weights[slot].shape) for slot, part in zip(self._order, parts, strict=True)}
-        self._active = [by_slot[slot] for slot in range(len(self.weights))]
+        by_slot = sorted(zip(self._order, parts, strict=True), key=lambda pair: pair[0])
+        self._active = [part.view(self.weights[slot].shape) for slot, part in by_slot]
 
     @contextmanager
     def using(self, gates: Tensor | None = None, weights: Tensor | Sequence[Tensor] | None = None) -> Iterator[None]:
@@ -172,6 +167,15 @@ class Supernet(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """PET tensors by name; they share memory with the supernet's."""
         return {key: weight.detach() for key, weight in zip(self.keys, self.weights, strict=True)}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Copy saved PET tensors in; raises StructureMismatchError naming what is missing or of another shape."""
+        mine = self.tensors()
+        wrong = [key for key in mine if key not in tensors or tensors[key].shape != mine[key].shape]
+        if wrong:
+            raise StructureMismatchError(f"saved PET tensors lack or misshape {wrong[:3]} ({len(wrong)} in all)")
+        for key, tensor in mine.items():
+            tensor.copy_(tensors[key])
 
     def _adder(self, indices: list[int]) -> Callable[[nn.Module, tuple, Any], Any]:
         """A forward hook that adds the deltas of these candidates."""

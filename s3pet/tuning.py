@@ -234,8 +234,8 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
     if config["task_hash"] != task.fingerprint:
         warnings.warn(f"{path} was tuned on other rows of {config['task']!r}; its metrics are of those", stacklevel=2)
     structure = Structure.from_json(file, model) if file.is_file() else None
-    settings = ObjectiveSettings.of(config["objective"])
-    learner = _make_learner(model, task, kind if structure is None else structure, settings, config["seed"])
+    what = kind if structure is None else structure
+    learner = _make_learner(model, task, what, ObjectiveSettings.of(config["objective"]), config["seed"])
     tuned, saved = TunedModel(learner.target, task, structure, learner, metrics, config), load_file(path / WEIGHTS)
     if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in tuned.tensors().items()}:
         raise StructureMismatchError(f"{path / WEIGHTS} does not hold the tensors of its structure; tune it again")

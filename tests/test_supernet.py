@@ -74,8 +74,7 @@ def test_the_mask_gives_the_structure_s_own_output():
     supernet, alone = Supernet(model, space), Supernet(model, structure)
     randomize(supernet)
     tensors = supernet.tensors()
-    for key, tensor in alone.tensors().items():
-        tensor.copy_(tensors[key])
+    alone.load({key: tensors[key] for key in alone.keys})
     with torch.no_grad():
         with supernet, supernet.using(mask):
             expected = model(**batch)[0]
@@ -91,8 +90,7 @@ def test_other_weights_for_one_call():
         with supernet.using(weights=other):
             swapped = model(**batch)[0]
         assert torch.equal(model(**batch)[0], before)
-        for weight, tensor in zip(supernet.weights, other, strict=True):
-            weight.copy_(tensor)
+        supernet.load(dict(zip(supernet.keys, other, strict=True)))
         assert torch.equal(model(**batch)[0], swapped)
 
 
@@ -180,6 +178,13 @@ def test_candidates_of_another_model_are_refused():
         attach(tiny_bert(), make_space(tiny_t5(), "lora"))
     with pytest.raises(StructureMismatchError):
         Supernet(tiny_bert(), random_structure(make_space(tiny_t5(), "lora"), 300))
+
+
+def test_saved_tensors_of_another_shape_are_refused():
+    model = tiny_t5()
+    supernet = Supernet(model, make_space(model, "lora"))
+    with pytest.raises(StructureMismatchError, match="lack or misshape"):
+        supernet.load({key: tensor[:1] for key, tensor in supernet.tensors().items()})
 
 
 @pytest.mark.parametrize("make_model", [lambda: tiny_t5(std=0.1), tiny_bert, tiny_llama])
