@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from s3pet.backbones import preserved
 from s3pet.errors import BudgetError, SearchError
 from s3pet.gates import Budget
 from s3pet.modules import LORA_ALPHA
@@ -30,7 +31,7 @@ from s3pet.space import Rule, Space, layers_of, make_space
 from s3pet.structure import Structure, parse_budget, select_mask
 from s3pet.supernet import is_attached
 from s3pet.tasks import Task
-from s3pet.tuning import Learner, Recipe, TunedModel, isolated_random, tune
+from s3pet.tuning import Learner, Recipe, TunedModel, tune
 
 _NAME = "default"  # PEFT's name of an adapter
 MIN_STEPS = 10
@@ -97,7 +98,8 @@ def retrain_adalora(
     if is_attached(model):
         raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
     target = copy.deepcopy(model)
-    with isolated_random(chosen.seed):
+    with preserved(target):
+        torch.manual_seed(chosen.seed)
         config = peft.AdaLoraConfig(
             init_r=init_rank,
             target_r=0,

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s3pet.backbones import preserved
 from s3pet.errors import SearchError, SpaceError, nearest
 from s3pet.gates import Budget
-from s3pet.objective import Stream, derive, make_objective, preserved_modes
+from s3pet.objective import Stream, derive, make_objective
 from s3pet.space import Candidate, Space
 from s3pet.structure import Structure, parse_budget, select_structure
 from s3pet.supernet import Supernet
@@ -74,7 +75,7 @@ def sensitivity(
         raise SearchError(f"batches={batches}, batch_size={batch_size}: expected at least one batch of one row")
     Structure(space.candidates, space.model_id).check(model)
     numbers = {candidate.name: number for number, candidate in enumerate(space)}
-    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))), preserved_modes(model):
+    with preserved(model):
         model.eval()
         torch.manual_seed(seed)
         learned = make_objective(model, task, objective, seed=seed).eval()
