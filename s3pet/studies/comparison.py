@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,12 @@ def compare(
     finished = read_rows(path) if path is not None else {}
     resolved = asdict(make_objective(model, task, objective).settings)
     backbone, rows = backbone_checksum(model), []
-    plan = list(_plan(structures, seeds))
+    plan = [
+        (name, index, entry, seed)
+        for name, entries in structures.items()
+        for index, entry in enumerate([entries] if isinstance(entries, (str, Structure)) else entries)
+        for seed in seeds
+    ]
     with tqdm(total=len(plan), desc=f"compare on {task.name}", disable=not progress) as bar:
         for name, index, entry, seed in plan:
             kind, names = "reference", [str(entry)]
@@ -92,12 +97,8 @@ def row_key(
 ) -> str:
     """Hash everything that decides the scores of a row, :data:`s3pet.result.RESULTS_VERSION` included.
 
-    Args:
-        backbone: its checksum.
-        task: its fingerprint.
-        structure: names of its candidates, a reference, or how it is made.
-        recipe: all fields of the recipe, the seed included.
-        objective: all fields of the objective's settings.
+    ``backbone`` is a checksum, ``task`` a fingerprint, ``structure`` names or how it is made; recipe and objective are
+    complete.
     """
     parts = {"backbone": backbone, "task": task, "structure": structure, "recipe": recipe, "objective": objective}
     return config_hash({**parts, "results_version": RESULTS_VERSION})
@@ -106,26 +107,19 @@ def row_key(
 def measure(train: Callable[[], TunedModel], model: nn.Module, task: Task, entry: Entry | None) -> dict[str, Any]:
     """Run a retraining and return what it adds to its row: size, scores, cost, and whether it diverged.
 
-    Args:
-        train: runs the retraining.
-        model, task, entry: what is retrained; entry is None for AdaLoRA, whose size is unknown if it diverges.
+    ``entry`` is None for AdaLoRA, whose size is unknown if it diverges.
     """
+    names = ("head_params", "validation", "score", "metric", "passes", "rows", "seconds")
     try:
         tuned = train()
     except SearchError as error:
         if not hasattr(error, "tuned"):  # it did not diverge: something else is wrong
             raise
         size = entry.n_params if isinstance(entry, Structure) else n_parameters(model) if entry == "full" else 0
-        names = ("head_params", "validation", "score", "metric", "passes", "rows", "seconds")
         return {"n_params": size} | dict.fromkeys(names) | {"metric": task.metric, "diverged": True}
-    metrics = tuned.metrics | tuned.cost.to_dict()
-    return {
-        "n_params": metrics["n_params"] or metrics["backbone_params"],
-        **{name: metrics[name] for name in ("head_params", "validation")},
-        "score": metrics["test"],
-        **{name: metrics[name] for name in ("metric", "passes", "rows", "seconds")},
-        "diverged": False,
-    }
+    metrics = tuned.metrics | tuned.cost.to_dict() | {"score": tuned.metrics["test"]}
+    size = metrics["n_params"] or metrics["backbone_params"]
+    return {"n_params": size, **{name: metrics[name] for name in names}, "diverged": False}
 
 
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
@@ -137,14 +131,12 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
         RunError: another line is not a row; the message names file and line.
     """
     rows: dict[str, dict[str, Any]] = {}
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    lines = text.split("\n")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
         try:
-            row = json.loads(line)
-            rows[row.pop("key")] = row
+            if line.strip():
+                row = json.loads(line)
+                rows[row.pop("key")] = row
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             if number == len(lines):  # every finished row ends with a newline
                 warnings.warn(f"{path}: the last line is unfinished and is ignored", stacklevel=2)
@@ -177,11 +169,3 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     types = {"budget": "Int64", "source": "string", "lr": "float64", "validation": "float64", "score": "float64"}
     table = pd.DataFrame(rows)
     return table.astype({name: kind for name, kind in types.items() if name in table})
-
-
-def _plan(structures: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple[str, int, Entry, int]]:
-    for name, entry in structures.items():
-        entries = [entry] if isinstance(entry, (str, Structure)) else list(entry)
-        for index, each in enumerate(entries):
-            for seed in seeds:
-                yield name, index, each, seed

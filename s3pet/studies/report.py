@@ -6,6 +6,7 @@ of a study's searches. Rows with ``repeat`` true are repeated retrainings; only 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,8 +44,8 @@ def summarize(
 
     Args:
         rows: see above.
-        baseline: as in :func:`s3pet.studies.statistics.summary`; None: random structures of the same budget.
-        draws: of permutations, where there are too many to count.
+        baseline, draws: as in :func:`s3pet.studies.statistics.summary`; baseline None: random structures of the same
+            budget.
 
     Raises:
         StudyError: there are no rows.
@@ -55,16 +56,13 @@ def summarize(
         raise StudyError("no structure is finished at all of its learning rates; run the study: s3pet study run FILE")
     rows = once(rows)
     baseline = random_baselines(rows) or None if baseline is None else baseline
-    parts = [summary(rows, baseline=baseline, draws=draws)]
-    n_tasks = rows["task"].nunique()
+    parts, n_tasks = [summary(rows, baseline=baseline, draws=draws)], rows["task"].nunique()
     shared = rows[rows["structure"].map(rows.groupby("structure")["task"].nunique()).eq(n_tasks)]
     if n_tasks > 1 and len(shared):
         names = set(shared["structure"])
-        if isinstance(baseline, str):
-            baseline = baseline if baseline in names else None  # it lacks a task: differences on the others only
-        elif baseline is not None:
-            baseline = {one: other for one, other in baseline.items() if {one, other} <= names} or None
-        parts.append(over_tasks(shared, baseline=baseline, draws=draws))
+        pairs = dict.fromkeys(names, baseline) if isinstance(baseline, str) else baseline or {}
+        pairs = {one: other for one, other in pairs.items() if {one, other} <= names}
+        parts.append(over_tasks(shared, baseline=pairs or None, draws=draws))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -146,9 +144,7 @@ def finished_searches(
 ) -> Iterator[tuple[str, str, list[SearchResult]]]:
     """Open the finished searches in a study's folder ``searches``: name, task, and results by seed.
 
-    Args:
-        folder: holds ``<search>/<task>/seed<n>``.
-        searches, tasks: which, in this order; None: all that are there, sorted.
+    They come in the order of ``searches`` and ``tasks``; None: all that are there, sorted.
     """
     for search in searches if searches is not None else sorted(path.name for path in folder.glob("*")):
         for task in tasks if tasks is not None else sorted(path.name for path in (folder / search).glob("*")):
@@ -158,17 +154,12 @@ def finished_searches(
 
 
 def agreement_table(
-    folder: Path,
-    searches: Sequence[str] | None = None,
-    tasks: Sequence[str] | None = None,
-    *,
-    draws: int = 100,
+    folder: Path, searches: Sequence[str] | None = None, tasks: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Show how far the finished searches of a task agree: means over pairs of seeds and over tasks.
 
     Args:
         folder, searches, tasks: as for `finished_searches`.
-        draws: random structures per pair, for the level of chance.
 
     Returns:
         ``search, searches, overlap`` (Jaccard index), ``chance`` (of random structures), ``rank correlation`` (of all
@@ -176,27 +167,21 @@ def agreement_table(
     """
     import pandas as pd
 
-    pairs: dict[str, list[pd.DataFrame]] = {}
-    counts: dict[str, int] = {}
+    tables: dict[str, list[pd.DataFrame]] = {}
+    counts: Counter[str] = Counter()
     for search, _, runs in finished_searches(folder, searches, tasks):
-        counts[search] = counts.get(search, 0) + len(runs)
+        counts[search] += len(runs)
         if len(runs) > 1:
             inner = agreement(runs, within="pet", draws=1)["spearman"]
-            pairs.setdefault(search, []).append(agreement(runs, draws=draws).assign(inner=inner))
-    columns = ["jaccard", "jaccard_chance", "spearman", "inner"]
-    rows = [
-        [search, counts[search], *pd.concat(tables)[columns].mean().map("{:.2f}".format)]
-        for search, tables in pairs.items()
-    ]
-    return pd.DataFrame(rows, columns=["search", "searches", "overlap", "chance", "rank correlation", "within kinds"])
+            tables.setdefault(search, []).append(agreement(runs, draws=100).assign(inner=inner))
+    values = ["jaccard", "jaccard_chance", "spearman", "inner"]
+    means = {search: pd.concat(parts)[values].mean().map("{:.2f}".format) for search, parts in tables.items()}
+    columns = ["search", "searches", "overlap", "chance", "rank correlation", "within kinds"]
+    return pd.DataFrame([[search, counts[search], *mean] for search, mean in means.items()], columns=columns)
 
 
 def drop_table(folder: Path, searches: Sequence[str] | None = None, tasks: Sequence[str] | None = None) -> pd.DataFrame:
-    """Show how far the loss fell (:attr:`s3pet.result.SearchResult.loss_drop`), mean ± standard deviation (searches).
-
-    Args:
-        folder, searches, tasks: as for `finished_searches`.
-    """
+    """Show how far the loss of `finished_searches` fell (:attr:`s3pet.result.SearchResult.loss_drop`)."""
     import pandas as pd
 
     cells = {}
@@ -212,13 +197,7 @@ def drop_table(folder: Path, searches: Sequence[str] | None = None, tasks: Seque
 
 
 def show(study: Study, *, baseline: str | None = None, markdown: bool = False) -> str:
-    """Describe what is finished and what it says, as text or as Markdown; nothing is opened but the study's folder.
-
-    Args:
-        study: the study.
-        baseline: the structure that all others are compared with; None: random structures of the same budget.
-        markdown: tables as Markdown.
-    """
+    """Describe what is finished, from the study's folder alone; ``baseline`` as in `summarize`."""
     plan, rows = study.rows(), study.chosen(repeats=True)
     runs = len({(row["task"], row["structure"], row["index"], row["seed"]) for row in plan})
     parts = [f"{study.path.name}: {len(rows)} of {runs} runs are finished"]
@@ -250,23 +229,18 @@ def as_text(table: pd.DataFrame, markdown: bool = True) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def write_figures(study: Study, out: Path | None = None) -> list[Path]:
-    """Draw all that is finished: budget curves (where sizes differ), differences, rankings, repeats, transfers.
-
-    Returns the PNG files, in ``out`` or else in ``figures`` in the study's folder; there is a PDF beside each.
-    """
+def write_figures(study: Study) -> list[Path]:
+    """Draw what is finished into the study's folder ``figures``; returns the PNG files, with a PDF beside each."""
     from matplotlib import pyplot as plt
 
     from s3pet.plots import plot_budget_curve, plot_differences, plot_ranking, plot_repeats, plot_transfer, save_figure
 
-    out, every, paths = out or study.path / "figures", study.chosen(repeats=True), []
-    summarized = summarize(every)
-    rows = once(every)
+    every, paths = study.chosen(repeats=True), []
+    summarized, rows = summarize(every), once(every)
 
     def save(ax: Any, name: str) -> None:
-        save_figure(ax, out / name)
+        paths.append(save_figure(ax, study.path / "figures" / f"{name}.png")[0])
         plt.close(ax.figure)
-        paths.append(out / f"{name}.png")
 
     for task, part in rows.groupby("task", sort=False):
         part = part[~part["kind"].isin(["transfer", "average"]) & part["structure"].ne("zero-shot")]
