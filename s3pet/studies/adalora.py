@@ -34,6 +34,7 @@ from s3pet.tuning import Learner, Recipe, TunedModel, isolated_random, tune
 
 _NAME = "default"  # PEFT's name of an adapter
 MIN_STEPS = 10
+WARMUP, FINAL = 0.1, 0.4  # shares of the steps before the first cut, and after the last one: only these are scored
 SCALE = 4 * LORA_ALPHA  # of the deltas, by default
 
 
@@ -43,8 +44,6 @@ def retrain_adalora(
     budget: int | float | str | Budget,
     *,
     init_rank: int = 2,
-    warmup: float = 0.1,
-    final: float = 0.4,
     regularizer: float = 0.5,
     alpha: float | None = None,
     objective: ObjectiveSettings | Mapping[str, Any] | None = None,
@@ -54,17 +53,12 @@ def retrain_adalora(
     """Tune with AdaLoRA on all linear sites, within a budget after the last allocation.
 
     Args:
-        model: the backbone; left as it was, a copy is tuned.
-        task: the task, with its tokenizer.
+        model, task, objective, progress: as for :func:`s3pet.retrain`.
         budget: any form :meth:`s3pet.gates.Budget.parse` reads; parameters of the triplets that stay.
         init_rank: rank of every site at the start, ≥ 1; a budget above all triplets together is not used up.
-        warmup: share of the steps before the first cut.
-        final: share of the steps after the last one; only these are scored.
         regularizer: γ above, PEFT's ``orth_reg_weight`` (0.5 there).
         alpha: PEFT's ``lora_alpha``; deltas are scaled by alpha / init_rank. None: 64 · init_rank, four times the scale
             of our LoRA, because singular values start at 0 and vectors at 0.02. Choose it and ``lr`` on validation.
-        objective: as for :func:`s3pet.retrain`.
-        progress: show a bar.
         **recipe: fields of :class:`s3pet.tuning.Recipe`: steps, batch_size, lr (3e-3), seed, …
 
     Returns:
@@ -74,17 +68,16 @@ def retrain_adalora(
 
     Raises:
         ImportError: PEFT is not installed. BudgetError: unreadable budget, or one below the cheapest triplet.
-        SearchError: a supernet is attached, too few steps, or shares that leave no step to cut in.
+        SearchError: a supernet is attached, no rank, or too few steps.
     """
-    peft, chosen = _import_peft(), Recipe(**recipe)
-    cut_at = chosen.steps - int(final * chosen.steps)  # steps done at the last allocation
-    first = int(warmup * chosen.steps)
-    shares = warmup >= 0 and 0 < final < 1 and first + 1 < cut_at < chosen.steps
-    if not shares or init_rank < 1 or chosen.steps < MIN_STEPS:
-        raise SearchError(
-            f"warmup={warmup}, final={final}, init_rank={init_rank}, steps={chosen.steps}: expected init_rank ≥ 1, at "
-            f"least {MIN_STEPS} steps, and shares in [0, 1) that leave two steps between them and one at the end"
-        )
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("AdaLoRA needs PEFT; install it: pip install 's3pet[peft]'") from error
+    chosen = Recipe(**recipe)
+    first, cut_at = int(WARMUP * chosen.steps), chosen.steps - int(FINAL * chosen.steps)
+    if init_rank < 1 or chosen.steps < MIN_STEPS:
+        raise SearchError(f"init_rank={init_rank}, steps={chosen.steps}: expected at least 1, and {MIN_STEPS} steps")
     space = make_space(model, "lora")
     widths = {c.site: c.d_in + c.d_out + 1 for c in space}
     n_budget, cheapest = parse_budget(space, budget).n_params, min(widths.values())
@@ -110,13 +103,9 @@ def retrain_adalora(
     learner = _AdaLearner(make_objective(target, task, objective, seed=chosen.seed), target, regularizer)
     tuned = tune(learner, model, chosen, "adalora", progress=progress, callbacks=[allocation], score_from=cut_at + 1)
     ranks = allocation.ranks()
-    n_params = sum(rank * widths[site] for site, rank in ranks.items())
-    if n_params > n_budget:
-        raise BudgetError(f"AdaLoRA left {n_params:,} parameters of a budget of {n_budget:,}; this is a bug")
-    initial = init_rank * sum(widths.values())
+    n_params, initial = sum(rank * widths[site] for site, rank in ranks.items()), init_rank * sum(widths.values())
     tuned.metrics |= {"n_params": n_params, "initial_params": initial, "trained_from": cut_at + 1, "ranks": ranks}
-    tuned.config |= {"init_rank": init_rank, "warmup": warmup, "final": final, "regularizer": regularizer}
-    tuned.config |= {"alpha": config.lora_alpha, "budget": n_budget}
+    tuned.config |= {"init_rank": init_rank, "regularizer": regularizer, "alpha": config.lora_alpha, "budget": n_budget}
     return tuned
 
 
@@ -183,12 +172,3 @@ class _Allocation(TrainerCallback):
         """Of a site's triplets, float64 [rank]: sensitivity × uncertainty of λ, and their means over both vectors."""
         e, a, b = (self.allocator._element_score(key.format(f"lora_{part}")).double().cpu() for part in "EAB")
         return e.view(-1) + a.mean(1) + b.mean(0)
-
-
-def _import_peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        message = "AdaLoRA needs PEFT, which is not installed; install it: pip install 's3pet[peft]'"
-        raise ImportError(message) from error
-    return peft

@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+from torch import nn
 from tqdm.auto import tqdm
 
 from s3pet.backbones import backbone_checksum, n_parameters
@@ -24,10 +26,6 @@ from s3pet.result import RESULTS_VERSION
 from s3pet.structure import Structure
 from s3pet.tasks import Task
 from s3pet.tuning import Recipe, TunedModel, retrain
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from torch import nn
 
 Entry = Structure | str
 
@@ -125,22 +123,21 @@ def measure(train: Callable[[], TunedModel], model: nn.Module, task: Task, entry
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
     """Read the rows of a JSON-lines file, by their key; none where there is no file.
 
-    A last line that was cut off while it was written is ignored, with a warning.
+    What follows the last newline was cut off while it was written: it is ignored, with a warning.
 
     Raises:
-        RunError: another line is not a row; the message names file and line.
+        RunError: a line is not a row; the message names file and line.
     """
     rows: dict[str, dict[str, Any]] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    *lines, rest = text.split("\n")
+    if rest:
+        warnings.warn(f"{path}: the last line is unfinished and is ignored", stacklevel=2)
     for number, line in enumerate(lines, 1):
         try:
-            if line.strip():
-                row = json.loads(line)
-                rows[row.pop("key")] = row
+            row = json.loads(line)
+            rows[row.pop("key")] = row
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            if number == len(lines):  # every finished row ends with a newline
-                warnings.warn(f"{path}: the last line is unfinished and is ignored", stacklevel=2)
-                break
             raise RunError(f"{path}, line {number} is not a row ({error}); remove the line") from error
     return rows
 
@@ -148,24 +145,14 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Append a row to a JSON-lines file, after removing an unfinished last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(row, allow_nan=False) + "\n"
     with path.open("ab+") as file:
         file.seek(0)
-        text = file.read()
-        rest = text.rpartition(b"\n")[2]
-        if rest:
-            try:
-                json.loads(rest)
-                line = "\n" + line  # a whole row that lacks its newline
-            except ValueError:
-                file.truncate(len(text) - len(rest))
-        file.write(line.encode())
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write((json.dumps(row, allow_nan=False) + "\n").encode())
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Make a table of rows; columns that may be empty get types that allow it."""
-    import pandas as pd
-
     types = {"budget": "Int64", "source": "string", "lr": "float64", "validation": "float64", "score": "float64"}
     table = pd.DataFrame(rows)
     return table.astype({name: kind for name, kind in types.items() if name in table})

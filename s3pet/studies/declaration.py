@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import yaml
 
 from s3pet.errors import S3PetError, StudyError
 from s3pet.objective import ObjectiveSettings
@@ -15,8 +17,7 @@ from s3pet.tuning import Recipe
 TYPES = {"backbone": str, "budgets": list, "seeds": int}  # all other parts of a study but its space are mappings
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of structure: its options, and whether it is made anew for every budget and for every seed."""
 
     options: tuple[str, ...] = ()
@@ -40,8 +41,6 @@ KINDS = {
 
 def read_yaml(path: Path, names: Sequence[str], required: Sequence[str]) -> dict[str, Any]:
     """Read a YAML file with these keys; raises StudyError for other keys and types."""
-    import yaml
-
     if not path.is_file():
         raise StudyError(f"there is no study file {path}; expected YAML with {', '.join(required)}")
     try:
@@ -108,13 +107,13 @@ def _problem(study: Any, entry: Any) -> str | None:
     kind = entry.get("kind") if isinstance(entry, dict) else None
     if kind not in KINDS:
         return f"has kind {kind!r}, not one of {', '.join(KINDS)}"
-    options, n_budgets = KINDS[kind].options, len(study.budgets_of(entry))
+    options = KINDS[kind].options
     unknown = sorted(set(entry) - {"kind", "budgets", "seeds", "repeats", *options})
     if unknown:
         return f"of kind {kind} has {unknown}; it may have {', '.join(options)}"
     for name in ("seeds", "repeats"):
-        if not isinstance(entry.get(name, 1), int) and len(entry[name]) != n_budgets:
-            return f"has {name} {entry[name]} for {n_budgets} budgets; give one for each"
+        if not isinstance(entry.get(name, 1), int):
+            return f"has {name} {entry[name]!r}; expected a whole number"
     if kind == "average" and entry.get("over") not in ("seeds", "others"):
         return f"is over {entry.get('over')!r}; an average is over seeds or others"
     if "search" in options and entry.get("search") not in study.searches:

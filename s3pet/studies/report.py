@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from s3pet.errors import StudyError
 from s3pet.result import SearchResult, load_run
@@ -17,9 +19,6 @@ from s3pet.studies.statistics import over_tasks, summary, variance_components
 from s3pet.studies.study import Study
 from s3pet.studies.validation import best_of
 from s3pet.transfer import agreement
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BEST_OF = 3  # runs of which a report keeps the best
 
@@ -50,8 +49,6 @@ def summarize(
     Raises:
         StudyError: there are no rows.
     """
-    import pandas as pd
-
     if not len(rows):
         raise StudyError("no structure is finished at all of its learning rates; run the study: s3pet study run FILE")
     rows = once(rows)
@@ -75,8 +72,6 @@ def score_table(rows: pd.DataFrame, summarized: pd.DataFrame | None = None) -> p
         rows: see above; tasks and structures are shown in their order.
         summarized: what `summarize` gives, or a part of it; None: that of all rows.
     """
-    import pandas as pd
-
     summarized = summarize(rows) if summarized is None else summarized
     tasks = [name for name in rows["task"].unique() if name in set(summarized["task"])]
     order = [name for name in rows["structure"].unique() if name in set(summarized["structure"])]
@@ -112,8 +107,6 @@ def difference_table(summarized: pd.DataFrame) -> pd.DataFrame:
 
 def best_table(rows: pd.DataFrame, k: int = BEST_OF) -> pd.DataFrame:
     """Show :func:`s3pet.studies.validation.best_of`: a column per task, and the mean where there are all tasks."""
-    import pandas as pd
-
     rows = once(rows)
     best = best_of(rows, k)
     scores = best.pivot(index="structure", columns="task", values="score")
@@ -127,8 +120,6 @@ def best_table(rows: pd.DataFrame, k: int = BEST_OF) -> pd.DataFrame:
 
 def repeat_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Show :func:`s3pet.studies.statistics.variance_components`, task by task, then over the tasks together."""
-    import pandas as pd
-
     by_task, together = (variance_components(rows, by=by) for by in (("task", "structure"), ("structure",)))
     n_tasks = by_task["structure"].value_counts()
     together = together.assign(task="together")[by_task.columns]
@@ -165,8 +156,6 @@ def agreement_table(
         ``search, searches, overlap`` (Jaccard index), ``chance`` (of random structures), ``rank correlation`` (of all
         gates), ``within kinds`` (of ranks within module types); a row per search with two seeds on some task.
     """
-    import pandas as pd
-
     tables: dict[str, list[pd.DataFrame]] = {}
     counts: Counter[str] = Counter()
     for search, _, runs in finished_searches(folder, searches, tasks):
@@ -182,8 +171,6 @@ def agreement_table(
 
 def drop_table(folder: Path, searches: Sequence[str] | None = None, tasks: Sequence[str] | None = None) -> pd.DataFrame:
     """Show how far the loss of `finished_searches` fell (:attr:`s3pet.result.SearchResult.loss_drop`)."""
-    import pandas as pd
-
     cells = {}
     for search, task, runs in finished_searches(folder, searches, tasks):
         drops = pd.Series([run.loss_drop for run in runs], dtype="float64")

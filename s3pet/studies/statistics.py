@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from s3pet.errors import StudyError, nearest
 from s3pet.plots.intervals import mean_interval
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 EXACT = 2**16  # up to so many permutations are all counted; of more, a sample is drawn
 RUN = ["task", "structure", "index", "seed"]  # columns that tell runs apart
@@ -69,14 +67,10 @@ def over_tasks(
 ) -> pd.DataFrame:
     """Compute the same for the mean over the tasks that all structures of a table share, each with the same weight.
 
-    Args:
-        table, baseline, draws, seed: as for `summary`.
-
-    Returns:
-        As `summary`, with ``task`` = "mean of 6". ``kept`` is a ratio of means.
+    Arguments, columns and errors are those of `summary`; ``task`` is "mean of 6", and ``kept`` a ratio of means.
 
     Raises:
-        StudyError: as `summary`, or no task is shared by all.
+        StudyError: no task is shared by all.
     """
     table = checked(table, ("task", "structure"), finite=())
     runs = table.groupby(["structure", "task"], sort=False, observed=True).size().unstack()
@@ -91,8 +85,6 @@ def over_tasks(
 
 def _summarize(table: Any, by: list[str], baseline: Baseline | None, draws: int, seed: int) -> pd.DataFrame:
     """The summary of groups defined by the columns ``by``."""
-    import pandas as pd
-
     table = checked(table, ("task", "structure", "kind", "seed", "n_params", "score"))
     sizes = table.groupby(RUN, observed=True).size()
     if sizes.max() > 1:
@@ -135,12 +127,8 @@ def holm(p: Any) -> np.ndarray:
 def permutation_test(samples: Sequence[np.ndarray], *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """Test, two-sided, whether a mean over tasks of paired differences is 0, by flipping their signs.
 
-    Args:
-        samples: for each task its differences, [n_pairs].
-        draws, seed: as for `summary`.
-
-    Returns:
-        p (twice the smaller one-sided p), and the smallest p that so many pairs can give.
+    ``samples`` has the differences of each task, [n_pairs]. Returns p (twice the smaller one-sided p), and the smallest
+    p that so many pairs can give.
     """
     from scipy import stats  # type: ignore[import-untyped]
 
@@ -179,14 +167,9 @@ def variance_components(
         scores are equal) and ``p``: how often exchanging runs between the structures of a task gives a mean square
         between them at least as large, (1 + hits)/(1 + draws).
 
-    Raises:
-        StudyError: a column is missing or a score is nan.
-
     Source:
         Searle, Casella & McCulloch 1992, Variance Components, chapter 3 (unequal numbers: their n₀).
     """
-    import pandas as pd
-
     table, rows = checked(table, ("task", "structure", "seed", "score", *by)), []
     for key, runs in table[~table["diverged"]].groupby([*by], sort=False, observed=True):
         parts = [part for _, part in runs.groupby("task", observed=True) if part["index"].nunique() > 1]
@@ -223,16 +206,9 @@ def _components(parts: list[pd.DataFrame], draws: int, rng: np.random.Generator)
 def checked(table: Any, columns: Iterable[str], finite: Iterable[str] = ("score",)) -> pd.DataFrame:
     """Copy a table of runs, with optional columns added and numbers as floats.
 
-    Args:
-        table: what the user passed.
-        columns: those it must have.
-        finite: columns that must be numbers, except in rows that diverged.
-
-    Raises:
-        StudyError: not a table, empty, a column is missing, or a number is nan.
+    Raises StudyError if it is not a table or empty, lacks one of ``columns``, or one of ``finite`` is nan in a run that
+    did not diverge.
     """
-    import pandas as pd
-
     if not isinstance(table, pd.DataFrame) or table.empty:
         what = "an empty table" if isinstance(table, pd.DataFrame) else type(table).__name__
         raise StudyError(f"expected a DataFrame with one row per run, as s3pet.compare gives, got {what}")
@@ -265,8 +241,6 @@ def _baselines(table: pd.DataFrame, baseline: Baseline | None) -> dict[str, str]
 
 def _describe(runs: pd.DataFrame, full: pd.Series) -> dict[str, Any]:
     """Columns of a group; ``full``: mean score of full fine-tuning by task."""
-    import pandas as pd
-
     by_task = runs.groupby("task", observed=True)
     means, budgets = by_task["score"].mean(), runs["budget"].unique()
     low, high = mean_interval([part.dropna().to_numpy() for _, part in by_task["score"]])

@@ -32,9 +32,11 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from s3pet.gates import Budget
 from s3pet.records import write_json, write_table
@@ -46,9 +48,6 @@ from s3pet.studies.jobs import Row, each, open_facts, run_row, run_search
 from s3pet.studies.validation import choose_lr
 from s3pet.tuning import Recipe
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 PLACE = ("task", "structure", "index")  # what has a learning rate of its own
 
 
@@ -59,13 +58,11 @@ class Study:
     Attributes:
         backbone: what :func:`s3pet.load_backbone` opens.
         tasks: name → what :func:`s3pet.load_task` opens, or its keywords with the name or folder as ``path``.
-        structures: name → ``kind`` and its options; ``budgets``, ``seeds`` and ``repeats`` (a number, or one for each
-            budget) where they differ from the study's.
-        budgets: in any form that :meth:`s3pet.gates.Budget.parse` reads.
-        seeds: how many.
-        space: name or rules of the candidates.
-        objective: fields of :class:`s3pet.objective.ObjectiveSettings`.
-        retrain: fields of :class:`s3pet.tuning.Recipe` except seed and lr. recipes: task → fields that differ there.
+        structures: name → ``kind`` and its options; ``repeats``; ``budgets`` and ``seeds`` where they differ from the
+            study's.
+        budgets, seeds, space: as in :meth:`s3pet.gates.Budget.parse`; how many; name or rules of the candidates.
+        objective, retrain: fields of ``ObjectiveSettings``, and of ``Recipe`` except seed and lr.
+        recipes: task → fields of ``retrain`` that differ there.
         lr: kind of training (pet, head, full, adalora) or name of a structure → rates, of which validation chooses.
         searches: name → ``budget`` and fields of :class:`s3pet.searcher.Settings` except seed (``settings: paper`` for
             the preset); ``search``: those that all searches share.
@@ -115,19 +112,18 @@ class Study:
         tasks, names = self.part or (self.tasks, self.structures)
         for name in names:
             entry = self.structures[name]
-            seeded, rates, budgets = self.is_seeded(entry), self._rates(name), self.budgets_of(entry)
-            counts = [entry.get("seeds", self.seeds), entry.get("repeats", 1)]
-            per_budget = [[count] * len(budgets) if isinstance(count, int) else count for count in counts]
-            for budget, seeds, repeats in zip(budgets, *per_budget, strict=True):
-                for task, source in ((name, source) for name in tasks for source in self._sources(entry, name)):
-                    place: Row = {"task": task, "structure": _label(name, entry, budget, source), "entry": name}
-                    place |= {"kind": entry["kind"], "budget": budget, "source": source, "lr": None}
-                    for seed in range(seeds):
+            seeded, rates = self.is_seeded(entry), self._rates(name)
+            for budget, task in product(self.budgets_of(entry), tasks):
+                for source, suffix in self._sources(entry, task):
+                    label = " ".join(str(part) for part in (name, budget, suffix) if part)  # "moved 0.1% from sst2"
+                    place: Row = {"task": task, "structure": label, "entry": name, "kind": entry["kind"]}
+                    place |= {"budget": budget, "source": source, "lr": None}
+                    for seed in range(entry.get("seeds", self.seeds)):
                         decides, index = seeded or seed == 0, seed if seeded else 0
                         run = {**place, "index": index, "seed": seed, "decides": decides, "repeat": False}
                         plan += [{**run, "lr": lr} for lr in rates] if decides else [run]
                         again = {**run, "decides": False, "repeat": True}
-                        plan += [{**again, "seed": seed + more} for more in range(1, repeats)]
+                        plan += [{**again, "seed": seed + more} for more in range(1, entry.get("repeats", 1))]
         return plan
 
     @property
@@ -181,10 +177,7 @@ class Study:
         """Read the finished rows of what is declared now, at the learning rate that validation chose.
 
         Structures that lack a rate of their grid are left out; of those that diverged at every rate, the rows at the
-        first one are kept, with ``diverged`` true and nan scores.
-
-        Args:
-            repeats: also repeated retrainings; they have ``repeat`` true.
+        first one are kept. Repeated retrainings have ``repeat`` true, and come only with ``repeats=True``.
         """
         finished, rows = read_rows(self.path / "rows.jsonl"), []
         for key, row in self._at_chosen_rates(self.rows(), finished):
@@ -268,10 +261,7 @@ class Study:
         return load_run(self.folder(task, search, seed))
 
     def is_searched(self, task: str, search: str, seed: int) -> bool:
-        """Whether a search is finished, and was made with the backbone, data, space and settings of now.
-
-        Warns about a search that will be made anew because something differs.
-        """
+        """Whether a search is finished, and was made with the backbone, data, space and settings of now; else warns."""
         path, facts = self.folder(task, search, seed), self.facts
         if not (path / "config.json").is_file():
             return False
@@ -295,11 +285,11 @@ class Study:
         """The budgets for which a structure is made; one that is None for kinds without budget."""
         return entry.get("budgets", self.budgets) if KINDS[entry["kind"]].per_budget else [None]
 
-    def _sources(self, entry: Mapping[str, Any], task: str) -> Sequence[str | None]:
-        """What a structure is transferred from, or averaged over."""
+    def _sources(self, entry: Mapping[str, Any], task: str) -> list[tuple[str | None, str]]:
+        """What a structure is transferred from or averaged over, and how that is written in its name."""
         if entry["kind"] == "transfer":
-            return [name for name in entry.get("sources", self.tasks) if name != task]
-        return [entry.get("over")]
+            return [(name, f"from {name}") for name in entry.get("sources", self.tasks) if name != task]
+        return [(entry["over"], f"over {entry['over']}")] if "over" in entry else [(None, "")]
 
     def _rates(self, name: str) -> Sequence[float | None]:
         if self.structures[name].get("name", name) == "zero-shot":
@@ -309,10 +299,3 @@ class Study:
 
 def _place(row: Mapping[Any, Any]) -> tuple:
     return tuple(row[name] for name in PLACE)
-
-
-def _label(name: str, entry: Mapping[str, Any], budget: Any, source: str | None) -> str:
-    """What a structure is called in tables: "searched 0.1%", "transferred 0.1% from sst2"."""
-    if source:
-        source = f"over {source}" if entry["kind"] == "average" else f"from {source}"
-    return " ".join(str(part) for part in (name, budget, source) if part)

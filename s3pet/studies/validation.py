@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from s3pet.errors import StudyError
 from s3pet.studies.statistics import checked
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 def choose_lr(table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure")) -> pd.DataFrame:
-    """Keep the runs at the learning rate that is best on validation.
+    """Keep the runs at the learning rate that is best on validation, in their order.
 
     The best rate has the highest mean ``validation`` over those (index, seed) that were run at every rate; of equal
     rates the smallest is kept. A rate is never chosen if one of its runs diverged or has no validation score.
@@ -28,9 +25,6 @@ def choose_lr(table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure"))
         table: one row per run: ``task, structure, seed, lr, validation`` and, where there are several structures of a
             name, ``index``. Rows without ``lr`` stay.
         by: columns that define what has a rate of its own; add ``"index"`` for a rate per structure.
-
-    Returns:
-        The rows kept, in their order.
 
     Raises:
         StudyError: a column is missing, no (index, seed) has every rate, or every rate has a failed run.
@@ -75,8 +69,6 @@ def best_of(table: pd.DataFrame, k: int) -> pd.DataFrame:
     Source:
         Dodge et al. 2019 (arXiv:1909.03004), who draw with replacement and report the validation score itself.
     """
-    import pandas as pd
-
     rows = []
     for (task, structure), runs in _compared(table, k).groupby(["task", "structure"], sort=False, observed=True):
         scores = runs.groupby("validation")["score"].transform("mean")[runs["validation"].sort_values().index]
