@@ -7,7 +7,7 @@ of a study's searches. Rows with ``repeat`` true are repeated retrainings; only 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,8 @@ def summarize(
 ) -> pd.DataFrame:
     """Summarise rows task by task, and below that over all tasks, of structures that have all tasks.
 
-    Args:
-        rows: see above.
-        baseline, draws: as in :func:`s3pet.studies.statistics.summary`; baseline None: random structures of the same
-            budget.
-
-    Raises:
-        StudyError: there are no rows.
+    ``baseline`` and ``draws`` are those of :func:`s3pet.studies.statistics.summary`; without baseline, structures are
+    compared with random ones of the same budget. Raises StudyError if there are no rows.
     """
     if not len(rows):
         raise StudyError("no structure is finished at all of its learning rates; run the study: s3pet study run FILE")
@@ -66,56 +61,54 @@ def summarize(
 def score_table(rows: pd.DataFrame, summarized: pd.DataFrame | None = None) -> pd.DataFrame:
     """Make a table of scores: a row per structure, a column per task with mean ± standard deviation (runs).
 
-    Structures that have all tasks also have ``mean`` and ``kept`` (of "full").
-
-    Args:
-        rows: see above; tasks and structures are shown in their order.
-        summarized: what `summarize` gives, or a part of it; None: that of all rows.
+    Structures that have all tasks also have ``mean`` and ``kept`` (of "full"). Tasks and structures are in the order of
+    the rows; ``summarized`` is what `summarize` gives, or a part of it; None: that of all rows.
     """
     summarized = summarize(rows) if summarized is None else summarized
-    tasks = [name for name in rows["task"].unique() if name in set(summarized["task"])]
-    order = [name for name in rows["structure"].unique() if name in set(summarized["structure"])]
-    cells = {}
-    for row in summarized.to_dict("records"):
-        spread = "" if pd.isna(row["spread"]) else f" ± {row['spread']:.3f}"
-        diverged = f", {row['diverged']} diverged" if row["diverged"] else ""
-        cells[row["structure"], row["task"]] = f"{row['score']:.3f}{spread} ({row['runs']}{diverged})"
+    spread = _text(summarized["spread"], " ± {:.3f}")
+    diverged = summarized["diverged"].map(lambda count: f", {count} diverged" if count else "")
+    cells = summarized["score"].map("{:.3f}".format) + spread + " (" + summarized["runs"].astype(str) + diverged + ")"
+    by_task = summarized.assign(cell=cells).pivot(index="structure", columns="task", values="cell").fillna("")
+    tasks, order = _in_order(rows, "task", by_task), _in_order(rows, "structure", by_task.index)
+    sizes = _text(summarized.groupby("structure")["n_params"].mean(), "{:,.0f}")
+    table = by_task.loc[order, tasks]
+    table.insert(0, "parameters", sizes)
     means = summarized[summarized["task"].str.startswith("mean of")].set_index("structure")
-    sizes = summarized.groupby("structure")["n_params"].mean()
-    table = pd.DataFrame({"structure": order, "parameters": [f"{sizes[name]:,.0f}" for name in order]})
-    for task in tasks:
-        table[task] = [cells.get((name, task), "") for name in order]
     if len(means) and len(tasks) > 1:
-        table["mean"] = [f"{means['score'][name]:.3f}" if name in means.index else "" for name in order]
-        table["kept"] = ["" if pd.isna(share) else f"{share:.1%}" for share in means["kept"].reindex(order)]
-    return table
+        table["mean"] = _text(means["score"].reindex(order), "{:.3f}")
+        table["kept"] = _text(means["kept"].reindex(order), "{:.1%}")
+    return table.rename_axis(columns=None).reset_index()
+
+
+def _text(numbers: pd.Series, form: str) -> pd.Series:
+    """Numbers as text; empty for nan."""
+    return numbers.map(form.format, na_action="ignore").astype(object).fillna("")
+
+
+def _in_order(rows: pd.DataFrame, column: str, names: Collection[Any]) -> list[Any]:
+    """Those of the names that a column of the rows has, in its order."""
+    return [name for name in rows[column].unique() if name in names]
 
 
 def difference_table(summarized: pd.DataFrame) -> pd.DataFrame:
     """Show the differences of a summary with their intervals and tests, as text; empty without any."""
     if "difference" not in summarized:
         return summarized.iloc[:0, :0]
-    summarized = summarized[summarized["difference"].notna()]
-    table = summarized[["task", "structure", "baseline"]].copy()
-    for name in ("difference", "difference_low", "difference_high"):
-        table[name.removeprefix("difference_")] = summarized[name].map("{:+.3f}".format)
-    table["pairs"] = summarized["pairs"]
-    for name in ("p", "p_floor", "p_holm"):
-        table[name] = summarized[name].map("{:.3g}".format)
-    return table
+    names = ["difference", "difference_low", "difference_high", "pairs", "p", "p_floor", "p_holm"]
+    table = summarized.loc[summarized["difference"].notna(), ["task", "structure", "baseline", *names]]
+    table[names[:3]] = table[names[:3]].map("{:+.3f}".format)
+    table[names[4:]] = table[names[4:]].map("{:.3g}".format)
+    return table.rename(columns=lambda name: name.removeprefix("difference_"))
 
 
 def best_table(rows: pd.DataFrame, k: int = BEST_OF) -> pd.DataFrame:
     """Show :func:`s3pet.studies.validation.best_of`: a column per task, and the mean where there are all tasks."""
     rows = once(rows)
-    best = best_of(rows, k)
-    scores = best.pivot(index="structure", columns="task", values="score")
-    order = [name for name in rows["structure"].unique() if name in scores.index]
-    table = scores.loc[order, [name for name in rows["task"].unique() if name in scores]].copy()
+    table = best_of(rows, k).pivot(index="structure", columns="task", values="score")
+    table = table.loc[_in_order(rows, "structure", table.index), _in_order(rows, "task", table)]
     if table.shape[1] > 1:
         table["mean"] = table.mean(axis=1, skipna=False)
-    text = table.map(lambda score: "" if pd.isna(score) else f"{score:.3f}")
-    return text.rename_axis(columns=None).reset_index()
+    return table.apply(_text, form="{:.3f}").rename_axis(columns=None).reset_index()
 
 
 def repeat_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -149,12 +142,9 @@ def agreement_table(
 ) -> pd.DataFrame:
     """Show how far the finished searches of a task agree: means over pairs of seeds and over tasks.
 
-    Args:
-        folder, searches, tasks: as for `finished_searches`.
-
-    Returns:
-        ``search, searches, overlap`` (Jaccard index), ``chance`` (of random structures), ``rank correlation`` (of all
-        gates), ``within kinds`` (of ranks within module types); a row per search with two seeds on some task.
+    Arguments are those of `finished_searches`. Columns: ``search, searches, overlap`` (Jaccard index), ``chance`` (of
+    random structures), ``rank correlation`` (of all gates), ``within kinds`` (of ranks within module types); a row per
+    search with two seeds on some task.
     """
     tables: dict[str, list[pd.DataFrame]] = {}
     counts: Counter[str] = Counter()

@@ -49,11 +49,9 @@ def sensitivity(
     ``batches`` passes for ``"gradient"``, and ``batches · batch_size`` passes of one row for ``"fisher"``.
 
     Args:
-        model, task: left exactly as they were; only the training split is used.
-        space: the candidates.
+        model: left exactly as it was. task: only its training split is used. space: the candidates.
         score: ``"gradient"`` or ``"fisher"``.
-        batches, batch_size: how many batches of how many rows, ≥ 1.
-        seed: of batches, fresh tensors and head.
+        batches, batch_size: how many batches of how many rows, ≥ 1. seed: of batches, fresh tensors and head.
         objective: a :class:`s3pet.objective.ObjectiveSettings`, or a mapping of its fields.
 
     Returns:
@@ -133,8 +131,7 @@ def depth_structure(space: Space, budget: int | float | str | Budget, where: str
     the budget affords, evenly spread (m of n layers: those at ⌊(i + ½) n/m⌋), then single candidates, each from the
     layer farthest from those taken. v comes before q.
 
-    Returns:
-        A structure within the budget to which no other candidate of the space can be added. Nothing is random.
+    Nothing is random, and no other candidate of the space fits into what is left of the budget.
 
     Raises:
         SpaceError: unknown ``where``. BudgetError: unreadable budget, or one below the cheapest candidate.

@@ -85,19 +85,24 @@ def over_tasks(
 
 def _summarize(table: Any, by: list[str], baseline: Baseline | None, draws: int, seed: int) -> pd.DataFrame:
     """The summary of groups defined by the columns ``by``."""
-    table = checked(table, ("task", "structure", "kind", "seed", "n_params", "score"))
+    table = checked(table, ("task", "structure", "kind", "seed", "n_params"))
     sizes = table.groupby(RUN, observed=True).size()
     if sizes.max() > 1:
         run = ", ".join(f"{name} {value}" for name, value in zip(RUN, sizes.idxmax(), strict=True))
-        hint = "drop duplicates, number index, or keep one learning rate: s3pet.studies.validation.choose_lr(table)"
+        hint = "drop the duplicates, number index, or keep one learning rate: s3pet.studies.validation.choose_lr(table)"
         raise StudyError(f"{sizes.max()} rows are the same run ({run}); {hint}")
-    baselines = _baselines(table, baseline)
+    names = [str(name) for name in table["structure"].unique()]
+    baselines = dict.fromkeys(names, baseline) if isinstance(baseline, str) else dict(baseline or {})
+    for name in [*baselines, *baselines.values()]:
+        if name not in names:
+            raise StudyError(f"the table has no structure {name!r}; {nearest(name, names)}")
     full = table[table["structure"] == "full"].groupby("task", observed=True)["score"].mean()
     rows = []
     for key, runs in table.groupby(by, sort=False, observed=True):
         row = dict(zip(by, key, strict=True)) | _describe(runs, full)
         if baseline is not None:
             other = baselines.get(row["structure"])
+            other = None if other == row["structure"] else other
             row |= dict.fromkeys(COMPARED, np.nan) | {"baseline": other, "pairs": None}
             if other is not None:
                 against = table[(table["structure"] == other) & table["task"].isin(runs["task"])]
@@ -170,7 +175,7 @@ def variance_components(
     Source:
         Searle, Casella & McCulloch 1992, Variance Components, chapter 3 (unequal numbers: their n₀).
     """
-    table, rows = checked(table, ("task", "structure", "seed", "score", *by)), []
+    table, rows = checked(table, ("task", "structure", "seed", *by)), []
     for key, runs in table[~table["diverged"]].groupby([*by], sort=False, observed=True):
         parts = [part for _, part in runs.groupby("task", observed=True) if part["index"].nunique() > 1]
         if any(part["index"].duplicated().any() for part in parts):
@@ -206,13 +211,14 @@ def _components(parts: list[pd.DataFrame], draws: int, rng: np.random.Generator)
 def checked(table: Any, columns: Iterable[str], finite: Iterable[str] = ("score",)) -> pd.DataFrame:
     """Copy a table of runs, with optional columns added and numbers as floats.
 
-    Raises StudyError if it is not a table or empty, lacks one of ``columns``, or one of ``finite`` is nan in a run that
-    did not diverge.
+    Raises StudyError if it is not a table or empty, lacks one of ``columns`` or ``finite``, or one of ``finite`` is nan
+    in a run that did not diverge.
     """
     if not isinstance(table, pd.DataFrame) or table.empty:
         what = "an empty table" if isinstance(table, pd.DataFrame) else type(table).__name__
         raise StudyError(f"expected a DataFrame with one row per run, as s3pet.compare gives, got {what}")
-    missing = [f"{name!r} ({nearest(name, map(str, table))})" for name in dict.fromkeys(columns) if name not in table]
+    needed = [name for name in dict.fromkeys([*columns, *finite]) if name not in table]
+    missing = [f"{name!r} ({nearest(name, map(str, table))})" for name in needed]
     if missing:
         raise StudyError(f"the table of runs has no column {', '.join(missing)}; it has {', '.join(map(str, table))}")
     table = table.reset_index(drop=True)
@@ -227,16 +233,6 @@ def checked(table: Any, columns: Iterable[str], finite: Iterable[str] = ("score"
         if wrong:
             raise StudyError(f"{name} is not a number in runs of {wrong}; drop these runs, or give them a score")
     return table
-
-
-def _baselines(table: pd.DataFrame, baseline: Baseline | None) -> dict[str, str]:
-    """Structure → the structure it is compared with."""
-    names = [str(name) for name in table["structure"].unique()]
-    pairs = dict.fromkeys(names, baseline) if isinstance(baseline, str) else dict(baseline or {})
-    for name in [*pairs, *pairs.values()]:
-        if name not in names:
-            raise StudyError(f"the table has no structure {name!r}; {nearest(name, names)}")
-    return {name: other for name, other in pairs.items() if other != name}
 
 
 def _describe(runs: pd.DataFrame, full: pd.Series) -> dict[str, Any]:

@@ -32,7 +32,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -188,17 +188,18 @@ class Study:
 
     def _at_chosen_rates(self, plan: Sequence[Row], finished: Mapping[str, Row]) -> list[tuple[str, Row]]:
         """Keys and rows of the structures that are finished at every rate of their grid, at the chosen rate."""
-        facts, runs = self.facts, defaultdict(list)
+        facts, runs, rates, compared = self.facts, defaultdict(list), {}, []
         for row in plan:
             if row["decides"]:
                 run = finished.get(self.key(row, facts), {})
                 runs[_place(row)].append(run | {name: row[name] for name in (*PLACE, "seed", "lr")})
-        runs = {place: part for place, part in runs.items() if all("diverged" in run for run in part)}
-        rates = {place: part[0]["lr"] for place, part in runs.items()}  # without a grid, or where all have diverged
-        compared = [part for part in runs.values() if part[0]["lr"] and not all(run["diverged"] for run in part)]
+        for place, part in runs.items():
+            if all("diverged" in run for run in part):
+                rates[place] = part[0]["lr"]  # unless another one is chosen
+                compared += [] if all(run["diverged"] for run in part) else [run for run in part if run["lr"]]
         if compared:
-            for run in choose_lr(as_table(list(chain(*compared))), by=PLACE).to_dict("records"):
-                rates[_place(run)] = run["lr"]
+            chosen = choose_lr(as_table(compared), by=PLACE)
+            rates |= {_place(run): run["lr"] for run in chosen.to_dict("records")}
         rows = [
             {**row, "lr": rates[place]}
             for row in plan

@@ -57,7 +57,7 @@ def best_of(table: pd.DataFrame, k: int) -> pd.DataFrame:
     can be compared.
 
     Args:
-        table: one row per run, at one learning rate (`choose_lr`): ``task, structure, validation, score``.
+        table: one row per run, at one learning rate (`choose_lr`): ``task, structure, seed, validation, score``.
         k: runs made, ≥ 1; 1 gives plain means.
 
     Returns:
@@ -82,15 +82,9 @@ def best_of(table: pd.DataFrame, k: int) -> pd.DataFrame:
 def keep_best(table: pd.DataFrame, k: int) -> pd.DataFrame:
     """Keep, of each k consecutive seeds, the run that is best on validation.
 
-    Seeds 0 to k − 1 are the first group, and so on. `best_of` gives one number; these rows can be compared in pairs.
-
-    Args:
-        table: one row per run, at one learning rate and without repeats: ``task, structure, seed, validation, score``.
-        k: runs in a group, ≥ 1.
-
-    Returns:
-        The rows kept, with the number of the group as ``index`` and ``seed``; of equal ones the first seed. Groups with
-        fewer than k runs are left out.
+    Seeds 0 to k − 1 are the first group, and so on; groups with fewer than k runs are left out. `best_of` gives one
+    number; these rows can be compared in pairs. They have the number of their group as ``index`` and ``seed``; of equal
+    ones the first seed is kept. The table is that of `best_of`, without repeats.
 
     Raises:
         StudyError: as `best_of`, or a seed occurs twice.
@@ -108,6 +102,5 @@ def _compared(table: pd.DataFrame, k: int) -> pd.DataFrame:
     """The checked runs that did not diverge."""
     if k < 1:
         raise StudyError(f"expected at least one run to keep the best of, got k={k}")
-    columns = ("validation", "score")
-    table = checked(table, ("task", "structure", "seed", *columns), finite=columns)
+    table = checked(table, ("task", "structure", "seed"), finite=("validation", "score"))
     return table[~table["diverged"]]
