@@ -31,9 +31,9 @@ def once(rows: pd.DataFrame) -> pd.DataFrame:
 def random_baselines(rows: pd.DataFrame) -> dict[str, str]:
     """Map every structure that was made for a budget to the first random structure of that budget."""
     budgets = rows.dropna(subset="budget").drop_duplicates("structure")
-    random = budgets[budgets["kind"] == "random"].drop_duplicates("budget").set_index("budget")["structure"]
-    pairs = budgets[budgets["budget"].isin(random.index)].set_index("structure")["budget"].map(random)
-    return {str(one): other for one, other in pairs.items() if one not in set(random)}
+    random = budgets[budgets["kind"] == "random"].drop_duplicates("budget")
+    pairs = budgets.merge(random, on="budget", suffixes=("", "_random"))[["structure", "structure_random"]]
+    return {one: other for one, other in pairs.to_numpy() if one not in set(random["structure"])}
 
 
 def summarize(

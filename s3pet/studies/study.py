@@ -56,11 +56,8 @@ class Study:
     """A grid of runs, as declared in a file.
 
     Attributes:
-        backbone: what :func:`s3pet.load_backbone` opens.
         tasks: name → what :func:`s3pet.load_task` opens, or its keywords with the name or folder as ``path``.
-        structures: name → ``kind`` and its options; ``repeats``; ``budgets`` and ``seeds`` where they differ from the
-            study's.
-        budgets, seeds, space: as in :meth:`s3pet.gates.Budget.parse`; how many; name or rules of the candidates.
+        structures: name → ``kind`` and its options, ``repeats``, and ``budgets`` and ``seeds`` of its own.
         objective, retrain: fields of ``ObjectiveSettings``, and of ``Recipe`` except seed and lr.
         recipes: task → fields of ``retrain`` that differ there.
         lr: kind of training (pet, head, full, adalora) or name of a structure → rates, of which validation chooses.
