@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 
 from s3pet.errors import PlotError
+from s3pet.plots.frame import in_order
 from s3pet.plots.style import PETS, as_table, flag
 
 _BLOCKS = (("attn", "attention", "q k v o"), ("cross", "cross-attention", "q k v o"), ("ffn", "FFN", "in gate out"))
 ROLES = {f"{block}.{part}": (group, part) for block, group, parts in _BLOCKS for part in parts.split()}
 ROLES |= {f"{block}.norm": ("norms", block) for block in ("attn", "cross", "ffn", "embed", "final")}
 ROLES |= {block: ("block adapters", block) for block in ("attn", "cross", "ffn")}
+STACKS = ("encoder", "decoder")
 LABELS = {"prob": "gate probability", "alpha": "α", "share": "share of the parameters (%)", "n_params": "parameters"}
 LABELS |= {"margin": "margin: probability − cut", "frequency": "share of the searches that chose it"}
 LABELS |= {"prob_spread": "spread of the gate probability (standard deviation)", "difference": "difference"}
@@ -53,20 +55,19 @@ def make_grid(candidates: pd.DataFrame) -> Grid:
     and "final" after them.
     """
     columns: dict[tuple[str, str], float] = {}
-    for stack in sorted(candidates["stack"].unique(), key=lambda name: (name != "encoder", name != "decoder", name)):
+    for stack in in_order(candidates["stack"], STACKS):
         names = set(_columns(candidates[candidates["stack"] == stack]))
         n_layers = max((int(name) + 1 for name in names if name.isdigit()), default=0)
         after = sorted(name for name in names if not name.isdigit() and name != "embed")
         start = max(columns.values()) + 1 + GAP if columns else 0.0
         ordered = ["embed"] * ("embed" in names) + [str(layer) for layer in range(n_layers)] + after
         columns |= {(stack, name): start + i for i, name in enumerate(ordered)}
-    rank = {name: i for names in (ROLES, PETS) for i, name in enumerate(names)}
-    pairs = set(zip(candidates["role"], candidates["pet"], strict=True))
     rows: dict[tuple[str, str], float] = {}
     headers: dict[str, float] = {}
-    for role, pet in sorted(pairs, key=lambda pair: [(rank.get(name, 99), name) for name in pair]):
+    for role in in_order(candidates["role"], ROLES):
         headers.setdefault(ROLES.get(role, ("other",))[0], len(rows) + HEADER * len(headers))
-        rows[role, pet] = len(rows) + HEADER * len(headers)
+        for pet in in_order(candidates.loc[candidates["role"] == role, "pet"], PETS):
+            rows[role, pet] = len(rows) + HEADER * len(headers)
     return Grid(rows, columns, headers)
 
 
@@ -75,11 +76,7 @@ def gate_cells(gates: Any, value: str = "prob", *, grid: Grid | None = None, how
 
     A cell with several candidates (one PET module in several ranks or sizes) shows their maximum, or ``how="sum"``. It
     is chosen if any of them is chosen, and inert if all are inert; without these columns in the table, it is neither.
-
-    Args:
-        gates: a gate table, or an object with ``.gates``.
-        value: any numeric column.
-        grid: the layout; None: that of the table.
+    ``value`` is any numeric column; ``grid`` is the layout (None: that of the table).
     """
     table = as_table(gates, [*MAP_COLUMNS, value])
     if not pd.api.types.is_numeric_dtype(table[value]):
@@ -95,6 +92,13 @@ def gate_cells(gates: Any, value: str = "prob", *, grid: Grid | None = None, how
     return cells
 
 
+def candidate_names(gates: Any) -> pd.Series:
+    """``site:pet:rank`` of every row, as :attr:`s3pet.space.Candidate.name`."""
+    table = as_table(gates, ["site", "pet", "rank"])
+    rank = table["rank"].astype("Int64").astype("string").radd(":").fillna("")
+    return (table["site"] + ":" + table["pet"] + rank).astype(object)
+
+
 def value_limits(*tables: Any, value: str = "prob") -> tuple[float, float]:
     """Colour limits ``(vmin, vmax)`` that several maps can share.
 
@@ -104,9 +108,7 @@ def value_limits(*tables: Any, value: str = "prob") -> tuple[float, float]:
     values = np.concatenate([column.to_numpy(float, na_value=np.nan) for column in columns])
     if np.isnan(values).all():
         return 0.0, 1.0
-    low, high = min(0.0, float(np.nanmin(values))), float(np.nanmax(values))
-    if value == "frequency":
-        high = 1.0
+    low, high = min(0.0, float(np.nanmin(values))), 1.0 if value == "frequency" else float(np.nanmax(values))
     if value in DIVERGING:
         low, high = -max(high, -low), max(high, -low)
     return (low, high) if low < high else (low - 0.5, high + 0.5)

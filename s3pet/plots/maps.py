@@ -7,7 +7,6 @@ squares and not seaborn's heat map because of the gaps between stacks and groups
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
@@ -21,13 +20,21 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
-from seaborn.utils import relative_luminance
 
 from s3pet.errors import PlotError
-from s3pet.plots.frame import entry, finish_axes
-from s3pet.plots.grid import LABELS, MAP_COLUMNS, ROLES, Grid, cut_and_start, gate_cells, make_grid, value_limits
-from s3pet.plots.style import PETS, as_table, colour_bar, figure_of, flag, new_axes, new_figure, style, styled
+from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_for, readable_on, rim, wrapped
+from s3pet.plots.grid import (
+    DIVERGING,
+    LABELS,
+    MAP_COLUMNS,
+    ROLES,
+    Grid,
+    cut_and_start,
+    gate_cells,
+    make_grid,
+    value_limits,
+)
+from s3pet.plots.style import PETS, as_table, figure_of, flag, new_axes, new_figure, style, styled
 from s3pet.transfer import gate_difference
 
 
@@ -41,8 +48,8 @@ def squares(ax: Axes, cells: pd.DataFrame, gid: str, inset: float = 0.03, **look
 
 def outline(colour: str, width: float) -> dict[str, Any]:
     """An outline with a white rim, which is visible on every colour; ``width`` in points of a paper."""
-    rim = withStroke(linewidth=2.2 * width * style().scale, foreground="white")
-    return {"facecolor": "none", "edgecolor": colour, "linewidth": width * style().scale, "path_effects": [rim]}
+    look: dict[str, Any] = {"facecolor": "none", "edgecolor": colour, "linewidth": width * style().scale}
+    return look | {"path_effects": rim(2.2 * width, "white")}
 
 
 def map_size(grid: Grid) -> tuple[float, float]:
@@ -56,7 +63,7 @@ def _draw_frame(ax: Axes, grid: Grid, names: bool) -> None:
     """Limits, names of layers, rows (with ``names``), groups and stacks, and the lines between them."""
     ax.set(xlim=(-0.5, grid.size[0] - 0.5), ylim=(grid.size[1] - 0.5, -0.5))
     width, height = figure_of(ax).get_size_inches() * ax.get_position().size * 72 / grid.size  # points per cell, about
-    font = float(np.clip(0.8 * height, 0.6 * style().font, style().font))
+    font = font_for(height)
     every = next((n for n in (1, 2, 4, 5, 10) if n * width >= 1.6 * font), 20)  # so that numbers do not touch
     layers = {x: name for (_, name), x in grid.columns.items() if not name.isdigit() or int(name) % every == 0}
     rows = [f"{ROLES.get(role, ('', role))[1].replace('ffn', 'FFN')}  {PETS.get(pet, pet)}" for role, pet in grid.rows]
@@ -84,11 +91,9 @@ def _draw_map(
 ) -> tuple[PolyCollection, list[Any]]:
     """Draw frame and cells, the outlines of what is ``chosen`` (so the legend calls it), and return legend handles."""
     _draw_frame(ax, grid, names)
-    places = pd.MultiIndex.from_product([grid.columns.values(), grid.rows.values()], names=["x", "y"])
-    absent = places.difference(pd.MultiIndex.from_frame(cells[["x", "y"]])).to_frame()
-    look: dict[str, Any] = {"facecolor": "none", "linewidth": 0, "hatch": "//////", "edgecolor": style().faint}
-    squares(ax, absent, "absent", **look)
-    handles: list[Any] = [Patch(label="no candidate here", **look)] if len(absent) else []
+    absent = _places(grid).difference(pd.MultiIndex.from_frame(cells[["x", "y"]])).to_frame()
+    squares(ax, absent, "absent", **style().hatching)
+    handles: list[Any] = [Patch(label="no candidate here", **style().hatching)] if len(absent) else []
     mesh = squares(ax, cells, "gates", norm=norm, cmap=mpl.colormaps[colours].with_extremes(bad=style().pale))
     mesh.set(linewidth=0, array=np.ma.masked_invalid(cells["value"].to_numpy(float)))
     if cells["chosen"].any():
@@ -96,24 +101,25 @@ def _draw_map(
         handles.append(Patch(label=chosen, **outline("black", 1)))
     inert, scale = cells[cells["inert"]], style().scale
     if len(inert):
-        bright = relative_luminance(mesh.to_rgba(inert["value"].to_numpy(float))) > 0.179
-        colour, size = np.where(bright, "black", "white"), 9 * scale**2
-        ax.scatter(inert["x"], inert["y"], size, colour, marker="x", linewidths=0.8 * scale, gid="inert")
-        cross = entry("inert: cannot act", color=style().ink, marker="x", linestyle="", markersize=4 * scale)
-        handles.append(cross)
+        colour = readable_on(mesh.to_rgba(inert["value"].to_numpy(float)))
+        ax.scatter(inert["x"], inert["y"], 9 * scale**2, colour, marker="x", linewidths=0.8 * scale, gid="inert")
+        handles.append(entry("inert: cannot act", color=style().ink, marker="x", markersize=4 * scale))
     return mesh, handles
 
 
-def _finish(ax: Axes, handles: list[Any], title: str | None) -> None:
+def _places(grid: Grid) -> pd.MultiIndex:
+    return pd.MultiIndex.from_product([grid.columns.values(), grid.rows.values()], names=["x", "y"])
+
+
+def _finish(ax: Axes, handles: list[Any], title: str | None) -> Axes:
     """Title and legend, and then tick labels that fit the cells."""
     finish_axes(ax, "layer", "", handles, title)
-    figure_of(ax).draw_without_rendering()  # settles the layout
-    height = ax.bbox.height * 72 / figure_of(ax).dpi / abs(np.diff(ax.get_ylim())[0])  # of a cell, in points
-    ax.tick_params(labelsize=float(np.clip(0.85 * height, 0.6 * style().font, style().font)))
+    ax.tick_params(labelsize=font_for(cell_size(ax)[1]))
+    return ax
 
 
 def _colours(value: str) -> str:
-    return ("berlin" if style().dark else "PuOr_r") if value in ("margin", "difference") else "cividis"
+    return style().diverging if value in DIVERGING else "cividis"
 
 
 @styled
@@ -140,27 +146,20 @@ def plot_gates(
         ax: where to draw; None makes a figure that fits the number of layers and rows.
         cbar: whether to draw a colour bar.
         vmin, vmax: colour limits; `value_limits` returns some that several maps can share.
-
-    Raises:
-        PlotError: a column is missing or not numeric, or the table mixes several steps, seeds, tasks or budgets.
     """
     cells, table = gate_cells(gates, value), as_table(gates, [])
     low, high = value_limits(table, value=value)
     low, high = low if vmin is None else vmin, high if vmax is None else vmax
-    marks = cut_and_start(table) if cbar and value == "prob" and "n_params" in table else {}
+    levels = cut_and_start(table) if value == "prob" and "n_params" in table else {}
     grid, chosen = make_grid(table), table[flag(table, "chosen")]
     label = f"chosen: {len(chosen):,} of {len(table):,}"
     label += f", {chosen['n_params'].sum():,} parameters" if "n_params" in table else ""
     ax = ax or new_axes(*map_size(grid))
     mesh, handles = _draw_map(ax, grid, cells, _colours(value), Normalize(low, high), label)
-    bar = colour_bar(mesh, ax, LABELS.get(value, value)) if cbar else None
-    for (name, at), line in zip(marks.items(), ("-", ":"), strict=False):
-        if bar and low <= at <= high:
-            bar.ax.axhline(at, color="white", linewidth=2.4)
-            bar.ax.axhline(at, color="black", linewidth=1.2, linestyle=line, gid=name)
-            handles.append(entry(f"{name} {at:.3g}", color=style().ink, linewidth=1.2, linestyle=line))
-    _finish(ax, handles, title)
-    return ax
+    if cbar:
+        marks = {name: at for name, at in levels.items() if low <= at <= high}
+        handles += colour_bar(mesh, ax, LABELS.get(value, value), marks)
+    return _finish(ax, handles, title)
 
 
 @styled
@@ -185,7 +184,6 @@ def plot_difference(
         limit: the colours reach from −limit to limit; None: the largest difference.
 
     Raises:
-        PlotError: a column is missing.
         RunError: the two searched different spaces.
     """
     first, second = (as_table(gates, [*MAP_COLUMNS, "site", value]) for gates in (one, other))
@@ -193,15 +191,13 @@ def plot_difference(
     cells, grid = gate_cells(table, "difference"), make_grid(table)
     norm = Normalize(*value_limits(table, value="difference") if limit is None else (-limit, limit))
     ax = ax or new_axes(*map_size(grid))
-    label = f"chosen by both: {table['chosen'].sum()}"
-    mesh, handles = _draw_map(ax, grid, cells, _colours("difference"), norm, label)
+    mesh, handles = _draw_map(ax, grid, cells, style().diverging, norm, f"chosen by both: {table['chosen'].sum()}")
     for column, name, marker in (("only_one", names[0], "^"), ("only_other", names[1], "v")):
         alone = gate_cells(table.assign(chosen=table[column]), "difference").query("chosen")
         size, label = 5.5 * style().scale, f"chosen by {name} only: {len(alone)}"
         handles += ax.plot(alone["x"], alone["y"], "k" + marker, mec="white", mew=0.6, ms=size, gid=column, label=label)
     colour_bar(mesh, ax, f"{LABELS.get(value, value)}: {names[0]} − {names[1]}")
-    _finish(ax, handles, title)
-    return ax
+    return _finish(ax, handles, title)
 
 
 @styled
@@ -219,10 +215,6 @@ def plot_gate_panels(
         gates: title of each panel → gate table, or object with ``.gates``. The grid has the rows and layers of all.
         value: as in `plot_gates`.
         columns: panels in a row; None: as many as fit on a page.
-        figure: emptied, resized and drawn in; None makes one.
-
-    Raises:
-        PlotError: no panels, or as `plot_gates`.
     """
     if not gates:
         raise PlotError("Expected panels as {title: gate table}; got none.")
@@ -236,12 +228,11 @@ def plot_gate_panels(
     width = float(np.clip(inner / columns, 0.085 * grid.size[0] + 0.1, 0.2 * grid.size[0] + 0.1))
     figure = new_figure(1.75 + columns * width, rows * (0.65 + 0.145 * grid.size[1]) + 0.35, figure)
     axes, handles = figure.subplots(rows, columns, squeeze=False), dict[str, Any]()
-    letters = max(6, int(72 * width * style().scale / (0.62 * style().font)))  # above a panel
     for ax, name in zip(axes.flat, tables, strict=False):
         first = ax.get_subplotspec().is_first_col()
         _, drawn = _draw_map(ax, grid, cells[name], _colours(value), norm, "chosen", first)
         handles |= {handle.get_label(): handle for handle in drawn}
-        ax.set_title(textwrap.fill(name, letters), size=style().font)
+        ax.set_title(wrapped([name], width * style().scale), size=style().font)
     for ax in axes.flat[n:]:
         ax.set_axis_off()
     colour_bar(ScalarMappable(norm, _colours(value)), axes, LABELS.get(value, value))
@@ -258,22 +249,19 @@ def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None,
         structure: an object with ``.table()`` of the chosen candidates, or that table. A ``.budget`` is shown.
         space: all candidates (a table, or an object with ``.table()`` or ``.gates``), for the rows, columns and hatched
             places of `plot_gates`. Without it, the map has only the rows and layers in use.
-
-    Raises:
-        PlotError: a column is missing, nothing is chosen, or a choice is not in the space.
     """
-    table = as_table(structure, [*MAP_COLUMNS, "n_params"], at="table")
-    context = (
-        table if space is None else as_table(space, MAP_COLUMNS, at="gates" if hasattr(space, "gates") else "table")
-    )
-    grid, total = make_grid(pd.concat([frame[[*MAP_COLUMNS]] for frame in (context, table)])), table["n_params"].sum()
+    table, context = as_table(structure, [*MAP_COLUMNS, "n_params"], at="table"), space
+    if space is not None:
+        context = as_table(space, MAP_COLUMNS, at="gates" if hasattr(space, "gates") else "table")
+    grid, total = make_grid(pd.concat([context, table])[[*MAP_COLUMNS]]), table["n_params"].sum()
     shares = gate_cells(table.assign(share=100 * table["n_params"] / total, chosen=True), "share", grid=grid, how="sum")
-    places = pd.MultiIndex.from_product([grid.columns.values(), grid.rows.values()], names=["x", "y"]).to_frame(False)
-    places = places if space is None else gate_cells(context.assign(one=1.0), "one", grid=grid)[["x", "y"]]
-    cells = places.merge(shares, "outer", indicator=True)
-    for row in cells[cells["_merge"] == "right_only"].to_dict("records"):
+    shares, places = shares.set_index(["x", "y"]), _places(grid)
+    if space is not None:
+        places = pd.MultiIndex.from_frame(gate_cells(context.assign(one=1.0), "one", grid=grid)[["x", "y"]])
+    for row in shares[~shares.index.isin(places)].to_dict("records"):
         name = f"{row['role']} {row['pet']} in {row['stack']} {row['column']}"
         raise PlotError(f"The structure uses {name}, which the space does not have.")
+    cells = shares.reindex(places).reset_index()
     cells[["chosen", "inert"]] = cells[["chosen", "inert"]].eq(True)
     budget = getattr(structure, "budget", None)
     label = f"chosen: {len(table):,} candidates, {total:,} parameters"
@@ -281,9 +269,8 @@ def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None,
     ax = ax or new_axes(*map_size(grid))
     norm, colours = Normalize(0, shares["value"].max()), "cividis" if style().dark else "cividis_r"  # 0 is pale
     mesh, handles = _draw_map(ax, grid, cells, colours, norm, label)
-    for y, share in shares.groupby("y", as_index=False)["value"].sum().itertuples(index=False):
-        text, size = f"{share:.0f} %" if share >= 1 else "< 1 %", ax.get_xticklabels()[0].get_fontsize()
-        ax.text(grid.size[0] - 0.3, y, text, va="center", size=size)
+    size = ax.get_xticklabels()[0].get_fontsize()
+    for y, share in shares["value"].groupby("y").sum().items():
+        ax.text(grid.size[0] - 0.3, y, f"{share:.0f} %" if share >= 1 else "< 1 %", va="center", size=size)
     colour_bar(mesh, ax, LABELS["share"])
-    _finish(ax, handles, title)
-    return ax
+    return _finish(ax, handles, title)

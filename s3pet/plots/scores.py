@@ -71,13 +71,11 @@ def plot_comparison(table: Any, *, ax: Axes | None = None, metric: str | None = 
         metric: name for the vertical axis, or the column that holds the score.
 
     Raises:
-        PlotError: a column is missing, several tasks are mixed, or a structure has a run without parameters.
+        PlotError: a structure has a run without parameters.
     """
     table, score = _read(table, metric)
-    means = summarize_scores(table, score)
-    means[["low", "high"]] = means[["low", "high"]].clip(*score_range(table, score, metric))
-    table, means = (each.assign(family=each["structure"]) for each in (table, means))
-    return _draw(ax or new_axes(5.2, 4.0), table, means, score, metric or "score", title)
+    table = table.assign(family=table["structure"])
+    return _draw(ax, table, _means(table, score, metric), score, metric or "score", title)
 
 
 @styled
@@ -101,12 +99,12 @@ def plot_budget_curve(
         table: as for `plot_comparison`. Optional: ``budget`` (parameters; nan where there is none), which groups the
             runs of a point, else the name does; ``family``, where names do not tell it; ``backbone_params`` (one
             value), for a second axis with the share of the backbone in %.
-        metric: name for the vertical axis, or the column that holds the score.
+        metric: as for `plot_comparison`.
         full: the reference to compare with: a dashed line with its interval as a band. Others are dotted lines.
         relative: scores in % of the mean of ``full``.
 
     Raises:
-        PlotError: as `plot_comparison`; several backbones are mixed, or ``relative`` without a positive ``full``.
+        PlotError: as `plot_comparison`; or ``relative`` without a positive ``full``.
     """
     table, score = _read(table, metric)
     as_table(table, [], one=["backbone_params"])
@@ -116,11 +114,7 @@ def plot_budget_curve(
     table = table.assign(family=table["family"].fillna(family) if "family" in table else family)
     # With budgets, all runs of a family at one budget are one point, whatever their names.
     point = table["family"].where(joined & table["budget"].notna(), names) if "budget" in table else names
-    points = table.assign(structure=point)
-    families = points.groupby(["structure", "kind"], sort=False)["family"].first().reset_index()
-    means = summarize_scores(points, score).merge(families, "left")
-    means[["low", "high"]] = means[["low", "high"]].clip(*score_range(table, score, metric))
-    unit = metric or "score"
+    means, unit = _means(table.assign(structure=point), score, metric), metric or "score"
     if relative:
         references = means[means["kind"] == "reference"].set_index("structure")["mean"]
         whole = references.get(full, np.nan)
@@ -129,7 +123,7 @@ def plot_budget_curve(
             raise PlotError(f"relative=True needs a reference {full!r} with a positive score; {hint}.")
         table, unit = table.assign(**{score: 100 * table[score] / whole}), f"{unit}, % of {full}"
         means[["mean", "low", "high"]] *= 100 / whole
-    ax = _draw(ax or new_axes(5.2, 4.0), table, means, score, unit, title, full)
+    ax = _draw(ax, table, means, score, unit, title, full)
     if "backbone_params" in table:
         size = float(table["backbone_params"].iloc[0])
         functions: Any = (lambda n: 100 * n / size, lambda share: share * size / 100)
@@ -143,24 +137,32 @@ def _read(table: Any, metric: str | None) -> tuple[pd.DataFrame, str]:
     """The runs of one task, and the column that holds the score."""
     score = metric if metric and metric in getattr(table, "columns", ()) else "score"
     table = as_table(table, ["structure", "kind", "n_params", "seed", score], at="scores", one=["task"])
-    is_reference = table["kind"].eq("reference")
-    sized = is_reference | table["n_params"].gt(0)
-    if is_reference.all():
+    structures = table[table["kind"] != "reference"]
+    if structures.empty:
         raise PlotError("The table has references only, and no structure to compare with them.")
-    if not sized.all():
-        names = table.loc[~sized, "structure"].unique().tolist()
-        raise PlotError(f"n_params must be > 0 in every run of {names}, or its kind 'reference': the axis is a log.")
+    if len(wrong := structures.loc[~structures["n_params"].gt(0), "structure"].unique()):
+        problem = f"n_params must be > 0 in every run of {wrong.tolist()}, or its kind 'reference'"
+        raise PlotError(f"{problem}: the axis is a log.")
     return table, score
 
 
-def _draw(ax: Axes, table: Any, means: Any, score: str, unit: str, title: str | None, full: str | None = None) -> Axes:
+def _means(table: pd.DataFrame, score: str, metric: str | None) -> pd.DataFrame:
+    """`summarize_scores` with the families, and with intervals cut at what the metric allows."""
+    means = summarize_scores(table, score)
+    means[["low", "high"]] = means[["low", "high"]].clip(*score_range(table, score, metric))
+    return means.merge(table.groupby(["structure", "kind"], sort=False)["family"].first().reset_index(), "left")
+
+
+def _draw(
+    ax: Axes | None, table: Any, means: Any, score: str, unit: str, title: str | None, full: str | None = None
+) -> Axes:
     """Runs, intervals and means of every family, and the references. Longest curves come first, then the best mean."""
-    bottom, top = float(table[score].min()), float(table[score].max())
+    ax, bottom, top = ax or new_axes(5.2, 4.0), float(table[score].min()), float(table[score].max())
     means, references = means[means["kind"] != "reference"], means[means["kind"] == "reference"]
     table, scale, handles = table[table["kind"] != "reference"], style().scale, list[Any]()
     low, high = table["n_params"].min(), table["n_params"].max()
     width, sizes = max(float(np.log(high / low)), 1.0), list[float]()  # in log parameters; of the points drawn so far
-    for kind in in_order(set(means["kind"]), KINDS):
+    for kind in in_order(means["kind"], KINDS):
         marker, colour = KINDS.get(kind, OTHER)
         markers = cycle([marker, *MARKERS.replace(marker, "")])
         part = means[means["kind"] == kind].sort_values("n_params")
@@ -190,20 +192,18 @@ def _draw(ax: Axes, table: Any, means: Any, score: str, unit: str, title: str | 
         look = {"color": style().ink if strong else style().grey, "gid": "reference" if strong else "baseline"}
         look |= {"linestyle": "--" if row["structure"] == full else (":", "-.")[i % 2], "zorder": 1.5}
         handles.append(ax.axhline(row["mean"], label=f"{row['structure']} {row['mean']:.3g}", **look))
-    handles.append(entry("one run", color=style().grey, marker="o", linestyle="", markersize=2.5 * scale))
+    handles.append(entry("one run", color=style().grey, marker="o", markersize=2.5 * scale))
     handles.append(Patch(color=style().grey, alpha=0.3, linewidth=0, label="95 % t interval of the mean"))
     pad, room = max((high / low) ** 0.1, (3 * low / high) ** 0.5), 0.08 * (top - bottom) or 0.05  # at least two ticks
     ax.set(xscale="log", xlim=(low / pad, high * pad), ylim=(bottom - room, top + room))
     _set_log_ticks(ax, ax.xaxis, EngFormatter(sep=""))
-    finish_axes(ax, "trainable PET parameters", unit, handles, title)
-    return ax
+    return finish_axes(ax, "trainable PET parameters", unit, handles, title)
 
 
 def _set_log_ticks(ax: Axes, axis: Axis, formatter: Any) -> None:
     """Fewer ticks per decade where there are more decades."""
     decades = np.log10(ax.get_xlim()[1] / ax.get_xlim()[0])
-    axis.set_major_locator(
-        LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1, 3) if decades < 4 else (1,), numticks=20)
-    )
+    digits = (1, 2, 5) if decades < 2.5 else (1, 3) if decades < 4 else (1,)
+    axis.set_major_locator(LogLocator(subs=digits, numticks=20))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(formatter)

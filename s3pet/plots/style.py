@@ -40,7 +40,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Style:
     """Sizes and colours of figures."""
 
-    name: str  # "paper", "notebook" or "talk", as seaborn's contexts
+    name: str  # of seaborn's context
     font: float  # size of tick labels, in points
     column: float  # width of a narrow figure, in inches
     page: float  # width of the widest figure
@@ -55,6 +55,16 @@ class Style:
     def scale(self) -> float:
         """Lengths in this style divided by those in a paper."""
         return self.font / 7.5
+
+    @property
+    def diverging(self) -> str:
+        """Name of the colours for values around 0."""
+        return "berlin" if self.dark else "PuOr_r"
+
+    @property
+    def hatching(self) -> dict[str, Any]:
+        """Look of a place without a value."""
+        return {"facecolor": "none", "edgecolor": self.faint, "linewidth": 0, "hatch": "//////"}
 
     @property
     def settings(self) -> dict[Any, Any]:
@@ -103,8 +113,7 @@ class _Use(AbstractContextManager[Style]):
 def figure_style(name: str = "notebook", *, dark: bool = False) -> AbstractContextManager[Style]:
     """Choose how figures look: from now on, or inside a ``with`` block only.
 
-    Figures of your own get the same look, because this also changes matplotlib's settings, except for the font. No
-    other function of s3pet changes them. ::
+    Figures of your own get the same look, because this also changes matplotlib's settings, except for the font. ::
 
         with s3pet.plots.figure_style("paper") as style:
             ax = plt.subplots(figsize=(style.column, 3), layout="constrained")[1]
@@ -177,16 +186,6 @@ def figure_of(ax: Axes) -> Figure:
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure
-
-
-def colour_bar(mesh: Any, axes: Any, label: str, **kwargs: Any) -> Any:
-    """A vector colour bar beside one or several Axes; ``kwargs`` as for `matplotlib.figure.Figure.colorbar`."""
-    bar = figure_of(np.ravel(axes)[0]).colorbar(
-        mesh, ax=axes, label=label, aspect=30, pad=0.02, fraction=0.05, **kwargs
-    )
-    bar.solids.set(rasterized=False, edgecolor="face")  # type: ignore[union-attr]  # no hairlines between steps in PDF
-    bar.outline.set_visible(False)
-    return bar
 
 
 def as_table(source: Any, columns: Iterable[str], *, at: str = "gates", one: Iterable[str] = SEARCH) -> pd.DataFrame:
