@@ -18,13 +18,13 @@ from matplotlib.ticker import NullFormatter
 
 from s3pet.errors import PlotError
 from s3pet.plots.frame import entry, finish_axes, in_order, rim
-from s3pet.plots.grid import LABELS, MAP_COLUMNS, ROLES, STACKS, candidate_names, cut_and_start, gate_cells
+from s3pet.plots.maps import LABELS, MAP_COLUMNS, ROLES, STACKS, cut_and_start, gate_cells
 from s3pet.plots.style import PALETTE, PET_COLOURS, PETS, as_table, figure_of, flag, new_axes, style, styled
+from s3pet.plots.words import candidate_names
 
 PROFILES = {"layer": ["stack", "layer", "pet"], "role": ["role", "pet"], "stack": ["stack", "pet"], "pet": ["pet"]}
 SHARES = {"chosen": "share of the chosen\nparameters (%)", "prob": "share of the expected\nparameters (%)"}
 MARKERS = "os^DvP<>Xphd"
-DECIDED = (0.9, 0.1)  # a gate is decided above the first, or below the second times the uniform start
 
 
 def profile_shares(gates: Any, by: str = "layer", value: str = "chosen") -> pd.DataFrame:
@@ -36,8 +36,7 @@ def profile_shares(gates: Any, by: str = "layer", value: str = "chosen") -> pd.D
         value: "chosen" (parameters of the structure) or "prob" (expected parameters, Σ n_params · prob).
 
     Returns:
-        One row per group and PET module of the space, in the order of the maps: the columns of the group, ``pet``,
-        ``share`` and ``uniform``, both in % and summing to 100.
+        The columns of the group, ``pet``, ``share`` and ``uniform`` (in %, both sum to 100), in the order of the maps.
     """
     if by not in PROFILES or value not in SHARES:
         raise PlotError(f"by is one of {[*PROFILES]} and value of {[*SHARES]}; got {by!r} and {value!r}.")
@@ -61,10 +60,7 @@ def plot_profile(
     """Where the parameters go, as bars stacked by PET module; a mark on each bar shows the share with uniform gates.
 
     The mark is the group's share of all parameters of the space. A bar beyond its mark has more than its size explains.
-
-    Args:
-        gates, value: as in `profile_shares`, which has the numbers.
-        by: "layer" (upright bars, encoder | decoder), "role", "stack" or "pet" (level bars with their numbers).
+    Arguments are those of `profile_shares`, which has the numbers; ``by="layer"`` gives upright bars, else level ones.
     """
     shares, upright = profile_shares(gates, by, value), by == "layer"
     keys = [name for name in PROFILES[by] if name != "pet"] or ["pet"]
@@ -157,20 +153,15 @@ def plot_trajectories(
 
 
 def polarisation(result: Any) -> dict[str, float]:
-    """How far the gates have come apart, between uniform gates and a 0/1 decision.
-
-    Args:
-        result: a gate table, or an object with ``.gates``. Its expected parameters Σ n_params · prob count as the
-            budget, because gates are made to meet it.
+    """How far the gates of a search (its table, or an object with ``.gates``) are between uniform and decided.
 
     Returns:
         ``max_prob``; ``cut``, the lowest probability among the chosen; ``uniform``, that of all at the start;
         ``challenger``, the highest probability among those that would fit if the last one chosen were left out;
         ``margin_at_cut``, cut − challenger (nan without a challenger); ``soft_mass_outside``, the share of the expected
-        parameters on candidates that are not chosen, 0 … 1: what the search trained and the structure leaves out;
-        ``n_decided``, how many gates are above 0.9 or below a tenth of ``uniform`` (a fixed 0.1 would hold for all of
-        them before a search with a small budget); ``entropy``, Σ n_params · H(prob) relative to its maximum at this
-        budget, 0 … 1. With these weights the maximum is at uniform gates, because H is concave.
+        parameters Σ n_params · prob (which are the budget) on candidates that are not chosen; ``n_decided``, how many
+        gates are above 0.9 or below a tenth of ``uniform``; ``entropy``, Σ n_params · H(prob) relative to its maximum
+        at this budget, which uniform gates have.
     """
     from scipy.special import entr  # type: ignore[import-untyped]
 
@@ -188,7 +179,7 @@ def polarisation(result: Any) -> dict[str, float]:
         "challenger": challenger,
         "margin_at_cut": cut - challenger,
         "soft_mass_outside": 1 - cost[chosen] @ prob[chosen] / budget,
-        "n_decided": ((prob > DECIDED[0]) | (prob < DECIDED[1] * uniform)).sum(),
+        "n_decided": ((prob > 0.9) | (prob < 0.1 * uniform)).sum(),
         "entropy": cost @ (entr(prob) + entr(1 - prob)) / (cost.sum() * (entr(uniform) + entr(1 - uniform))),
     }
     return {name: float(number) for name, number in numbers.items()}
@@ -200,9 +191,8 @@ def plot_polarisation(results: Any, *, ax: Axes | None = None, title: str | None
 
     The horizontal axis adds up parameters in units of the budget, so that the ideal is the same step for all searches:
     1 up to the budget, 0 beyond. Chosen candidates are filled, others hollow. The thick bar spans the margin, from the
-    last one chosen to the one that would take its place. See `polarisation` for the numbers in the legend.
-
-    ``results`` is a gate table or an object with ``.gates``, or a mapping of names to them.
+    last one chosen to the one that would take its place. ``results`` is one search or a mapping of names to them, each
+    as for `polarisation`, which explains the numbers in the legend.
     """
     tables = results if isinstance(results, Mapping) else {"": results}
     numbers = {name: polarisation(result) for name, result in tables.items()}

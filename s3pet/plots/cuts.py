@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 
 from s3pet.errors import PlotError, nearest
 from s3pet.plots.frame import entry, in_order, rim
-from s3pet.plots.grid import MAP_COLUMNS, candidate_names, gate_cells, make_grid
-from s3pet.plots.maps import map_size, outline, plot_difference, plot_gates, squares
+from s3pet.plots.maps import MAP_COLUMNS, gate_cells, make_grid, map_size, outline, plot_difference, plot_gates, squares
 from s3pet.plots.matrices import plot_overlap
 from s3pet.plots.style import PET_COLOURS, PETS, as_table, flag, new_axes, new_figure, style, styled
-from s3pet.plots.words import FACTS, position_of
+from s3pet.plots.words import FACTS, candidate_names, position_of
 
 
 def select_rows(gates: Any, pets: Iterable[str] | None = None, layers: tuple[int, int] | None = None) -> pd.Series:
@@ -131,10 +130,8 @@ def choice_table(gates: Mapping[str, Any]) -> pd.DataFrame:
     """
     if not gates:
         raise PlotError("Expected searches as {name: gate table}; got none.")
-    tables = {
-        name: as_table(table, ["n_params", "prob", "chosen"]).set_axis(candidate_names(table))
-        for name, table in gates.items()
-    }
+    columns = ["n_params", "prob", "chosen"]
+    tables = {name: as_table(table, columns).set_axis(candidate_names(table)) for name, table in gates.items()}
     first, *others = tables.values()
     if any(set(table.index) != set(first.index) for table in others):
         raise PlotError("The tables hold different candidates, so their choices cannot be compared in one table.")

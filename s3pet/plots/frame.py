@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,18 +46,8 @@ def finish_axes(ax: Axes, x: str, y: str, handles: Sequence[Any], title: str | N
     return ax
 
 
-def colour_bar(
-    mesh: Any,
-    axes: Any,
-    label: str,
-    marks: Mapping[str, float] | None = None,
-    form: str = ".3g",
-    extend: str = "neither",
-) -> list[Line2D]:
-    """A vector colour bar beside one or several Axes.
-
-    ``marks``, by name, are lines on the bar, the second one dotted; returns their legend handles, with numbers.
-    """
+def colour_bar(mesh: Any, axes: Any, label: str, marks: Any = None, extend: str = "neither") -> list[Any]:
+    """A vector colour bar beside one or several Axes; returns legend handles of the ``marks`` (name → number) on it."""
     figure = figure_of(np.ravel(axes)[0])
     bar = figure.colorbar(mesh, ax=axes, label=label, aspect=30, pad=0.02, fraction=0.05, extend=extend)
     bar.solids.set(rasterized=False, edgecolor="face")  # type: ignore[union-attr]  # no hairlines between steps in PDF
@@ -66,7 +56,7 @@ def colour_bar(
     for (name, at), dashes in zip((marks or {}).items(), ("-", ":"), strict=False):
         bar.ax.axhline(at, color="white", linewidth=2.4)
         bar.ax.axhline(at, color="black", linewidth=1.2, linestyle=dashes, gid=name)
-        handles.append(entry(f"{name} {at:{form}}", color=style().ink, linewidth=1.2, linestyle=dashes))
+        handles.append(entry(f"{name} {at:.3g}", color=style().ink, linewidth=1.2, linestyle=dashes))
     return handles
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 
 def mean_interval(
@@ -43,3 +44,19 @@ def mean_interval(
     freedom = squares.sum() ** 2 / (squares**2 / (n - 1)).sum()
     low, high = stats.t.interval(confidence, freedom, loc=centre, scale=np.sqrt(squares.sum()))
     return float(low), float(high)
+
+
+def summarize_scores(table: pd.DataFrame, score: str = "score") -> pd.DataFrame:
+    """Mean and interval over the runs of each structure (and budget), one row each, in the table's order.
+
+    ``structure, kind, n_params, mean, low, high, n``, and ``budget`` if the table has it. The interval is that of
+    `mean_interval`, nan for a single run. ``n_params`` is the geometric mean (its axis is
+    logarithmic), nan unless all are > 0.
+    """
+    names = ["structure", "kind"] + ["budget"] * ("budget" in table)
+    table = table.assign(_log=np.log(table["n_params"].astype(float).where(table["n_params"] > 0)))
+    groups = table.groupby(names, sort=False, dropna=False, observed=True)
+    means = groups[score].agg(mean="mean", n="size")
+    means[["low", "high"]] = [mean_interval([runs.to_numpy(float)]) for _, runs in groups[score]]
+    means["n_params"] = np.exp(groups["_log"].agg(lambda logs: logs.mean(skipna=False)))
+    return means.reset_index()

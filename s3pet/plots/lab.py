@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from s3pet.gates import GRADIENT_MODES, expected_gates, sample_gates, shifted_sigmoid, solve_shift
 from s3pet.plots.style import PALETTE, new_figure, style, styled
@@ -38,8 +39,7 @@ def plot_gate_lab(
     Args:
         alpha, costs: α and parameters of each candidate.
         budget: expected parameters.
-        temperature: β, the width of the sigmoid.
-        sample_temperature: τ of the binary concrete distribution.
+        temperature, sample_temperature: β, the width of the sigmoid, and τ of the binary concrete distribution.
         of: index of the candidate whose probability is differentiated.
         seed: of the samples.
 
@@ -83,7 +83,7 @@ def plot_gate_lab(
     spending.axvline(budget, color=ink, linestyle="--", linewidth=scale, gid="budget")
     longest = max(budget, float(c @ probs), float(c @ means))
     spending.set(xlim=(0, 1.18 * longest), ylim=(1.5, -0.5), xlabel="parameters (dashed: budget)")
-    spending.locator_params("x", nbins=4)
+    spending.xaxis.set_major_locator(MaxNLocator(4))
     spending.xaxis.set_major_formatter("{x:,.0f}")
     bars = pd.DataFrame(gradients).plot.bar(ax=slopes, width=0.8, color=style().pale, edgecolor=ink, rot=0)
     for container, hatch in zip(bars.containers, ("", "////", "...."), strict=True):

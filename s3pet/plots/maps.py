@@ -1,13 +1,15 @@
 """Maps of layers × module types: gates, the difference of two searches, several searches side by side, structures.
 
-A place without a candidate is hatched, because it is not a zero; a candidate that cannot change the model is crossed;
-the colour bar marks the cut and the uniform start, so that gates which hardly separated are recognised. The cells are
+A map has a column for every layer (encoder | decoder) and a row for every pair of role and PET module, in groups. A
+place without a candidate is hatched, because it is not a zero; a candidate that cannot change the model is crossed; the
+colour bar marks the cut and the uniform start, so that gates which hardly separated are recognised. The cells are
 squares and not seaborn's heat map because of the gaps between stacks and groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -22,20 +24,86 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from s3pet.errors import PlotError
-from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_for, readable_on, rim, wrapped
-from s3pet.plots.grid import (
-    DIVERGING,
-    LABELS,
-    MAP_COLUMNS,
-    ROLES,
-    Grid,
-    cut_and_start,
-    gate_cells,
-    make_grid,
-    value_limits,
-)
-from s3pet.plots.style import PETS, as_table, figure_of, flag, new_axes, new_figure, style, styled
+from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_for, in_order, readable_on, rim, wrapped
+from s3pet.plots.style import PETS, as_table, figure_of, flag, new_axes, new_figure, style, styled, value_limits
 from s3pet.transfer import gate_difference
+
+_BLOCKS = (("attn", "attention", "q k v o"), ("cross", "cross-attention", "q k v o"), ("ffn", "FFN", "in gate out"))
+ROLES = {f"{block}.{part}": (group, part) for block, group, parts in _BLOCKS for part in parts.split()}
+ROLES |= {f"{block}.norm": ("norms", block) for block in ("attn", "cross", "ffn", "embed", "final")}
+ROLES |= {block: ("block adapters", block) for block in ("attn", "cross", "ffn")}
+STACKS = ("encoder", "decoder")
+LABELS = {"prob": "gate probability", "alpha": "α", "share": "share of the parameters (%)", "n_params": "parameters"}
+LABELS |= {"margin": "margin: probability − cut", "frequency": "share of the searches that chose it"}
+LABELS |= {"prob_spread": "spread of the gate probability (standard deviation)", "difference": "difference"}
+MAP_COLUMNS = ("stack", "layer", "role", "pet")
+GAP, HEADER = 0.7, 1.1  # in cells: space between two stacks, height of a group's heading
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Positions of the rows and columns of a map. Cells are 1 × 1 around (x, y), and y grows downwards."""
+
+    rows: dict[tuple[str, str], float]  # (role, pet) → y
+    columns: dict[tuple[str, str], float]  # (stack, "0", "1", … or "embed", "final") → x
+    headers: dict[str, float]  # group → y of its heading
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height, in cells."""
+        return max(self.columns.values()) + 1, max(self.rows.values()) + 1
+
+
+def _columns(table: pd.DataFrame) -> pd.Series:
+    """The column of each candidate: its layer, or "embed" or "final" for sites outside the layers."""
+    layer = pd.to_numeric(table["layer"]).astype("Int64").astype("string")
+    return layer.fillna(table["role"].astype("string").str.partition(".")[0]).astype(object)
+
+
+def make_grid(candidates: pd.DataFrame) -> Grid:
+    """Lay out the map of a table with ``stack, layer, role, pet``; layers without a candidate have columns too."""
+    columns: dict[tuple[str, str], float] = {}
+    for stack in in_order(candidates["stack"], STACKS):
+        names = set(_columns(candidates[candidates["stack"] == stack]))
+        n_layers = max((int(name) + 1 for name in names if name.isdigit()), default=0)
+        after = sorted(name for name in names if not name.isdigit() and name != "embed")
+        start = max(columns.values()) + 1 + GAP if columns else 0.0
+        ordered = ["embed"] * ("embed" in names) + [str(layer) for layer in range(n_layers)] + after
+        columns |= {(stack, name): start + i for i, name in enumerate(ordered)}
+    rows, headers = dict[tuple[str, str], float](), dict[str, float]()
+    for role in in_order(candidates["role"], ROLES):
+        headers.setdefault(ROLES.get(role, ("other",))[0], len(rows) + HEADER * len(headers))
+        for pet in in_order(candidates.loc[candidates["role"] == role, "pet"], PETS):
+            rows[role, pet] = len(rows) + HEADER * len(headers)
+    return Grid(rows, columns, headers)
+
+
+def gate_cells(gates: Any, value: str = "prob", *, grid: Grid | None = None, how: str = "max") -> pd.DataFrame:
+    """The occupied cells of a map: ``role, pet, stack, column, value, chosen, inert, n_candidates, x, y``.
+
+    A cell with several candidates (one PET module in several ranks or sizes) shows their maximum, or ``how="sum"``. It
+    is chosen if any of them is chosen, and inert if all are inert; without these columns in the table, it is neither.
+    ``value`` is any numeric column; ``grid`` is the layout (None: that of the table).
+    """
+    table = as_table(gates, [*MAP_COLUMNS, value])
+    if not pd.api.types.is_numeric_dtype(table[value]):
+        raise PlotError(f"Column {value!r} holds {table[value].dtype}; a colour needs numbers, as 'prob' has.")
+    grid = grid or make_grid(table)
+    flags = {name: flag(table, name) for name in ("chosen", "inert")}
+    table = table.assign(column=_columns(table), value=table[value].astype(float), **flags)
+    groups = table.groupby(["role", "pet", "stack", "column"], sort=False, observed=True)
+    columns = {"value": ("value", how), "chosen": ("chosen", "any"), "inert": ("inert", "all")}
+    cells = groups.agg(**columns, n_candidates=("value", "size")).reset_index()
+    cells["x"] = [grid.columns[key] for key in zip(cells["stack"], cells["column"], strict=True)]
+    cells["y"] = [grid.rows[key] for key in zip(cells["role"], cells["pet"], strict=True)]
+    return cells
+
+
+def cut_and_start(gates: pd.DataFrame) -> dict[str, float]:
+    """The lowest probability among the chosen, if known, and that of all candidates at uniform α (Σ c·p / Σ c)."""
+    known = "margin" in gates and gates["margin"].notna().any()
+    cut = {"cut": float((gates["prob"] - gates["margin"]).median())} if known else {}
+    return cut | {"uniform start": float((gates["prob"] * gates["n_params"]).sum() / gates["n_params"].sum())}
 
 
 def squares(ax: Axes, cells: pd.DataFrame, gid: str, inset: float = 0.03, **look: Any) -> PolyCollection:
@@ -118,10 +186,6 @@ def _finish(ax: Axes, handles: list[Any], title: str | None) -> Axes:
     return ax
 
 
-def _colours(value: str) -> str:
-    return style().diverging if value in DIVERGING else "cividis"
-
-
 @styled
 def plot_gates(
     gates: Any,
@@ -135,15 +199,13 @@ def plot_gates(
 ) -> Axes:
     """Map of a search: which PET module got which gate, and where.
 
-    The colour shows ``value``; chosen cells are outlined, inert ones crossed, places without a candidate hatched. A
-    cell with several candidates (ranks or sizes of one PET module) shows their maximum. With ``value="prob"`` the
-    colour bar marks the cut and the uniform start, the probability of every candidate before the search.
+    Chosen cells are outlined, inert ones crossed. A cell with several candidates (ranks or sizes of one PET module)
+    shows their maximum. For probabilities, the colour bar marks the cut and the uniform start, which all gates had.
 
     Args:
         gates: a gate table, or an object with ``.gates`` (a search result, a run, an average).
         value: "prob", "alpha", "margin", "frequency" (of an average: the share of the searches that chose it) or any
             numeric column.
-        ax: where to draw; None makes a figure that fits the number of layers and rows.
         cbar: whether to draw a colour bar.
         vmin, vmax: colour limits; `value_limits` returns some that several maps can share.
     """
@@ -155,7 +217,7 @@ def plot_gates(
     label = f"chosen: {len(chosen):,} of {len(table):,}"
     label += f", {chosen['n_params'].sum():,} parameters" if "n_params" in table else ""
     ax = ax or new_axes(*map_size(grid))
-    mesh, handles = _draw_map(ax, grid, cells, _colours(value), Normalize(low, high), label)
+    mesh, handles = _draw_map(ax, grid, cells, style().colours(value), Normalize(low, high), label)
     if cbar:
         marks = {name: at for name, at in levels.items() if low <= at <= high}
         handles += colour_bar(mesh, ax, LABELS.get(value, value), marks)
@@ -173,15 +235,10 @@ def plot_difference(
     title: str | None = None,
     limit: float | None = None,
 ) -> Axes:
-    """Map of one search minus another of the same space, with colours that diverge around 0.
+    """Map of one search minus another of the same space, with colours that diverge around 0 and reach to ``limit``.
 
-    What both chose is outlined. A triangle up marks what only ``one`` chose, a triangle down what only ``other`` did.
-
-    Args:
-        one, other: gate tables, or objects with ``.gates``.
-        value: the numeric column to compare.
-        names: what to call the two in the legend.
-        limit: the colours reach from −limit to limit; None: the largest difference.
+    ``one`` and ``other`` are gate tables or objects with ``.gates``, called ``names`` in the legend. What both chose is
+    outlined; a triangle up marks what only ``one`` chose, a triangle down what only ``other`` did.
 
     Raises:
         RunError: the two searched different spaces.
@@ -191,7 +248,9 @@ def plot_difference(
     cells, grid = gate_cells(table, "difference"), make_grid(table)
     norm = Normalize(*value_limits(table, value="difference") if limit is None else (-limit, limit))
     ax = ax or new_axes(*map_size(grid))
-    mesh, handles = _draw_map(ax, grid, cells, style().diverging, norm, f"chosen by both: {table['chosen'].sum()}")
+    mesh, handles = _draw_map(
+        ax, grid, cells, style().colours("difference"), norm, f"chosen by both: {table['chosen'].sum()}"
+    )
     for column, name, marker in (("only_one", names[0], "^"), ("only_other", names[1], "v")):
         alone = gate_cells(table.assign(chosen=table[column]), "difference").query("chosen")
         size, label = 5.5 * style().scale, f"chosen by {name} only: {len(alone)}"
@@ -211,10 +270,8 @@ def plot_gate_panels(
 ) -> list[Axes]:
     """Maps of several searches side by side, with one grid and one colour scale; returns the Axes in order.
 
-    Args:
-        gates: title of each panel → gate table, or object with ``.gates``. The grid has the rows and layers of all.
-        value: as in `plot_gates`.
-        columns: panels in a row; None: as many as fit on a page.
+    ``gates`` has the title of each panel and its gate table, or object with ``.gates``; ``value`` is as in
+    `plot_gates`; ``columns`` is the number of panels in a row (None: as many as fit on a page).
     """
     if not gates:
         raise PlotError("Expected panels as {title: gate table}; got none.")
@@ -230,12 +287,12 @@ def plot_gate_panels(
     axes, handles = figure.subplots(rows, columns, squeeze=False), dict[str, Any]()
     for ax, name in zip(axes.flat, tables, strict=False):
         first = ax.get_subplotspec().is_first_col()
-        _, drawn = _draw_map(ax, grid, cells[name], _colours(value), norm, "chosen", first)
+        _, drawn = _draw_map(ax, grid, cells[name], style().colours(value), norm, "chosen", first)
         handles |= {handle.get_label(): handle for handle in drawn}
         ax.set_title(wrapped([name], width * style().scale), size=style().font)
     for ax in axes.flat[n:]:
         ax.set_axis_off()
-    colour_bar(ScalarMappable(norm, _colours(value)), axes, LABELS.get(value, value))
+    colour_bar(ScalarMappable(norm, style().colours(value)), axes, LABELS.get(value, value))
     figure.legend(handles=[*handles.values()], loc="outside lower left", ncols=3)
     figure.suptitle(title or "")
     return [*axes.flat[:n]]

@@ -31,10 +31,8 @@ def transfer_matrix(table: Any) -> pd.DataFrame:
 
     Returns:
         ``source, target, is_task, n, score, score_half, percent, percent_half``. Sources that are tasks (some target
-        has their name) come first, in the order of the targets, then the others in the order of the table.
-        ``score_half`` is half the 95 % t interval of the mean (`s3pet.plots.intervals.mean_interval`), nan for one run.
-        ``percent`` is in % of the target's own search (source = target; without the spread of the latter), nan where
-        that is missing or not > 0.
+        has their name) come first. ``score_half`` is half the 95 % t interval of the mean, nan for one run. ``percent``
+        is in % of the target's own search (source = target; without the spread of the latter), nan without a score > 0.
     """
     table = as_table(table, ["source", "target", "score"], one=["budget", "backbone"])
     table = as_table(table.dropna(subset=["score"]), [], one=())  # not empty
@@ -53,18 +51,12 @@ def transfer_matrix(table: Any) -> pd.DataFrame:
 
 @styled
 def plot_transfer(table: Any, *, relative: bool = True, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """Structures of every source (rows), retrained on every target (columns).
+    """Structures of every source (rows), retrained on every target (columns); ``table`` as for `transfer_matrix`.
 
-    A cell holds the mean and, where there is space, ± half its 95 % t interval. A target's own search is outlined;
-    sources that are no task, such as random structures, are below a line; a pair without a run is hatched. Values
-    beyond the colour scale have the colour of its end, and the colour bar has an arrow there.
-
-    Args:
-        table: as for `transfer_matrix`.
-        relative: scores in % of the target's own search, on a scale symmetric around 100 %; else scores.
-
-    Raises:
-        PlotError: ``relative``, and a target has no own search with a score > 0.
+    A cell holds the mean and, where there is space, ± half its 95 % t interval: in % of the target's own search, on a
+    scale symmetric around 100 %, or (``relative=False``) as scores. A target's own search is outlined; sources that are
+    no task, such as random structures, are below a line; a pair without a run is hatched. Values beyond the colour
+    scale have the colour of its end, and the colour bar has an arrow there.
     """
     cells, value = transfer_matrix(table), "percent" if relative else "score"
     comparable = cells["percent"].notna().groupby(cells["target"], sort=False).any()
@@ -72,17 +64,15 @@ def plot_transfer(table: Any, *, relative: bool = True, ax: Axes | None = None, 
         missing = comparable.index[~comparable].tolist()
         raise PlotError(f"No row with source = target and a score > 0 for {missing}; use relative=False.")
     rows, columns = list(cells["source"].unique()), list(cells["target"].unique())
-    means, halves = (
-        cells.pivot(index="source", columns="target", values=name).loc[rows, columns]
-        for name in (value, f"{value}_half")
-    )
+    grid = cells.pivot(index="source", columns="target")
+    means, halves = (grid[name].loc[rows, columns] for name in (value, f"{value}_half"))
     ax = ax or new_axes(float(np.clip(1.8 + 0.5 * len(columns), 3.35, 6.9)), 1.3 + 0.36 * len(rows))
     low, high, extend, colours = float(cells[value].min()), float(cells[value].max()), "neither", "cividis"
     if relative:  # at least 5 % around 100 %, and not stretched by a single cell
         off = cells[value].sub(100).abs()
         reach = max(5.0, min(off.max(), 2 * off.quantile(0.75)))
         extend = ("neither", "max", "min", "both")[2 * (low < 100 - reach) + (high > 100 + reach)]
-        low, high, colours = 100 - reach, 100 + reach, style().diverging
+        low, high, colours = 100 - reach, 100 + reach, style().colours("difference")
     label = "score in % of the own search" if relative else "score"
     mesh, _ = _draw_cells(ax, means, label, extend=extend, cmap=colours, vmin=low, vmax=high)
     own = [name for name in columns if name in rows and np.isfinite(means.loc[name, name])]
@@ -110,17 +100,13 @@ def plot_overlap(
 
     Without ``by``: a symmetric matrix of all pairs, with a dot on those that agree no more than chance (up to the 95 %
     quantile of chance). Gaps separate names that differ in more than their last word ("topic 0", "topic 1"). With
-    ``by``: every pair is a point, filled if above its 95 % quantile, in a column per group. Pairs share searches, so
-    they are not independent, and the mean has no interval.
+    ``by``, a column such as "group": every pair is a point, filled if above its 95 % quantile, in a column per group.
+    Pairs share searches, so they are not independent, and the mean has no interval.
 
     Args:
         pairs: one row per unordered pair, as :func:`s3pet.transfer.agreement` returns it.
         value: "jaccard", "spearman" or another measure with the columns ``<value>``, ``<value>_chance`` and
             ``<value>_chance_high``.
-        by: column of the groups, such as "group".
-
-    Raises:
-        PlotError: a pair is there twice (in one group).
     """
     measures = {value: "value", f"{value}_chance": "chance", f"{value}_chance_high": "high"}
     pairs = as_table(pairs, ["first", "second", *measures, *([by] if by else [])], one=())
@@ -205,10 +191,10 @@ def _draw_cells(
     ax.tick_params("y", rotation=0)
     mesh = ax.collections[-1]
     mesh.set_gid("cells")
-    handles = colour_bar(mesh, ax, label, marks, ".2f", extend)
+    handles = colour_bar(mesh, ax, label, marks, extend)
     wide = 0.65 * style().font * max(len(str(name)) for name in values.columns) > cell_size(ax)[0]
     ax.tick_params("x", rotation=90 if wide else 0)
-    return mesh, [*handles]
+    return mesh, handles
 
 
 def _write_numbers(ax: Axes, mesh: Any, values: pd.DataFrame, numbers: pd.DataFrame) -> None:
@@ -216,7 +202,7 @@ def _write_numbers(ax: Axes, mesh: Any, values: pd.DataFrame, numbers: pd.DataFr
     (width, height), font = cell_size(ax), style().font
     ax.tick_params(labelsize=font_for(min(width, height)))
     for (i, j), value in np.ndenumerate(values.to_numpy(float)):
-        lines = numbers.iat[i, j].split("\n")[: 1 + (height > 2.3 * font)]  # without its interval if there is no space
+        lines = str(numbers.iat[i, j]).split("\n")[: 1 + (height > 2.3 * font)]  # no interval if there is no space
         size = min(font, height / (1.15 * len(lines)), width / (0.68 * max(map(len, lines)) + 0.01))
         if np.isfinite(value) and lines[0] and size >= 0.6 * font:
             colour = readable_on(mesh.to_rgba(value))[0]

@@ -9,13 +9,20 @@ import numpy as np
 import pandas as pd
 
 from s3pet.errors import PlotError, nearest
-from s3pet.plots.grid import MAP_COLUMNS, ROLES, candidate_names, cut_and_start
+from s3pet.plots.maps import MAP_COLUMNS, ROLES, cut_and_start
 from s3pet.plots.style import PETS, as_table, flag
 
 FACTS = ["site", *MAP_COLUMNS, "rank", "n_params", "alpha", "prob", "chosen"]
 PARTS = {"q": "queries", "k": "keys", "v": "values", "o": "outputs", "in": "inputs", "out": "outputs", "gate": "gates"}
 MODULES = PETS | {"lowrank_adapter": "low-rank adapters", "adapter": "bottleneck adapters"}
 BLOCKS = {"attn": "attention", "cross": "cross-attention", "ffn": "FFN", "embed": "embedding", "final": "final"}
+
+
+def candidate_names(gates: Any) -> pd.Series:
+    """``site:pet:rank`` of every row, as :attr:`s3pet.space.Candidate.name`."""
+    table = as_table(gates, ["site", "pet", "rank"])
+    rank = table["rank"].astype("Int64").astype("string").radd(":").fillna("")
+    return (table["site"] + ":" + table["pet"] + rank).astype(object)
 
 
 def position_of(candidate: str, table: pd.DataFrame) -> int:
