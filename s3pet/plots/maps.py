@@ -327,7 +327,7 @@ def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None,
     norm, colours = Normalize(0, shares["value"].max()), "cividis" if style().dark else "cividis_r"  # 0 is pale
     mesh, handles = _draw_map(ax, grid, cells, colours, norm, label)
     size = ax.get_xticklabels()[0].get_fontsize()
-    for y, share in shares["value"].groupby("y").sum().items():
+    for y, share in shares.groupby("y")["value"].sum().reset_index().to_numpy():
         ax.text(grid.size[0] - 0.3, y, f"{share:.0f} %" if share >= 1 else "< 1 %", va="center", size=size)
     colour_bar(mesh, ax, LABELS["share"])
     return _finish(ax, handles, title)

@@ -64,8 +64,8 @@ def plot_transfer(table: Any, *, relative: bool = True, ax: Axes | None = None, 
         missing = comparable.index[~comparable].tolist()
         raise PlotError(f"No row with source = target and a score > 0 for {missing}; use relative=False.")
     rows, columns = list(cells["source"].unique()), list(cells["target"].unique())
-    grid = cells.pivot(index="source", columns="target")
-    means, halves = (grid[name].loc[rows, columns] for name in (value, f"{value}_half"))
+    pivot: Any = cells.pivot(index="source", columns="target", values=[value, f"{value}_half"])
+    means, halves = (pivot[name].loc[rows, columns] for name in (value, f"{value}_half"))
     ax = ax or new_axes(float(np.clip(1.8 + 0.5 * len(columns), 3.35, 6.9)), 1.3 + 0.36 * len(rows))
     low, high, extend, colours = float(cells[value].min()), float(cells[value].max()), "neither", "cividis"
     if relative:  # at least 5 % around 100 %, and not stretched by a single cell
@@ -203,7 +203,7 @@ def _write_numbers(ax: Axes, mesh: Any, values: pd.DataFrame, numbers: pd.DataFr
     ax.tick_params(labelsize=font_for(min(width, height)))
     for (i, j), value in np.ndenumerate(values.to_numpy(float)):
         lines = str(numbers.iat[i, j]).split("\n")[: 1 + (height > 2.3 * font)]  # no interval if there is no space
-        size = min(font, height / (1.15 * len(lines)), width / (0.68 * max(map(len, lines)) + 0.01))
+        size = min(font, height / (1.15 * len(lines)), width / (0.72 * max(map(len, lines)) + 0.01))
         if np.isfinite(value) and lines[0] and size >= 0.6 * font:
             colour = readable_on(mesh.to_rgba(value))[0]
             ax.text(j + 0.5, i + 0.5, "\n".join(lines), size=size, color=colour, ha="center", va="center", gid="number")
