@@ -83,7 +83,7 @@ def do_predict(model, task, space):
 
 
 def do_attach(model, task, space):
-    with attach(model, space) as supernet, supernet.using(torch.ones(len(space))):
+    with torch.random.fork_rng(), attach(model, space) as supernet, supernet.using(torch.ones(len(space))):
         supernet(input_ids=torch.ones(1, 3, dtype=torch.long), decoder_input_ids=torch.ones(1, 2, dtype=torch.long))
 
 

@@ -15,14 +15,8 @@ CORE = (
 )
 WINGS = ("widgets", "studies", "export")
 LEVELS = [
-    ("errors",), ("progress", "records"),
-    ("backbones", "tasks"),
-    CORE,
-    ("plots",),
-    WINGS,
-    ("__init__",),
-    ("cli",),
-    ("__main__",),
+    *[("errors",), ("progress", "records"), ("backbones",), ("tasks",)],
+    *[CORE, ("plots",), WINGS, ("__init__",), ("cli",), ("__main__",)],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -51,7 +45,7 @@ def test_imports_go_downward():
         own = part_of(file)
         for name in imports(source) if own != "__init__" else ():
             other = name.split(".")[0]
-            inside = own == other and "/" in file or own in CORE and other in CORE
+            inside = (own == other and "/" in file) or (own in CORE and other in CORE)
             assert inside or LEVEL[other] < LEVEL[own], f"{file} imports s3pet.{name}, which is not below it"
 
 

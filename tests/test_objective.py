@@ -10,8 +10,8 @@ import torch
 from tiny import tiny_bert, tiny_llama, tiny_roberta, tiny_t5
 from toy import toy_regression, toy_task, toy_tokenizer
 
-from s3pet.errors import SearchError, TaskError
 from s3pet.backbones import preserved_modes
+from s3pet.errors import SearchError, TaskError
 from s3pet.objective import ObjectiveSettings, Stream, derive, make_objective
 from s3pet.records import check_fields
 from s3pet.tasks import load_task

@@ -1,8 +1,4 @@
-"""A search cut at a budget: its map beside what the budget is spent on, and one candidate in facts.
-
-`plot_cut` makes a figure once; :class:`CutFigure` is the same figure kept, whose artists follow another cut, step or
-filter without drawing the rest anew: that is what a slider needs.
-"""
+"""Searches cut at a budget: map and spending of one, the facts about a candidate, what several searches chose."""
 
 from __future__ import annotations
 
@@ -11,20 +7,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from s3pet.errors import PlotError, nearest
-from s3pet.plots.grid import MAP_COLUMNS, cell_of, cut_and_start, gate_cells, make_grid
-from s3pet.plots.maps import _size, _squares, plot_gates
+from s3pet.plots.frame import entry, in_order
+from s3pet.plots.grid import MAP_COLUMNS, gate_cells, make_grid
+from s3pet.plots.maps import map_size, outline, plot_difference, plot_gates, squares
+from s3pet.plots.matrices import plot_overlap
 from s3pet.plots.style import PET_COLOURS, PETS, as_table, flag, new_axes, new_figure, style, styled
 
 COLUMNS = ["site", *MAP_COLUMNS, "rank", "n_params", "alpha", "prob", "chosen"]
-VEILED = 0.18  # how much of what a filter leaves out is still seen
-PICK = "#E8112D"  # seen on both ends of the maps' colours
 
 
 def candidate_names(gates: Any) -> pd.Series:
@@ -34,132 +28,111 @@ def candidate_names(gates: Any) -> pd.Series:
     return (table["site"] + ":" + table["pet"] + rank).astype(object)
 
 
+def _position(table: pd.DataFrame, candidate: str) -> int:
+    names = candidate_names(table).tolist()
+    if candidate not in names:
+        raise PlotError(f"no candidate is called {candidate!r}; {nearest(candidate, names)}")
+    return names.index(candidate)
+
+
 def select_rows(gates: Any, pets: Iterable[str] | None = None, layers: tuple[int, int] | None = None) -> pd.Series:
-    """Which candidates a filter lets through.
+    """Whether each candidate passes a filter, as a Boolean column.
 
     Args:
         gates: a gate table, or an object with ``.gates``.
         pets: PET modules; None: all.
-        layers: first and last layer of every stack; None: all. What lies before the layers goes with layer 0, what
-            lies after them with the last layer of its stack.
+        layers: first and last layer of every stack; None: all. An embedding belongs to layer 0, other sites outside the
+            layers belong to the last layer of their stack.
 
     Raises:
         PlotError: a PET module that the table does not have.
     """
     table = as_table(gates, MAP_COLUMNS)
-    found = pd.Series(True, table.index)
+    rows = pd.Series(True, table.index)
     if pets is not None:
-        wanted, known = set(pets), set(table["pet"])
-        if wanted - known:
-            name = sorted(wanted - known)[0]
-            raise PlotError(f"no candidate has the PET module {name!r}; {nearest(name, known)}")
-        found &= table["pet"].isin(wanted)
+        for unknown in sorted(set(pets) - set(table["pet"])):
+            raise PlotError(f"no candidate has the PET module {unknown!r}; {nearest(unknown, set(table['pet']))}")
+        rows &= table["pet"].isin([*pets])
     if layers is not None:
         layer = pd.to_numeric(table["layer"]).astype("Float64").astype(float)
-        outside = np.where(table["role"].str.startswith("embed"), 0, layer.groupby(table["stack"]).transform("max"))
-        found &= layer.fillna(pd.Series(outside, table.index)).fillna(0).between(*layers)
-    return found
+        outside = layer.groupby(table["stack"]).transform("max").mask(table["role"].str.startswith("embed"), 0)
+        rows &= layer.fillna(outside).fillna(0).between(*layers)
+    return rows
 
 
 def candidate_facts(gates: Any, candidate: str, chosen_in: Mapping[str, bool] | None = None) -> dict[str, str]:
-    """All that a gate table says of one candidate.
+    """What a gate table says about the ``candidate`` of this name, such as ``encoder.3.attn.q:lora:1``.
 
-    Args:
-        gates: a gate table, or an object with ``.gates``.
-        candidate: its name, ``encoder.3.attn.q:lora:1``.
-        chosen_in: whether other searches choose it, by their names.
+    With ``chosen_in`` (names of other searches → whether they choose it), also which of them do.
 
     Raises:
         PlotError: no such candidate; the message has the nearest names.
     """
-    table = as_table(gates, COLUMNS)
-    names = candidate_names(table).tolist()
-    if candidate not in names:
-        raise PlotError(f"no candidate is called {candidate!r}; {nearest(candidate, names)}")
-    at = names.index(candidate)
-    row, n = table.iloc[at], len(table)
-    order = np.argsort(-table["prob"].to_numpy(float), kind="stable")
-    place = int(np.flatnonzero(order == at)[0]) + 1
-    facts = {"address": str(row["site"])}
-    facts |= {"module": str(row["path"])} if "path" in table else {}
-    facts["PET module"] = PETS.get(str(row["pet"]), str(row["pet"]))
-    facts["rank"] = "—" if pd.isna(row["rank"]) else f"{int(row['rank'])}"
-    facts["cost"] = f"{int(row['n_params']):,} parameters"
-    facts |= {"α": f"{row['alpha']:.4g}", "probability": f"{row['prob']:.4g}"}
-    facts |= {"spread": f"{row['prob_spread']:.3g}"} if "prob_spread" in table else {}
-    margin = f"{row['margin']:+.4g}" if "margin" in table and pd.notna(row["margin"]) else "—"
-    facts |= {"margin to the cut": margin, "in the order": f"{place} of {n}"}
-    taken = bool(flag(table, "chosen").iloc[at])
-    facts["chosen"] = "yes" if taken else "no, too expensive for what was left" if margin.startswith("+") else "no"
-    if chosen_in:
-        mine = [name for name, wanted in chosen_in.items() if wanted]
-        facts["chosen in"] = f"{len(mine)} of {len(chosen_in)}" + (f": {', '.join(mine)}" if mine else "")
-    facts |= {"inert": "cannot change the model"} if bool(flag(table, "inert").iloc[at]) else {}
-    twin = row.get("redundant")
-    return facts | ({"can add the same": str(twin)} if pd.notna(twin) else {})
+    table, others = as_table(gates, COLUMNS), chosen_in or {}
+    at = _position(table, candidate)
+    row, place = table.iloc[at], int(table["prob"].rank(method="first", ascending=False).iloc[at])
+    margin, choosers = row.get("margin"), [name for name, choice in others.items() if choice]
+    not_chosen = "no, too expensive for what was left" if pd.notna(margin) and margin >= 0 else "no"
+    facts = {
+        "address": row["site"],
+        "module": row.get("path"),
+        "PET module": PETS.get(row["pet"], row["pet"]),
+        "rank": row["rank"] if pd.notna(row["rank"]) else "—",
+        "cost": f"{row['n_params']:,} parameters",
+        "α": f"{row['alpha']:.4g}",
+        "probability": f"{row['prob']:.4g}",
+        "spread": f"{row['prob_spread']:.3g}" if "prob_spread" in table else None,
+        "margin to the cut": f"{margin:+.4g}" if pd.notna(margin) else "—",
+        "in the order": f"{place} of {len(table)}",
+        "chosen": "yes" if flag(table, "chosen").iloc[at] else not_chosen,
+        "chosen in": f"{len(choosers)} of {len(others)}: {', '.join(choosers)}".rstrip(": ") if others else None,
+        "inert": "cannot change the model" if flag(table, "inert").iloc[at] else None,
+        "can add the same": row.get("redundant"),
+    }
+    return {name: str(fact) for name, fact in facts.items() if pd.notna(fact)}
+
+
+def _spending(table: pd.DataFrame, budget: int | None) -> pd.DataFrame:
+    """By PET module, and for what is left over: parameters and candidates chosen, shares of the budget in %."""
+    chosen, cost = flag(table, "chosen"), table["n_params"].astype(float)
+    total = float(budget or cost[chosen].sum())
+    if not total > 0:
+        raise PlotError(f"None of the {len(table)} candidates is chosen, so there is no budget to share out.")
+    rows = pd.DataFrame({"params": cost * chosen, "chosen": chosen, "all": 1, "uniform": 100 * cost / cost.sum()})
+    spending = rows.groupby(table["pet"].astype(str)).sum()
+    spending = spending.loc[in_order(spending.index, PETS)]
+    spending.loc["not used"] = [total - spending["params"].sum(), 0, 0, np.nan]
+    return spending.assign(share=(100 * spending["params"] / total).clip(lower=0))
 
 
 @styled
 def plot_budget_bar(gates: Any, *, budget: int | None = None, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """What a budget is spent on, by PET module: bars in % of it, a mark for what uniform gates would give.
+    """What a budget is spent on, by PET module: bars in % of it, and a mark at the share with uniform gates.
 
-    Args:
-        gates: a gate table, or an object with ``.gates``.
-        budget: in parameters; None: what the chosen cost together.
+    The ``budget`` is in parameters; None: what the chosen candidates cost together.
 
     Raises:
         PlotError: a column is missing, or there is no budget because nothing is chosen.
     """
-    table = as_table(gates, ["pet", "n_params", "chosen"])
-    used = _spent(table, budget)
-    ax = ax or new_axes(None, 0.7 + 0.19 * len(used))
-    at = np.arange(len(used))
-    names = [PETS.get(str(name), str(name)) for name in used.index]
-    for y, name in enumerate(used.index):
-        colour = PET_COLOURS.get(str(name), style().faint)
-        ax.barh(y, 0, 0.7, color=colour, gid=f"budget-{name}", linewidth=0)
-        ax.text(103, y, "", va="center", gid=f"number-{name}")
-    for gid, colour, width in (("halo", style().ground, 2.8), ("uniform", style().ink, 1.3)):  # seen on any bar
-        for y in at[:-1]:
-            ax.plot([0, 0], [y - 0.42, y + 0.42], color=colour, linewidth=width * style().scale, gid=f"{gid}-{y}")
-    ax.set(xlim=(0, 165), ylim=(len(used) - 0.5, -0.5))
-    ax.set_xlabel("share of the budget (%)", x=50 / 165)
-    ax.set_xticks(range(0, 101, 20))
-    ax.spines["bottom"].set_bounds(0, 100)
-    ax.set_yticks(at, names)
-    ax.tick_params("y", length=0)
-    mark = Line2D([], [], color=style().ink, marker="|", linestyle="", markersize=9 * style().scale)
-    ax.legend([mark], ["uniform gates"], loc="lower right", bbox_to_anchor=(100 / 165, 1.0), handletextpad=0.1)
-    ax.set_title(title or "", loc="left")
-    _move_bar(ax, used)
-    return ax
-
-
-def _spent(table: pd.DataFrame, budget: int | None) -> pd.DataFrame:
-    """Parameters, candidates, share and uniform share by PET module, and what is left over."""
-    mine, cost = flag(table, "chosen").to_numpy(), table["n_params"].to_numpy(float)
-    total = float(budget or cost[mine].sum())
-    if not total > 0:
-        raise PlotError(f"None of the {len(table)} candidates is chosen, so there is no budget to share out.")
-    rank, pet = {name: i for i, name in enumerate(PETS)}, table["pet"].astype(str)
-    kinds = sorted(set(pet), key=lambda name: (rank.get(name, 99), name))
-    code = pet.map({name: i for i, name in enumerate(kinds)}).to_numpy(int)
-    params, all_params, left = np.bincount(code, cost * mine), np.bincount(code, cost), total - cost[mine].sum()
-    found = {"params": [*params, left], "chosen": [*np.bincount(code, mine), 0], "all": [*np.bincount(code), 0]}
-    made = pd.DataFrame(found, index=[*kinds, "not used"])
-    made["uniform"] = [*(100 * all_params / cost.sum()), np.nan]
-    return made.assign(share=100 * made["params"] / total)
-
-
-def _move_bar(ax: Axes, used: pd.DataFrame) -> None:
-    parts = {artist.get_gid(): artist for artist in (*ax.patches, *ax.texts, *ax.lines)}
-    for y, (name, row) in enumerate(used.iterrows()):
-        parts[f"budget-{name}"].set_width(max(row["share"], 0))  # type: ignore[attr-defined]
+    spending, scale = _spending(as_table(gates, ["pet", "n_params", "chosen"]), budget), style().scale
+    ax = ax or new_axes(None, 0.7 + 0.19 * len(spending))
+    look: dict[str, Any] = {"color": style().ink, "linewidth": 1.3 * scale}
+    look["path_effects"] = [withStroke(linewidth=2.8 * scale, foreground=style().ground)]
+    for y, (name, row) in enumerate(spending.iterrows()):
+        ax.barh(y, row["share"], 0.7, color=PET_COLOURS.get(str(name), style().faint), gid=f"budget-{name}")
         number = f"{row['params']:,.0f}" + (f" · {row['chosen']:.0f} of {row['all']:.0f}" if row["all"] else "")
-        parts[f"number-{name}"].set_text(number)  # type: ignore[attr-defined]
+        ax.text(103, y, number, va="center", gid=f"number-{name}")
         if row["all"]:
-            for gid in ("halo", "uniform"):
-                parts[f"{gid}-{y}"].set_xdata([row["uniform"]] * 2)  # type: ignore[attr-defined]
+            ax.plot([row["uniform"]] * 2, [y - 0.42, y + 0.42], gid=f"uniform-{y}", **look)
+    ax.set(xlim=(0, 165), ylim=(len(spending) - 0.5, -0.5), xticks=range(0, 101, 20))
+    ax.set_xlabel("share of the budget (%)", x=50 / 165)
+    ax.spines["bottom"].set_bounds(0, 100)
+    ax.set_yticks(range(len(spending)), [PETS.get(str(name), name) for name in spending.index])
+    ax.tick_params("y", length=0)
+    mark = entry("uniform gates", color=style().ink, marker="|", linestyle="", markersize=9 * scale)
+    ax.legend(handles=[mark], loc="lower right", bbox_to_anchor=(100 / 165, 1.0), handletextpad=0.1)
+    ax.set_title(title or "", loc="left")
+    return ax
 
 
 @styled
@@ -178,161 +151,91 @@ def plot_cut(
 ) -> tuple[Axes, Axes]:
     """A search cut at a budget: the map of `plot_gates` and, beside or below it, the bars of `plot_budget_bar`.
 
-    ::
-
-        s3pet.plots.plot_cut(run.gates_at(step=100, budget=2048), budget=2048, layers=(0, 3))
-
     Args:
         gates: a gate table, or an object with ``.gates``; ``run.gates_at(step, budget)`` makes one.
-        budget: in parameters; None: what the chosen cost together.
+        budget: in parameters; None: what the chosen candidates cost together.
         value, vmin, vmax: as in `plot_gates`.
-        pets, layers: what to show, as in `select_rows`; the rest is veiled. The choice stays as it is.
-        candidate: name of one to frame.
-        title: over both.
+        pets, layers: what to show, as in `select_rows`. The rest is veiled; the choice does not change.
+        candidate: name of one to frame in red.
+        title: of the figure.
         figure: emptied, resized and drawn in; None makes one.
-
-    Returns:
-        The Axes of the map and of the bars.
 
     Raises:
         PlotError: as `plot_gates`, `plot_budget_bar`, `select_rows` and `candidate_facts`.
     """
-    made = CutFigure(gates, budget=budget, value=value, vmin=vmin, vmax=vmax, title=title, figure=figure)
-    made.move(gates, budget=budget, pets=pets, layers=layers, candidate=candidate, title=title)
-    return made.map, made.bar
+    table = as_table(gates, [*COLUMNS, value])
+    grid, n_bars = make_grid(table), len(_spending(table, budget))
+    veiled = gate_cells(table.assign(chosen=select_rows(table, pets, layers)), value).query("not chosen")
+    picked = table.iloc[[] if candidate is None else [_position(table, candidate)]]
+    (width, height), low, page = map_size(grid), 0.55 + 0.19 * n_bars, style().page / style().scale
+    if 2 + 0.14 * grid.size[0] + 3.3 <= page:
+        width = min(width, page - 3.3)
+        figure = new_figure(width + 3.3, height + 0.3, figure)
+        spec = figure.add_gridspec(2, 2, width_ratios=(width, 3.3), height_ratios=(low, max(height - low, 0.1)))
+        ax, bars = figure.add_subplot(spec[:, 0]), figure.add_subplot(spec[0, 1])
+    else:
+        figure = new_figure(width, height + low + 0.4, figure)
+        ax, bars = figure.subplots(2, 1, height_ratios=(height, low))
+    plot_gates(table, value=value, ax=ax, vmin=vmin, vmax=vmax)
+    plot_budget_bar(table, budget=budget, ax=bars)
+    squares(ax, veiled, "veiled", 0, facecolor=style().ground, alpha=0.82, linewidth=0, zorder=3)
+    if len(picked):
+        squares(ax, gate_cells(picked, grid=grid), "picked", 0, **outline("#E8112D", 2), clip_on=False, zorder=4)
+    figure.suptitle(title or "", size=1.1 * style().font)
+    return ax, bars
 
 
-class CutFigure:
-    """The figure of `plot_cut`, whose artists can follow another cut of the same candidates.
+def choice_table(gates: Mapping[str, Any]) -> pd.DataFrame:
+    """Which search chose which candidate; from the name of each search to its gate table, of the same candidates.
 
-    Attributes:
-        map, bar: the Axes. figure: theirs.
-        moving: the artists that `move` changes, in the order in which to draw them.
+    Returns:
+        One row per candidate that any search chose, by name: ``n_params``, a Boolean column per search, ``chosen_by``
+        (how many) and ``mean_prob``; sorted by the last two, highest first.
+
+    Raises:
+        PlotError: no searches, a column is missing, or the candidates differ.
     """
+    if not gates:
+        raise PlotError("Expected searches as {name: gate table}; got none.")
+    columns = ["site", "pet", "rank", "n_params", "prob", "chosen"]
+    tables = {name: as_table(table, columns).set_axis(candidate_names(table)) for name, table in gates.items()}
+    first, *others = tables.values()
+    if any(set(table.index) != set(first.index) for table in others):
+        raise PlotError("The tables hold different candidates, so their choices cannot be compared in one table.")
+    chosen = pd.DataFrame({name: flag(table, "chosen") for name, table in tables.items()}).loc[first.index]
+    prob = pd.DataFrame({name: table["prob"] for name, table in tables.items()}).mean(axis=1)
+    choices = pd.concat([first["n_params"], chosen], axis=1)
+    choices = choices.assign(chosen_by=chosen.sum(axis=1), mean_prob=prob).query("chosen_by > 0")
+    return choices.rename_axis("candidate").sort_values(["chosen_by", "mean_prob"], ascending=False, kind="stable")
 
-    @styled
-    def __init__(
-        self,
-        gates: Any,
-        *,
-        budget: int | None = None,
-        value: str = "prob",
-        vmin: float | None = None,
-        vmax: float | None = None,
-        title: str | None = None,
-        figure: Figure | None = None,
-    ):
-        table = as_table(gates, COLUMNS + [value])
-        spent, grid = _spent(table, budget), make_grid(table)
-        (width, height), low = _size(grid, True), 0.55 + 0.19 * len(spent)
-        beside, page = 3.3, style().page / style().scale
-        if 2 + 0.14 * grid.size[0] + beside <= page:
-            width = min(width, page - beside)
-            self.figure = new_figure(width + beside, height + 0.3, figure)
-            ratios: dict[str, Any] = {"width_ratios": (width, beside), "height_ratios": (low, max(height - low, 0.1))}
-            places = self.figure.add_gridspec(2, 2, **ratios)
-            axes = self.figure.add_subplot(places[:, 0]), self.figure.add_subplot(places[0, 1])
-        else:
-            self.figure = new_figure(width, height + low + 0.4, figure)
-            axes = tuple(self.figure.subplots(2, 1, height_ratios=(height, low)))
-        self.value = value
-        self.map = plot_gates(table, value=value, ax=axes[0], vmin=vmin, vmax=vmax)
-        self.colour_bar = self.figure.axes[-1]
-        self.bar = plot_budget_bar(table, budget=budget, ax=axes[1])
-        self._heading = self.figure.suptitle(title or "", size=1.1 * style().font)
-        cells = gate_cells(table, value, grid=grid)
-        self._places, self._cell = cells[["x", "y"]].to_numpy(float), cell_of(table, cells)
-        self._names = candidate_names(table).tolist()
-        self._filter: Any = (None, None)
-        self._seen = np.ones(len(table), bool)
-        self._parts = {artist.get_gid(): artist for artist in self.map.get_children()}
-        for gid, order in (("chosen-halo", 1.1), ("chosen", 1.1), ("inert", 1.2)):
-            if gid in self._parts:
-                self._parts[gid].set_zorder(order)  # over the veil
-        veil: dict[str, Any] = {"facecolor": style().ground, "alpha": 1 - VEILED, "linewidth": 0}
-        self._veil = _squares(self.map, [], "veiled", 0.0, **veil)
-        frames = (("picked-halo", "white", 4.0), ("picked", PICK, 2.0))
-        self._picked = [
-            _squares(self.map, [], gid, -0.06, facecolor="none", edgecolor=colour, linewidth=wide, clip_on=False)
-            for gid, colour, wide in frames
-        ]
 
-    @property
-    def moving(self) -> list[Artist]:
-        """What `move` changes."""
-        over = [self._parts[gid] for gid in ("chosen-halo", "chosen", "inert") if gid in self._parts]
-        legend = self.map.get_legend()
-        assert legend is not None
-        bars = [*self.bar.patches, *self.bar.lines, *self.bar.texts]
-        return [
-            self._parts["gates"],
-            self._veil,
-            *over,
-            *self._picked,
-            legend,
-            *self.colour_bar.lines,
-            *bars,
-            self._heading,
-        ]
+@styled
+def plot_two(
+    gates: Mapping[str, Any], one: str, other: str, *, value: str = "prob", figure: Figure | None = None
+) -> Axes:
+    """`plot_difference` of two of several searches, by their names; ``figure`` is emptied, resized and drawn in.
 
-    def move(
-        self,
-        gates: Any,
-        *,
-        budget: int | None = None,
-        pets: Sequence[str] | None = None,
-        layers: tuple[int, int] | None = None,
-        candidate: str | None = None,
-        title: str | None = None,
-    ) -> None:
-        """Let the artists follow; arguments as in `plot_cut`, the candidates and their order as before."""
-        table = as_table(gates, COLUMNS + [self.value])
-        n, chosen = len(self._places), flag(table, "chosen").to_numpy()
-        shown = np.full(n, -np.inf)
-        np.fmax.at(shown, self._cell, table[self.value].to_numpy(float, na_value=np.nan))
-        values = np.where(np.isneginf(shown), np.nan, shown)
-        self._parts["gates"].set_array(np.ma.masked_invalid(values))  # type: ignore[attr-defined]
-        if self._filter != (pets, layers):
-            self._filter, self._seen = (pets, layers), select_rows(table, pets, layers).to_numpy()
-        veiled = np.bincount(self._cell, self._seen, n) == 0
-        self._set(self._veil, veiled, 0.0)
-        faint = np.where(veiled, VEILED, 1.0)
-        outlined = np.bincount(self._cell, chosen, n) > 0
-        for gid, colour in (("chosen-halo", "white"), ("chosen", "black")):
-            if gid in self._parts:
-                self._set(self._parts[gid], outlined, 0.07)
-                self._parts[gid].set_edgecolor([to_rgba(colour, a) for a in faint[outlined]])  # type: ignore[attr-defined]
-        if "inert" in self._parts:
-            inert = np.bincount(self._cell, ~flag(table, "inert").to_numpy(), n) == 0
-            bright = self._parts["gates"].to_rgba(values[inert])[:, :3] @ [0.299, 0.587, 0.114] > 0.5  # type: ignore[attr-defined]
-            looks = zip(np.where(bright, "black", "white"), faint[inert], strict=True)
-            self._parts["inert"].set_color([to_rgba(str(colour), a) for colour, a in looks])  # type: ignore[attr-defined]
-        picked = np.zeros(n, bool)
-        if candidate is not None:
-            if candidate not in self._names:
-                raise PlotError(f"no candidate is called {candidate!r}; {nearest(candidate, self._names)}")
-            picked[self._cell[self._names.index(candidate)]] = True
-        for frame in self._picked:
-            self._set(frame, picked, -0.06)
-        self._relabel(table, chosen)
-        _move_bar(self.bar, _spent(table, budget))
-        self._heading.set_text(title or "")
+    Raises:
+        PlotError: an unknown name, or as `plot_difference`.
+    """
+    for name in (one, other):
+        if name not in gates:
+            raise PlotError(f"no search is called {name!r}; {nearest(name, gates)}")
+    figure = new_figure(*map_size(make_grid(as_table(gates[one], MAP_COLUMNS))), figure)
+    return plot_difference(gates[one], gates[other], value=value, names=(one, other), ax=figure.subplots())
 
-    def _set(self, squares: Any, where: np.ndarray, inset: float) -> None:
-        corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * (0.5 - inset)
-        squares.set_verts(self._places[where][:, None, :] + corners)
 
-    def _relabel(self, table: pd.DataFrame, chosen: np.ndarray) -> None:
-        """Numbers in the legend, marks on the colour bar."""
-        cost = int(table["n_params"].to_numpy()[chosen].sum())
-        words = {"chosen": f"chosen: {chosen.sum():,} of {len(table):,}, {cost:,} parameters"}
-        for name, at in cut_and_start(table).items():
-            words[name] = f"{name} {at:.3g}"
-            for line in self.colour_bar.lines:
-                if line.get_gid() == name:
-                    line.set_ydata([at, at])
-        legend = self.map.get_legend()
-        for text in legend.get_texts() if legend else []:
-            for name, new in words.items():
-                if text.get_text().startswith((f"{name} ", f"{name}:")):
-                    text.set_text(new)
+@styled
+def plot_agreement(pairs: Any, *, value: str = "jaccard", figure: Figure | None = None) -> tuple[Axes, Axes]:
+    """Both views of `plot_overlap`, a matrix and points: which pairs agree, and how all pairs compare with chance.
+
+    Arguments and errors as in `plot_overlap`; ``figure`` is emptied, resized and drawn in.
+    """
+    table = as_table(pairs, ["first", "second", "group"], one=())
+    names, groups = len({*table["first"], *table["second"]}), table["group"].nunique()
+    widths = min(3.9 + 0.14 * max(names - 4, 0), 6.0), 3.35 + 0.5 * (groups - 1)
+    figure = new_figure(sum(widths), min(3.2 + 0.1 * names, 4.8), figure)
+    matrix, points = figure.subplots(1, 2, width_ratios=widths)
+    plot_overlap(table, value=value, ax=matrix)
+    plot_overlap(table, value=value, by="group", ax=points)
+    return matrix, points

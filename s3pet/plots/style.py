@@ -1,6 +1,7 @@
-"""How figures look: three sizes, light or dark, colours that colour-blind readers can tell apart, vector files.
+"""How figures look: paper, notebook or talk size, light or dark, colours for colour-blind readers, vector files.
 
-A style changes s3pet's figures only; matplotlib's own settings are never touched.
+Line widths and sizes are those of seaborn's contexts. Plotting functions draw in the style in use and leave
+matplotlib's settings as they were; only `figure_style` changes these.
 """
 
 from __future__ import annotations
@@ -15,91 +16,59 @@ from typing import Any, TypeVar
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from s3pet.errors import PlotError, nearest
 
-# Okabe and Ito (2008): told apart by readers with any of the usual colour deficiencies, on white and on black.
-PET_COLOURS = {"lora": "#0072B2", "lnfit": "#009E73", "bitfit": "#E69F00", "lowrank_adapter": "#D55E00"}
-PET_COLOURS |= {"adapter": "#CC79A7"}
-KINDS = {
-    "searched": ("o", "#0072B2"),
-    "manual": ("^", "#D55E00"),
-    "rules": ("^", "#D55E00"),
-    "random": ("s", "#7F7F7F"),
-    "sensitivity": ("v", "#CC79A7"),
-    "heuristic": ("P", "#8C6D1F"),
-    "adalora": ("X", "#56B4E9"),
-}
-OTHER = ("D", "#009E73")
+PALETTE = sns.color_palette("colorblind").as_hex()  # blue, orange, green, red, pink, brown, light, grey, yellow, sky
+BLUE, ORANGE, GREEN, RED, PINK, BROWN, _, GREY, _, SKY = PALETTE
+PET_COLOURS = {"lora": BLUE, "lnfit": GREEN, "bitfit": ORANGE, "lowrank_adapter": RED, "adapter": PINK}
+KINDS = {"searched": ("o", BLUE), "manual": ("^", RED), "rules": ("^", RED), "random": ("s", GREY)}  # of structures
+KINDS |= {"sensitivity": ("v", PINK), "heuristic": ("P", BROWN), "adalora": ("X", SKY)}
+OTHER = ("D", GREEN)
 PETS = {"lora": "LoRA", "lnfit": "LNFit", "bitfit": "BitFit", "lowrank_adapter": "low-rank", "adapter": "bottleneck"}
-
-SEARCH = ("step", "seed", "task", "budget")  # a figure shows one search, so one value of each
+SEARCH = ("step", "seed", "task", "budget")  # a figure shows one search, so a table has one value of each
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Style:
-    """Sizes and colours of figures.
+    """Sizes and colours of figures."""
 
-    Attributes:
-        name: "paper", "talk" or "notebook".
-        font: size of tick labels, in points; everything else follows.
-        column, page: widths of a narrow and of the widest figure, in inches.
-        dark: light ink on a dark ground.
-    """
-
-    name: str
-    font: float
-    column: float
-    page: float
+    name: str  # "paper", "notebook" or "talk", as seaborn's contexts
+    font: float  # size of tick labels, in points
+    column: float  # width of a narrow figure, in inches
+    page: float  # width of the widest figure
+    ground: str = "white"  # background
+    ink: str = "black"  # text
+    grey: str = "#5A5A5A"  # axes
+    faint: str = "#B0B0B0"  # hatching
+    pale: str = "#F2F2F2"  # empty areas
     dark: bool = False
 
     @property
     def scale(self) -> float:
-        """Lengths relative to those of a paper."""
+        """Lengths in this style divided by those in a paper."""
         return self.font / 7.5
 
     @property
-    def ground(self) -> str:
-        """Background."""
-        return "#16191D" if self.dark else "white"
-
-    @property
-    def ink(self) -> str:
-        """Text and outlines."""
-        return "#F0F0F0" if self.dark else "black"
-
-    @property
-    def grey(self) -> str:
-        """Axes, rules and leaders."""
-        return "#A8ADB3" if self.dark else "#5A5A5A"
-
-    @property
-    def faint(self) -> str:
-        """Hatching and grids."""
-        return "#565C64" if self.dark else "#B0B0B0"
-
-    @property
-    def pale(self) -> str:
-        """Areas that say: here, but nothing."""
-        return "#262B31" if self.dark else "#F2F2F2"
-
-    @property
     def settings(self) -> dict[Any, Any]:
-        """The style as matplotlib's rcParams."""
-        made: dict[Any, Any] = dict.fromkeys(("font.size", "xtick.labelsize", "ytick.labelsize"), self.font)
-        made |= {"legend.fontsize": self.font, "axes.labelsize": 1.07 * self.font, "axes.titlesize": 1.27 * self.font}
-        made |= {"legend.frameon": False, "legend.borderaxespad": 0, "legend.labelspacing": 0.3}
-        made |= {"hatch.linewidth": 0.5 * self.scale, "lines.linewidth": 1.2 * self.scale}
-        made |= dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), self.ground)
-        made |= dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), self.ink
-        )
-        return made | {"axes.edgecolor": self.grey, "axes.spines.top": False, "axes.spines.right": False}
+        """The style as matplotlib's rcParams, without a font: that is looked up only when a figure is saved."""
+        size = self.font / sns.plotting_context(self.name)["xtick.labelsize"]
+        settings = sns.plotting_context(self.name, font_scale=size) | sns.axes_style("ticks")
+        settings = {name: value for name, value in settings.items() if name not in ("font.family", "font.sans-serif")}
+        settings |= dict.fromkeys(("figure.facecolor", "axes.facecolor", "patch.edgecolor"), self.ground)
+        settings |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), self.ink)
+        settings |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False)
+        settings |= {"font.size": self.font, "axes.titlesize": 1.27 * self.font, "legend.title_fontsize": self.font}
+        settings |= {"axes.edgecolor": self.grey, "grid.color": self.faint, "hatch.linewidth": 0.5 * self.scale}
+        settings |= {"legend.borderaxespad": 0, "legend.labelspacing": 0.3, "image.cmap": "cividis"}
+        return settings | {"patch.force_edgecolor": False}
 
 
 STYLES = {
@@ -107,113 +76,133 @@ STYLES = {
     "notebook": Style("notebook", 9.0, 5.0, 9.6),
     "talk": Style("talk", 13.0, 6.4, 12.8),
 }
-_now = STYLES["notebook"]
-_drawing = RLock()
+DARK: dict[str, Any] = {"ground": "#16191D", "ink": "#F0F0F0", "grey": "#A8ADB3", "faint": "#565C64", "pale": "#262B31"}
+_current = STYLES["notebook"]
+_lock = RLock()  # matplotlib's settings are shared by all threads
 
 
-class _Restore(AbstractContextManager["Style"]):
-    def __init__(self, style: Style, before: Style):
-        self.style, self.before = style, before
+class _Use(AbstractContextManager[Style]):
+    """Use a style. Leaving the block restores the one before and those of matplotlib's settings that have changed."""
+
+    def __init__(self, style: Style):
+        global _current
+        self.style, self.before, settings = style, _current, style.settings
+        self.settings = {name: mpl.rcParams[name] for name in settings}
+        _current = style
+        mpl.rcParams.update(settings)
 
     def __enter__(self) -> Style:
         return self.style
 
     def __exit__(self, *exception: Any) -> None:
-        global _now
-        _now = self.before
+        global _current
+        _current = self.before
+        mpl.rcParams.update(self.settings)
 
 
 def figure_style(name: str = "notebook", *, dark: bool = False) -> AbstractContextManager[Style]:
-    """Choose how s3pet's figures look: from now on, or inside a ``with`` block only.
+    """Choose how figures look: from now on, or inside a ``with`` block only.
 
-    ::
+    Figures of your own get the same look, because this also changes matplotlib's settings, except for the font. No
+    other function of s3pet changes them. ::
 
-        with s3pet.figure_style("paper") as style:
+        with s3pet.plots.figure_style("paper") as style:
             ax = plt.subplots(figsize=(style.column, 3), layout="constrained")[1]
             s3pet.plot_gates(result, ax=ax)
 
     Args:
         name: ``"paper"`` (7.5 points; a column of 3.35 inches, a page of 6.9), ``"notebook"`` (9 points, 5.0 and 9.6
-            inches; the default), ``"talk"`` (13 points, 6.4 and 12.8 inches).
-        dark: light ink on a dark ground, for a dark JupyterLab or dark slides.
+            inches; in use from the start) or ``"talk"`` (13 points, 6.4 and 12.8 inches).
+        dark: light text on a dark background.
 
     Raises:
         PlotError: unknown name.
     """
-    global _now
     if name not in STYLES:
         raise PlotError(f"Figure style {name!r} is not known; {nearest(name, STYLES)}.")
-    before, _now = _now, replace(STYLES[name], dark=dark)
-    return _Restore(_now, before)
+    return _Use(replace(STYLES[name], dark=True, **DARK) if dark else STYLES[name])
 
 
 def style() -> Style:
     """The style in use."""
-    return _now
+    return _current
 
 
 def styled(function: Function) -> Function:
-    """Decorator: draw in the style in use, leaving matplotlib's settings as they were.
-
-    One figure at a time: a search that is watched draws in a thread of its own.
-    """
+    """Decorator: draw in the style in use. The function returns Axes, or several in one figure."""
 
     @functools.wraps(function)
-    def drawn(*args: Any, **options: Any) -> Any:
-        with _drawing, mpl.rc_context(_now.settings):
-            if isinstance(ax := options.get("ax"), Axes) and _now.dark:
+    def drawn(*args: Any, **kwargs: Any) -> Any:
+        with _lock, _Use(_current):
+            if isinstance(ax := kwargs.get("ax"), Axes) and _current.dark:
                 _darken(ax)
-            return function(*args, **options)
+            axes = function(*args, **kwargs)
+            for ax in figure_of(np.ravel(axes)[0]).axes:
+                for axis in (ax.xaxis, ax.yaxis):  # most ticks are made when the figure is saved, as copies of these
+                    axis.get_minor_ticks(1)
+                    axis.set_tick_params(labelsize=axis.get_major_ticks(1)[0].label1.get_fontsize())
+        return axes
 
     return drawn  # type: ignore[return-value]
 
 
 def _darken(ax: Axes) -> None:
-    """The ground and ink of the style on Axes that were made without it."""
-    figure_of(ax).set_facecolor(_now.ground)
-    ax.set_facecolor(_now.ground)
-    ax.tick_params(which="both", color=_now.ink, labelcolor=_now.ink)
+    """Give Axes that were made without the style its colours; light text needs a dark background."""
+    figure_of(ax).set_facecolor(_current.ground)
+    ax.set_facecolor(_current.ground)
+    ax.tick_params(which="both", colors=_current.ink)
+    ax.spines[:].set_edgecolor(_current.grey)
     for text in (ax.title, ax.xaxis.label, ax.yaxis.label):
-        text.set_color(_now.ink)
-    for spine in ax.spines.values():
-        spine.set_edgecolor(_now.grey)
+        text.set_color(_current.ink)
 
 
 def new_axes(width: float | None = None, height: float = 3.0) -> Axes:
-    """Axes of a new figure; ``width`` (None: a column of the style) and ``height`` in inches at the size of a paper."""
-    wide = _now.column if width is None else width * _now.scale
-    return plt.subplots(figsize=(wide, height * _now.scale), layout="constrained")[1]
+    """Axes of a new figure; ``width`` (None: a column) and ``height`` in inches of a paper, scaled by the style."""
+    inches = _current.column if width is None else width * _current.scale
+    return plt.subplots(figsize=(inches, height * _current.scale), layout="constrained")[1]
 
 
 def new_figure(width: float, height: float, figure: Figure | None = None) -> Figure:
-    """An empty figure of this size in inches at the size of a paper, or ``figure``, emptied and resized."""
-    size = width * _now.scale, height * _now.scale
-    if figure is None:
-        return plt.figure(figsize=size, layout="constrained")
+    """An empty figure of this size in inches of a paper, scaled by the style; or ``figure``, emptied and resized."""
+    figure = plt.figure() if figure is None else figure
     figure.clear()
     figure.set_layout_engine("constrained")
-    figure.set_size_inches(size)
-    figure.set_facecolor(_now.ground)
+    figure.set_size_inches(width * _current.scale, height * _current.scale)
+    figure.set_facecolor(_current.ground)
     return figure
 
 
 def figure_of(ax: Axes) -> Figure:
-    """The figure an Axes belongs to, through any nesting of subfigures."""
+    """The figure that Axes belong to, also through subfigures."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure
 
 
-def as_table(given: Any, columns: Iterable[str], *, at: str = "gates", one: Iterable[str] = SEARCH) -> pd.DataFrame:
-    """The table ``given`` or at its attribute; it has all ``columns`` and no two values in a column of ``one``."""
-    table = given if isinstance(given, pd.DataFrame) else getattr(given, at, None)
+def colour_bar(mesh: Any, axes: Any, label: str, **kwargs: Any) -> Any:
+    """A vector colour bar beside one or several Axes; ``kwargs`` as for `matplotlib.figure.Figure.colorbar`."""
+    bar = figure_of(np.ravel(axes)[0]).colorbar(
+        mesh, ax=axes, label=label, aspect=30, pad=0.02, fraction=0.05, **kwargs
+    )
+    bar.solids.set(rasterized=False, edgecolor="face")  # type: ignore[union-attr]  # no hairlines between steps in PDF
+    bar.outline.set_visible(False)
+    return bar
+
+
+def as_table(source: Any, columns: Iterable[str], *, at: str = "gates", one: Iterable[str] = SEARCH) -> pd.DataFrame:
+    """Read and check a table: ``source`` itself, or its attribute or method ``at``.
+
+    Raises:
+        PlotError: no table, no rows, a missing column, or several values in one of the columns ``one``.
+    """
+    table = source if isinstance(source, pd.DataFrame) else getattr(source, at, None)
     table = table() if callable(table) else table
     if not isinstance(table, pd.DataFrame):
-        raise PlotError(f"Expected a DataFrame or an object with .{at}, got {type(given).__name__}.")
+        raise PlotError(f"Expected a DataFrame or an object with .{at}, got {type(source).__name__}.")
     missing = [f"{name!r} ({nearest(name, map(str, table))})" for name in columns if name not in table]
     if missing or table.empty:
-        lack = f"has no column {', '.join(missing)}" if missing else "is empty"
-        raise PlotError(f"The table {lack}: {len(table)} rows with columns {list(table)}.")
+        problem = f"has no column {', '.join(missing)}" if missing else "is empty"
+        raise PlotError(f"The table {problem}: {len(table)} rows with columns {list(table)}.")
     for name in one:
         if name in table and (n := table[name].nunique()) > 1:
             last = table[name].tolist()[-1]
@@ -222,19 +211,20 @@ def as_table(given: Any, columns: Iterable[str], *, at: str = "gates", one: Iter
 
 
 def flag(table: pd.DataFrame, name: str) -> pd.Series:
-    """A boolean column; False where it is missing."""
+    """A Boolean column; False where it is missing."""
     return table[name].fillna(False).astype(bool) if name in table else pd.Series(False, table.index)
 
 
 def save_figure(
     figure: Axes | Figure, path: str | Path, formats: Sequence[str] = ("png", "pdf"), *, alt: str | None = None
 ) -> list[Path]:
-    """Save to ``path`` in each format (a known suffix of ``path`` is dropped) and return the files; PNG at 200 dpi.
+    """Save to ``path``.<format> for each format and return the files. The same drawing gives the same bytes.
 
-    PDF embeds TrueType fonts (type 42; publishers refuse type 3). SVG keeps text as text, to be searched, edited and
-    read aloud, at the price of the viewer's font: take PDF where the look must not change. The same
-    drawing gives the same bytes. ``alt``, such as `describe` gives, is kept in the file, as its description (PNG,
-    SVG) or subject (PDF).
+    PNG has 200 dots per inch; PDF embeds its fonts; SVG keeps text as text, in a font of the viewer. ``alt``, such as
+    `describe` returns, is kept in the file as its description (PNG, SVG) or subject (PDF).
+
+    Raises:
+        PlotError: a format that matplotlib does not know.
     """
     figure = figure_of(figure) if isinstance(figure, Axes) else figure
     known, base = figure.canvas.get_supported_filetypes(), Path(path)
@@ -243,11 +233,11 @@ def save_figure(
     base = base.with_suffix("") if base.suffix[1:].lower() in known else base
     base.parent.mkdir(parents=True, exist_ok=True)
     paths = [base.with_name(f"{base.name}.{name}") for name in formats]
-    about: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+    metadata: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
     if alt:
-        about["pdf"]["Subject"] = about["svg"]["Description"] = about["png"]["Description"] = alt
+        metadata["pdf"]["Subject"] = metadata["svg"]["Description"] = metadata["png"]["Description"] = alt
     with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "s3pet"}):
         for name, file in zip(formats, paths, strict=True):
             ground = figure.get_facecolor()
-            figure.savefig(file, dpi=200, bbox_inches="tight", facecolor=ground, metadata=about.get(name))
+            figure.savefig(file, dpi=200, bbox_inches="tight", facecolor=ground, metadata=metadata.get(name))
     return paths

@@ -1,4 +1,4 @@
-"""A bench for gates: move α, costs, budget and temperatures, and see what follows."""
+"""Gates to play with: change α, costs, budget and temperatures, and see what follows."""
 
 from __future__ import annotations
 
@@ -8,123 +8,88 @@ from typing import Any
 import ipywidgets as W
 from matplotlib.figure import Figure
 
-from s3pet.errors import BudgetError, PlotError
+from s3pet.errors import PlotError
 from s3pet.plots.lab import COLOURS, plot_gate_lab
-from s3pet.widgets.canvas import Canvas, Panel
-from s3pet.widgets.parts import Message, set_range
+from s3pet.widgets.panel import WRAP, Panel, control
 
 START = ((1.0, 256), (0.5, 128), (0.0, 256), (-0.5, 396), (-1.0, 128))
 
 
 class GateLab(Panel):
-    """Controls and figure of :func:`gate_lab`. Set ``.value`` of any control to drive it from code.
+    """Change α of a few candidates, their costs, the budget and the temperatures, and see what follows.
 
-    Attributes:
-        alphas, costs: one slider, one number field per candidate.
-        budget, temperature, sample_temperature, of: the other controls.
-        again: a button that draws other samples; ``seed`` says which.
-        message: what is wrong with the last change, if anything; the figure then stays as it was.
-    """
-
-    def __init__(self, candidates: Sequence[tuple[float, int]] = START):
-        given = _checked(candidates)
-        self.seed, self._busy = 0, False
-        self.alphas, self.costs = [], []
-        thin: dict[str, Any] = {"style": {"description_width": "25px"}, "layout": W.Layout(width="190px")}
-        field: dict[str, Any] = {"style": {"description_width": "30px"}, "layout": W.Layout(width="110px")}
-        low, high = min(-4.0, *(alpha for alpha, _ in given)), max(4.0, *(alpha for alpha, _ in given))
-        for i, (alpha, cost) in enumerate(given):
-            slider = W.FloatSlider(alpha, min=low, max=high, step=0.1, description=f"α{i}", **thin)
-            slider.style.handle_color = COLOURS[i % len(COLOURS)]
-            self.alphas.append(slider)
-            self.costs.append(W.BoundedIntText(cost, min=1, max=10_000_000, description="cost", **field))
-        wide: dict[str, Any] = {"style": {"description_width": "95px"}, "layout": W.Layout(width="300px")}
-        start = max(1, self.total // 5)
-        self.budget = W.IntSlider(start, min=1, max=self.total - 1, description="budget", **wide)
-        beta, tau = {"min": -1, "max": 1, "step": 0.02}, {"min": -1.3, "max": 0.5, "step": 0.02}
-        self.temperature = W.FloatLogSlider(1.0, **beta, description="temperature β", **wide)
-        self.sample_temperature = W.FloatLogSlider(1.0, **tau, description="sampling τ", **wide)
-        options = [(f"p of candidate {i}", i) for i in range(len(given))]
-        self.of = W.Dropdown(options=options, description="gradient of", **wide)
-        self.again = W.Button(description="other samples", icon="refresh", layout=W.Layout(width="150px"))
-        self.message = Message()
-        rows = [W.HBox(pair) for pair in zip(self.alphas, self.costs, strict=True)]
-        rest = [self.budget, self.temperature, self.sample_temperature, self.of, self.again, self.message]
-        self.canvas = Canvas()
-        left = W.VBox([*rows, *rest], layout=W.Layout(width="312px"))
-        super().__init__([W.HBox([left, self.canvas.widget], layout=W.Layout(flex_flow="row wrap"))])
-        for control in (*self.alphas, *self.costs, self.budget, self.temperature, self.sample_temperature, self.of):
-            control.observe(self._on_change, "value")
-        self.again.on_click(self._on_again)
-        self._draw()
-
-    @property
-    def total(self) -> int:
-        """Parameters of all candidates together."""
-        return sum(cost.value for cost in self.costs)
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of :func:`s3pet.plots.plot_gate_lab` that draw what the controls say."""
-        given: dict[str, Any] = {"alpha": [slider.value for slider in self.alphas]}
-        given |= {"costs": [cost.value for cost in self.costs], "budget": self.budget.value}
-        given |= {"temperature": self.temperature.value, "sample_temperature": self.sample_temperature.value}
-        return given | {"of": self.of.value, "seed": self.seed}
-
-    def figure(self, figure: Figure | None = None) -> Figure:
-        """What is shown, as a figure of its own in the style in use."""
-        figure = figure or Figure()
-        plot_gate_lab(**self.arguments, figure=figure)
-        return figure
-
-    def _on_change(self, change: Any) -> None:
-        if self._busy:
-            return
-        if change["owner"] in self.costs:
-            self._busy = True
-            try:
-                high = max(1, self.total - 1)
-                set_range(self.budget, 1, high, min(self.budget.value, high))
-            finally:
-                self._busy = False
-        self._draw()
-
-    def _on_again(self, button: Any = None) -> None:
-        self.seed += 1
-        self._draw()
-
-    def _draw(self) -> None:
-        try:
-            with self.canvas.look():
-                self.figure(self.canvas.figure)
-                self.canvas.show(alt=f"gates of {len(self.alphas)} candidates at {self.budget.value} parameters")
-        except BudgetError as error:
-            self.message.complain(error)
-            return
-        self.message.clear()
-
-
-def _checked(candidates: Any) -> list[tuple[float, int]]:
-    how = "Expected (α, cost in parameters) of two to eight candidates, such as [(1.0, 256), (0.0, 128)]"
-    try:
-        given = [(float(alpha), int(cost)) for alpha, cost in candidates]
-    except (TypeError, ValueError) as error:
-        raise PlotError(f"{how}; got {candidates!r:.80}.") from error
-    if not 2 <= len(given) <= len(COLOURS) or any(cost < 1 for _, cost in given):
-        raise PlotError(f"{how}, each cost 1 or more; got {given!r:.80}.")
-    return given
-
-
-def gate_lab(candidates: Sequence[tuple[float, int]] = START) -> GateLab:
-    """A bench for teaching gates: move α of a few candidates, their costs, the budget and the temperatures.
-
-    Shows the shift, the probabilities, sampled gates and their mean, the expected parameters against the budget, and
-    the gradient of one probability in the three modes. The picture is :func:`s3pet.plots.plot_gate_lab`.
+    Shows the shift, the probabilities, sampled gates and their mean, the expected parameters and the budget, and the
+    gradient of one probability in the three modes: :func:`s3pet.plots.plot_gate_lab`.
 
     Args:
         candidates: (α, cost in parameters) of each, two to eight.
 
+    Attributes:
+        alphas, costs: one slider and one number field per candidate. Set ``.value`` of a control to use it from code.
+        budget, temperature, sample_temperature, of: the other controls.
+        again: a button that draws other samples. seed: of the samples.
+
     Raises:
-        PlotError: anything else.
+        PlotError: ``candidates`` is something else.
     """
-    return GateLab(candidates)
+
+    def __init__(self, candidates: Sequence[tuple[float, int]] = START):
+        super().__init__()
+        pairs, self.alphas, self.costs, self.seed = _check(candidates), [], [], 0
+        for i, (alpha, cost) in enumerate(pairs):
+            low, high = min(-4.0, alpha), max(4.0, alpha)
+            self.alphas.append(control(W.FloatSlider, f"α{i}", 190, "25px", value=alpha, min=low, max=high, step=0.1))
+            self.alphas[-1].style.handle_color = COLOURS[i]
+            self.costs.append(control(W.BoundedIntText, "cost", 110, "30px", value=cost, min=1, max=10_000_000))
+        log, total = W.FloatLogSlider, sum(cost for _, cost in pairs)
+        self.budget = control(W.IntSlider, "budget", 300, "95px", value=max(1, total // 5), min=1, max=total - 1)
+        self.temperature = control(log, "temperature β", 300, "95px", value=1, min=-1, max=1, step=0.02)
+        self.sample_temperature = control(log, "sampling τ", 300, "95px", value=1, min=-1.3, max=0.5, step=0.02)
+        options = [(f"p of candidate {i}", i) for i in range(len(pairs))]
+        self.of = control(W.Dropdown, "gradient of", 300, "95px", options=options)
+        self.again = control(W.Button, "other samples", 150, icon="refresh")
+        rows = [W.HBox(row) for row in zip(self.alphas, self.costs, strict=True)]
+        rest = [self.budget, self.temperature, self.sample_temperature, self.of]
+        left = W.VBox([*rows, *rest, self.again, self.message], layout={"width": "312px"})
+        self.children = [W.HBox([left, self.picture], layout=WRAP)]
+        self._listen(*self.alphas, *self.costs, *rest)
+        self.again.on_click(self._on_again)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of :func:`s3pet.plots.plot_gate_lab` that draw what the controls say."""
+        return {
+            "alpha": [slider.value for slider in self.alphas],
+            "costs": [cost.value for cost in self.costs],
+            "budget": self.budget.value,
+            "temperature": self.temperature.value,
+            "sample_temperature": self.sample_temperature.value,
+            "of": self.of.value,
+            "seed": self.seed,
+        }
+
+    def _on_again(self, button: Any) -> None:
+        self.seed += 1
+        self._show()
+
+    def _update(self, control: Any) -> None:
+        if control in self.costs:  # the budget must stay below the cost of all
+            high = max(1, sum(cost.value for cost in self.costs) - 1)
+            self.budget.max, self.budget.value = high, min(self.budget.value, high)
+
+    def _draw(self, figure: Figure) -> str:
+        plot_gate_lab(**self.arguments, figure=figure)
+        return f"gates of {len(self.alphas)} candidates at {self.budget.value} parameters"
+
+
+def _check(candidates: Any) -> list[tuple[float, int]]:
+    try:
+        pairs = [(float(alpha), int(cost)) for alpha, cost in candidates]
+    except (TypeError, ValueError):
+        pairs = []
+    if not 2 <= len(pairs) <= len(COLOURS) or any(cost < 1 for _, cost in pairs):
+        raise PlotError(
+            "Expected (α, cost in parameters) of two to eight candidates, such as [(1.0, 256), (0.0, 128)], each cost "
+            f"1 or more; got {candidates!r:.80}."
+        )
+    return pairs

@@ -1,238 +1,223 @@
-"""A search while it runs: how far it is, what it found so far, and a button that stops and keeps.
+"""A search while it runs: how far it is, its gates so far, and a button that stops it and keeps the result.
 
-The search runs in a thread of its own. While a cell waits for it (`s3pet.search`), a click on the button arrives where
-the front end sends such messages past the waiting cell, to a subshell (JupyterLab 4.4 with ipykernel 7, or newer);
-everywhere, interrupting the kernel (■) does the same. `watch` does not wait, so its button works in every front end.
-
-When the search is over, the widget gives way to the static figure of :func:`s3pet.plots.overview.plot_search`, which is
-what a saved notebook keeps.
+`s3pet.search` runs in its cell. Meanwhile a subshell of the kernel handles the button (JupyterLab 4.4 with ipykernel 7,
+or newer); interrupting the kernel (■) works everywhere. `watch` runs a search in the background, and its button works
+everywhere. In the end the figure of :func:`s3pet.plots.overview.plot_search` replaces the widget.
 """
 
 from __future__ import annotations
 
+import functools
 import html
 import time
 from base64 import b64encode
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import asdict
 from threading import Event, Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import ipywidgets as W
+from IPython.display import display
+from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from s3pet.plots.overview import plot_search
 from s3pet.plots.style import style
 from s3pet.progress import View, describe_state
 from s3pet.result import SearchResult
-from s3pet.widgets.canvas import Canvas
+from s3pet.widgets.environment import at_least, in_notebook
+from s3pet.widgets.panel import WRAP, Picture
 
-T = TypeVar("T")
-SHARE = 0.1  # of the time at most is spent on drawing
+EVERY = 5.0  # seconds between two pictures of a running search
+METER = "step {n_fmt} of {total_fmt}, {remaining} left"
+
+
+def notebook_view() -> Live | None:
+    """The view of a search in a notebook; None where there is no notebook or no ipywidgets 8."""
+    return Live() if in_notebook() and at_least("ipywidgets", 8) else None
+
+
+def _harmless(method: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: an error in showing the search is shown, and the search goes on."""
+
+    @functools.wraps(method)
+    def guarded(self: Live, *args: Any) -> None:
+        try:
+            method(self, *args)
+        except Exception as error:
+            self.complain(error)
+
+    return guarded
 
 
 class Live(View):
-    """The live view of one search.
+    """The live view of one search. Make it in the thread that runs the cells; only that thread draws.
 
     Attributes:
-        panel: the widget. button, bar, text: its parts. canvas: the figure.
-        stopped: whether somebody asked to stop.
+        panel: the widget. button, bar, text, picture: its parts.
+        started: set when the search has started or failed.
     """
 
-    def __init__(self, *, background: bool = False):
-        self.background, self._stop, self.ready = background, Event(), Event()
-        self.button = W.Button(description="Stop and keep", icon="stop", tooltip="end here, with what was found so far")
+    def __init__(self) -> None:
+        self.started, self._stop, self._display = Event(), Event(), None
+        self.button = W.Button(description="Stop and keep", icon="stop", tooltip="stop here and keep the result so far")
         self.button.on_click(lambda _: self.stop())
-        self.bar = W.IntProgress(0, 0, 1, layout=W.Layout(width="30%"))
-        self.text = W.HTML("getting ready …")
-        self.canvas = Canvas(8.0 * style().scale, 4.6 * style().scale)
-        controls = W.HBox(
-            [self.button, self.bar, self.text], layout=W.Layout(align_items="center", flex_flow="row wrap")
-        )
-        self.panel = W.VBox([controls, self.canvas.widget])
-        self._handle: Any = None
-        self._state = "…"  # as of the last record: it costs a pass over all candidates
-        self._started, self._first, self._told, self._drawn, self._cost = 0.0, 0, 0.0, 0.0, 0.0
-
-    @property
-    def stopped(self) -> bool:
-        """Whether somebody asked to stop."""
-        return self._stop.is_set()
+        self.bar, self.text = W.IntProgress(0, 0, 1, layout={"width": "30%"}), W.HTML("getting ready …")
+        self.picture = Picture(self.complain, Exception)
+        self.panel = W.VBox([W.HBox([self.button, self.bar, self.text], layout=WRAP), self.picture])
+        self._state, self._told, self._drawn = "…", 0.0, 0.0
 
     def stop(self) -> None:
-        """End after the current step and keep what was found."""
+        """Stop the search after the current step and keep its result."""
         self._stop.set()
         self.button.disabled, self.button.description = True, "stopping …"
 
-    def show(self) -> None:
-        """Display the widget; in a cell."""
-        from IPython.display import display
-
-        self._handle = display(self.panel, display_id=True)
-        _answer_in_subshell(self.button)
-
-    def conduct(self, function: Callable[[], T]) -> T:
-        """Run in a thread and wait, unless this is a thread in the background already."""
-        if self.background:
-            return function()
+    def conduct(self, function: Callable[[], Any]) -> Any:
         self.show()
-        found: dict[str, Any] = {}
-        thread = Thread(target=_into, args=(function, found), name="s3pet-search", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            try:
-                thread.join(0.2)
-            except KeyboardInterrupt:
-                self.stop()
-        if "error" in found:
-            raise found["error"]
-        return found["value"]
+        return function()
 
+    @_harmless
+    def show(self) -> None:
+        """Display the widget, unless that has been done."""
+        self._display = self._display or display(self.panel, display_id=True)
+        # ipykernel 7.4 would send the click to the shell that the button last spoke from, that of the busy cell.
+        # Without this note the front end chooses, and JupyterLab chooses a subshell.
+        getattr(self.button.comm, "__dict__", {}).pop("_reply_subshell_id", None)
+
+    @_harmless
     def start(self, searcher: Any) -> None:
-        self._started, self._first = time.perf_counter(), searcher.step
+        self.started.set()
+        self._begin, self._first = time.perf_counter(), searcher.step
         self.bar.max, self.bar.value = searcher.settings.steps, searcher.step
-        self.ready.set()
 
     def advance(self, searcher: Any) -> bool:
-        now = time.perf_counter()
-        if now - self._told > 0.2:
-            self._told, self.bar.value = now, searcher.step
-            left = (now - self._started) / (searcher.step - self._first) * (searcher.settings.steps - searcher.step)
-            self.text.value = f"step {searcher.step} of {searcher.settings.steps}, {_clock(left)} left · {self._state}"
-        return self.stopped
+        if time.perf_counter() - self._told > 0.2:
+            self._tell(searcher)
+        return self._stop.is_set()
 
+    @_harmless
+    def _tell(self, searcher: Any) -> None:
+        self._told, self.bar.value = time.perf_counter(), searcher.step
+        counts = {"n": searcher.step, "total": self.bar.max, "initial": self._first, "bar_format": METER}
+        self.text.value = f"{tqdm.format_meter(elapsed=self._told - self._begin, **counts)} · {self._state}"
+
+    @_harmless
     def record(self, searcher: Any) -> None:
-        start, self._state = time.perf_counter(), describe_state(searcher)
-        if start - self._drawn < self._cost / SHARE:
-            return
-        config = {**asdict(searcher.settings), "budget": searcher.budget.n_params}
-        self.draw(searcher.result(config, {}))
-        self._drawn = time.perf_counter()
-        self._cost = self._drawn - start
+        self._state = describe_state(searcher)
+        if time.perf_counter() - self._drawn > EVERY:
+            self._draw(searcher.result({**asdict(searcher.settings), "budget": searcher.budget.n_params}, {}))
 
-    def draw(self, result: SearchResult) -> None:
-        """Draw what has been found so far."""
-        plot_search(result, figure=self.canvas.clear())
-        self.canvas.show(alt=f"search, step {len(result.history)}")
-
+    @_harmless
     def end(self) -> None:
-        """The last step is done: nothing is left to stop."""
         self.button.disabled = True
-        self.ready.set()
 
+    @_harmless
     def finish(self, result: SearchResult) -> None:
-        """Give way to the static figure."""
-        self.draw(result)
-        self.bar.value = result.metrics["steps"]
         why = f", {result.metrics['stopped']}" if result.metrics.get("stopped") else ""
-        steps, seconds = f"{result.metrics['steps']} steps{why}", _clock(result.cost.seconds)
-        self.text.value = html.escape(f"{steps}, {seconds}: {result.structure()!r}")
-        self.panel.children = [self.text, self.canvas.widget]
-        if self._handle is not None:
-            picture = b64encode(self.canvas.png(9)).decode()
-            self._handle.update({"image/png": picture, "text/plain": f"{steps}: {result.structure()!r}"}, raw=True)
+        seconds = tqdm.format_interval(result.cost.seconds)
+        text = f"{result.metrics['steps']} steps{why}, {seconds}: {result.structure()!r}"
+        self.bar.value, self.text.value = result.metrics["steps"], html.escape(text)
+        self._draw(result, lambda: self._replace(text))
 
-    def fail(self, error: BaseException) -> None:
-        """Say what went wrong, where the search would have been."""
-        self.end()
-        message = f"{type(error).__name__}: {error}"
-        self.text.value = f"<b>{html.escape(message)}</b>"
-        if self._handle is not None:
-            self._handle.update({"text/plain": message}, raw=True)
+    def _replace(self, text: str) -> None:
+        """Put the picture in the place of the widget, for good."""
+        if self._display is not None:
+            png = b64encode(self.picture.value).decode()
+            self._display.update({"image/png": png, "text/plain": text}, raw=True)
+
+    def complain(self, error: BaseException) -> None:
+        """Show an error beside the progress."""
+        with suppress(Exception):
+            self.text.value = f"<b>{html.escape(f'{type(error).__name__}: {error}')}</b>"
+
+    def _draw(self, result: SearchResult, then: Callable[[], None] = lambda: None) -> None:
+        def draw(figure: Figure) -> str:
+            figure.set_size_inches(8.0 * style().scale, 4.6 * style().scale)
+            plot_search(result, figure=figure)
+            return f"search, step {len(result.history)}"
+
+        self._drawn = time.perf_counter()
+        self.picture.ask(draw, then)
+        self.picture.refresh()  # now, if the search runs in the thread that draws
 
 
-class Watch:
-    """A search in the background; made by :func:`watch`."""
+class Watch(Live):
+    """The live view of a search in the background, and its result; made by :func:`watch`."""
 
-    def __init__(self, live: Live, thread: Thread, found: dict[str, Any]):
-        self.live, self._thread, self._found = live, thread, found
+    def __init__(self) -> None:
+        super().__init__()
+        self.future: Future[SearchResult] = Future()
 
     @property
     def done(self) -> bool:
-        """Whether it is over."""
-        return not self._thread.is_alive()
-
-    def stop(self) -> None:
-        """End after the current step and keep what was found; as the button does."""
-        self.live.stop()
+        """Whether the search has ended."""
+        return self.future.done()
 
     def result(self, timeout: float | None = None) -> SearchResult:
-        """Wait for the result.
+        """Wait for the result; an interrupt stops the waiting, not the search.
 
         Args:
-            timeout: seconds; None: as long as it takes. Interrupting the kernel stops waiting, not the search.
+            timeout: seconds; None: without limit.
 
         Raises:
-            TimeoutError: still running. Or whatever the search raised.
+            TimeoutError: the search is still running. Any error that the search raised.
         """
-        self._thread.join(timeout)
+        end = time.monotonic() + (float("inf") if timeout is None else timeout)
+        while not self.done and time.monotonic() < end:
+            wait([self.future], 0.1)
+            self.picture.refresh()
         if not self.done:
-            raise TimeoutError(
-                f"the search is still running after {timeout} s; .stop() ends it and keeps what it found"
-            )
-        if "error" in self._found:
-            raise self._found["error"]
-        return self._found["value"]
+            raise TimeoutError(f"the search is still running after {timeout} s; .stop() stops it and keeps its result")
+        self.picture.refresh()
+        return self.future.result()
 
     def __repr__(self) -> str:
-        bar = self.live.bar
-        return f"Watch(step {bar.value} of {bar.max}, {'done' if self.done else 'running'})"
+        return f"Watch(step {self.bar.value} of {self.bar.max}, {'done' if self.done else 'running'})"
 
 
-def watch(search: Callable[..., SearchResult], *args: Any, **options: Any) -> Watch:
-    """Run a search in the background and watch it; the cell ends at once, and others can be run meanwhile.
+def watch(search: Callable[..., SearchResult], *args: Any, **kwargs: Any) -> Watch:
+    """Run a search in the background and show it; the cell ends when the search has started.
 
     ::
 
         watched = s3pet.widgets.watch(s3pet.search, model, task, space, budget="0.2%")
         watched.result().structure()  # in a later cell; waits if it must
 
-    While it runs, leave ``model`` alone: it carries the candidates. Other code that draws from torch's global random
-    state meanwhile changes the search's dropout.
+    Leave ``model`` alone while it runs, because the candidates are attached to it. Other code that draws from torch's
+    global random state meanwhile changes the dropout of the search. Callbacks run in the thread of the search.
 
     Args:
         search: `s3pet.search`, or a function that passes ``progress`` on to it and returns its result.
-        *args, **options: its arguments.
+        *args, **kwargs: its arguments.
 
     Returns:
         A handle with ``.result()``, ``.stop()`` and ``.done``.
 
     Raises:
-        What the search raises before its first step, such as a budget that cannot be read.
+        Any error that the search raises before its first step, such as a budget that cannot be read.
     """
-    live, found = Live(background=True), dict[str, Any]()
+    watched = Watch()
 
     def run() -> None:
-        _into(lambda: search(*args, **{**options, "progress": live}), found)
-        if "error" in found:
-            live.fail(found["error"])
-        live.ready.set()
+        try:
+            watched.future.set_result(search(*args, **{**kwargs, "progress": watched}))
+        except BaseException as error:
+            watched.complain(error)
+            watched.future.set_exception(error)
+        finally:
+            watched.started.set()
 
+    watched.show()
     thread = Thread(target=run, name="s3pet-watch", daemon=True)
-    live.show()
     thread.start()
-    live.ready.wait()
-    if "error" in found:
-        raise found["error"]
-    return Watch(live, thread, found)
-
-
-def _answer_in_subshell(widget: Any) -> None:
-    """Let the front end choose where a click on the widget is handled.
-
-    ipykernel 7.4 sends it to the shell that the widget spoke from last. That is the one that waits for the search, so
-    the click would be heard when nothing is left to stop. Without that note the kernel does as the front end asks.
-    """
-    if "_reply_subshell_id" in getattr(widget.comm, "__dict__", {}):
-        del widget.comm._reply_subshell_id
-
-
-def _into(function: Callable[[], Any], found: dict[str, Any]) -> None:
     try:
-        found["value"] = function()
-    except BaseException as error:
-        found["error"] = error
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02}"
+        watched.started.wait()
+    except BaseException:  # interrupted: nobody gets the handle, so the search must end
+        watched.stop()
+        thread.join()
+        raise
+    if watched.done:
+        watched.result()
+    return watched

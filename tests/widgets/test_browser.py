@@ -27,7 +27,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("c
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--disable-sync", "--no-first-run", "--disable-dev-shm-usage"]
 WATCHED, LONG = '"steps": 30', '"steps": 3000'  # long enough to be stopped by hand
-STYLE = 's3pet.figure_style("notebook")'
+STYLE = 'figure_style("notebook")'
 WAITING = """stopped = s3pet.search(model, task, space, budget="0.2%", batch_size=16, steps=3000)
 print("ended:", stopped.metrics["stopped"], "| kept:", stopped.structure().n_params <= stopped.budget.n_params)"""
 

@@ -1,72 +1,69 @@
 """The report on the environment: what is missing is named, with a command."""
 
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 
 from s3pet.widgets import environment
-from s3pet.widgets.environment import MANAGER, environment_report
+from s3pet.widgets.environment import MANAGER, environment_report, in_notebook
 
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Versions as they are, but for the names put into the returned dict (None: not installed)."""
+    """Real versions, except for the names in the returned dict (None: not installed); no server."""
     changed = {}
 
     def fake(name):
-        found = changed.get(name, "as it is")
-        if found is None:
+        value = changed.get(name, "real")
+        if value is None:
             raise PackageNotFoundError(name)
-        return version(name) if found == "as it is" else found
+        return version(name) if value == "real" else value
 
     monkeypatch.setattr(environment, "version", fake)
-    monkeypatch.setattr(environment, "_servers", list)
+    monkeypatch.setattr(environment, "_server", lambda: None)
     return changed
 
 
-def test_a_whole_environment_is_ok(installed):
+def test_complete_environment_is_ok(installed):
     report = environment_report()
-    assert report.ok and "Nothing is missing" in repr(report)
-    assert f"torch {version('torch')}" in repr(report) and "This is no notebook" in repr(report)
+    assert report.ok and "Nothing is missing" in repr(report) and f"torch {version('torch')}" in repr(report)
 
 
 @pytest.mark.parametrize("have", [None, "7.8.1"])
-def test_a_kernel_without_ipywidgets(installed, have):
+def test_kernel_without_ipywidgets_8(installed, have):
     installed["ipywidgets"] = have
-    ((what, command),) = environment_report().missing
-    assert "ipywidgets 8 or newer" in what and (have or "not installed") in what
-    assert command.startswith(sys.executable) and "ipywidgets>=8.1" in command
-
-
-def test_an_old_kernel_hears_the_button_late(installed, monkeypatch):
-    installed["ipykernel"] = "6.29.5"
-    assert environment_report().ok, "that is of no matter outside a notebook"
-    monkeypatch.setattr(environment, "in_notebook", lambda: True)
-    report = environment_report()
-    assert "6.29.5" in report.missing[0][0] and "ipykernel>=7" in report.missing[0][1]
-    assert any("cannot be seen from here" in line for line in report.found)
-
-
-def test_a_server_without_the_other_half(installed, monkeypatch, tmp_path):
-    whole, half = tmp_path / "whole", tmp_path / "half"
-    (whole / MANAGER).parent.mkdir(parents=True)
-    (whole / MANAGER).write_text("{}")
-    monkeypatch.setattr(environment, "_servers", lambda: [half, whole])
     report = environment_report()
     ((what, command),) = report.missing
-    assert str(half) in what and command.startswith(str(half / "bin" / "python")) and "jupyterlab_widgets" in command
-    assert any(str(whole) in line and "can show widgets" in line for line in report.found)
+    assert "ipywidgets 8 or newer" in what and str(have) in what and not report.ok
+    assert command.startswith(sys.executable) and "ipywidgets>=8.1" in command and command in repr(report)
 
 
-def test_extras_are_named(installed):
-    installed["peft"] = None
-    assert "s3pet[peft]" in repr(environment_report())
+def test_old_ipykernel_matters_only_in_a_notebook(installed, monkeypatch):
+    installed["ipykernel"] = "6.29.5"
+    assert not in_notebook() and environment_report().ok
+    monkeypatch.setattr(environment, "in_notebook", lambda: True)
+    ((what, command),) = environment_report().missing
+    assert "6.29.5" in what and "ipykernel>=7" in command
 
 
-def test_this_very_environment_has_the_server_half():
-    """The path that is looked for is the one that the pinned jupyterlab_widgets installs."""
-    from pathlib import Path
+def test_server_without_jupyterlab_widgets(installed, monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "_server", lambda: tmp_path)
+    ((what, command),) = environment_report().missing
+    assert str(tmp_path) in what and command.startswith(str(tmp_path / "bin" / "python"))
+    (tmp_path / MANAGER).parent.mkdir(parents=True)
+    (tmp_path / MANAGER).write_text("{}")
+    assert environment_report().ok
 
-    assert (Path(sys.prefix) / MANAGER).is_file()
-    assert environment._prefix(1 << 30) is None
+
+def test_the_server_is_the_process_that_started_the_kernel(monkeypatch):
+    monkeypatch.setenv("JPY_PARENT_PID", str(os.getpid()))
+    assert environment._server() == Path(sys.executable).parent.parent
+    assert (environment._server() / MANAGER).is_file(), "the pinned jupyterlab_widgets installs this file"
+    for unusable in ("", "none", str(1 << 30)):
+        monkeypatch.setenv("JPY_PARENT_PID", unusable)
+        assert environment._server() is None
+    monkeypatch.delenv("JPY_PARENT_PID")
+    assert environment._server() is None
