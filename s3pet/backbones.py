@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -196,13 +197,20 @@ def _auto_class(config: Any, name: str) -> Any:
 
 
 @contextmanager
-def preserved_modes(*modules: nn.Module) -> Iterator[None]:
-    """Restore the training mode of every submodule and ``requires_grad`` of every parameter after any exit."""
+def preserved(*modules: nn.Module) -> Iterator[None]:
+    """Restore training modes, ``requires_grad`` flags and the random states of torch, NumPy and Python at any exit."""
+    import numpy as np
+    import torch
+
     modes = [(part, part.training) for module in modules for part in module.modules()]
     flags = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the Trainer seeds the global state
     try:
-        yield
+        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
+            yield
     finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
         for part, mode in modes:
             part.training = mode
         for parameter, flag in flags:

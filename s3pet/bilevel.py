@@ -32,10 +32,9 @@ ORDERS: tuple[str, ...] = ("first", "unrolled", "unrolled_exact")
 
 
 def gradients(loss: Loss, alpha: Tensor, weights: Weights) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Loss and gradients in alpha, [n_candidates], and weights, of any shapes: one forward and one backward pass.
+    """The loss, ∂α [n_candidates] and [∂w, in the shapes of weights]: one forward and one backward pass.
 
-    Returns:
-        (loss value, ∂α [n_candidates], [∂w in the shapes of weights]); zeros where the loss does not depend on them.
+    A gradient is zero where the loss does not depend on the tensor.
     """
     alpha, weights = _leaf(alpha), [_leaf(weight) for weight in weights]
     value = loss(alpha, weights)
@@ -44,11 +43,7 @@ def gradients(loss: Loss, alpha: Tensor, weights: Weights) -> tuple[Tensor, Tens
 
 
 def first_order(val_loss: Loss, alpha: Tensor, new_weights: Weights) -> tuple[Tensor, Tensor]:
-    """∂_α L_val(w', α): one pass. ``new_weights`` is w', the weights *after* the weight step.
-
-    Returns:
-        (L_val, hypergradient [n_candidates]).
-    """
+    """L_val and ∂_α L_val(w', α), [n_candidates]: one pass. ``new_weights`` is w', *after* the weight step."""
     alpha = _leaf(alpha)
     value = val_loss(alpha, [weight.detach() for weight in new_weights])
     return value.detach(), _grad(value, [alpha])[0]
@@ -65,20 +60,14 @@ def unrolled(
     *,
     epsilon: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
-    """DARTS' second order by a one-sided difference: two passes besides the one of the weight step.
+    """L_val and DARTS' second order by a one-sided difference: two passes besides the one of the weight step.
 
     Args:
-        train_loss: closure on the search_train batch of the weight step, with the same noise.
-        val_loss: closure on the search_val batch.
-        alpha: [n_candidates].
-        weights: w, before the weight step.
-        new_weights: w', after it.
+        train_loss, val_loss: closures on the search_train batch of the weight step, and on the search_val batch.
+        alpha, weights, new_weights: α [n_candidates], w before the weight step, and w' after it.
         train_alpha_gradient: ∂_α L_train(w, α), from the backward pass of the weight step.
         xi: ξ, the length of the inner step (its learning rate).
         epsilon: norm of the displacement of w, ε·v/‖v‖.
-
-    Returns:
-        (L_val, hypergradient [n_candidates]).
     """
     value, direct, v = gradients(val_loss, alpha, new_weights)
     norm = torch.stack([part.double().norm() for part in v]).norm()
@@ -92,12 +81,9 @@ def unrolled(
 def unrolled_exact(
     train_loss: Loss, val_loss: Loss, alpha: Tensor, weights: Weights, xi: float
 ) -> tuple[Tensor, Tensor]:
-    """d/dα L_val(w − ξ ∇_w L_train(w, α), α) by double backward: the reference for tests and small models.
+    """L_val and d/dα L_val(w − ξ ∇_w L_train(w, α), α) by double backward: a reference for small models.
 
     Needs a backbone with ``attn_implementation="eager"``: the other kinds have no double backward on the CPU.
-
-    Returns:
-        (L_val at the virtual w', hypergradient [n_candidates]).
     """
     alpha, weights = _leaf(alpha), [_leaf(weight) for weight in weights]
     inner = _grad(train_loss(alpha, weights), weights, create_graph=True)
@@ -119,8 +105,7 @@ class SharedAdam(torch.optim.Optimizer):
     Adam moves every α by about the same distance, however small its gradient, so the α of an unimportant candidate
     makes as wide a random walk as that of an important one. Here only the common scale of the steps is adapted.
 
-    Source:
-        Kingma and Ba 2015 (arXiv:1412.6980) for Adam, whose arguments it takes; the shared second moment is ours.
+    Source: Kingma and Ba 2015 (arXiv:1412.6980) for Adam, whose arguments it takes; the shared moment is ours.
     """
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-12):

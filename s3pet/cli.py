@@ -83,7 +83,7 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--structures", nargs="+", default=["*"], help="only structures that match these patterns")
     add(_space)
     command = add(_demo)
-    command.add_argument("--out", type=Path, default=Path("runs/demo"), help="as in search")
+    command.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder; what is in it is continued")
     command.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
     command.add_argument("--task", default="pocket/sentiment")
     return parser
@@ -170,12 +170,19 @@ def _demo(args: argparse.Namespace) -> None:
     task = s3pet.load_task(args.task, tokenizer)
     space, out = s3pet.make_space(model, "mixed"), args.out
     print(f"Searching for {task.name} on {space.model_id} ({space.backbone_params:,} parameters) in {space}.")
-    result = s3pet.search(model, task, space, budget="0.05%", batch_size=16, out=out, overwrite=args.overwrite)
+    if (out / "config.json").is_file() and not args.overwrite:
+        print(f"A finished search is in {out}: it is opened, and only what is missing is computed.")
+        result = s3pet.load_run(out)
+        if result.config["task"] != task.name:
+            raise RunError(f"{out} holds a run on {result.config['task']}; choose another folder, or pass --overwrite")
+    else:
+        result = s3pet.search(model, task, space, budget="0.05%", batch_size=16, out=out, overwrite=args.overwrite)
     s3pet.save_figure(s3pet.plot_gates(result), out / "figures" / "gates")
     s3pet.save_figure(s3pet.plot_structure(result.structure()), out / "figures" / "structure")
     print("Retraining this structure, random ones of the same budget, structures chosen by hand, and the whole model.")
     names = ("bitfit", "lnfit", "lora_qv", "all", "full", "zero-shot")
-    table = s3pet.compare(model, task, _structures([result], space, model, 5, names), batch_size=16, evaluations=5)
+    structures, rows = _structures([result], space, model, 5, names), out / "comparison.jsonl"
+    table = s3pet.compare(model, task, structures, out=rows, batch_size=16, evaluations=5)
     table.to_csv(out / "comparison.csv", index=False)
     s3pet.save_figure(s3pet.plots.plot_comparison(table), out / "figures" / "comparison")
     _print_summary(table)

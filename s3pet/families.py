@@ -96,9 +96,8 @@ def family_of(model: nn.Module) -> Family:
 
 
 def bias_on_keys_matters(model: nn.Module) -> bool:
-    """Whether a bias on attention keys can change the output.
+    """Whether a bias on attention keys can change the output, see :mod:`s3pet.space`.
 
-    It adds the same number to all scores of a query, which the softmax cancels, unless keys are rotated afterwards or
-    multiplied with relative position embeddings.
+    It can where keys are rotated afterwards or multiplied with relative position embeddings.
     """
     return family_of(model).rotary or "relative_key" in str(getattr(model.config, "position_embedding_type", ""))

@@ -23,17 +23,16 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from s3pet.errors import BudgetError
 
-GradientMode = Literal["normalized", "detached", "implicit"]
 GRADIENT_MODES: tuple[str, ...] = ("normalized", "detached", "implicit")
 
 _SECTIONS, _ROUNDS = 64, 10  # each round divides the bracket by 64, all together by 64 ** 10 = 2 ** 60
+_POINTS = 2048  # of the midpoint rule in expected_gates
 _UNITS = {"%": 1e-2, "‰": 1e-3, "‱": 1e-4}
 
 
@@ -57,7 +56,7 @@ class Budget:
         return f"{self.n_params:,} parameters = {share} of {self.total:,}"
 
     @classmethod
-    def parse(cls, value: int | float | str | Budget, *, total: int) -> Budget:
+    def parse(cls, value: BudgetLike, *, total: int) -> Budget:
         """Read a budget in any of its usual forms.
 
         Args:
@@ -67,10 +66,7 @@ class Budget:
             total: parameters of the backbone.
 
         Returns:
-            The budget, rounded down to a whole parameter.
-
-        Raises:
-            BudgetError: not readable, not positive, below one parameter, or above the backbone.
+            The budget, rounded down to a whole parameter. Raises BudgetError, which says how to write one.
 
         >>> print(Budget.parse("0.01%", total=20_480_000))
         2,048 parameters = 0.01 % = 1 ‱ of 20,480,000
@@ -86,8 +82,8 @@ class Budget:
             if match is None:
                 raise BudgetError(f"budget {value!r} is not a number. {how}")
             text, unit = match[1].replace("_", ""), match[2]
-            number = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
-        if not math.isfinite(number) or number <= 0:
+            number = int(text) if re.fullmatch(r"[+-]?\d{1,300}", text) else float(text)
+        if not 0 < number < 1e300:  # not isfinite(), which fails for integers beyond the floats
             raise BudgetError(f"budget {value!r} must be positive and finite. {how}")
         if unit:
             exact = number * _UNITS[unit] * total
@@ -105,6 +101,9 @@ class Budget:
         return cls(n_params, total)
 
 
+BudgetLike = int | float | str | Budget  # what Budget.parse reads
+
+
 def solve_shift(alpha: Tensor, costs: Tensor, budget: float, *, temperature: float = 1.0, check: bool = True) -> Tensor:
     """The shift ζ at which the expected number of trainable parameters equals the budget.
 
@@ -119,16 +118,22 @@ def solve_shift(alpha: Tensor, costs: Tensor, budget: float, *, temperature: flo
         check: validate the inputs first, which waits for the device.
 
     Returns:
-        ζ, float64 [...] (a scalar for one vector alpha), on alpha's device; residual below 1e-6 · budget.
-
-    Raises:
-        BudgetError: budget outside (0, costs.sum()), or alpha not finite.
+        ζ, float64 [...] (a scalar for one vector alpha), on alpha's device; residual below 1e-6 · budget. Raises
+        BudgetError for a budget outside (0, costs.sum()), or if alpha is not finite.
     """
     alpha = alpha.detach().double()
     costs = costs.detach().to(alpha.device, torch.float64)
     total = costs.sum()
     if check:
-        _check(alpha, costs, budget, temperature)
+        if alpha.shape[-1:] != costs.shape:
+            raise BudgetError(f"alpha {tuple(alpha.shape)} and costs {tuple(costs.shape)} disagree in candidates")
+        if not temperature > 0:
+            raise BudgetError(f"temperature must be > 0, got {temperature}")
+        if not 0 < budget < float(total):
+            what = f"budget {budget:,} parameters is not between 0 and the {float(total):,.0f} parameters of all"
+            raise BudgetError(f"{what} {len(costs)} candidates together; take a smaller budget or a larger space")
+        if not bool(torch.isfinite(alpha).all()):
+            raise BudgetError("alpha has values that are not finite; the search diverged (lower alpha_lr or lr)")
     level = torch.logit(budget / total)  # σ(level) is the probability of every candidate at uniform alpha
     low = alpha.amin(-1, keepdim=True) - temperature * level  # here the cost is ≥ budget
     high = alpha.amax(-1, keepdim=True) - temperature * level  # here it is ≤ budget
@@ -147,7 +152,7 @@ def shifted_sigmoid(
     budget: float,
     *,
     temperature: float = 1.0,
-    gradient: GradientMode = "normalized",
+    gradient: str = "normalized",
     check: bool = True,
 ) -> Tensor:
     """Probabilities whose expected cost is the budget, differentiable in alpha.
@@ -160,10 +165,7 @@ def shifted_sigmoid(
             ``"implicit"``: the exact derivative of the root, so the expected cost is constant to first order.
 
     Returns:
-        probs, [..., n_candidates], in alpha's dtype.
-
-    Raises:
-        BudgetError: as :func:`solve_shift`. ValueError: unknown gradient mode.
+        probs, [..., n_candidates], in alpha's dtype. Raises BudgetError as :func:`solve_shift`.
     """
     if gradient not in GRADIENT_MODES:
         raise ValueError(f"gradient {gradient!r} is not one of {', '.join(GRADIENT_MODES)}")
@@ -181,9 +183,7 @@ def shifted_sigmoid(
     return probs
 
 
-def sample_gates(
-    probs: Tensor, noise: Tensor, *, temperature: float = 1.0, hard: bool = False, stretch: tuple[float, float] = (0, 1)
-) -> Tensor:
+def sample_gates(probs: Tensor, noise: Tensor, *, temperature: float = 1.0, hard: bool = False) -> Tensor:
     """Relaxed Bernoulli (binary concrete) gates, in the shape of probs.
 
     Args:
@@ -191,34 +191,24 @@ def sample_gates(
         noise: uniform in (0, 1), broadcastable to probs.
         temperature: τ > 0; a lower one gives gates closer to 0 or 1. P(gate > ½) = p at every τ.
         hard: 0 or 1 in the forward pass, the relaxed gradient in the backward pass (straight-through).
-        stretch: (low, high), the interval to which gates are stretched before they are clamped to [0, 1].
-
-    Source:
-        Maddison et al. 2017 (binary concrete); Louizos et al. 2018 (stretch).
     """
     if temperature <= 0:
         raise ValueError(f"sampling temperature must be > 0, got {temperature}")
     tiny = torch.finfo(probs.dtype).eps
     soft = torch.sigmoid((torch.logit(noise, tiny) + torch.logit(probs, tiny)) / temperature)
-    low, high = stretch
-    if (low, high) != (0, 1):
-        soft = (low + (high - low) * soft).clamp(0, 1)
-    if hard:
-        return soft + ((soft > 0.5).to(soft.dtype) - soft).detach()
-    return soft
+    return soft + ((soft > 0.5).to(soft.dtype) - soft).detach() if hard else soft
 
 
-def expected_gates(probs: Tensor, *, temperature: float = 1.0, hard: bool = False, points: int = 2048) -> Tensor:
+def expected_gates(probs: Tensor, *, temperature: float = 1.0, hard: bool = False) -> Tensor:
     """Mean of the sampled gate for each probability, in the shape of probs. It is *not* the probability.
 
     At τ = 1 it is o(o − 1 − ln o)/(o − 1)² with o = p/(1 − p): 3.4 × p at p = 0.0136. It is computed by the midpoint
-    rule with this many ``points``, which works for every τ. A hard sample has mean p exactly.
+    rule, which works for every τ. A hard sample has mean p exactly.
     """
     if hard:
         return probs.clone()
-    noise = (torch.arange(points, dtype=torch.float64, device=probs.device) + 0.5) / points
-    gates = sample_gates(probs.double().unsqueeze(-1), noise, temperature=temperature)
-    return gates.mean(-1).to(probs.dtype)
+    noise = (torch.arange(_POINTS, dtype=torch.float64, device=probs.device) + 0.5) / _POINTS
+    return sample_gates(probs.double().unsqueeze(-1), noise, temperature=temperature).mean(-1).to(probs.dtype)
 
 
 def sampling_gap(probs: Tensor, costs: Tensor, *, temperature: float = 1.0, hard: bool = False) -> float:
@@ -228,18 +218,3 @@ def sampling_gap(probs: Tensor, costs: Tensor, *, temperature: float = 1.0, hard
     """
     mean = expected_gates(probs, temperature=temperature, hard=hard)
     return float((costs * mean).sum() / (costs * probs).sum())
-
-
-def _check(alpha: Tensor, costs: Tensor, budget: float, temperature: float) -> None:
-    if alpha.shape[-1:] != costs.shape:
-        raise BudgetError(f"alpha {tuple(alpha.shape)} and costs {tuple(costs.shape)} disagree in candidates")
-    if not temperature > 0:
-        raise BudgetError(f"temperature must be > 0, got {temperature}")
-    total = float(costs.sum())
-    if not 0 < budget < total:
-        raise BudgetError(
-            f"budget {budget:,} parameters is not between 0 and the {total:,.0f} parameters of all {len(costs)} "
-            "candidates together; take a smaller budget or a larger space"
-        )
-    if not bool(torch.isfinite(alpha).all()):
-        raise BudgetError("alpha has values that are not finite; the search diverged (lower alpha_lr or lr)")

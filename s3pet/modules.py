@@ -43,8 +43,7 @@ class PetModule:
     """One kind of PET module.
 
     Attributes:
-        name: as users write it.
-        fits: the kinds of site it fits on: ``"linear"``, ``"norm"``, ``"block"``.
+        name, fits: as users write it; the kinds of site it fits on: ``"linear"``, ``"norm"``, ``"block"``.
         default_rank: rank (LoRA, low-rank adapter) or bottleneck width (adapter); None for modules without a size.
         shapes: (d_in, d_out, rank) → shape of each tensor.
         bounds: (d_in, d_out, rank) → half-width of the uniform initial distribution; tensors not listed start at 0.
@@ -60,11 +59,6 @@ class PetModule:
     delta: Callable[[Tensors, Tensor, Tensor, nn.Module], Tensor]
     gated: tuple[str, ...]
 
-    @property
-    def is_vector(self) -> bool:
-        """Whether the module is a single vector without another factor (BitFit, LNFit)."""
-        return not self.bounds(1, 1, 1)
-
     def cost(self, d_in: int, d_out: int, rank: int) -> int:
         """Number of trainable parameters."""
         return sum(math.prod(shape) for shape in self.shapes(d_in, d_out, rank).values())
@@ -73,9 +67,8 @@ class PetModule:
         """Fresh float32 tensors on the generator's device; their delta is exactly zero."""
         shapes, bounds = self.shapes(d_in, d_out, rank), self.bounds(d_in, d_out, rank)
         tensors = {name: torch.zeros(shape, device=generator.device) for name, shape in shapes.items()}
-        for name, tensor in tensors.items():
-            if name in bounds:
-                tensor.uniform_(-bounds[name], bounds[name], generator=generator)
+        for name, bound in bounds.items():
+            tensors[name].uniform_(-bound, bound, generator=generator)
         return tensors
 
 
@@ -87,19 +80,10 @@ def pet_module(name: str) -> PetModule:
 
 
 def normalize(site: nn.Module, x: Tensor) -> Tensor:
-    """The input of a norm site, normalised, before the norm's own weight and bias.
-
-    Args:
-        site: a LayerNorm, or an RMSNorm with ``variance_epsilon`` or ``eps`` (T5, Llama).
-        x: the site's input, [..., d].
-
-    Returns:
-        norm(x), [..., d].
-    """
+    """The input of a LayerNorm or RMSNorm, [..., d], normalised, before the norm's own weight and bias."""
     if isinstance(site, nn.LayerNorm):
         return F.layer_norm(x, site.normalized_shape, None, None, site.eps)
-    epsilon: Any = getattr(site, "variance_epsilon", None)
-    epsilon = getattr(site, "eps", 1e-6) if epsilon is None else epsilon
+    epsilon: Any = getattr(site, "variance_epsilon", getattr(site, "eps", 1e-6))  # T5 and Llama, others
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
 
@@ -109,10 +93,6 @@ def normalize(site: nn.Module, x: Tensor) -> Tensor:
 
 def _lora(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
     return F.linear(F.linear(x, t["A"]), t["B"] * (LORA_ALPHA / len(t["A"])))  # len(A) is the rank
-
-
-def _lora_shapes(d_in: int, d_out: int, r: int) -> Shapes:
-    return {"A": (r, d_in), "B": (d_out, r)}
 
 
 def _lnfit(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
@@ -147,16 +127,16 @@ def _adapter(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
     return F.linear(F.gelu(F.linear(h, t["W1"], t["b1"])), t["W2"], t["b2"])
 
 
-def _adapter_shapes(d_in: int, d: int, k: int) -> Shapes:
-    return {"W1": (k, d), "b1": (k,), "W2": (d, k), "b2": (d,)}
-
-
 def _kaiming(name: str) -> Callable[[int, int, int], dict[str, float]]:
     return lambda d_in, d_out, r: {name: 1 / math.sqrt(d_in)}  # Kaiming-uniform with a = √5; a block's d is its d_in
 
 
+def _adapter_shapes(d_in: int, d: int, k: int) -> Shapes:
+    return {"W1": (k, d), "b1": (k,), "W2": (d, k), "b2": (d,)}
+
+
 _ROWS = (  # candidates of one site are listed in this order
-    PetModule("lora", ("linear",), 1, _lora_shapes, _kaiming("A"), _lora, ("B",)),
+    PetModule("lora", ("linear",), 1, lambda d_in, d, r: {"A": (r, d_in), "B": (d, r)}, _kaiming("A"), _lora, ("B",)),
     PetModule("lnfit", ("norm",), None, _vector("w"), lambda *_: {}, _lnfit, ("w",)),
     PetModule("bitfit", ("linear", "norm"), None, _vector("b"), lambda *_: {}, _bitfit, ("b",)),
     PetModule("lowrank_adapter", ("block",), 1, _lowrank_shapes, _lowrank_bounds, _lowrank, ("up_out", "up_bias")),

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3pet.backbones import backbone_kind, preserved_modes
+from s3pet.backbones import backbone_kind, preserved
 from s3pet.errors import SearchError, TaskError
 from s3pet.records import check_fields
 from s3pet.tasks import Example, Task
@@ -110,11 +110,9 @@ class Objective(nn.Module):
     """How a backbone learns a task; :func:`make_objective` makes one of the three kinds.
 
     Attributes:
-        model: the backbone; not a submodule.
-        task: the task.
+        model, task: the backbone (not a submodule) and the task.
         settings: the settings used; ``pooling`` is never None for an encoder.
-        head: the task head of an encoder, else None.
-        scored: number of rows predicted so far.
+        head, scored: the task head of an encoder, else None; the number of rows predicted so far.
     """
 
     model: Any
@@ -131,7 +129,9 @@ class Objective(nn.Module):
 
     def encode(self, examples: Sequence[Example]) -> list[Row]:
         """Tokenised rows: ``input_ids`` (a list of token numbers), ``target``, and what else the tokenizer gives."""
-        encoded = self.tokenizer(*self._texts(examples), truncation=True, max_length=self.settings.max_length)
+        texts = [(example.source,) if self.head is None else example.segments for example in examples]
+        columns = [list(column) for column in zip(*texts, strict=True)]
+        encoded = self.tokenizer(*columns, truncation=True, max_length=self.settings.max_length)
         rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
         return [{**row, "target": self._target(example)} for row, example in zip(rows, examples, strict=True)]
 
@@ -141,7 +141,12 @@ class Objective(nn.Module):
 
     def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
         """Mean training loss of a batch, a scalar."""
-        return F.cross_entropy(self.scores(batch, head_weights), batch["target"])
+        if self.settings.loss == "lm":
+            return self._word_loss(batch)
+        scores = self.scores(batch, head_weights)
+        if self.task.regression and self.head is not None:
+            return F.mse_loss(scores.squeeze(-1), batch["target"])
+        return F.cross_entropy(scores, batch["target"])
 
     def run(self, call: Any = None, **inputs: Any) -> Any:
         """Output of the backbone (or of ``call``, a part of it) at the chosen precision."""
@@ -184,19 +189,19 @@ class Objective(nn.Module):
             return []
         encoded = self.encode(examples) if rows is None else rows
         order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
-        predictions = [0.0] * len(encoded)
-        with preserved_modes(self, self.model):
+        predictions: list[float] = []
+        with preserved(self, self.model):
             self.model.eval()
             self.eval()
             for start in range(0, len(order), batch_size):
-                part = order[start : start + batch_size]
-                scores = self.scores(self.collate([encoded[index] for index in part])).float()
-                self.scored += len(part)
+                batch = self.collate([encoded[index] for index in order[start : start + batch_size]])
+                scores = self.scores(batch).float()
+                self.scored += len(scores)
                 if not bool(torch.isfinite(scores).all()):  # the argmax of NaN is 0, a plausible class
                     raise SearchError(f"scores on task {self.task.name!r} are NaN or infinite, so nothing is predicted")
                 values = scores.squeeze(-1) if self.task.regression and self.head else scores.argmax(-1)
-                for index, value in zip(part, values.tolist(), strict=True):
-                    predictions[index] = value
+                predictions += values.tolist()
+        predictions = [value for _, value in sorted(zip(order, predictions, strict=True))]  # in the order of the rows
         if self.task.regression and self.head is None:
             return [self.task.label_values[int(index)] for index in predictions]
         return predictions
@@ -205,8 +210,9 @@ class Objective(nn.Module):
         """The task's metrics on these examples, the main one first; raises SearchError as :meth:`predict` does."""
         return self.task.score(self.predict(examples, rows), [example.label for example in examples])
 
-    def _texts(self, examples: Sequence[Example]) -> list[list[str]]:
-        return [[example.source for example in examples]]
+    def _word_loss(self, batch: Batch) -> Tensor:
+        """Mean language-model loss of the right words."""
+        raise NotImplementedError
 
     def _target(self, example: Example) -> int | float:
         if not self.task.regression or self.head is not None:
@@ -223,9 +229,7 @@ class SequenceToSequence(Objective):
         words = self.tokenizer(text_target=list(task.label_words))["input_ids"]
         self.register_buffer("words", _pad(words, -100).to(self.device))  # [n_labels, length], with the end token
 
-    def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        if self.settings.loss == "choice":
-            return super().loss(batch)
+    def _word_loss(self, batch: Batch) -> Tensor:
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         return self.run(**inputs, labels=self.words[batch["target"]], use_cache=False).loss
 
@@ -255,9 +259,7 @@ class Causal(Objective):
         pairs = zip(self.tokenizer([example.source for example in examples])["input_ids"], examples, strict=True)
         return [{"input_ids": ids[-length:], "target": self._target(example)} for ids, example in pairs]
 
-    def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        if self.settings.loss == "choice":
-            return super().loss(batch)
+    def _word_loss(self, batch: Batch) -> Tensor:
         logits, labels = self._continued(batch, [[int(word)] for word in batch["target"]])
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
 
@@ -285,8 +287,7 @@ class Encoder(Objective):
         if settings.pooling == "pooler" and not has_pooler:
             raise SearchError("this backbone has no pooler; use pooling='first' or 'mean'")
         usual = "pooler" if has_pooler and not getattr(model, "s3pet_pooler_is_fresh", False) else "mean"
-        pooling = settings.pooling or usual
-        super().__init__(model, task, replace(settings, pooling=pooling))
+        super().__init__(model, task, replace(settings, pooling=settings.pooling or usual))
         config: Any = model.config
         dropout: Any = getattr(config, "classifier_dropout", None)
         dropout = getattr(config, "hidden_dropout_prob", 0.1) if dropout is None else dropout
@@ -298,14 +299,6 @@ class Encoder(Objective):
         if task.regression:  # start at the mean; otherwise the first hundred steps learn little else
             nn.init.constant_(out.bias, sum(float(example.label) for example in task.train) / len(task.train))
         self.head = nn.Sequential(OrderedDict(dropout=nn.Dropout(dropout), out=out)).to(self.device)
-
-    def _texts(self, examples: Sequence[Example]) -> list[list[str]]:
-        return [list(column) for column in zip(*(example.segments for example in examples), strict=True)]
-
-    def loss(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        if self.task.regression:
-            return F.mse_loss(self.scores(batch, head_weights).squeeze(-1), batch["target"])
-        return super().loss(batch, head_weights)
 
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
         output = self.run(**{name: tensor for name, tensor in batch.items() if name != "target"})
@@ -327,8 +320,8 @@ def make_objective(
     """How this backbone learns this task.
 
     Args:
-        model: a backbone; of one with its own classification head only the encoder is used.
-        task: with its tokenizer. settings: a record, or a mapping of some of its fields. seed: of a fresh head.
+        model, task: a backbone (of one with a classification head only the encoder is used); a task with a tokenizer.
+        settings, seed: a record, or a mapping of some of its fields; the seed of a fresh head.
 
     Raises:
         SearchError: bad settings, or settings that this backbone does not use. TaskError: no tokenizer.

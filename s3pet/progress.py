@@ -77,17 +77,14 @@ def busy_note() -> str | None:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if threads == 1 or load < 0.5 or load + threads <= cores + 0.5:
         return None
-    return (
-        f"This machine is busy (load {load:.1f} on {cores} cores) and torch wants {threads} threads, which then wait "
-        "for each other; torch.set_num_threads(1) is probably faster."
-    )
+    busy = f"This machine is busy (load {load:.1f} on {cores} cores) and torch wants {threads} threads"
+    return f"{busy}, which then wait for each other; torch.set_num_threads(1) is probably faster."
 
 
 def make_view(progress: bool | View) -> View:
-    """The view that ``progress`` asks for.
+    """The view that ``progress`` asks for; for True the first one that an entry point returns, else a bar.
 
-    True asks the entry points of group ``s3pet.views``, functions that return a view, or None where theirs cannot be
-    shown; the first view wins, else it is a bar.
+    The entry points of group ``s3pet.views`` are functions that return a view, or None where it cannot be shown.
     """
     if isinstance(progress, View):
         return progress

@@ -16,16 +16,14 @@ from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
+import pandas as pd
 import psutil
 import torch
 
 from s3pet.errors import SearchError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Choices = Mapping[str, Sequence[Any]]
 EXPECTED = {int: "a whole number", float: "a finite number", str: "a string", NoneType: "None"}
@@ -36,12 +34,8 @@ def check_fields(
 ) -> None:
     """Check types and ranges of a frozen dataclass in its ``__post_init__``; NumPy numbers become Python's.
 
-    Args:
-        record: its fields are annotated int, float or str, alone or with None. A boolean is not a number.
-        positive: fields that must be above 0. least: smallest value, by field. choices: allowed values, by field.
-
-    Raises:
-        SearchError: the message names the field, its value and what is expected.
+    Fields are annotated int, float or str, alone or with None; a boolean is not a number. Those in ``positive`` must be
+    above 0; ``least`` and ``choices`` hold the smallest value and the allowed values, by field. Raises SearchError.
     """
     for name, hint in get_type_hints(type(record)).items():
         value, kinds = getattr(record, name), get_args(hint) or (hint,)
@@ -64,8 +58,7 @@ class Cost:
     """What a search or a retraining cost.
 
     Attributes:
-        passes: forward and backward passes of one batch through the backbone.
-        rows: rows in these passes; a row counts once per pass.
+        passes, rows: forward and backward passes of one batch through the backbone, and rows in these passes.
         scored: rows that went forward only, to be scored.
         seconds: wall clock.
         peak_memory: bytes. On a GPU: the most that torch had allocated. On a CPU: the largest resident size of the
@@ -91,10 +84,8 @@ class Cost:
 
     def note_memory(self, device: torch.device) -> None:
         """Raise ``peak_memory`` to what is in use now."""
-        if device.type == "cuda":
-            used = torch.cuda.max_memory_allocated(device)
-        else:
-            used = psutil.Process().memory_info().rss
+        on_gpu = device.type == "cuda"
+        used = torch.cuda.max_memory_allocated(device) if on_gpu else psutil.Process().memory_info().rss
         self.peak_memory = max(used, self.peak_memory or 0)
 
     @contextmanager
@@ -108,12 +99,6 @@ class Cost:
         finally:
             self.note_memory(device)
 
-    def __add__(self, other: Cost) -> Cost:
-        """The cost of two runs, one after the other."""
-        peak = max((n for n in (self.peak_memory, other.peak_memory) if n is not None), default=None)
-        passes, rows, scored = self.passes + other.passes, self.rows + other.rows, self.scored + other.scored
-        return Cost(passes, rows, scored, self.seconds + other.seconds, peak)
-
     def __str__(self) -> str:
         counts = {"passes": self.passes, "rows": self.rows, "rows scored": self.scored}
         parts = [f"{number:,} {name}" for name, number in counts.items() if number] + [f"{self.seconds:.1f} s"]
@@ -123,8 +108,7 @@ class Cost:
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that change with anything in the config."""
-    text = json.dumps(config, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def write_json(record: Mapping[str, Any], path: Path) -> None:

@@ -10,9 +10,8 @@ A run folder can be read without the model:
     metrics.json         steps done, cost, diagnostics
     checkpoint/          while the search runs: one file from which it continues
 
-Batches, noise and dropout are functions of (seed, step). So α, the weights, the moments of both optimisers, the history
-and the records are the whole state of a search, and a continued search gives bit for bit what an uninterrupted one
-gives. Tables are plain pandas; nothing that is read here is executed.
+Batches, noise and dropout are functions of (seed, step), so α, the weights, the moments of both optimisers, the history
+and the records are the whole state of a search. Tables are plain pandas; nothing that is read here is executed.
 """
 
 from __future__ import annotations
@@ -23,22 +22,21 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from s3pet.errors import RunError
-from s3pet.gates import Budget
+from s3pet.gates import Budget, BudgetLike
 from s3pet.records import Cost, config_hash, write_json, write_table
 from s3pet.space import Candidate, Space
 from s3pet.structure import Structure, parse_budget, select_mask, select_structure
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 STATE = "state.safetensors"
+FINISHED = {"finished run": "config.json", "tuned model": "tuned.json"}  # the file that is written last
 RESULTS_VERSION = 1  # raised when the same config gives other numbers
 
 
@@ -47,10 +45,8 @@ class SearchResult:
     """The result of a search.
 
     Attributes:
-        space: the candidates that were searched.
-        config: everything that repeats the search.
-        gates: the gate table, one row per candidate.
-        history: one row per step.
+        space, config: the candidates that were searched, and everything that repeats the search.
+        gates, history: the gate table, one row per candidate; and one row per step.
         trajectory: one row per recorded step and candidate (``candidate, step, alpha, prob``).
         metrics: cost and diagnostics; ``stopped`` says why a search ended early, None if it did not.
         path: the run folder, if saved.
@@ -81,25 +77,22 @@ class SearchResult:
 
     @property
     def loss_drop(self) -> float:
-        """How far the loss fell, as a share of the loss at the start.
+        """1 − (mean loss on search_val in the last quarter of steps) / (mean on search_train in the first twentieth).
 
-        1 − (mean loss on search_val in the last quarter of the steps) / (mean loss on search_train in the first
-        twentieth). Near 0 the supernet has learned nothing that holds on other rows, and α followed noise: try another
-        ``lr`` or more steps. NaN without a history, or if the search ended during the warm-up.
+        Near 0 the supernet has learned nothing that holds on other rows, and α followed noise: try another ``lr`` or
+        more steps. NaN without a history, or if the search ended during the warm-up.
         """
         if not len(self.history):
             return math.nan
         first = self.history["loss_train"].iloc[: max(1, len(self.history) // 20)].mean()
         return float(1 - self.history["loss_val"].iloc[-max(1, len(self.history) // 4) :].mean() / first)
 
-    def structure(self, budget: int | float | str | Budget | None = None) -> Structure:
+    def structure(self, budget: BudgetLike | None = None) -> Structure:
         """The structure at a budget: one search ranks all candidates, so it can be cut at any budget.
 
         Args:
-            budget: any form that :meth:`s3pet.Budget.parse` reads; None: the budget of the search.
-
-        Raises:
-            BudgetError: the budget cannot be read, or is below the cheapest candidate.
+            budget: any form that :meth:`s3pet.Budget.parse` reads, at least the cost of the cheapest candidate (else
+                BudgetError); None: the budget of the search.
         """
         origin = {"kind": "searched", "searched_at": self.config["budget"]}
         origin |= {key: self.config[key] for key in ("task", "seed", "order") if key in self.config}
@@ -108,26 +101,20 @@ class SearchResult:
         origin["config_hash"] = config_hash(self.config)
         return select_structure(self.space, self.probs, self.budget if budget is None else budget, origin=origin)
 
-    def gates_at(self, step: int | None = None, budget: int | float | str | Budget | None = None) -> pd.DataFrame:
+    def gates_at(self, step: int | None = None, budget: BudgetLike | None = None) -> pd.DataFrame:
         """The gate table at a recorded step, or cut at another budget.
 
         Args:
-            step: a step of the trajectory; None: the end of the search.
-            budget: the budget that ``chosen`` and ``margin`` refer to; None: that of the search.
-
-        Raises:
-            RunError: the step was not recorded. BudgetError: as :meth:`structure`.
+            step: a step of the trajectory (RunError if it was not recorded); None: the end of the search.
+            budget: what ``chosen`` and ``margin`` refer to, as for :meth:`structure`; None: that of the search.
         """
-        import pandas as pd
-
         table = self.gates
         if step is not None:
             steps = sorted(set(self.trajectory["step"]))
             if step not in steps:
                 hint = f"recorded are {', '.join(f'{s:g}' for s in steps)}" if steps else "it has no trajectory"
                 raise RunError(f"step {step} was not recorded; {hint}")
-            table = self.trajectory[self.trajectory["step"] == step].set_index("candidate")
-            table = table.loc[[candidate.name for candidate in self.space]]
+            table = self.trajectory[self.trajectory["step"] == step].set_index("candidate").loc[[*self.space.names]]
         alpha, prob = (torch.tensor(table[name].to_numpy("float64")) for name in ("alpha", "prob"))
         cut = parse_budget(self.space, self.budget if budget is None else budget)
         gates = gate_table(self.space, alpha, prob, cut.n_params)
@@ -135,14 +122,8 @@ class SearchResult:
         return pd.concat([gates, self.gates[extra]], axis=1) if extra and step is None else gates
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the run folder.
-
-        Raises:
-            RunError: a finished run is there and ``overwrite`` is not set.
-        """
-        path = Path(path)
-        refuse_finished(path, overwrite)
-        path.mkdir(parents=True, exist_ok=True)
+        """Write the run folder; raises RunError if a finished run is there and ``overwrite`` is not set."""
+        path = prepare_folder(path, "finished run", overwrite)
         (path / "config.json").unlink(missing_ok=True)  # written last: its presence says that the run is complete
         for name in ("history", "trajectory", "gates"):
             write_table(getattr(self, name), path / f"{name}.parquet")
@@ -158,34 +139,22 @@ class SearchResult:
 
 
 def gate_table(space: Space, alpha: torch.Tensor, probs: torch.Tensor, budget: int) -> pd.DataFrame:
-    """The table of the space with ``alpha, prob, chosen, margin``.
+    """The table of the space with ``alpha, prob, chosen, margin`` (prob minus the smallest one among the chosen).
 
-    ``margin`` is prob minus the smallest probability among the chosen candidates. A candidate that was skipped because
-    it was too expensive can have a positive margin.
+    A candidate that was skipped because it was too expensive can have a positive margin.
     """
     mask = select_mask(probs, space.costs, budget)
     cut = float(probs[mask].min()) if bool(mask.any()) else math.nan
-    table = space.table()
-    table["alpha"] = alpha.detach().cpu().double().numpy()
-    table["prob"] = probs.detach().cpu().double().numpy()
-    table["chosen"] = mask.numpy()
-    table["margin"] = table["prob"] - cut
-    return table
+    a, p = (tensor.detach().cpu().double().numpy() for tensor in (alpha, probs))
+    return space.table().assign(alpha=a, prob=p, chosen=mask.numpy(), margin=p - cut)
 
 
 def load_run(path: str | Path) -> SearchResult:
-    """Open a run folder without the model.
-
-    Raises:
-        RunError: not a finished run; the message says what is missing.
-    """
-    import pandas as pd
-
+    """Open a run folder without the model; raises RunError, which says what is missing, if it is not complete."""
     path = Path(path)
     names = ("config.json", "metrics.json", "gates.parquet", "history.parquet", "trajectory.parquet")
-    missing = [name for name in names if not (path / name).is_file()]
-    if missing:
-        raise RunError(f"{path} is not a finished run: {', '.join(missing)} missing. Make one: search(…, out={path})")
+    if missing := ", ".join(name for name in names if not (path / name).is_file()):
+        raise RunError(f"{path} is not a finished run: {missing} missing. Make one: search(…, out={path})")
     config, metrics = (json.loads((path / name).read_text(encoding="utf-8")) for name in names[:2])
     gates, history, trajectory = (pd.read_parquet(path / name) for name in names[2:])
     candidates = tuple(Candidate.from_row(row) for row in gates.to_dict("records"))  # type: ignore[arg-type]
@@ -193,20 +162,22 @@ def load_run(path: str | Path) -> SearchResult:
     return SearchResult(space, config, gates, history, trajectory, metrics, path)
 
 
-def refuse_finished(path: Path, overwrite: bool) -> None:
-    """Raise RunError if a finished run is at ``path``, unless told to overwrite it."""
-    if (path / "config.json").is_file() and not overwrite:
-        raise RunError(f"{path} holds a finished run; choose another folder or pass overwrite=True")
+def prepare_folder(path: str | Path, kind: str, overwrite: bool) -> Path:
+    """Make a folder; raises RunError if it holds a result of this kind that may not be replaced, or cannot be made."""
+    path = Path(path)
+    if (path / FINISHED[kind]).exists() and not overwrite:
+        raise RunError(f"{path} holds a {kind}; choose another folder or pass overwrite=True")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path} cannot be a folder for a {kind}: {error}") from error
+    return path
 
 
 def save_state(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], rest: Any) -> None:
     """Write the state of a running search, replacing the last one in one move.
 
-    Args:
-        folder: made if absent.
-        config: the config of the run; a search with another config does not continue from this state.
-        tensors: by name.
-        rest: everything else, as JSON; it travels in the header of the safetensors file, so that the state is one file.
+    The config and the ``rest`` travel as JSON in the header of the safetensors file, so that the state is one file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / (STATE + ".part")
@@ -216,13 +187,8 @@ def save_state(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, to
 
 
 def load_state(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], Any] | None:
-    """The state that :func:`save_state` wrote, or None if there is none.
-
-    Raises:
-        RunError: the file cannot be read, or belongs to a run with another config; the message names what differs.
-    """
-    path = folder / STATE
-    if not path.is_file():
+    """The state that :func:`save_state` wrote, or None; raises RunError if it is damaged or of another config."""
+    if not (path := folder / STATE).is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:

@@ -26,17 +26,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from s3pet import bilevel
-from s3pet.backbones import backbone_checksum, preserved_modes
+from s3pet.backbones import backbone_checksum, preserved
 from s3pet.errors import SearchError
-from s3pet.gates import GRADIENT_MODES, Budget, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
+from s3pet.gates import GRADIENT_MODES, Budget, BudgetLike, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
 from s3pet.objective import Batch, Stream, derive, make_objective
 from s3pet.progress import View, make_view
 from s3pet.records import Cost, check_fields, config_hash, versions
-from s3pet.result import RESULTS_VERSION, SearchResult, gate_table, load_state, refuse_finished, save_state
+from s3pet.result import RESULTS_VERSION, SearchResult, gate_table, load_state, prepare_folder, save_state
 from s3pet.space import Space
 from s3pet.structure import parse_budget, select_mask
 from s3pet.supernet import Supernet
@@ -45,6 +46,7 @@ from s3pet.tasks import Task
 Callback = Callable[["Searcher"], Any]
 
 CLIP = 2.0  # largest norm of the gradient of the weights, and of α (the authors')
+HISTORY = ["step", "loss_train", "loss_val", "lr", "alpha_lr"]
 PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": {"alpha_optimizer": "adamw", "warmup": 0}}
 
 
@@ -57,8 +59,7 @@ class Settings:
         order: hypergradient, ``"first"``, ``"unrolled"`` or ``"unrolled_exact"``, see :mod:`s3pet.bilevel`.
         seed: of batches, noise, dropout and fresh tensors.
         batch_size: examples per batch, in both halves of the training split.
-        lr: learning rate of PET weights and head (AdamW without weight decay).
-        alpha_lr: learning rate of α.
+        lr, alpha_lr: learning rates of PET weights and head (AdamW without weight decay), and of α.
         alpha_optimizer: ``"shared"`` (one step size for all candidates, see :class:`s3pet.bilevel.SharedAdam`) or
             ``"adamw"`` (without weight decay, the authors').
         warmup: number of initial steps that update only the weights; None: a quarter of the steps. A fresh head and
@@ -90,13 +91,12 @@ class Searcher:
     """State of a running search; callbacks get it at every record.
 
     Attributes:
-        step: steps done.
+        step, cost: steps done, and what they have cost.
         alpha: structural parameters, float32 [n_candidates].
         weights: all PET tensors as one vector, then those of the head.
         settings, space, budget: what it runs on.
         history: one dict per step. records: (step, alpha) of every record.
         settled: overlap (Jaccard index) of the chosen set with that of ten records before, in [0, 1].
-        cost: what it has cost so far.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class Searcher:
         self.weights = [self.supernet.flatten(), *self.objective.head_weights]
         self.alpha_optimizer = bilevel.ALPHA_OPTIMIZERS[settings.alpha_optimizer]([self.alpha], lr=settings.alpha_lr)
         self.weight_optimizer = torch.optim.AdamW(self.weights, lr=settings.lr, weight_decay=0.0)
+        self._optimizers = {"alpha_moment": self.alpha_optimizer, "weight_moment": self.weight_optimizer}
         self.step, self.cost, self.settled = 0, Cost(), math.nan
         self.history: list[dict[str, Any]] = []
         self.records: list[tuple[int, Tensor]] = [(0, self.alpha.clone())]
@@ -127,20 +128,20 @@ class Searcher:
     def advance(self) -> None:
         """One step: weights, then α."""
         start, s = time.perf_counter(), self.settings
-        factor = 1 - self.step / s.steps
+        factor, again = 1 - self.step / s.steps, s.order != "first"  # again: the training batch is passed a second time
         for optimizer, lr in ((self.weight_optimizer, s.lr), (self.alpha_optimizer, s.alpha_lr)):
             optimizer.param_groups[0]["lr"] = lr * factor
         rows, xi = self.train(self.step), s.lr * factor
         train_loss = self._loss_on(self.objective.collate(rows), phase=0)
         train_value, alpha_gradient, gradients = bilevel.gradients(train_loss, self.alpha, self.weights)
-        before = [weight.detach().clone() for weight in self.weights] if s.order != "first" else []
+        before = [weight.detach().clone() for weight in self.weights] if again else []
         _update(self.weight_optimizer, self.weights, gradients)
         self.cost.passes, self.cost.rows = self.cost.passes + 1, self.cost.rows + len(rows)
         val_value: Tensor | float = math.nan
         if self.step >= (s.warmup or 0):
             val_rows = self.val(self.step)
-            val_loss = self._loss_on(self.objective.collate(val_rows), phase=0 if s.order != "first" else 1)
-            if s.order == "first":
+            val_loss = self._loss_on(self.objective.collate(val_rows), phase=0 if again else 1)
+            if not again:
                 val_value, hypergradient = bilevel.first_order(val_loss, self.alpha, self.weights)
             elif s.order == "unrolled":
                 val_value, hypergradient = bilevel.unrolled(
@@ -149,20 +150,12 @@ class Searcher:
             else:
                 val_value, hypergradient = bilevel.unrolled_exact(train_loss, val_loss, self.alpha, before, xi)
             _update(self.alpha_optimizer, [self.alpha], [hypergradient])
-            again = s.order != "first"  # the training batch is passed a second time
             self.cost.passes += 1 + again
             self.cost.rows += len(val_rows) + len(rows) * again
         self.supernet.use()
         self.step += 1
-        self.history.append(
-            {
-                "step": self.step,
-                "loss_train": train_value,
-                "loss_val": val_value,
-                "lr": xi,
-                "alpha_lr": s.alpha_lr * factor,
-            }
-        )
+        values = (self.step, train_value, val_value, xi, s.alpha_lr * factor)
+        self.history.append(dict(zip(HISTORY, values, strict=True)))
         self.cost.note_memory(self.objective.device)
         self.cost.seconds += time.perf_counter() - start
 
@@ -190,18 +183,12 @@ class Searcher:
                 break
             row["loss_val"], row["loss_train"] = float(row["loss_val"]), float(row["loss_train"])
 
-    def sampling_gap(self) -> float:
-        """Expected cost of the sampled supernet over the budget, see :func:`s3pet.gates.sampling_gap`."""
-        return sampling_gap(self.probs, self.costs.double())
-
     def result(self, config: dict[str, Any], metrics: dict[str, Any]) -> SearchResult:
         """The result as of now, at any point of a step."""
-        import pandas as pd
-
         self.read_losses()
         if not bool(torch.isfinite(self.alpha).all()):
             self.alpha = self.records[-1][1].clone()
-        table, trajectory = pd.DataFrame({"candidate": [candidate.name for candidate in self.space]}), []
+        table, trajectory = pd.DataFrame({"candidate": self.space.names}), []
         for step, alpha in self.records:
             alpha, prob = alpha.double(), self._probs(alpha.double())
             trajectory.append(table.assign(step=step, alpha=alpha.cpu().numpy(), prob=prob.cpu().numpy()))
@@ -210,42 +197,39 @@ class Searcher:
             "steps": self.step,
             "cost": self.cost.to_dict(),
             "head_params": self.objective.head_params,
-            "sampling_gap": self.sampling_gap(),
+            "sampling_gap": sampling_gap(self.probs, self.costs.double()),
             "settled": self.settled,
             "max_prob": float(self.probs.max()),
             "uniform_prob": self.budget.n_params / self.space.n_params,
             **metrics,
         }
-        history = pd.DataFrame(self.history, columns=["step", "loss_train", "loss_val", "lr", "alpha_lr"])
+        history = pd.DataFrame(self.history, columns=HISTORY)
         return SearchResult(self.space, config, gates, history, pd.concat(trajectory), metrics)
 
     def save(self, folder: Path, config: dict[str, Any]) -> None:
         """Write the state, from which :meth:`load` continues; right after a record."""
         tensors = {"alpha": self.alpha, "records": torch.stack([alpha for _, alpha in self.records])}
         tensors |= {f"weight.{index}": weight for index, weight in enumerate(self.weights)}
-        for name, optimizer in (("alpha_moment", self.alpha_optimizer), ("weight_moment", self.weight_optimizer)):
+        for name, optimizer in self._optimizers.items():
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"{name}.{index}.{key}": value for key, value in moments.items()}
-        steps = [step for step, _ in self.records]
-        rest = {"step": self.step, "cost": self.cost.to_dict(), "history": self.history, "record_steps": steps}
-        save_state(folder, config, tensors, rest)
+        rest = {"step": self.step, "cost": self.cost.to_dict(), "history": self.history}
+        save_state(folder, config, tensors, rest | {"record_steps": [step for step, _ in self.records]})
 
     @torch.no_grad()
     def load(self, folder: Path, config: dict[str, Any]) -> None:
         """Continue from a saved state, if there is one; raises RunError if it belongs to other settings."""
-        state = load_state(folder, config)
-        if state is None:
+        if (state := load_state(folder, config)) is None:
             return
         tensors, rest = state
         self.alpha.copy_(tensors["alpha"])
         for index, weight in enumerate(self.weights):
             weight.copy_(tensors[f"weight.{index}"])
-        for name, optimizer in (("alpha_moment", self.alpha_optimizer), ("weight_moment", self.weight_optimizer)):
-            moments: dict[int, dict[str, Tensor]] = {}
-            for key in (key for key in tensors if key.startswith(name)):
-                _, index, part = key.split(".")  # type: ignore[assignment]
-                moments.setdefault(int(index), {})[part] = tensors[key]
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        states = {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
+        for kind, number, part in (key.split(".") for key in tensors if "_moment." in key):
+            states[kind]["state"].setdefault(int(number), {})[part] = tensors[f"{kind}.{number}.{part}"]
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(states[name])
         self.step, self.cost, self.history = rest["step"], Cost(**rest["cost"]), rest["history"]
         self.records = list(zip(rest["record_steps"], tensors["records"].to(self.alpha.device), strict=True))
 
@@ -265,7 +249,7 @@ class Searcher:
 
     def _probs(self, alpha: Tensor) -> Tensor:
         costs = self.costs.to(alpha.dtype)
-        return shifted_sigmoid(alpha, costs, self.budget.n_params, gradient=self.settings.gradient, check=False)  # type: ignore[arg-type]
+        return shifted_sigmoid(alpha, costs, self.budget.n_params, gradient=self.settings.gradient, check=False)
 
 
 def search(
@@ -273,7 +257,7 @@ def search(
     task: Task,
     space: Space,
     *,
-    budget: int | float | str | Budget,
+    budget: BudgetLike,
     settings: str = "default",
     objective: Any = None,
     out: str | Path | None = None,
@@ -285,9 +269,8 @@ def search(
     """Find which PET modules where, under a parameter budget.
 
     Args:
-        model: the frozen backbone; it is left exactly as it was, however the search ends.
+        model, space: the frozen backbone, left exactly as it was however the search ends, and the candidates on it.
         task: its training split is halved into search_train and search_val; no other split is used.
-        space: the candidates.
         budget: trainable PET parameters, any form that :meth:`s3pet.Budget.parse` reads.
         settings: ``"default"``, or ``"paper"`` for the authors' optimiser of α and no warm-up.
         objective: how the backbone learns the task: :class:`s3pet.objective.ObjectiveSettings` or a mapping.
@@ -298,8 +281,8 @@ def search(
         **changes: fields of :class:`Settings` that differ: steps, order, seed, batch_size, lr, alpha_lr, …
 
     Returns:
-        The result; ``result.structure()`` is the structure at the budget. A stopped search, or one that was interrupted
-        from the keyboard, returns what it had; ``result.metrics["stopped"]`` says so.
+        The result; ``result.structure()`` is the structure at the budget. A search that was stopped or interrupted
+        returns what it had; ``result.metrics["stopped"]`` says so.
 
     Raises:
         BudgetError: the budget cannot be read, is below the cheapest candidate, or above the space.
@@ -311,15 +294,10 @@ def search(
     parsed = parse_budget(space, budget)
     solve_shift(torch.zeros(len(space)), space.costs, parsed.n_params)  # raises BudgetError above the space
     if chosen.order == "unrolled_exact" and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
-        raise SearchError(
-            "order='unrolled_exact' differentiates twice, which does not work with gradient checkpointing; switch that "
-            "off, or take order='unrolled'"
-        )
-    folder, view = Path(out) if out is not None else None, make_view(progress)
-    if folder is not None:
-        refuse_finished(folder, overwrite)
-    on_gpu = next(model.parameters()).is_cuda
-    with torch.random.fork_rng(devices=[next(model.parameters()).device] if on_gpu else []), preserved_modes(model):
+        raise SearchError("order='unrolled_exact' differentiates twice, which fails with gradient checkpointing")
+    view = make_view(progress)
+    folder = prepare_folder(out, "finished run", overwrite) if out is not None else None
+    with preserved(model):
         searcher = Searcher(model, task, space, parsed, chosen, objective)
         config = {
             "model": space.model_id,
@@ -328,7 +306,7 @@ def search(
             "task": task.name,
             "task_hash": task.fingerprint,
             "space": space.name,
-            "space_hash": config_hash({"candidates": [candidate.name for candidate in space]}),
+            "space_hash": config_hash({"candidates": space.names}),
             "budget": parsed.n_params,
             **asdict(chosen),
             "objective": asdict(searcher.objective.settings),
@@ -346,10 +324,10 @@ def search(
     view.finish(result)
     if stopped == "diverged":
         where = f", saved in {folder}" if folder else ""
-        error = SearchError(
-            f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite. Lower lr ({chosen.lr}) "
-            f"or alpha_lr ({chosen.alpha_lr}). The last good state is error.result{where}"
+        what = (
+            f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite. Lower lr ({chosen.lr})"
         )
+        error = SearchError(f"{what} or alpha_lr ({chosen.alpha_lr}). The last good state is error.result{where}")
         error.result = result  # type: ignore[attr-defined]
         raise error
     return result
@@ -359,10 +337,9 @@ def make_settings(preset: str = "default", **changes: Any) -> Settings:
     """A preset with some fields changed; raises SearchError for unknown presets and fields."""
     if preset not in PRESETS:
         raise SearchError(f"settings={preset!r} is not one of {', '.join(PRESETS)}")
-    unknown = [name for name in changes if name not in Settings.__dataclass_fields__]
-    if unknown:
-        known = ", ".join(Settings.__dataclass_fields__)
-        raise SearchError(f"search has no setting {', '.join(unknown)}; it has {known}")
+    known = Settings.__dataclass_fields__
+    if unknown := ", ".join(name for name in changes if name not in known):
+        raise SearchError(f"search has no setting {unknown}; it has {', '.join(known)}")
     return Settings(**{**PRESETS[preset], **changes})
 
 

@@ -83,6 +83,33 @@ class Candidate:
         return cls(**{**values, **{n: int(values[n]) for n in numbers}, "inert": bool(values.get("inert"))})
 
 
+class Candidates:
+    """Candidates in canonical order: what a space and a structure have in common."""
+
+    candidates: tuple[Candidate, ...]
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return iter(self.candidates)
+
+    @property
+    def n_params(self) -> int:
+        """Trainable parameters of all candidates together."""
+        return sum(candidate.n_params for candidate in self)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the candidates, ``site:pet:rank``."""
+        return tuple(candidate.name for candidate in self)
+
+    def table(self) -> pd.DataFrame:
+        """One row for each candidate, its fields as columns; ``layer`` and ``rank`` are Int64."""
+        table = pd.DataFrame([asdict(c) for c in self], columns=[field.name for field in fields(Candidate)])
+        return table.astype({"layer": "Int64", "rank": "Int64", "inert": bool})
+
+
 @dataclass(frozen=True)
 class Rule:
     """Which PET module goes on which sites. A single value or a list becomes a tuple; wrong types raise SpaceError.
@@ -91,8 +118,7 @@ class Rule:
         pet: name of the PET module.
         roles: patterns of roles (``"attn.[qv]"``, ``"*.norm"``); None: every role that the module fits, without the
             cross-attention projections and blocks unless the space asks for them.
-        stacks: patterns of stacks.
-        layers: layer indices; None: all.
+        stacks, layers: patterns of stacks; layer indices, None for all.
         ranks: sizes, at least 1, one candidate each; None: the module's default.
     """
 
@@ -131,7 +157,7 @@ SPACES = {"mixed": tuple(Rule(pet) for pet in _MIXED), "lora": (Rule("lora"),)}
 
 
 @dataclass(frozen=True)
-class Space:
+class Space(Candidates):
     """All candidates of a search, in canonical order. Budgets given as fractions refer to ``backbone_params``."""
 
     candidates: tuple[Candidate, ...]
@@ -139,45 +165,21 @@ class Space:
     model_id: str
     backbone_params: int
 
-    def __len__(self) -> int:
-        return len(self.candidates)
-
-    def __iter__(self) -> Iterator[Candidate]:
-        return iter(self.candidates)
-
-    @property
-    def n_params(self) -> int:
-        """Trainable parameters of all candidates together."""
-        return sum(candidate.n_params for candidate in self.candidates)
-
     @property
     def costs(self) -> Tensor:
         """Trainable parameters of each candidate, float64 [n_candidates]."""
-        return torch.tensor([candidate.n_params for candidate in self.candidates], dtype=torch.float64)
-
-    def table(self) -> pd.DataFrame:
-        """One row for each candidate, see :func:`candidate_table`."""
-        return candidate_table(self.candidates)
+        return torch.tensor([candidate.n_params for candidate in self], dtype=torch.float64)
 
     def __repr__(self) -> str:
-        counts = {pet: sum(c.pet == pet for c in self.candidates) for pet in PETS}
+        counts = {pet: sum(c.pet == pet for c in self) for pet in PETS}
         parts = ", ".join(f"{count} {pet}" for pet, count in counts.items() if count)
         return f"Space({self.name!r}: {len(self)} candidates ({parts}), {self.n_params:,} parameters)"
 
 
-def candidate_table(candidates: Sequence[Candidate]) -> pd.DataFrame:
-    """A DataFrame with one row for each candidate and its fields as columns; ``layer`` and ``rank`` are Int64."""
-    table = pd.DataFrame([asdict(c) for c in candidates], columns=[field.name for field in fields(Candidate)])
-    return table.astype({"layer": "Int64", "rank": "Int64", "inert": bool})
-
-
 def layers_of(places: Iterable[Candidate | Site]) -> dict[str, int]:
     """Number of layers of each stack that these candidates or sites reach; stacks without layers are left out."""
-    layers: dict[str, int] = {}
-    for place in places:
-        if place.layer is not None:
-            layers[place.stack] = max(layers.get(place.stack, 0), place.layer + 1)
-    return layers
+    counts = [(place.stack, place.layer + 1) for place in places if place.layer is not None]
+    return dict(sorted(counts, key=lambda pair: pair[1]))  # the last one of each stack, the largest, is kept
 
 
 def counterparts(space: Space, by: str, layers: Mapping[str, int]) -> Callable[[Candidate], Candidate | None]:

@@ -13,21 +13,20 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from s3pet.errors import BudgetError, SpaceError, StructureMismatchError, nearest
-from s3pet.gates import Budget
+from s3pet.gates import Budget, BudgetLike
 from s3pet.modules import PETS
 from s3pet.records import write_json
-from s3pet.space import Candidate, Rule, Space, candidate_table, counterparts, find_sites, layers_of, make_space
+from s3pet.space import Candidate, Candidates, Rule, Space, counterparts, find_sites, layers_of, make_space
 
 FORMAT = "s3pet-structure"
 VERSION = 1
@@ -37,19 +36,15 @@ MANUAL = {pet: Rule(pet) for pet in _ALL_OF} | {"lora_all": Rule("lora"), "lora_
 
 
 @dataclass(frozen=True)
-class Structure:
-    """Chosen candidates, in canonical order.
+class Structure(Candidates):
+    """Chosen candidates, in canonical order. Structures that differ only in ``probs`` or ``layers`` are equal.
 
     Attributes:
-        candidates: the chosen candidates.
-        model_id: the backbone it was made for.
-        space: name of the space it was chosen from.
+        candidates, model_id: what was chosen, and the backbone it was made for.
+        space: name of the space it was chosen from. layers: number of layers of each stack in it; None if unknown.
         budget: the budget it was cut at, in parameters; None for manual structures.
         origin: where it came from: ``{"kind": "searched", "task": …, "seed": …}``.
         probs: by which the candidates were ranked, one finite number each; None for random and manual structures.
-        layers: number of layers of each stack in the space it was chosen from; None where unknown.
-
-    Structures that differ only in ``probs`` or ``layers`` are equal.
     """
 
     candidates: tuple[Candidate, ...]
@@ -66,44 +61,24 @@ class Structure:
             what = f"{len(self.probs)} probabilities for {len(self)} candidates, {infinite} of them not finite"
             raise StructureMismatchError(f"{what}; give one each, or None")
 
-    def __len__(self) -> int:
-        return len(self.candidates)
-
-    @property
-    def n_params(self) -> int:
-        """Trainable PET parameters."""
-        return sum(candidate.n_params for candidate in self.candidates)
-
     @property
     def sites(self) -> tuple[str, ...]:
         """Addresses of the sites in use, each once, in canonical order."""
-        return tuple(dict.fromkeys(candidate.site for candidate in self.candidates))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the candidates, ``site:pet:rank``."""
-        return tuple(candidate.name for candidate in self.candidates)
-
-    def table(self) -> pd.DataFrame:
-        """One row for each chosen candidate, see :func:`s3pet.space.candidate_table`."""
-        return candidate_table(self.candidates)
+        return tuple(dict.fromkeys(candidate.site for candidate in self))
 
     def jaccard(self, other: Structure) -> float:
         """Shared candidates divided by all candidates of both, in [0, 1]; 1.0 for two empty structures."""
         one, two = set(self.names), set(other.names)
         return len(one & two) / len(one | two) if one | two else 1.0
 
-    def retarget(
-        self, space: Space, *, by: str = "relative_depth", budget: int | float | str | Budget | None = None
-    ) -> Structure:
+    def retarget(self, space: Space, *, by: str = "relative_depth", budget: BudgetLike | None = None) -> Structure:
         """Put the structure on another space, such as that of a backbone of another size.
 
         Each candidate goes to its counterpart (:func:`s3pet.space.counterparts`). On a deeper backbone this leaves
         gaps; on a shallower one, candidates with the same counterpart are merged, the largest probability is kept.
 
         Args:
-            space: the candidates to put it on.
-            by: ``"name"`` or ``"relative_depth"``.
+            space, by: the candidates to put it on; ``"name"`` or ``"relative_depth"``.
             budget: keep only the most probable candidates (the first ones where probabilities are unknown) within this
                 budget; None: keep all. ``structure.n_params / old_space.backbone_params`` gives the same share.
 
@@ -124,14 +99,13 @@ class Structure:
         counterpart, probs = counterparts(space, by, layers or {}), self.probs or (0.0,) * len(self)
         best: dict[str, float] = {}  # name of the counterpart → largest probability
         unplaced, merged = [], []
-        for i in sorted(range(len(self)), key=lambda i: -probs[i]):  # stable: ties in canonical order
-            name, target = self.candidates[i].name, counterpart(self.candidates[i])
-            if target is None:
-                unplaced.append(name)
+        for prob, candidate in sorted(zip(probs, self, strict=True), key=lambda pair: -pair[0]):  # ties: in order
+            if (target := counterpart(candidate)) is None:
+                unplaced.append(candidate.name)
             elif target.name in best:
-                merged.append(name)
+                merged.append(candidate.name)
             else:
-                best[target.name] = probs[i]
+                best[target.name] = prob
         if len(self) and not best:
             names = ", ".join(self.names[:3])
             raise StructureMismatchError(f"no candidate ({names}, …) has a counterpart in {space!r} by {by}")
@@ -150,11 +124,9 @@ class Structure:
 
     def check(self, model: torch.nn.Module) -> None:
         """Raise StructureMismatchError, naming the first mismatches, unless every candidate fits this model."""
-        sites = {site.address: site for site in find_sites(model)}
-        wrong = []
-        for c in self.candidates:
-            site = sites.get(c.site)
-            if site is None:
+        sites, wrong = {site.address: site for site in find_sites(model)}, []
+        for c in self:
+            if (site := sites.get(c.site)) is None:
                 wrong.append(f"{c.site} does not exist ({nearest(c.site, sites)})")
             elif (site.path, site.d_in, site.d_out) != (c.path, c.d_in, c.d_out):
                 here = f"{site.path} {site.d_in}→{site.d_out} here"
@@ -166,10 +138,9 @@ class Structure:
 
     def to_json(self, path: str | Path) -> Path:
         """Write the structure as versioned JSON; returns the path."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json({"format": FORMAT, "version": VERSION, **asdict(self), "n_params": self.n_params}, path)
-        return path
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_json({"format": FORMAT, "version": VERSION, **asdict(self), "n_params": self.n_params}, Path(path))
+        return Path(path)
 
     @classmethod
     def from_json(cls, path: str | Path, model: torch.nn.Module | None = None) -> Structure:
@@ -197,14 +168,14 @@ class Structure:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"{path} is not a structure file of version ≤ {VERSION}: {error}"
             raise StructureMismatchError(f"{what}. Write one with structure.to_json().") from error
-        if model is not None:
-            structure.check(model)
-            structure = replace(structure, layers=structure.layers or layers_of(find_sites(model)))
-        return structure
+        if model is None:
+            return structure
+        structure.check(model)
+        return replace(structure, layers=structure.layers or layers_of(find_sites(model)))
 
     def _check_costs(self, n_params: Any) -> None:
         counts = Counter(self.names)
-        for c in self.candidates:
+        for c in self:
             possible = c.pet in PETS and min(c.d_in, c.d_out, 1 if c.rank is None else c.rank) > 0
             cost = PETS[c.pet].cost(c.d_in, c.d_out, c.rank or 1) if possible else "no known number"
             if counts[c.name] > 1:
@@ -215,7 +186,7 @@ class Structure:
             raise ValueError(f"it says {n_params} parameters, holds {self.n_params}")
 
     def __repr__(self) -> str:
-        counts = Counter(candidate.pet for candidate in self.candidates)
+        counts = Counter(candidate.pet for candidate in self)
         parts = ", ".join(f"{count} {pet}" for pet, count in counts.items()) or "empty"
         return f"Structure({self.origin.get('kind', 'custom')}: {parts}; {self.n_params:,} parameters)"
 
@@ -224,8 +195,7 @@ def select_mask(probs: Tensor, costs: Tensor, budget: float) -> Tensor:
     """Choose by probability within a budget: take what fits, skip what does not, until the end.
 
     Args:
-        probs: [n_candidates]; higher ones are chosen first, ties in candidate order.
-        costs: [n_candidates], in parameters.
+        probs, costs: [n_candidates] each. Higher probabilities are chosen first, ties in candidate order.
         budget: in parameters, > 0; the chosen cost never exceeds it.
 
     Returns:
@@ -235,22 +205,16 @@ def select_mask(probs: Tensor, costs: Tensor, budget: float) -> Tensor:
         raise BudgetError(f"probs {tuple(probs.shape)} and costs {tuple(costs.shape)} must be one vector each")
     if not budget > 0:
         raise BudgetError(f"budget must be positive, got {budget}")
-    order = torch.sort(probs.detach().cpu(), descending=True, stable=True).indices.tolist()
-    return _fill(order, costs.tolist(), budget)
-
-
-def _fill(order: Sequence[int], costs: Sequence[float], budget: float) -> Tensor:
-    mask = torch.zeros(len(costs), dtype=torch.bool)
-    left = float(budget)
-    for index in order:
-        if costs[index] <= left:
+    mask, left, prices = torch.zeros(len(costs), dtype=torch.bool), float(budget), costs.tolist()
+    for index in torch.sort(probs.detach().cpu(), descending=True, stable=True).indices.tolist():
+        if prices[index] <= left:
             mask[index] = True
-            left -= costs[index]
+            left -= prices[index]
     return mask
 
 
 def select_structure(
-    space: Space, probs: Tensor, budget: int | float | str | Budget, *, origin: Mapping[str, Any] | None = None
+    space: Space, probs: Tensor, budget: BudgetLike, *, origin: Mapping[str, Any] | None = None
 ) -> Structure:
     """The structure that :func:`select_mask` gives for these probabilities; raises as :func:`parse_budget`."""
     parsed = parse_budget(space, budget)
@@ -258,7 +222,7 @@ def select_structure(
     return _structure(space, mask, parsed.n_params, origin or {"kind": "selected"}, probs)
 
 
-def parse_budget(space: Space, budget: int | float | str | Budget) -> Budget:
+def parse_budget(space: Space, budget: BudgetLike) -> Budget:
     """Read a budget for a space; raises BudgetError if it is unreadable or below the cheapest candidate."""
     parsed = Budget.parse(budget, total=space.backbone_params)
     cheapest = min((candidate.n_params for candidate in space), default=0)
@@ -268,12 +232,12 @@ def parse_budget(space: Space, budget: int | float | str | Budget) -> Budget:
     return parsed
 
 
-def random_structure(space: Space, budget: int | float | str | Budget, *, seed: int = 0) -> Structure:
+def random_structure(space: Space, budget: BudgetLike, *, seed: int = 0) -> Structure:
     """A random structure of at most this cost, filled until nothing more fits; raises as :func:`parse_budget`."""
     parsed = parse_budget(space, budget)
     # distributed as the authors' baseline, which draws again and again among the candidates that still fit
-    order = np.random.default_rng(seed).permutation(len(space)).tolist()
-    mask = _fill(order, space.costs.tolist(), parsed.n_params)
+    order = np.random.default_rng(seed).permutation(len(space))
+    mask = select_mask(-torch.from_numpy(order.argsort()), space.costs, parsed.n_params)
     return _structure(space, mask, parsed.n_params, {"kind": "random", "seed": seed})
 
 
@@ -282,10 +246,7 @@ def manual_structure(space: Space | torch.nn.Module, name: str) -> Structure:
 
     Args:
         space: where the candidates come from; or the model, for kinds that are not in the space.
-        name: one of :data:`MANUAL`, or ``"all"`` for every candidate of the space.
-
-    Raises:
-        SpaceError: unknown name, or no such candidate in the space.
+        name: one of :data:`MANUAL`, or ``"all"`` for every candidate of the space. SpaceError if there is none.
     """
     if name not in MANUAL and name != "all":
         raise SpaceError(f"manual structure {name!r} is not known; {nearest(name, [*MANUAL, 'all'])}")

@@ -19,8 +19,8 @@ call ``backward`` inside ``with supernet.using(…)``; outside, an error says so
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from s3pet.errors import SearchError, StructureMismatchError
 from s3pet.modules import PETS, pet_module
-from s3pet.space import Candidate, Space
+from s3pet.space import Candidate
 from s3pet.structure import Structure
 
 _MARK = "_s3pet_attached"
@@ -40,62 +40,44 @@ class Supernet(nn.Module):
 
     Args:
         model: the backbone; it is frozen while the supernet is attached.
-        candidates: a space, a structure, or a sequence of candidates.
+        candidates: a space, a structure (StructureMismatchError if it does not fit the model), or other candidates.
         seed: of the fresh PET tensors. The tensors of a candidate depend only on the seed and its name, so the same
             candidate starts the same in every structure.
 
     Attributes:
-        weights: all PET tensors, in candidate order.
-        keys: their names, ``"<candidate>/<tensor>"``.
-
-    Raises:
-        StructureMismatchError: a structure that does not fit the model.
+        weights, keys: all PET tensors, in candidate order, and their names, ``"<candidate>/<tensor>"``.
     """
 
     model: Any  # kept out of the submodules: state_dict() and parameters() hold PET tensors only
 
-    def __init__(self, model: nn.Module, candidates: Space | Structure | Sequence[Candidate], *, seed: int = 0):
+    def __init__(self, model: nn.Module, candidates: Iterable[Candidate], *, seed: int = 0):
         super().__init__()
         if isinstance(candidates, Structure):
             candidates.check(model)
-        self.candidates = candidates.candidates if isinstance(candidates, (Space, Structure)) else tuple(candidates)
+        self.candidates = tuple(candidates)
         self.__dict__["model"] = model
-        self.keys: list[str] = []
-        self._slots: list[list[tuple[str, int]]] = []  # of each candidate: (name of the tensor, index in weights)
-        tensors: list[nn.Parameter] = []
-        ungated, gated, gate_of = list[int](), list[int](), list[int]()
         device = next(model.parameters()).device
-        for number, candidate in enumerate(self.candidates):
-            self._slots.append([])
-            for name, tensor in _fresh(candidate, seed).items():
-                if name in PETS[candidate.pet].gated:
-                    gated.append(len(tensors))
-                    gate_of.append(number)
-                else:
-                    ungated.append(len(tensors))
-                self._slots[-1].append((name, len(tensors)))
-                self.keys.append(f"{candidate.name}/{name}")
-                tensors.append(nn.Parameter(tensor.to(device)))
-        self.weights = nn.ParameterList(tensors)
-        self._order, self._n_ungated = [*ungated, *gated], len(ungated)  # of the tensors in the flat vector
-        sizes = torch.tensor([tensors[slot].numel() for slot in gated], dtype=torch.long)
-        self._gate_of = torch.tensor(gate_of, dtype=torch.long).repeat_interleave(sizes).to(device)  # of each element
+        numbered = [(n, name, t) for n, c in enumerate(self.candidates) for name, t in _fresh(c, seed).items()]
+        self.keys = [f"{self.candidates[n].name}/{name}" for n, name, _ in numbered]
+        self.weights = nn.ParameterList(nn.Parameter(tensor.to(device)) for _, _, tensor in numbered)
+        self._slots: list[dict[str, int]] = [{} for _ in self.candidates]  # name of each tensor → index in weights
+        for slot, (n, name, _) in enumerate(numbered):
+            self._slots[n][name] = slot
+        is_gated = [name in PETS[self.candidates[n].pet].gated for n, name, _ in numbered]
+        self._order = sorted(range(len(numbered)), key=is_gated.__getitem__)  # of the tensors in the flat vector
+        self._n_ungated = is_gated.count(False)
+        gate_of = [torch.full((numbered[s][2].numel(),), numbered[s][0]) for s in self._order[self._n_ungated :]]
+        self._gate_of = torch.cat([torch.zeros(0, dtype=torch.long), *gate_of]).to(device)  # of each gated element
         self._active: Sequence[Tensor] = list(self.weights)  # what the hooks use: gates multiplied in
         self._last_forward: Sequence[Tensor] | None = None
         self._hooks: list[Any] = []
         self._flags: list[tuple[nn.Parameter, bool]] = []
 
-    @property
-    def n_params(self) -> int:
-        """Trainable PET parameters."""
-        return sum(weight.numel() for weight in self.weights)
-
     def attach(self) -> Supernet:
         """Put the candidates on and freeze the backbone.
 
-        Raises:
-            SearchError: another supernet is attached, or the model uses reentrant gradient checkpointing.
-            StructureMismatchError: a site is not in the model.
+        Raises SearchError if another supernet is attached or the model uses reentrant gradient checkpointing, and
+        StructureMismatchError if a site is not in the model.
         """
         _refuse_reentrant_checkpointing(self.model)
         if is_attached(self.model):
@@ -105,13 +87,12 @@ class Supernet(nn.Module):
             for parameter in self.model.parameters():
                 self._flags.append((parameter, parameter.requires_grad))
                 parameter.requires_grad_(False)
+            sites = dict(self.model.named_modules())
             indexed = enumerate(self.candidates)
             for (path, _), group in groupby(indexed, key=lambda pair: (pair[1].path, "." not in pair[1].role)):
-                try:
-                    site = self.model.get_submodule(path)
-                except AttributeError as error:
-                    raise StructureMismatchError(f"{path!r} is not in {type(self.model).__name__}") from error
-                self._hooks.append(site.register_forward_hook(self._adder([index for index, _ in group])))
+                if path not in sites:
+                    raise StructureMismatchError(f"{path!r} is not in {type(self.model).__name__}")
+                self._hooks.append(sites[path].register_forward_hook(self._adder([index for index, _ in group])))
         except BaseException:  # an interrupt, too
             self.detach()
             raise
@@ -125,8 +106,7 @@ class Supernet(nn.Module):
             self._hooks.pop().remove()
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
-        self._flags = []
-        self._last_forward = None
+        self._flags, self._last_forward = [], None
         self.model.__dict__.pop(_MARK, None)
 
     def __enter__(self) -> Supernet:
@@ -144,9 +124,9 @@ class Supernet(nn.Module):
         return flat
 
     def vectors(self) -> list[nn.Parameter]:
-        """The tensors of BitFit and LNFit."""
+        """The tensors of BitFit and LNFit, the modules without a size."""
         pairs = zip(self.candidates, self._slots, strict=True)
-        return [self.weights[slot] for c, slots in pairs if PETS[c.pet].is_vector for _, slot in slots]
+        return [self.weights[slot] for c, slots in pairs if PETS[c.pet].default_rank is None for slot in slots.values()]
 
     def use(self, gates: Tensor | None = None, weights: Tensor | Sequence[Tensor] | None = None) -> None:
         """Run with these gates and weights from now on; without arguments, with gates of 1 and the supernet's weights.
@@ -155,20 +135,19 @@ class Supernet(nn.Module):
             gates: [n_candidates].
             weights: tensors in the shapes of ``self.weights``, or one vector in the order of :meth:`flatten`.
         """
-        weights = list(self.weights) if weights is None else weights
-        if gates is None and not isinstance(weights, Tensor):
-            self._active = weights
+        flat = list(self.weights) if weights is None else weights
+        if gates is None and not isinstance(flat, Tensor):
+            self._active = flat
             return
-        flat = weights
         if not isinstance(flat, Tensor):
-            flat = torch.cat([weights[slot].reshape(-1) for slot in self._order])
+            flat = torch.cat([flat[slot].reshape(-1) for slot in self._order])
         ungated, gated = flat.split([flat.numel() - len(self._gate_of), len(self._gate_of)])
         if gates is not None:
             gated = gated * gates.index_select(0, self._gate_of)
         sizes = [self.weights[slot].numel() for slot in self._order]
         parts = [*ungated.split(sizes[: self._n_ungated]), *gated.split(sizes[self._n_ungated :])]
-        by_slot = {slot: part.view(self.weights[slot].shape) for slot, part in zip(self._order, parts, strict=True)}
-        self._active = [by_slot[slot] for slot in range(len(self.weights))]
+        by_slot = sorted(zip(self._order, parts, strict=True), key=lambda pair: pair[0])
+        self._active = [part.view(self.weights[slot].shape) for slot, part in by_slot]
 
     @contextmanager
     def using(self, gates: Tensor | None = None, weights: Tensor | Sequence[Tensor] | None = None) -> Iterator[None]:
@@ -182,24 +161,21 @@ class Supernet(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The output of the backbone, with the candidates on for this call."""
-        if self._flags:
-            return self.model(*args, **kwargs)
-        with self:
+        with nullcontext() if self._flags else self:
             return self.model(*args, **kwargs)
 
     def tensors(self) -> dict[str, Tensor]:
-        """PET tensors by name, for saving."""
+        """PET tensors by name; they share memory with the supernet's."""
         return {key: weight.detach() for key, weight in zip(self.keys, self.weights, strict=True)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Copy saved PET tensors in; raises StructureMismatchError naming what is missing or of another shape."""
-        mine = dict(zip(self.keys, self.weights, strict=True))
+        mine = self.tensors()
         wrong = [key for key in mine if key not in tensors or tensors[key].shape != mine[key].shape]
         if wrong:
             raise StructureMismatchError(f"saved PET tensors lack or misshape {wrong[:3]} ({len(wrong)} in all)")
-        with torch.no_grad():
-            for key, weight in mine.items():
-                weight.copy_(tensors[key])
+        for key, tensor in mine.items():
+            tensor.copy_(tensors[key])
 
     def _adder(self, indices: list[int]) -> Callable[[nn.Module, tuple, Any], Any]:
         """A forward hook that adds the deltas of these candidates."""
@@ -210,8 +186,16 @@ class Supernet(nn.Module):
             x = inputs[0] if inputs else h
             changed = h
             for index in indices:
-                tensors = {name: self._active[slot].to(h.dtype) for name, slot in self._slots[index]}
-                changed = changed + PETS[self.candidates[index].pet].delta(tensors, x, h, site)
+                tensors = {name: self._active[slot].to(h.dtype) for name, slot in self._slots[index].items()}
+                delta = PETS[self.candidates[index].pet].delta(tensors, x, h, site)
+                if delta.dtype != changed.dtype:
+                    changed = changed + delta
+                elif changed is not h:  # adding in place, where the tensor is ours, needs less memory
+                    changed.add_(delta)
+                elif delta.shape == h.shape and not delta._is_view():
+                    changed = delta.add_(h)
+                else:
+                    changed = h + delta
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         return add_deltas
@@ -221,18 +205,12 @@ class Supernet(nn.Module):
         if torch._C._current_graph_task_id() == -1:  # not in a backward pass; torch's own checkpointing asks the same
             self._last_forward = self._active
         elif self._active is not self._last_forward:
-            raise SearchError(
-                "gradient checkpointing ran the model again with other gates than in the forward pass; call backward "
-                "inside `with supernet.using(...)`, or switch gradient checkpointing off"
-            )
+            what = "gradient checkpointing ran the model again with other gates than in the forward pass"
+            raise SearchError(f"{what}; call backward inside `with supernet.using(...)`, or switch checkpointing off")
 
 
-def attach(model: nn.Module, candidates: Space | Structure | Sequence[Candidate], *, seed: int = 0) -> Supernet:
-    """Put fresh candidates on a frozen model; used in a ``with``, they come off at its end.
-
-    Raises:
-        SearchError: a supernet is already attached. StructureMismatchError: a candidate does not fit the model.
-    """
+def attach(model: nn.Module, candidates: Iterable[Candidate], *, seed: int = 0) -> Supernet:
+    """Put fresh candidates on a frozen model, see :meth:`Supernet.attach`; in a ``with``, they come off at its end."""
     return Supernet(model, candidates, seed=seed).attach()
 
 
@@ -246,10 +224,8 @@ def _refuse_reentrant_checkpointing(model: nn.Module) -> None:
     for module in model.modules():
         function = getattr(module, "_gradient_checkpointing_func", None)
         if getattr(module, "gradient_checkpointing", False) and getattr(function, "keywords", {}).get("use_reentrant"):
-            raise SearchError(
-                "reentrant gradient checkpointing gives no gradients of PET modules on a frozen model; enable it with "
-                '{"use_reentrant": False}, which is the default of transformers'
-            )
+            what = "reentrant gradient checkpointing gives no gradients of PET modules on a frozen model"
+            raise SearchError(f"{what}; enable it with {{'use_reentrant': False}}, the default of transformers")
 
 
 def _fresh(candidate: Candidate, seed: int) -> dict[str, Tensor]:

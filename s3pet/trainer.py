@@ -34,8 +34,7 @@ class Recipe:
     """How a structure is trained; every field is a keyword of :func:`retrain`.
 
     Attributes:
-        steps: optimiser steps.
-        batch_size: examples per step.
+        steps, batch_size: optimiser steps, and examples per step.
         lr: learning rate of AdamW; None takes 3e-3 for PET modules and heads, 5e-4 for full fine-tuning.
         vector_lr: learning rate of BitFit and LNFit as a multiple of ``lr``; at 10 a step of AdamW changes the output
             of a bias about as much as that of a LoRA.
@@ -53,8 +52,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "lr", "vector_lr", "evaluations")
-        check_fields(self, positive=positive, least={"lr_warmup": 0, "seed": 0})
+        check_fields(self, ("steps", "batch_size", "lr", "vector_lr", "evaluations"), {"lr_warmup": 0, "seed": 0})
         if self.lr_warmup > self.steps:
             raise SearchError(f"lr_warmup must be at most steps ({self.steps}), got {self.lr_warmup}")
         if self.seed >= 2**32:
@@ -65,8 +63,7 @@ class Learner(nn.Module):
     """The trained tensors as one module for the Trainer; a call gives the loss of a batch.
 
     Args:
-        objective: computes the loss; its head, if it has one, is trained.
-        supernet: its PET tensors are trained.
+        objective, supernet: compute the loss; the head of the one and the PET tensors of the other are trained.
         backbone: a copy of the user's backbone; its parameters that require gradients are trained.
 
     Attributes:
@@ -188,10 +185,8 @@ def train(
         try:
             trainer.train()
         except SearchError as error:
-            failure = SearchError(
-                f"training diverged at step {trainer.state.global_step}: {error}. Lower lr (now {lr:g}) or raise "
-                "lr_warmup. The best model scored before, if any, is the attribute `tuned` of this error"
-            )
+            what = f"training diverged at step {trainer.state.global_step}: {error}. Lower lr (now {lr:g}) or raise"
+            failure = SearchError(f"{what} lr_warmup. The best model before it, if any, is error.tuned")
             failure.__cause__ = error
             if trainer.state.best_model_checkpoint is not None:
                 learner.load_state_dict(load_file(Path(trainer.state.best_model_checkpoint) / SAFE_WEIGHTS_NAME))

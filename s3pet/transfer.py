@@ -9,7 +9,7 @@ Source: Hu et al. 2022 (arXiv:2206.07382), section 5, for transfer between tasks
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from s3pet.errors import RunError
-from s3pet.gates import Budget, shifted_sigmoid
+from s3pet.gates import BudgetLike, shifted_sigmoid
 from s3pet.records import config_hash
 from s3pet.result import SearchResult, gate_table
 from s3pet.space import Space, layers_of
@@ -27,7 +27,7 @@ from s3pet.structure import parse_budget, random_structure
 Results = Mapping[str, SearchResult] | Sequence[SearchResult]
 
 
-def average_gates(results: Results, *, budget: int | float | str | Budget | None = None) -> SearchResult:
+def average_gates(results: Results, *, budget: BudgetLike | None = None) -> SearchResult:
     """The mean of several searches of one space; it can be cut, drawn and saved like a single one.
 
     Args:
@@ -35,10 +35,8 @@ def average_gates(results: Results, *, budget: int | float | str | Budget | None
 
     Returns:
         A result whose gate table holds the mean ``alpha`` and ``prob``, their standard deviation ``prob_spread``, and
-        ``frequency``: the share of the searches that chose the candidate, each at its own budget.
-
-    Raises:
-        RunError: no search, different spaces, or different budgets and no ``budget``.
+        ``frequency``: the share of the searches that chose the candidate, each at its own budget. Raises RunError
+        for no search, different spaces, or different budgets and no ``budget``.
     """
     searches = list(_same_space(results).values())
     first, budgets = searches[0], sorted({result.budget.n_params for result in searches})
@@ -58,11 +56,8 @@ def average_gates(results: Results, *, budget: int | float | str | Budget | None
 def gate_difference(one: Any, other: Any, value: str = "prob") -> pd.DataFrame:
     """Where two searches (results or gate tables) of one space differ: ``difference`` = one − other of a column.
 
-    Returns:
-        The first table's candidates with ``difference``, ``chosen`` (by both), ``only_one`` and ``only_other``.
-
-    Raises:
-        RunError: different candidates, or a missing column.
+    Returns the first table's candidates with ``difference``, ``chosen`` (by both), ``only_one`` and ``only_other``;
+    raises RunError for different candidates or a missing column.
     """
     first, second = (getattr(table, "gates", table) for table in (one, other))
     keys = ["site", "pet", "rank"]
@@ -82,7 +77,7 @@ def gate_difference(one: Any, other: Any, value: str = "prob") -> pd.DataFrame:
 
 
 def retarget_gates(
-    result: SearchResult, space: Space, *, by: str = "relative_depth", budget: int | float | str | Budget | None = None
+    result: SearchResult, space: Space, *, by: str = "relative_depth", budget: BudgetLike | None = None
 ) -> SearchResult:
     """Carry the gates of a search to the candidates of another space, such as that of a backbone of another size.
 
@@ -94,10 +89,8 @@ def retarget_gates(
 
     Returns:
         A result on ``space``. Candidates without a counterpart get the lowest α of the source, so that they are
-        chosen last; ``metrics["unplaced"]`` names them.
-
-    Raises:
-        RunError: unknown ``by``, or no candidate has a counterpart. BudgetError: a budget unfit for the space.
+        chosen last; ``metrics["unplaced"]`` names them. Raises RunError for an unknown ``by``, or if no candidate has a
+        counterpart; BudgetError for a budget unfit for the space.
     """
     if by not in ("name", "relative_depth"):
         raise RunError(f"by={by!r} is not one of name, relative_depth")
@@ -125,16 +118,11 @@ def retarget_gates(
     config = _config(result, parsed.n_params, origin | new_space)
     config.pop("model_hash", None)
     gates = gate_table(space, torch.tensor(alpha), probs, parsed.n_params)
-    return _result(space, config, gates, {"unplaced": [c.name for c, no in zip(space, unplaced, strict=True) if no]})
+    return _result(space, config, gates, {"unplaced": np.array(space.names)[unplaced].tolist()})
 
 
 def agreement(
-    results: Results,
-    *,
-    budget: int | float | str | Budget | None = None,
-    within: str | None = None,
-    draws: int = 500,
-    seed: int = 0,
+    results: Results, *, budget: BudgetLike | None = None, within: str | None = None, draws: int = 500, seed: int = 0
 ) -> pd.DataFrame:
     """How far pairs of searches agree, beside the agreement by chance.
 
@@ -148,9 +136,7 @@ def agreement(
     Returns:
         One row for each pair: ``first, second, group`` ("same task" or "other task"), ``jaccard`` of the structures and
         ``spearman`` of the probabilities, each with ``_chance`` (mean) and ``_chance_high`` (95 % quantile of chance).
-
-    Raises:
-        RunError: fewer than two results, or different spaces.
+        Raises RunError for fewer than two results, or different spaces.
     """
     searches = _same_space(results)
     if len(searches) < 2:
@@ -164,15 +150,19 @@ def agreement(
             chance = [a.jaccard(random_structure(one.space, limit, seed=int(s))) for s in seeds]
             ranks = [result.gates["prob"].rank() for result in (one, other)]
         else:
-            in_a, in_b = (np.isin([c.name for c in one.space], structure.names) for structure in (a, b))
+            in_a, in_b = (np.isin(one.space.names, structure.names) for structure in (a, b))
             groups: Any = other.gates.reset_index(drop=True).groupby([within, "n_params"]).indices.values()
-            shuffled = (_shuffled(in_b, groups, rng) for _ in range(draws))
-            chance = [float((in_a & mask).sum() / (in_a | mask).sum()) for mask in shuffled]
+            chance = []
+            for _ in range(draws):
+                mask = in_b.copy()
+                for rows_alike in groups:  # of equal kind and cost, so that the total cost stays the same
+                    mask[rows_alike] = rng.permutation(in_b[rows_alike])
+                chance.append(float((in_a & mask).sum() / (in_a | mask).sum()))
             ranks = [result.gates.groupby(within)["prob"].rank(pct=True) for result in (one, other)]
-        same_task = one.config.get("task") == other.config.get("task")
+        group = "same task" if one.config.get("task") == other.config.get("task") else "other task"
         jaccard = (a.jaccard(b), float(np.mean(chance)), float(np.quantile(chance, 0.95)))
         spearman = (float(np.corrcoef(np.stack(ranks))[0, 1]), 0.0, 1.645 / np.sqrt(len(one.space) - 1))  # large sample
-        rows.append((first, second, "same task" if same_task else "other task", *jaccard, *spearman))
+        rows.append((first, second, group, *jaccard, *spearman))
     measures = [f"{name}{kind}" for name in ("jaccard", "spearman") for kind in ("", "_chance", "_chance_high")]
     return pd.DataFrame(rows, columns=["first", "second", "group", *measures])
 
@@ -187,22 +177,12 @@ def _same_space(results: Results) -> dict[str, SearchResult]:
     if not searches:
         raise RunError("no search was given")
     (first_name, first), *others = searches.items()
-    names = [candidate.name for candidate in first.space]
     for name, result in others:
-        other_names = [candidate.name for candidate in result.space]
-        if other_names != names or result.space.model_id != first.space.model_id:
-            unshared = sorted(set(names) ^ set(other_names))[:3] or [result.space.model_id]
+        if (result.space.names, result.space.model_id) != (first.space.names, first.space.model_id):
+            unshared = sorted(set(first.space.names) ^ set(result.space.names))[:3] or [result.space.model_id]
             what = f"{first_name!r} and {name!r} searched different spaces ({', '.join(unshared)} is not in both)"
             raise RunError(f"{what}; retarget_gates carries gates from one space to another")
     return searches
-
-
-def _shuffled(mask: np.ndarray, groups: Iterable[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """The mask with its places shuffled among rows of equal kind and cost, so that the total cost stays the same."""
-    shuffled = mask.copy()
-    for rows in groups:
-        shuffled[rows] = rng.permutation(mask[rows])
-    return shuffled
 
 
 def _config(result: SearchResult, budget: int, origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,6 +191,6 @@ def _config(result: SearchResult, budget: int, origin: Mapping[str, Any]) -> dic
 
 
 def _result(space: Space, config: dict[str, Any], gates: pd.DataFrame, metrics: dict[str, Any]) -> SearchResult:
-    history = pd.DataFrame({"step": pd.Series(dtype=int)})
-    trajectory = pd.DataFrame({name: pd.Series(dtype=float) for name in ("candidate", "step", "alpha", "prob")})
+    history = pd.DataFrame(columns=["step"], dtype=int)
+    trajectory = pd.DataFrame(columns=["candidate", "step", "alpha", "prob"], dtype=float)
     return SearchResult(space, config, gates, history, trajectory, metrics)

@@ -12,25 +12,23 @@ from __future__ import annotations
 import copy
 import json
 import os
-import random
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from s3pet.backbones import backbone_checksum, preserved_modes
+from s3pet.backbones import backbone_checksum, n_parameters, preserved
 from s3pet.errors import RunError, SearchError, StructureMismatchError
 from s3pet.objective import ObjectiveSettings, make_objective
 from s3pet.records import Cost, versions, write_json
+from s3pet.result import prepare_folder
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet, is_attached
 from s3pet.tasks import Example, Task
@@ -47,8 +45,7 @@ class TunedModel:
 
     Attributes:
         model: call it like the backbone; PET modules are attached during the call only. For ``"full"`` a tuned copy.
-        task: the task.
-        structure: what was trained; None for references.
+        task, structure: the task, and what was trained; None for references.
         learner: holds the trained tensors.
         metrics: ``validation`` and ``test`` (the main metric), ``n_params`` (PET), ``head_params``, ``cost``, …
         config: what decided the result: recipe, ``objective``, hashes of backbone and task, versions.
@@ -82,10 +79,9 @@ class TunedModel:
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write trained tensors (safetensors), structure, metrics and config to a folder; no file is ever half written.
 
-        Raises:
-            RunError: the folder holds a tuned model and ``overwrite`` is not set, or ``path`` cannot be a folder.
+        Raises RunError if the folder holds a tuned model and ``overwrite`` is not set, or ``path`` cannot be a folder.
         """
-        path = _prepare_folder(path, overwrite)
+        path = prepare_folder(path, "tuned model", overwrite)
         save_file({name: t.cpu().contiguous() for name, t in self.tensors().items()}, path / f"{WEIGHTS}.part")
         write_json(self.metrics, path / "metrics.json.part")
         write_json(self.config, path / "tuned.json.part")
@@ -120,13 +116,11 @@ def retrain(
     Returns a tuned model whose ``metrics`` hold the task's main metric as ``validation`` and ``test``.
 
     Args:
-        model: the backbone; it is left as it was after any exit.
-        task: the task, with its tokenizer.
+        model, task: the backbone, left as it was after any exit, and the task, with its tokenizer.
         structure: a structure, ``"full"``, ``"head"`` (for a text-to-text backbone the same as zero-shot) or
             ``"zero-shot"``.
         objective: :class:`s3pet.objective.ObjectiveSettings`, or a mapping of some of its fields.
-        out: folder to save the tuned model to.
-        progress: show a bar.
+        out, progress: folder to save the tuned model to; show a bar.
         test: score the test split; use False while something is still to be chosen.
         callbacks: Hugging Face callbacks, for early stopping, logging and the like.
         **recipe: fields of :class:`Recipe`: steps, batch_size, lr, seed, …
@@ -138,7 +132,7 @@ def retrain(
     """
     chosen, settings = Recipe(**recipe), ObjectiveSettings.of(objective)
     if out is not None:
-        _prepare_folder(out, overwrite=False)
+        prepare_folder(out, "tuned model", overwrite=False)
     learner = _make_learner(model, task, structure, settings, chosen.seed)
     tuned = tune(learner, model, chosen, structure, progress=progress, test=test, callbacks=callbacks)
     if out is not None:
@@ -160,19 +154,18 @@ def tune(
     """Train what a learner holds, score it and record what it cost; all ways of tuning share this function.
 
     Args:
-        learner: what is trained. model: the backbone as the user has it. recipe: how it is trained.
-        structure: as for :func:`retrain`, or the name of another method.
-        progress, test, callbacks: as for :func:`retrain`.
+        learner, model, recipe: what is trained, the backbone as the user has it, and how it is trained.
+        structure, progress, test, callbacks: as for :func:`retrain`; a structure may be the name of another method.
         score_from: first step at which the validation split may be scored and weights kept.
     """
     objective, started = learner.objective, time.perf_counter()
     task, target, rows = objective.task, learner.target, objective.encode(objective.task.validation)
     kept, kind = (structure, "pet") if isinstance(structure, Structure) else (None, structure)
     lr = recipe.lr or DEFAULT_LR.get(kind)
-    best_step, curve, failure = 0, list[dict[str, float]](), None
-    scores: dict[str, dict[str, float]] = {}
+    best_step, curve, failure, scores = 0, list[dict[str, float]](), None, dict[str, dict[str, float]]()
     watched = learner.cost.watch_memory(objective.device)
-    with isolated_random(recipe.seed), preserved_modes(model, target, objective), learner.attached(), watched:
+    with preserved(model, target, objective), learner.attached(), watched:
+        torch.manual_seed(recipe.seed)
         if len(learner.weights) and kind != "zero-shot":
             hooks = [*callbacks, Bar()] if progress else callbacks
             best_step, curve, failure = train(learner, rows, recipe, float(lr or 0), hooks, score_from)
@@ -188,7 +181,7 @@ def tune(
         **{split: values[task.metric] for split, values in scores.items()},
         "metric": task.metric,
         "n_params": kept.n_params if kept is not None else 0,
-        "backbone_params": sum(p.numel() for p in target.parameters()) if kind == "full" else 0,
+        "backbone_params": n_parameters(target) if kind == "full" else 0,
         "head_params": objective.head_params,
         "best_step": best_step,
         "cost": learner.cost.to_dict(),
@@ -223,9 +216,8 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
         StructureMismatchError: another backbone, or a task with other labels.
     """
     path = Path(path)
-    missing = [name for name in (WEIGHTS, "tuned.json", "metrics.json") if not (path / name).is_file()]
-    if missing:
-        raise RunError(f"{path} holds no tuned model: {', '.join(missing)} missing. Make one: tuned.save({path})")
+    if missing := ", ".join(n for n in (WEIGHTS, "tuned.json", "metrics.json") if not (path / n).is_file()):
+        raise RunError(f"{path} holds no tuned model: {missing} missing. Make one: tuned.save({path})")
     config, metrics = (json.loads((path / f"{name}.json").read_text(encoding="utf-8")) for name in ("tuned", "metrics"))
     kind, file = config["structure"], path / "structure.json"
     if "model_hash" not in config:
@@ -233,40 +225,23 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
     if not file.is_file() and kind not in REFERENCES:
         raise RunError(f"{path} was tuned by {kind}, whose modules are another library's; tune it again instead")
     if config["model_hash"] != (checksum := backbone_checksum(model)):
-        raise StructureMismatchError(
-            f"{path} was tuned on backbone {config['model']!r} with checksum {config['model_hash'][:12]}, not on this "
-            f"one with {checksum[:12]}; load that backbone, or retrain the structure on this one"
-        )
+        there = f"{config['model']!r} with checksum {config['model_hash'][:12]}"
+        raise StructureMismatchError(f"{path} was tuned on backbone {there}, not on this one with {checksum[:12]}")
     if (config["regression"], config["label_words"]) != (task.regression, list(task.label_words)):
-        raise StructureMismatchError(
-            f"{path} was tuned on task {config['task']!r} with label words {config['label_words'][:4]}, not on "
-            f"{task.name!r} with {list(task.label_words[:4])}; load that task, or retrain on this one"
-        )
+        there = f"{config['task']!r} with label words {config['label_words'][:4]}"
+        here = f"{task.name!r} with {list(task.label_words[:4])}"
+        raise StructureMismatchError(f"{path} was tuned on task {there}, not on {here}; load that task")
     if config["task_hash"] != task.fingerprint:
-        message = f"{path} was tuned on other rows, of task {config['task']!r}; its saved metrics are of those"
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(f"{path} was tuned on other rows of {config['task']!r}; its metrics are of those", stacklevel=2)
     structure = Structure.from_json(file, model) if file.is_file() else None
-    settings = ObjectiveSettings.of(config["objective"])
-    learner = _make_learner(model, task, kind if structure is None else structure, settings, config["seed"])
+    what = kind if structure is None else structure
+    learner = _make_learner(model, task, what, ObjectiveSettings.of(config["objective"]), config["seed"])
     tuned, saved = TunedModel(learner.target, task, structure, learner, metrics, config), load_file(path / WEIGHTS)
     if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in tuned.tensors().items()}:
         raise StructureMismatchError(f"{path / WEIGHTS} does not hold the tensors of its structure; tune it again")
     for name, tensor in tuned.tensors().items():
         tensor.copy_(saved[name])
     return tuned
-
-
-@contextmanager
-def isolated_random(seed: int) -> Iterator[None]:
-    """Seed torch, and restore every global random state (torch, NumPy, Python) afterwards."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the Trainer seeds it
-    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
 
 
 def _make_learner(
@@ -284,15 +259,3 @@ def _make_learner(
         objective.model.requires_grad_(True)
         return Learner(objective, backbone=target)
     return Learner(objective, Supernet(model, structure if isinstance(structure, Structure) else (), seed=seed))
-
-
-def _prepare_folder(path: str | Path, overwrite: bool) -> Path:
-    """Make the folder; raises RunError if it holds a tuned model that may not be replaced, or cannot be made."""
-    path = Path(path)
-    if (path / "tuned.json").exists() and not overwrite:
-        raise RunError(f"{path} holds a tuned model; choose another folder or pass overwrite=True to save()")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{path} cannot be a folder for a tuned model: {error}") from error
-    return path

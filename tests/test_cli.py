@@ -172,12 +172,19 @@ def test_the_demo_replaces_a_finished_run_only_when_told(called, tmp_path, capsy
     assert called["search"].args[1].name == "pocket/number"
 
 
-def test_a_finished_run_is_an_error_that_says_what_to_do(tmp_path, capsys):
+def test_an_error_about_a_finished_run_names_the_option_of_the_command_line(folders, tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
-    assert main(["demo", "--out", str(tmp_path)]) == 2
+    command = ["search", "--model", str(folders / "model"), "--task", str(folders / "task"), "--budget", "300"]
+    assert main([*command, "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "finished run" in error and "--overwrite" in error and "overwrite=True" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_folder_that_holds_no_run_of_the_demo_is_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert "is not a finished run" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -195,6 +202,12 @@ def test_the_demo(monkeypatch, tmp_path, capsys):
     files = {path.name for path in (tmp_path / "demo").iterdir()}
     assert {"config.json", "gates.parquet", "structure.json", "comparison.csv", "figures"} <= files
     assert {path.stem for path in (tmp_path / "demo" / "figures").iterdir()} == {"gates", "structure", "comparison"}
+    monkeypatch.setattr(s3pet, "search", lambda *args, **kwargs: pytest.fail("the search was finished"))
+    monkeypatch.setattr("s3pet.studies.comparison.retrain", lambda *args, **kwargs: pytest.fail("all rows are there"))
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    assert "is opened, and only what is missing is computed" in capsys.readouterr().out
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--task", "pocket/number"]) == 2
+    assert "holds a run on pocket/sentiment" in capsys.readouterr().err
 
 
 def test_python_m_s3pet(monkeypatch, capsys):

@@ -148,17 +148,11 @@ def test_hard_samples_are_zero_or_one_with_the_relaxed_gradient():
     )
 
 
-def test_stretched_gates_reach_both_ends():
-    noise = torch.tensor([0.01, 0.99])
-    gates = sample_gates(torch.tensor([0.5, 0.5]), noise, stretch=(-0.1, 1.1))
-    assert gates.tolist() == [0.0, 1.0]
-
-
 @pytest.mark.parametrize("p", [0.0136, 0.0545, 0.116])
 def test_mean_of_the_sampled_gate_is_the_closed_form(p):
     o = p / (1 - p)
     expected = o * (o - 1 - math.log(o)) / (o - 1) ** 2
-    computed = float(expected_gates(torch.tensor([p], dtype=torch.float64), points=20_000))
+    computed = float(expected_gates(torch.tensor([p], dtype=torch.float64)))
     assert computed == pytest.approx(expected, rel=1e-3)
 
 
@@ -217,7 +211,9 @@ def test_a_comma_is_only_a_thousands_separator_of_whole_numbers(text):
 
 
 @pytest.mark.parametrize(
-    "text", [0, -5, "abc", "", "0%", float("nan"), float("inf"), "1e99", 1.5, 1.0, True, None, [1], "1e-12", "5 %%"]
+    "text",
+    [0, -5, "abc", "", "0%", float("nan"), float("inf"), "1e99", 1.5, 1.0, True, None, [1], "1e-12", "5 %%"]
+    + ["9" * 310, "9" * 5000, "9" * 310 + "%", 10**310],
 )
 def test_unreadable_budgets_say_how_to_write_one(text):
     with pytest.raises(BudgetError, match="Give parameters"):

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_bert, tiny_llama, tiny_roberta, tiny_t5
 from toy import toy_regression, toy_task, toy_tokenizer
 
-from s3pet.backbones import preserved_modes
+from s3pet.backbones import preserved
 from s3pet.errors import SearchError, TaskError
 from s3pet.objective import ObjectiveSettings, Stream, derive, make_objective
 from s3pet.records import check_fields
@@ -150,7 +150,7 @@ def test_flags_are_restored_after_any_exit():
     flags = [parameter.requires_grad for parameter in model.parameters()]
 
     def interrupted():
-        with preserved_modes(model):
+        with preserved(model):
             model.train().requires_grad_(False)
             raise KeyboardInterrupt
 

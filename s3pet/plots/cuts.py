@@ -186,7 +186,7 @@ def plot_cut(
 
 
 def choice_table(gates: Mapping[str, Any]) -> pd.DataFrame:
-    """Which search chose which candidate; from the name of each search to its gate table, of the same candidates.
+    """Which search chose which candidate. ``gates`` maps the name of each search to its table, of the same candidates.
 
     Returns:
         One row per candidate that any search chose, by name: ``n_params``, a Boolean column per search, ``chosen_by``

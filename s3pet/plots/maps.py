@@ -56,7 +56,7 @@ def _draw_frame(ax: Axes, grid: Grid, names: bool) -> None:
     """Limits, names of layers, rows (with ``names``), groups and stacks, and the lines between them."""
     ax.set(xlim=(-0.5, grid.size[0] - 0.5), ylim=(grid.size[1] - 0.5, -0.5))
     width, height = figure_of(ax).get_size_inches() * ax.get_position().size * 72 / grid.size  # points per cell, about
-    font = float(np.clip(0.8 * height, 0.6 * style().font, style().font))
+    font = float(np.clip(0.69 * height, 0.6 * style().font, style().font))
     every = next((n for n in (1, 2, 4, 5, 10) if n * width >= 1.6 * font), 20)  # so that numbers do not touch
     layers = {x: name for (_, name), x in grid.columns.items() if not name.isdigit() or int(name) % every == 0}
     rows = [f"{ROLES.get(role, ('', role))[1].replace('ffn', 'FFN')}  {PETS.get(pet, pet)}" for role, pet in grid.rows]
@@ -82,7 +82,7 @@ def _draw_frame(ax: Axes, grid: Grid, names: bool) -> None:
 def _draw_map(
     ax: Axes, grid: Grid, cells: pd.DataFrame, colours: str, norm: Normalize, chosen: str, names: bool = True
 ) -> tuple[PolyCollection, list[Any]]:
-    """Draw frame and cells, the outlines of what is ``chosen`` (so the legend calls it), and return legend handles."""
+    """Draw frame and cells, whose outlines the legend calls ``chosen``; return the coloured squares and handles."""
     _draw_frame(ax, grid, names)
     places = pd.MultiIndex.from_product([grid.columns.values(), grid.rows.values()], names=["x", "y"])
     absent = places.difference(pd.MultiIndex.from_frame(cells[["x", "y"]])).to_frame()
@@ -105,11 +105,10 @@ def _draw_map(
 
 
 def _finish(ax: Axes, handles: list[Any], title: str | None) -> None:
-    """Title and legend, and then tick labels that fit the cells."""
+    """Title and legend; the tick labels keep the size that fits the cells."""
+    font = ax.get_xticklabels()[0].get_fontsize()
     finish_axes(ax, "layer", "", handles, title)
-    figure_of(ax).draw_without_rendering()  # settles the layout
-    height = ax.bbox.height * 72 / figure_of(ax).dpi / abs(np.diff(ax.get_ylim())[0])  # of a cell, in points
-    ax.tick_params(labelsize=float(np.clip(0.85 * height, 0.6 * style().font, style().font)))
+    ax.tick_params(labelsize=font)
 
 
 def _colours(value: str) -> str:

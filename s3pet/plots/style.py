@@ -64,6 +64,7 @@ class Style:
         settings = {name: value for name, value in settings.items() if name not in ("font.family", "font.sans-serif")}
         settings |= dict.fromkeys(("figure.facecolor", "axes.facecolor", "patch.edgecolor"), self.ground)
         settings |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), self.ink)
+        settings |= dict.fromkeys(("xtick.major.size", "ytick.major.size"), 3 * self.scale)
         settings |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False)
         settings |= {"font.size": self.font, "axes.titlesize": 1.27 * self.font, "legend.title_fontsize": self.font}
         settings |= {"axes.edgecolor": self.grey, "grid.color": self.faint, "hatch.linewidth": 0.5 * self.scale}

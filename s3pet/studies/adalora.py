@@ -22,18 +22,20 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from s3pet.backbones import preserved
 from s3pet.errors import BudgetError, SearchError
 from s3pet.gates import Budget
 from s3pet.modules import LORA_ALPHA
 from s3pet.objective import Objective, ObjectiveSettings, make_objective
-from s3pet.space import Rule, Space, layers_of, make_space
-from s3pet.structure import Structure, parse_budget, select_mask
+from s3pet.space import Space, make_space
+from s3pet.structure import parse_budget, select_mask
 from s3pet.supernet import is_attached
 from s3pet.tasks import Task
-from s3pet.tuning import Learner, Recipe, TunedModel, isolated_random, tune
+from s3pet.tuning import Learner, Recipe, TunedModel, tune
 
 _NAME = "default"  # PEFT's name of an adapter
 MIN_STEPS = 10
+WARMUP, FINAL = 0.1, 0.4  # shares of the steps before the first cut, and after the last one: only these are scored
 SCALE = 4 * LORA_ALPHA  # of the deltas, by default
 
 
@@ -43,11 +45,8 @@ def retrain_adalora(
     budget: int | float | str | Budget,
     *,
     init_rank: int = 2,
-    warmup: float = 0.1,
-    final: float = 0.4,
     regularizer: float = 0.5,
     alpha: float | None = None,
-    cross_attention: bool = False,
     objective: ObjectiveSettings | Mapping[str, Any] | None = None,
     progress: bool = False,
     **recipe: Any,
@@ -55,18 +54,12 @@ def retrain_adalora(
     """Tune with AdaLoRA on all linear sites, within a budget after the last allocation.
 
     Args:
-        model: the backbone; left as it was, a copy is tuned.
-        task: the task, with its tokenizer.
+        model, task, objective, progress: as for :func:`s3pet.retrain`.
         budget: any form :meth:`s3pet.gates.Budget.parse` reads; parameters of the triplets that stay.
         init_rank: rank of every site at the start, ≥ 1; a budget above all triplets together is not used up.
-        warmup: share of the steps before the first cut.
-        final: share of the steps after the last one; only these are scored.
         regularizer: γ above, PEFT's ``orth_reg_weight`` (0.5 there).
         alpha: PEFT's ``lora_alpha``; deltas are scaled by alpha / init_rank. None: 64 · init_rank, four times the scale
             of our LoRA, because singular values start at 0 and vectors at 0.02. Choose it and ``lr`` on validation.
-        cross_attention: adapt the decoder's cross-attention as well, as :func:`s3pet.make_space` does.
-        objective: as for :func:`s3pet.retrain`.
-        progress: show a bar.
         **recipe: fields of :class:`s3pet.tuning.Recipe`: steps, batch_size, lr (3e-3), seed, …
 
     Returns:
@@ -76,20 +69,17 @@ def retrain_adalora(
 
     Raises:
         ImportError: PEFT is not installed. BudgetError: unreadable budget, or one below the cheapest triplet.
-        SearchError: a supernet is attached, too few steps, or shares that leave no step to cut in.
+        SearchError: a supernet is attached, no rank, or too few steps.
     """
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("AdaLoRA needs PEFT; install it: pip install 's3pet[peft]'") from error
     chosen = Recipe(**recipe)
-    peft = _import_peft()
-    if chosen.steps < MIN_STEPS:
-        raise SearchError(f"steps={chosen.steps}: AdaLoRA's schedule has three phases, give at least {MIN_STEPS} steps")
-    cut_at = chosen.steps - int(final * chosen.steps)  # steps done at the last allocation
-    first = int(warmup * chosen.steps)
-    if not (warmup >= 0 and 0 < final < 1 and first + 1 < cut_at < chosen.steps) or init_rank < 1:
-        raise SearchError(
-            f"warmup={warmup}, final={final}, init_rank={init_rank} of {chosen.steps} steps: expected init_rank ≥ 1, "
-            "and shares in [0, 1) that leave at least two steps between them and one at the end, such as 0.1 and 0.4"
-        )
-    space = make_space(model, "lora", cross_attention=cross_attention)
+    first, cut_at = int(WARMUP * chosen.steps), chosen.steps - int(FINAL * chosen.steps)
+    if init_rank < 1 or chosen.steps < MIN_STEPS:
+        raise SearchError(f"init_rank={init_rank}, steps={chosen.steps}: expected at least 1, and {MIN_STEPS} steps")
+    space = make_space(model, "lora")
     widths = {c.site: c.d_in + c.d_out + 1 for c in space}
     n_budget, cheapest = parse_budget(space, budget).n_params, min(widths.values())
     if n_budget < cheapest:
@@ -97,7 +87,8 @@ def retrain_adalora(
     if is_attached(model):
         raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
     target = copy.deepcopy(model)
-    with isolated_random(chosen.seed):
+    with preserved(target):
+        torch.manual_seed(chosen.seed)
         config = peft.AdaLoraConfig(
             init_r=init_rank,
             target_r=0,
@@ -114,38 +105,10 @@ def retrain_adalora(
     learner = _AdaLearner(make_objective(target, task, objective, seed=chosen.seed), target, regularizer)
     tuned = tune(learner, model, chosen, "adalora", progress=progress, callbacks=[allocation], score_from=cut_at + 1)
     ranks = allocation.ranks()
-    n_params = sum(rank * widths[site] for site, rank in ranks.items())
-    if n_params > n_budget:
-        raise BudgetError(f"AdaLoRA left {n_params:,} parameters of a budget of {n_budget:,}; this is a bug")
-    tuned.metrics |= {
-        "n_params": n_params,
-        "initial_params": init_rank * sum(widths.values()),
-        "trained_from": cut_at + 1,
-        "ranks": ranks,
-    }
-    tuned.config |= {"init_rank": init_rank, "warmup": warmup, "final": final, "regularizer": regularizer}
-    tuned.config |= {"alpha": config.lora_alpha, "budget": n_budget}
+    n_params, initial = sum(rank * widths[site] for site, rank in ranks.items()), init_rank * sum(widths.values())
+    tuned.metrics |= {"n_params": n_params, "initial_params": initial, "trained_from": cut_at + 1, "ranks": ranks}
+    tuned.config |= {"init_rank": init_rank, "regularizer": regularizer, "alpha": config.lora_alpha, "budget": n_budget}
     return tuned
-
-
-def allocated_structure(model: nn.Module, tuned: TunedModel) -> Structure:
-    """Make a structure of LoRA with the ranks that AdaLoRA left, to be retrained like any other structure.
-
-    It separates what AdaLoRA's allocation is worth from what its way of training is worth. A rank has one parameter
-    less than in AdaLoRA, so the structure is within its budget.
-
-    Args:
-        model: the backbone that :func:`retrain_adalora` was given.
-        tuned: what it returned; raises SearchError for anything else.
-    """
-    ranks = tuned.metrics.get("ranks")
-    if not ranks:
-        raise SearchError(f"expected what retrain_adalora returns, with ranks; this was tuned by {tuned!r}")
-    rule = Rule("lora", ranks=tuple(range(1, max(ranks.values()) + 1)))
-    space = make_space(model, [rule], cross_attention=True)
-    candidates = tuple(c for c in space if ranks.get(c.site) == c.rank)
-    origin = {"kind": "allocated", "task": tuned.task.name, "seed": tuned.config["seed"]}
-    return Structure(candidates, space.model_id, space.name, tuned.config["budget"], origin, layers=layers_of(space))
 
 
 class _AdaLearner(Learner):
@@ -156,19 +119,14 @@ class _AdaLearner(Learner):
         self.regularizer = regularizer
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
-        """``{"loss": scalar}`` of a collated batch."""
         loss = super().forward(**batch)["loss"]
         return {"loss": loss + self.regularizer * orthogonality(self.target)}
 
 
 def orthogonality(model: nn.Module) -> Tensor:
-    """Measure how far AdaLoRA's vectors are from orthonormal: the mean of ‖Pᵀ P − I‖_F and ‖Q Qᵀ − I‖_F, a scalar.
+    """The mean of ‖Pᵀ P − I‖_F and ‖Q Qᵀ − I‖_F over PEFT's AdaLoRA modules of a model, a scalar.
 
-    Args:
-        model: with PEFT's AdaLoRA modules; Q is ``lora_A`` [rank, d_in], P is ``lora_B`` [d_out, rank].
-
-    Source:
-        Zhang et al. 2023 (arXiv:2303.10512), equation 4; the norm is not squared, as in both implementations.
+    Q is ``lora_A`` [rank, d_in], P is ``lora_B`` [d_out, rank]. The norm is not squared, as in both implementations.
     """
     norms = []
     for name, tensor in model.named_parameters():
@@ -216,12 +174,3 @@ class _Allocation(TrainerCallback):
         """Of a site's triplets, float64 [rank]: sensitivity × uncertainty of λ, and their means over both vectors."""
         e, a, b = (self.allocator._element_score(key.format(f"lora_{part}")).double().cpu() for part in "EAB")
         return e.view(-1) + a.mean(1) + b.mean(0)
-
-
-def _import_peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        message = "AdaLoRA needs PEFT, which is not installed; install it: pip install 's3pet[peft]'"
-        raise ImportError(message) from error
-    return peft

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+from torch import nn
 from tqdm.auto import tqdm
 
 from s3pet.backbones import backbone_checksum, n_parameters
@@ -24,10 +26,6 @@ from s3pet.result import RESULTS_VERSION
 from s3pet.structure import Structure
 from s3pet.tasks import Task
 from s3pet.tuning import Recipe, TunedModel, retrain
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from torch import nn
 
 Entry = Structure | str
 
@@ -67,7 +65,12 @@ def compare(
     finished = read_rows(path) if path is not None else {}
     resolved = asdict(make_objective(model, task, objective).settings)
     backbone, rows = backbone_checksum(model), []
-    plan = list(_plan(structures, seeds))
+    plan = [
+        (name, index, entry, seed)
+        for name, entries in structures.items()
+        for index, entry in enumerate([entries] if isinstance(entries, (str, Structure)) else entries)
+        for seed in seeds
+    ]
     with tqdm(total=len(plan), desc=f"compare on {task.name}", disable=not progress) as bar:
         for name, index, entry, seed in plan:
             kind, names = "reference", [str(entry)]
@@ -92,12 +95,8 @@ def row_key(
 ) -> str:
     """Hash everything that decides the scores of a row, :data:`s3pet.result.RESULTS_VERSION` included.
 
-    Args:
-        backbone: its checksum.
-        task: its fingerprint.
-        structure: names of its candidates, a reference, or how it is made.
-        recipe: all fields of the recipe, the seed included.
-        objective: all fields of the objective's settings.
+    ``backbone`` is a checksum, ``task`` a fingerprint, ``structure`` names or how it is made; recipe and objective are
+    complete.
     """
     parts = {"backbone": backbone, "task": task, "structure": structure, "recipe": recipe, "objective": objective}
     return config_hash({**parts, "results_version": RESULTS_VERSION})
@@ -106,49 +105,39 @@ def row_key(
 def measure(train: Callable[[], TunedModel], model: nn.Module, task: Task, entry: Entry | None) -> dict[str, Any]:
     """Run a retraining and return what it adds to its row: size, scores, cost, and whether it diverged.
 
-    Args:
-        train: runs the retraining.
-        model, task, entry: what is retrained; entry is None for AdaLoRA, whose size is unknown if it diverges.
+    ``entry`` is None for AdaLoRA, whose size is unknown if it diverges.
     """
+    names = ("head_params", "validation", "score", "metric", "passes", "rows", "seconds")
     try:
         tuned = train()
     except SearchError as error:
         if not hasattr(error, "tuned"):  # it did not diverge: something else is wrong
             raise
         size = entry.n_params if isinstance(entry, Structure) else n_parameters(model) if entry == "full" else 0
-        names = ("head_params", "validation", "score", "metric", "passes", "rows", "seconds")
         return {"n_params": size} | dict.fromkeys(names) | {"metric": task.metric, "diverged": True}
-    metrics = tuned.metrics | tuned.cost.to_dict()
-    return {
-        "n_params": metrics["n_params"] or metrics["backbone_params"],
-        **{name: metrics[name] for name in ("head_params", "validation")},
-        "score": metrics["test"],
-        **{name: metrics[name] for name in ("metric", "passes", "rows", "seconds")},
-        "diverged": False,
-    }
+    metrics = tuned.metrics | tuned.cost.to_dict() | {"score": tuned.metrics["test"]}
+    size = metrics["n_params"] or metrics["backbone_params"]
+    return {"n_params": size, **{name: metrics[name] for name in names}, "diverged": False}
 
 
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
     """Read the rows of a JSON-lines file, by their key; none where there is no file.
 
-    A last line that was cut off while it was written is ignored, with a warning.
+    What follows the last newline was cut off while it was written: it is ignored, with a warning.
 
     Raises:
-        RunError: another line is not a row; the message names file and line.
+        RunError: a line is not a row; the message names file and line.
     """
     rows: dict[str, dict[str, Any]] = {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    lines = text.split("\n")
+    *lines, rest = text.split("\n")
+    if rest:
+        warnings.warn(f"{path}: the last line is unfinished and is ignored", stacklevel=2)
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
         try:
             row = json.loads(line)
             rows[row.pop("key")] = row
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            if number == len(lines):  # every finished row ends with a newline
-                warnings.warn(f"{path}: the last line is unfinished and is ignored", stacklevel=2)
-                break
             raise RunError(f"{path}, line {number} is not a row ({error}); remove the line") from error
     return rows
 
@@ -156,32 +145,14 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Append a row to a JSON-lines file, after removing an unfinished last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(row, allow_nan=False) + "\n"
     with path.open("ab+") as file:
         file.seek(0)
-        text = file.read()
-        rest = text.rpartition(b"\n")[2]
-        if rest:
-            try:
-                json.loads(rest)
-                line = "\n" + line  # a whole row that lacks its newline
-            except ValueError:
-                file.truncate(len(text) - len(rest))
-        file.write(line.encode())
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write((json.dumps(row, allow_nan=False) + "\n").encode())
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Make a table of rows; columns that may be empty get types that allow it."""
-    import pandas as pd
-
     types = {"budget": "Int64", "source": "string", "lr": "float64", "validation": "float64", "score": "float64"}
     table = pd.DataFrame(rows)
     return table.astype({name: kind for name, kind in types.items() if name in table})
-
-
-def _plan(structures: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple[str, int, Entry, int]]:
-    for name, entry in structures.items():
-        entries = [entry] if isinstance(entry, (str, Structure)) else list(entry)
-        for index, each in enumerate(entries):
-            for seed in seeds:
-                yield name, index, each, seed

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
 from typing import Any
@@ -22,8 +22,9 @@ from s3pet.records import config_hash
 from s3pet.searcher import search as search_structure
 from s3pet.space import make_space
 from s3pet.structure import manual_structure, parse_budget, random_structure
-from s3pet.studies.adalora import allocated_structure, retrain_adalora
+from s3pet.studies.adalora import retrain_adalora
 from s3pet.studies.comparison import Entry, measure
+from s3pet.studies.declaration import KINDS
 from s3pet.studies.selectors import depth_structure, sensitive_structure
 from s3pet.tasks import Task, load_task
 from s3pet.transfer import average_gates
@@ -60,12 +61,7 @@ def _expanded(text: str) -> str:
 
 
 def open_facts(study: Any, tasks: Sequence[str]) -> dict[str, Any]:
-    """Open backbone and tasks, and return what keys of rows and searches depend on besides the declaration.
-
-    Returns:
-        ``declared``, ``backbone`` (checksum), ``backbone_params``, ``space`` (hash), ``objective`` (all fields), and
-        ``tasks``: name → ``declared``, ``fingerprint``; also of tasks opened before.
-    """
+    """Open backbone and tasks, and return what keys depend on besides the declaration; also of tasks opened before."""
     model, task, space = _open(study, tasks[0])
     noted = dict(study.facts.get("tasks", {}))
     for name in dict.fromkeys(tasks):
@@ -105,19 +101,16 @@ def run_search(study: Any, task: str, search: str, seed: int) -> tuple[tuple[str
 def run_row(study: Any, row: Row, key: str) -> Row:
     """Retrain one row's structure; returns the finished row."""
     model, task, space = _open(study, row["task"])
-    options, budget = _options(study.structures[row["entry"]]), row["budget"]
+    budget, structure = row["budget"], None
     recipe = {**study.recipe(row["task"]), "seed": row["seed"], "lr": row["lr"], "objective": study.objective}
-    adalora = partial(retrain_adalora, model, task, budget, **recipe | options)
-    structure: Entry | None = None
     try:
-        costs = [study.result(*need).cost for need in study.needs(row)]
-        if row["kind"] == "allocated":
-            first = adalora(seed=row["index"])
-            structure, costs = allocated_structure(model, first), [first.cost]
-        elif row["kind"] != "adalora":
+        if row["kind"] == "adalora":
+            train = partial(retrain_adalora, model, task, budget, **_options(study, row))
+        else:
             structure = _make_structure(study, row, model, task, space)
-        train = adalora if structure is None else partial(retrain, model, task, structure, **recipe)
-        measured = measure(train, model, task, structure)
+            train = partial(retrain, model, task, structure)
+        measured = measure(partial(train, **recipe), model, task, structure)
+        costs = [study.result(*need).cost for need in study.needs(row)]
     except S3PetError as error:
         raise StudyError(f"{row['structure']!r} on {row['task']!r}, seed {row['seed']}: {error}") from error
     finished = {name: value for name, value in row.items() if name not in ("decides", "repeat")}  # parts of the plan
@@ -128,7 +121,7 @@ def run_row(study: Any, row: Row, key: str) -> Row:
 
 
 def _make_structure(study: Any, row: Row, model: Any, task: Task, space: Any) -> Entry:
-    options, kind, budget, seed = _options(study.structures[row["entry"]]), row["kind"], row["budget"], row["index"]
+    options, kind, budget, seed = _options(study, row), row["kind"], row["budget"], row["index"]
     name = str(options.get("name", row["entry"]))
     if kind == "reference":
         return name
@@ -141,15 +134,14 @@ def _make_structure(study: Any, row: Row, model: Any, task: Task, space: Any) ->
     if kind == "heuristic":
         return depth_structure(space, budget, **options)
     if kind == "sensitivity":
-        size = study.recipe(row["task"]).get("batch_size", 32)
-        return sensitive_structure(
-            model, task, space, budget, seed=seed, batch_size=size, objective=study.objective, **options
-        )
+        options |= {"batch_size": study.recipe(row["task"]).get("batch_size", 32), "objective": study.objective}
+        return sensitive_structure(model, task, space, budget, seed=seed, **options)
     return average_gates([study.result(*need) for need in study.needs(row)]).structure(budget)
 
 
-def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if name not in ("kind", "budgets", "seeds", "repeats")}
+def _options(study: Any, row: Row) -> dict[str, Any]:
+    entry = study.structures[row["entry"]]
+    return {name: entry[name] for name in KINDS[row["kind"]].options if name in entry}
 
 
 def each(function: Any, arguments: Sequence[tuple], jobs: int, what: str) -> Iterator[Any]:

@@ -6,9 +6,12 @@ of a study's searches. Rows with ``repeat`` true are repeated retrainings; only 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from s3pet.errors import StudyError
 from s3pet.result import SearchResult, load_run
@@ -16,9 +19,6 @@ from s3pet.studies.statistics import over_tasks, summary, variance_components
 from s3pet.studies.study import Study
 from s3pet.studies.validation import best_of
 from s3pet.transfer import agreement
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BEST_OF = 3  # runs of which a report keeps the best
 
@@ -31,9 +31,9 @@ def once(rows: pd.DataFrame) -> pd.DataFrame:
 def random_baselines(rows: pd.DataFrame) -> dict[str, str]:
     """Map every structure that was made for a budget to the first random structure of that budget."""
     budgets = rows.dropna(subset="budget").drop_duplicates("structure")
-    random = budgets[budgets["kind"] == "random"].drop_duplicates("budget").set_index("budget")["structure"]
-    pairs = budgets[budgets["budget"].isin(random.index)].set_index("structure")["budget"].map(random)
-    return {str(one): other for one, other in pairs.items() if one not in set(random)}
+    random = budgets[budgets["kind"] == "random"].drop_duplicates("budget")
+    pairs = budgets.merge(random, on="budget", suffixes=("", "_random"))[["structure", "structure_random"]]
+    return {one: other for one, other in pairs.to_numpy() if one not in set(random["structure"])}
 
 
 def summarize(
@@ -41,96 +41,78 @@ def summarize(
 ) -> pd.DataFrame:
     """Summarise rows task by task, and below that over all tasks, of structures that have all tasks.
 
-    Args:
-        rows: see above.
-        baseline: as in :func:`s3pet.studies.statistics.summary`; None: random structures of the same budget.
-        draws: of permutations, where there are too many to count.
-
-    Raises:
-        StudyError: there are no rows.
+    ``baseline`` and ``draws`` are those of :func:`s3pet.studies.statistics.summary`; without baseline, structures are
+    compared with random ones of the same budget. Raises StudyError if there are no rows.
     """
-    import pandas as pd
-
     if not len(rows):
         raise StudyError("no structure is finished at all of its learning rates; run the study: s3pet study run FILE")
     rows = once(rows)
     baseline = random_baselines(rows) or None if baseline is None else baseline
-    parts = [summary(rows, baseline=baseline, draws=draws)]
-    n_tasks = rows["task"].nunique()
+    parts, n_tasks = [summary(rows, baseline=baseline, draws=draws)], rows["task"].nunique()
     shared = rows[rows["structure"].map(rows.groupby("structure")["task"].nunique()).eq(n_tasks)]
     if n_tasks > 1 and len(shared):
         names = set(shared["structure"])
-        if isinstance(baseline, str):
-            baseline = baseline if baseline in names else None  # it lacks a task: differences on the others only
-        elif baseline is not None:
-            baseline = {one: other for one, other in baseline.items() if {one, other} <= names} or None
-        parts.append(over_tasks(shared, baseline=baseline, draws=draws))
+        pairs = dict.fromkeys(names, baseline) if isinstance(baseline, str) else baseline or {}
+        pairs = {one: other for one, other in pairs.items() if {one, other} <= names}
+        parts.append(over_tasks(shared, baseline=pairs or None, draws=draws))
     return pd.concat(parts, ignore_index=True)
 
 
 def score_table(rows: pd.DataFrame, summarized: pd.DataFrame | None = None) -> pd.DataFrame:
     """Make a table of scores: a row per structure, a column per task with mean ± standard deviation (runs).
 
-    Structures that have all tasks also have ``mean`` and ``kept`` (of "full").
-
-    Args:
-        rows: see above; tasks and structures are shown in their order.
-        summarized: what `summarize` gives, or a part of it; None: that of all rows.
+    Structures that have all tasks also have ``mean`` and ``kept`` (of "full"). Tasks and structures are in the order of
+    the rows; ``summarized`` is what `summarize` gives, or a part of it; None: that of all rows.
     """
-    import pandas as pd
-
     summarized = summarize(rows) if summarized is None else summarized
-    tasks = [name for name in rows["task"].unique() if name in set(summarized["task"])]
-    order = [name for name in rows["structure"].unique() if name in set(summarized["structure"])]
-    cells = {}
-    for row in summarized.to_dict("records"):
-        spread = "" if pd.isna(row["spread"]) else f" ± {row['spread']:.3f}"
-        diverged = f", {row['diverged']} diverged" if row["diverged"] else ""
-        cells[row["structure"], row["task"]] = f"{row['score']:.3f}{spread} ({row['runs']}{diverged})"
+    spread = _text(summarized["spread"], " ± {:.3f}")
+    diverged = summarized["diverged"].map(lambda count: f", {count} diverged" if count else "")
+    cells = summarized["score"].map("{:.3f}".format) + spread + " (" + summarized["runs"].astype(str) + diverged + ")"
+    by_task = summarized.assign(cell=cells).pivot(index="structure", columns="task", values="cell").fillna("")
+    tasks, order = _in_order(rows, "task", by_task), _in_order(rows, "structure", by_task.index)
+    sizes = _text(summarized.groupby("structure")["n_params"].mean(), "{:,.0f}")
+    table = by_task.loc[order, tasks]
+    table.insert(0, "parameters", sizes)
     means = summarized[summarized["task"].str.startswith("mean of")].set_index("structure")
-    sizes = summarized.groupby("structure")["n_params"].mean()
-    table = pd.DataFrame({"structure": order, "parameters": [f"{sizes[name]:,.0f}" for name in order]})
-    for task in tasks:
-        table[task] = [cells.get((name, task), "") for name in order]
     if len(means) and len(tasks) > 1:
-        table["mean"] = [f"{means['score'][name]:.3f}" if name in means.index else "" for name in order]
-        table["kept"] = ["" if pd.isna(share) else f"{share:.1%}" for share in means["kept"].reindex(order)]
-    return table
+        table["mean"] = _text(means["score"].reindex(order), "{:.3f}")
+        table["kept"] = _text(means["kept"].reindex(order), "{:.1%}")
+    return table.rename_axis(columns=None).reset_index()
+
+
+def _text(numbers: pd.Series, form: str) -> pd.Series:
+    """Numbers as text; empty for nan."""
+    return numbers.map(form.format, na_action="ignore").astype(object).fillna("")
+
+
+def _in_order(rows: pd.DataFrame, column: str, names: Collection[Any]) -> list[Any]:
+    """Those of the names that a column of the rows has, in its order."""
+    return [name for name in rows[column].unique() if name in names]
 
 
 def difference_table(summarized: pd.DataFrame) -> pd.DataFrame:
     """Show the differences of a summary with their intervals and tests, as text; empty without any."""
     if "difference" not in summarized:
         return summarized.iloc[:0, :0]
-    summarized = summarized[summarized["difference"].notna()]
-    table = summarized[["task", "structure", "baseline"]].copy()
-    for name in ("difference", "difference_low", "difference_high"):
-        table[name.removeprefix("difference_")] = summarized[name].map("{:+.3f}".format)
-    table["pairs"] = summarized["pairs"]
-    for name in ("p", "p_floor", "p_holm"):
-        table[name] = summarized[name].map("{:.3g}".format)
-    return table
+    names = ["difference", "difference_low", "difference_high", "pairs", "p", "p_floor", "p_holm"]
+    table = summarized.loc[summarized["difference"].notna(), ["task", "structure", "baseline", *names]]
+    table[names[:3]] = table[names[:3]].map("{:+.3f}".format)
+    table[names[4:]] = table[names[4:]].map("{:.3g}".format)
+    return table.rename(columns=lambda name: name.removeprefix("difference_"))
 
 
 def best_table(rows: pd.DataFrame, k: int = BEST_OF) -> pd.DataFrame:
     """Show :func:`s3pet.studies.validation.best_of`: a column per task, and the mean where there are all tasks."""
-    import pandas as pd
-
     rows = once(rows)
-    best = best_of(rows, k)
-    scores = best.pivot(index="structure", columns="task", values="score")
-    order = [name for name in rows["structure"].unique() if name in scores.index]
-    table = scores.loc[order, [name for name in rows["task"].unique() if name in scores]].copy()
+    table = best_of(rows, k).pivot(index="structure", columns="task", values="score")
+    table = table.loc[_in_order(rows, "structure", table.index), _in_order(rows, "task", table)]
     if table.shape[1] > 1:
         table["mean"] = table.mean(axis=1, skipna=False)
-    text = table.map(lambda score: "" if pd.isna(score) else f"{score:.3f}")
-    return text.rename_axis(columns=None).reset_index()
+    return table.apply(_text, form="{:.3f}").rename_axis(columns=None).reset_index()
 
 
 def repeat_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Show :func:`s3pet.studies.statistics.variance_components`, task by task, then over the tasks together."""
-    import pandas as pd
-
     by_task, together = (variance_components(rows, by=by) for by in (("task", "structure"), ("structure",)))
     n_tasks = by_task["structure"].value_counts()
     together = together.assign(task="together")[by_task.columns]
@@ -146,9 +128,7 @@ def finished_searches(
 ) -> Iterator[tuple[str, str, list[SearchResult]]]:
     """Open the finished searches in a study's folder ``searches``: name, task, and results by seed.
 
-    Args:
-        folder: holds ``<search>/<task>/seed<n>``.
-        searches, tasks: which, in this order; None: all that are there, sorted.
+    They come in the order of ``searches`` and ``tasks``; None: all that are there, sorted.
     """
     for search in searches if searches is not None else sorted(path.name for path in folder.glob("*")):
         for task in tasks if tasks is not None else sorted(path.name for path in (folder / search).glob("*")):
@@ -158,47 +138,29 @@ def finished_searches(
 
 
 def agreement_table(
-    folder: Path,
-    searches: Sequence[str] | None = None,
-    tasks: Sequence[str] | None = None,
-    *,
-    draws: int = 100,
+    folder: Path, searches: Sequence[str] | None = None, tasks: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Show how far the finished searches of a task agree: means over pairs of seeds and over tasks.
 
-    Args:
-        folder, searches, tasks: as for `finished_searches`.
-        draws: random structures per pair, for the level of chance.
-
-    Returns:
-        ``search, searches, overlap`` (Jaccard index), ``chance`` (of random structures), ``rank correlation`` (of all
-        gates), ``within kinds`` (of ranks within module types); a row per search with two seeds on some task.
+    Arguments are those of `finished_searches`. Columns: ``search, searches, overlap`` (Jaccard index), ``chance`` (of
+    random structures), ``rank correlation`` (of all gates), ``within kinds`` (of ranks within module types); a row per
+    search with two seeds on some task.
     """
-    import pandas as pd
-
-    pairs: dict[str, list[pd.DataFrame]] = {}
-    counts: dict[str, int] = {}
+    tables: dict[str, list[pd.DataFrame]] = {}
+    counts: Counter[str] = Counter()
     for search, _, runs in finished_searches(folder, searches, tasks):
-        counts[search] = counts.get(search, 0) + len(runs)
+        counts[search] += len(runs)
         if len(runs) > 1:
             inner = agreement(runs, within="pet", draws=1)["spearman"]
-            pairs.setdefault(search, []).append(agreement(runs, draws=draws).assign(inner=inner))
-    columns = ["jaccard", "jaccard_chance", "spearman", "inner"]
-    rows = [
-        [search, counts[search], *pd.concat(tables)[columns].mean().map("{:.2f}".format)]
-        for search, tables in pairs.items()
-    ]
-    return pd.DataFrame(rows, columns=["search", "searches", "overlap", "chance", "rank correlation", "within kinds"])
+            tables.setdefault(search, []).append(agreement(runs, draws=100).assign(inner=inner))
+    values = ["jaccard", "jaccard_chance", "spearman", "inner"]
+    means = {search: pd.concat(parts)[values].mean().map("{:.2f}".format) for search, parts in tables.items()}
+    columns = ["search", "searches", "overlap", "chance", "rank correlation", "within kinds"]
+    return pd.DataFrame([[search, counts[search], *mean] for search, mean in means.items()], columns=columns)
 
 
 def drop_table(folder: Path, searches: Sequence[str] | None = None, tasks: Sequence[str] | None = None) -> pd.DataFrame:
-    """Show how far the loss fell (:attr:`s3pet.result.SearchResult.loss_drop`), mean ± standard deviation (searches).
-
-    Args:
-        folder, searches, tasks: as for `finished_searches`.
-    """
-    import pandas as pd
-
+    """Show how far the loss of `finished_searches` fell (:attr:`s3pet.result.SearchResult.loss_drop`)."""
     cells = {}
     for search, task, runs in finished_searches(folder, searches, tasks):
         drops = pd.Series([run.loss_drop for run in runs], dtype="float64")
@@ -212,13 +174,7 @@ def drop_table(folder: Path, searches: Sequence[str] | None = None, tasks: Seque
 
 
 def show(study: Study, *, baseline: str | None = None, markdown: bool = False) -> str:
-    """Describe what is finished and what it says, as text or as Markdown; nothing is opened but the study's folder.
-
-    Args:
-        study: the study.
-        baseline: the structure that all others are compared with; None: random structures of the same budget.
-        markdown: tables as Markdown.
-    """
+    """Describe what is finished, from the study's folder alone; ``baseline`` as in `summarize`."""
     plan, rows = study.rows(), study.chosen(repeats=True)
     runs = len({(row["task"], row["structure"], row["index"], row["seed"]) for row in plan})
     parts = [f"{study.path.name}: {len(rows)} of {runs} runs are finished"]
@@ -250,23 +206,18 @@ def as_text(table: pd.DataFrame, markdown: bool = True) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def write_figures(study: Study, out: Path | None = None) -> list[Path]:
-    """Draw all that is finished: budget curves (where sizes differ), differences, rankings, repeats, transfers.
-
-    Returns the PNG files, in ``out`` or else in ``figures`` in the study's folder; there is a PDF beside each.
-    """
+def write_figures(study: Study) -> list[Path]:
+    """Draw what is finished into the study's folder ``figures``; returns the PNG files, with a PDF beside each."""
     from matplotlib import pyplot as plt
 
     from s3pet.plots import plot_budget_curve, plot_differences, plot_ranking, plot_repeats, plot_transfer, save_figure
 
-    out, every, paths = out or study.path / "figures", study.chosen(repeats=True), []
-    summarized = summarize(every)
-    rows = once(every)
+    every, paths = study.chosen(repeats=True), []
+    summarized, rows = summarize(every), once(every)
 
     def save(ax: Any, name: str) -> None:
-        save_figure(ax, out / name)
+        paths.append(save_figure(ax, study.path / "figures" / f"{name}.png")[0])
         plt.close(ax.figure)
-        paths.append(out / f"{name}.png")
 
     for task, part in rows.groupby("task", sort=False):
         part = part[~part["kind"].isin(["transfer", "average"]) & part["structure"].ne("zero-shot")]

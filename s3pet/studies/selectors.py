@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s3pet.backbones import preserved
 from s3pet.errors import SearchError, SpaceError, nearest
 from s3pet.gates import Budget
-from s3pet.objective import Stream, derive, make_objective, preserved_modes
+from s3pet.objective import Stream, derive, make_objective
 from s3pet.space import Candidate, Space
 from s3pet.structure import Structure, parse_budget, select_structure
 from s3pet.supernet import Supernet
@@ -49,13 +50,9 @@ def sensitivity(
     ``batches`` passes for ``"gradient"``, and ``batches · batch_size`` passes of one row for ``"fisher"``.
 
     Args:
-        model: the backbone; left exactly as it was, ``requires_grad`` flags and modes included.
-        task: the task, with its tokenizer; only its training split is used.
-        space: the candidates.
+        model: left exactly as it was. task: only its training split is used. space: the candidates.
         score: ``"gradient"`` or ``"fisher"``.
-        batches: number of batches, ≥ 1.
-        batch_size: rows of each, ≥ 1.
-        seed: of batches, fresh tensors and head.
+        batches, batch_size: how many batches of how many rows, ≥ 1. seed: of batches, fresh tensors and head.
         objective: a :class:`s3pet.objective.ObjectiveSettings`, or a mapping of its fields.
 
     Returns:
@@ -64,9 +61,6 @@ def sensitivity(
     Raises:
         SearchError: unknown score, no batches, a supernet is attached, or a gradient is not finite.
         StructureMismatchError: the space is not this model's.
-
-    Source:
-        Sung et al. 2021 (arXiv:2111.09839), equation 4.
     """
     if score not in SCORES:
         raise SearchError(f"score {score!r} is unknown; {nearest(score, SCORES)}")
@@ -74,7 +68,7 @@ def sensitivity(
         raise SearchError(f"batches={batches}, batch_size={batch_size}: expected at least one batch of one row")
     Structure(space.candidates, space.model_id).check(model)
     numbers = {candidate.name: number for number, candidate in enumerate(space)}
-    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))), preserved_modes(model):
+    with preserved(model):
         model.eval()
         torch.manual_seed(seed)
         learned = make_objective(model, task, objective, seed=seed).eval()
@@ -107,33 +101,26 @@ def sensitive_structure(
     space: Space,
     budget: int | float | str | Budget,
     *,
-    score: str = "gradient",
     per_param: bool = True,
-    batches: int = 8,
-    batch_size: int = 32,
+    score: str = "gradient",
     seed: int = 0,
-    objective: Any = None,
+    **options: Any,
 ) -> Structure:
     """Choose the most sensitive candidates within a budget.
 
     Args:
-        model, task, space, score, batches, batch_size, seed, objective: as for :func:`sensitivity`.
+        model, task, space, score, seed: as for :func:`sensitivity`.
         budget: any form :meth:`s3pet.gates.Budget.parse` reads.
         per_param: rank by sensitivity per parameter; False: by sensitivity, which favours large candidates.
-
-    Returns:
-        The structure, selected as :func:`s3pet.structure.select_mask` does.
+        **options: ``batches``, ``batch_size`` and ``objective`` of :func:`sensitivity`.
 
     Raises:
         BudgetError: unreadable budget, or one below the cheapest candidate. Else as :func:`sensitivity`.
     """
     parsed = parse_budget(space, budget)
-    values = sensitivity(
-        model, task, space, score=score, batches=batches, batch_size=batch_size, seed=seed, objective=objective
-    )
-    ranked = values / space.costs if per_param else values
+    values = sensitivity(model, task, space, score=score, seed=seed, **options)
     origin = {"kind": "sensitivity", "task": task.name, "score": score, "per_param": per_param, "seed": seed}
-    return select_structure(space, ranked, parsed, origin=origin)
+    return select_structure(space, values / space.costs if per_param else values, parsed, origin=origin)
 
 
 def depth_structure(space: Space, budget: int | float | str | Budget, where: str) -> Structure:
@@ -145,30 +132,18 @@ def depth_structure(space: Space, budget: int | float | str | Budget, where: str
     the budget affords, evenly spread (m of n layers: those at ⌊(i + ½) n/m⌋), then single candidates, each from the
     layer farthest from those taken. v comes before q.
 
-    Args:
-        space: the candidates.
-        budget: any form :meth:`s3pet.gates.Budget.parse` reads.
-        where: ``"uniform"`` or ``"top"``.
-
-    Returns:
-        A structure within the budget to which no other candidate of the space can be added. Nothing is random.
+    Nothing is random, and no other candidate of the space fits into what is left of the budget.
 
     Raises:
         SpaceError: unknown ``where``. BudgetError: unreadable budget, or one below the cheapest candidate.
-
-    Source:
-        Hu et al. 2021 (arXiv:2106.09685), section 7.1, for q and v; depth is common practice.
     """
     if where not in DEPTHS:
         raise SpaceError(f"where {where!r} is not one of {', '.join(DEPTHS)}")
     parsed = parse_budget(space, budget)
     depths = {place: depth for depth, place in enumerate(sorted({_place(c) for c in space}))}
-    ranks: dict[str, int] = {}
-    for c in space:
-        if c.pet == "lora":
-            ranks[c.site] = min(c.rank or 1, ranks.get(c.site, c.rank or 1))
+    lowest = {c.site: c.rank for c in sorted(space, key=lambda c: -(c.rank or 0)) if c.pet == "lora"}
     passes: tuple[Callable[[Candidate], bool], ...] = (
-        lambda c: c.pet == "lora" and c.role in ("attn.q", "attn.v") and c.rank == ranks[c.site],
+        lambda c: c.pet == "lora" and c.role in ("attn.q", "attn.v") and c.rank == lowest[c.site],
         lambda c: c.pet == "lnfit",
         lambda c: c.pet == "bitfit",
         lambda c: True,
@@ -176,11 +151,10 @@ def depth_structure(space: Space, budget: int | float | str | Budget, where: str
     probs, left = torch.zeros(len(space), dtype=torch.float64), parsed.n_params
     for belongs in passes:
         layers: list[list[int]] = [[] for _ in depths]
-        for index, c in enumerate(space):
+        for index, c in sorted(enumerate(space), key=lambda pair: pair[1].role != "attn.v"):
             if belongs(c) and not probs[index]:
                 layers[depths[_place(c)]].append(index)
-        pools = [sorted(layer, key=lambda i: space.candidates[i].role != "attn.v") for layer in layers if layer]
-        for index in _walk(pools, [c.n_params for c in space], left, where):
+        for index in _walk([layer for layer in layers if layer], space.costs.tolist(), left, where):
             probs[index] = 1.0
             left -= space.candidates[index].n_params
     # the four passes leave nothing that fits, so the selection takes exactly what they took
@@ -197,14 +171,12 @@ def _walk(layers: Sequence[Sequence[int]], costs: Sequence[int], left: int, wher
     """Candidates to take; ``layers``: their numbers from bottom to top, ``left``: of the budget, in parameters."""
     taken: list[int] = []
     depths: list[int] = []  # of layers with something taken
-    if where == "uniform":
-        for m in range(len(layers), 0, -1):
-            spread = [(2 * i + 1) * len(layers) // (2 * m) for i in range(m)]
-            whole = [index for depth in spread for index in layers[depth]]
-            if sum(costs[index] for index in whole) <= left:
-                taken, depths = whole, spread
-                break
-        left -= sum(costs[index] for index in taken)
+    for m in range(len(layers), 0, -1) if where == "uniform" else ():
+        spread = [(2 * i + 1) * len(layers) // (2 * m) for i in range(m)]
+        whole = [index for depth in spread for index in layers[depth]]
+        if sum(costs[index] for index in whole) <= left:
+            taken, depths, left = whole, spread, left - sum(costs[index] for index in whole)
+            break
     while True:
         waiting = [[i for i in layer if i not in taken and costs[i] <= left] for layer in layers]
         fitting = [depth for depth, layer in enumerate(waiting) if layer]

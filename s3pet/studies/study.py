@@ -17,9 +17,8 @@
 Every structure gets the same recipe and grid of learning rates; its own rate is chosen on the validation split. Kinds
 that depend on a seed (searched, random, sensitivity, …) give a structure for each seed: seed k is search or draw k,
 retrained with seed k at every rate. With ``repeats: n`` it is retrained n times in all, with seeds k + 1, k + 2, …;
-this separates structures from retrainings and is left out of comparisons. Other kinds give one structure: its first
-seed is run at every rate, the others at the chosen one. An average over all seeds is one structure, too; with ``of: 3``
-seed k is the average of the k-th three searches.
+this separates structures from retrainings and is left out of comparisons. Other kinds, and an average over all seeds,
+give one structure: its first seed is run at every rate, the others at the chosen one.
 
 Finished rows are never computed again, so a study can be interrupted, continued and extended. A row's key holds its
 declaration and, from ``facts.json``, the checksums of backbone and data: if these change, rows are made anew.
@@ -30,27 +29,26 @@ from __future__ import annotations
 import fnmatch
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from s3pet.errors import StudyError
+import pandas as pd
+
 from s3pet.gates import Budget
 from s3pet.records import write_json, write_table
 from s3pet.result import RESULTS_VERSION, SearchResult, load_run
 from s3pet.searcher import make_settings
 from s3pet.studies.comparison import append_row, as_table, read_rows, row_key
-from s3pet.studies.declaration import KINDS, check_study, read_yaml
+from s3pet.studies.declaration import KINDS, check_names, check_study, read_yaml
 from s3pet.studies.jobs import Row, each, open_facts, run_row, run_search
 from s3pet.studies.validation import choose_lr
 from s3pet.tuning import Recipe
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 PLACE = ("task", "structure", "index")  # what has a learning rate of its own
-Rates = dict[tuple, float | None]  # by place
 
 
 @dataclass(frozen=True)
@@ -58,15 +56,10 @@ class Study:
     """A grid of runs, as declared in a file.
 
     Attributes:
-        backbone: what :func:`s3pet.load_backbone` opens.
         tasks: name → what :func:`s3pet.load_task` opens, or its keywords with the name or folder as ``path``.
-        structures: name → ``kind`` and its options; ``budgets``, ``seeds`` and ``repeats`` (a number, or one for each
-            budget) where they differ from the study's.
-        budgets: in any form that :meth:`s3pet.gates.Budget.parse` reads.
-        seeds: how many.
-        space: name or rules of the candidates.
-        objective: fields of :class:`s3pet.objective.ObjectiveSettings`.
-        retrain: fields of :class:`s3pet.tuning.Recipe` except seed and lr. recipes: task → fields that differ there.
+        structures: name → ``kind`` and its options, ``repeats``, and ``budgets`` and ``seeds`` of its own.
+        objective, retrain: fields of ``ObjectiveSettings``, and of ``Recipe`` except seed and lr.
+        recipes: task → fields of ``retrain`` that differ there.
         lr: kind of training (pet, head, full, adalora) or name of a structure → rates, of which validation chooses.
         searches: name → ``budget`` and fields of :class:`s3pet.searcher.Settings` except seed (``settings: paper`` for
             the preset); ``search``: those that all searches share.
@@ -106,9 +99,7 @@ class Study:
         """Look at some tasks and structures of the study, by patterns of names; raises StudyError without any match."""
         part = []
         for what, names, patterns in (("task", self.tasks, tasks), ("structure", self.structures, structures)):
-            missing = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
-            if missing:
-                raise StudyError(f"no {what} of this study is called {', '.join(missing)}; it has {', '.join(names)}")
+            check_names([pattern for pattern in patterns if not fnmatch.filter(names, pattern)], names, what)
             part.append([name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)])
         return replace(self, part=(part[0], part[1]))
 
@@ -119,20 +110,17 @@ class Study:
         for name in names:
             entry = self.structures[name]
             seeded, rates = self.is_seeded(entry), self._rates(name)
-            budgets = entry.get("budgets", self.budgets) if KINDS[entry["kind"]].per_budget else [None]
-            counts = [entry.get("seeds", self.seeds), entry.get("repeats", 1)]
-            per_budget = [[count] * len(budgets) if isinstance(count, int) else count for count in counts]
-            for budget, seeds, repeats in zip(budgets, *per_budget, strict=True):
-                for task in tasks:
-                    for source in self._sources(entry, task):
-                        place: Row = {"task": task, "structure": _label(name, entry, budget, source), "entry": name}
-                        place |= {"kind": entry["kind"], "budget": budget, "source": source}
-                        for seed in range(seeds):
-                            decides, index = seeded or seed == 0, seed if seeded else 0
-                            run = {**place, "index": index, "seed": seed, "decides": decides, "repeat": False}
-                            plan += [{**run, "lr": lr} for lr in (rates if decides else [None])]
-                            again = {**run, "decides": False, "repeat": True, "lr": None}
-                            plan += [{**again, "seed": seed + more} for more in range(1, repeats)]
+            for budget, task in product(self.budgets_of(entry), tasks):
+                for source, suffix in self._sources(entry, task):
+                    label = " ".join(str(part) for part in (name, budget, suffix) if part)  # "moved 0.1% from sst2"
+                    place: Row = {"task": task, "structure": label, "entry": name, "kind": entry["kind"]}
+                    place |= {"budget": budget, "source": source, "lr": None}
+                    for seed in range(entry.get("seeds", self.seeds)):
+                        decides, index = seeded or seed == 0, seed if seeded else 0
+                        run = {**place, "index": index, "seed": seed, "decides": decides, "repeat": False}
+                        plan += [{**run, "lr": lr} for lr in rates] if decides else [run]
+                        again = {**run, "decides": False, "repeat": True}
+                        plan += [{**again, "seed": seed + more} for more in range(1, entry.get("repeats", 1))]
         return plan
 
     @property
@@ -146,21 +134,20 @@ class Study:
         """What the facts belong to: the declared backbone, space and objective."""
         return {"backbone": self.backbone, "space": self.space, "objective": dict(self.objective)}
 
-    def key(self, row: Row, facts: Mapping[str, Any]) -> str | None:
-        """The key of a row, see :func:`s3pet.studies.comparison.row_key`; None if its tasks were never opened."""
-        entry, kind = self.structures[row["entry"]], KINDS[row["kind"]]
-        names = {row["task"], *(task for task, _, _ in self.needs(row))}
-        tasks = {name: facts["tasks"].get(name, {}) for name in names} if facts else {}
-        if not facts or any(noted.get("declared") != self.tasks[name] for name, noted in tasks.items()):
-            return None
+    def key(self, row: Row, facts: Mapping[str, Any]) -> str:
+        """The key of a row, see :func:`s3pet.studies.comparison.row_key`; empty if its tasks were never opened."""
+        entry, kind, needs = self.structures[row["entry"]], KINDS[row["kind"]], self.needs(row)
+        tasks = facts.get("tasks", {})
+        if any(tasks.get(n, {}).get("declared") != self.tasks[n] for n in (row["task"], *(task for task, *_ in needs))):
+            return ""
         how = {name: entry[name] for name in ("kind", *kind.options) if name in entry}
         if entry["kind"] in ("manual", "reference"):
             how["name"] = entry.get("name", row["entry"])
         if kind.per_budget:
             how |= {"space": facts["space"], "budget": row["budget"], "index": row["index"]}
         if "search" in how:
-            how["search"] = [self.settings(how["search"], seed) for _, _, seed in self.needs(row)]
-            how["tasks"] = [tasks[task]["fingerprint"] for task, _, _ in self.needs(row)]
+            how["search"] = [self.settings(how["search"], seed) for _, _, seed in needs]
+            how["tasks"] = [tasks[task]["fingerprint"] for task, _, _ in needs]
         return row_key(
             backbone=facts["backbone"],
             task=tasks[row["task"]]["fingerprint"],
@@ -187,45 +174,35 @@ class Study:
         """Read the finished rows of what is declared now, at the learning rate that validation chose.
 
         Structures that lack a rate of their grid are left out; of those that diverged at every rate, the rows at the
-        first one are kept, with ``diverged`` true and nan scores.
-
-        Args:
-            repeats: also repeated retrainings; they have ``repeat`` true.
+        first one are kept. Repeated retrainings have ``repeat`` true, and come only with ``repeats=True``.
         """
-        finished, facts, rows = read_rows(self.path / "rows.jsonl"), self.facts, []
-        plan = self.rows()
-        rates = self._chosen_rates(plan, finished, facts)
-        for row in plan:
-            at_rate = self._at_rate(row, rates)
-            key = self.key(at_rate, facts) if at_rate and (repeats or not row["repeat"]) else None
-            if key in finished:
-                labels = {name: value for name, value in at_rate.items() if name not in ("budget", "decides")}
+        finished, rows = read_rows(self.path / "rows.jsonl"), []
+        for key, row in self._at_chosen_rates(self.rows(), finished):
+            if key in finished and (repeats or not row["repeat"]):
+                labels = {name: value for name, value in row.items() if name not in ("budget", "decides")}
                 rows.append({"key": key, **finished[key], **labels})
         return as_table(rows)
 
-    def _chosen_rates(self, plan: Sequence[Row], finished: Mapping[str, Row], facts: Mapping[str, Any]) -> Rates:
-        """The rates of all structures that are finished at every rate of their grid."""
-        runs: dict[tuple, list[Row]] = {}
+    def _at_chosen_rates(self, plan: Sequence[Row], finished: Mapping[str, Row]) -> list[tuple[str, Row]]:
+        """Keys and rows of the structures that are finished at every rate of their grid, at the chosen rate."""
+        facts, runs, rates, compared = self.facts, defaultdict(list), {}, []
         for row in plan:
             if row["decides"]:
-                done = finished.get(self.key(row, facts) or "")
-                labels = {name: row[name] for name in (*PLACE, "seed", "lr")}
-                runs.setdefault(_place(row), []).append({**done, **labels} if done else {})
-        runs = {place: part for place, part in runs.items() if all(part)}
-        rates = {place: part[0]["lr"] for place, part in runs.items()}  # without a grid, or where all have diverged
-        compared = [row for part in runs.values() for row in part if not all(run["diverged"] for run in part)]
-        chosen = choose_lr(as_table(compared), by=PLACE) if compared else as_table([])
-        for run in chosen.to_dict("records"):
-            rates[_place(run)] = None if rates[_place(run)] is None else float(run["lr"])
-        return rates
-
-    @staticmethod
-    def _at_rate(row: Row, rates: Rates) -> Row:
-        """A row of the plan at its structure's chosen rate; empty where there is none, or if it is at another one."""
-        place = _place(row)
-        if place not in rates or (row["decides"] and row["lr"] != rates[place]):
-            return {}
-        return {**row, "lr": rates[place]}
+                run = finished.get(self.key(row, facts), {})
+                runs[_place(row)].append(run | {name: row[name] for name in (*PLACE, "seed", "lr")})
+        for place, part in runs.items():
+            if all("diverged" in run for run in part):
+                rates[place] = part[0]["lr"]  # unless another one is chosen
+                compared += [] if all(run["diverged"] for run in part) else [run for run in part if run["lr"]]
+        if compared:
+            chosen = choose_lr(as_table(compared), by=PLACE)
+            rates |= {_place(run): run["lr"] for run in chosen.to_dict("records")}
+        rows = [
+            {**row, "lr": rates[place]}
+            for row in plan
+            if (place := _place(row)) in rates and (not row["decides"] or row["lr"] == rates[place])
+        ]
+        return [(self.key(row, facts), row) for row in rows]
 
     def run(self, *, jobs: int = 1, tasks: Sequence[str] = ("*",), structures: Sequence[str] = ("*",)) -> pd.DataFrame:
         """Run what is not finished yet and write the chosen rows to ``rows.parquet``; returns `table`.
@@ -244,40 +221,34 @@ class Study:
         plan = part.rows()
         searches = list(dict.fromkeys(need for row in plan for need in self.needs(row)))
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(
-            open_facts(self, [row["task"] for row in plan] + [task for task, _, _ in searches]),
-            self.path / "facts.json",
-        )
-        facts, failed = self.facts, set()
+        facts, failed = open_facts(self, [row["task"] for row in plan] + [task for task, _, _ in searches]), set()
+        write_json(facts, self.path / "facts.json")
         unsearched = [(self, *need) for need in searches if not self.is_searched(*need)]
         for need, problem in each(run_search, unsearched, jobs, "searches"):
             if problem:
                 warnings.warn(f"search {need[1]!r} on {need[0]!r}, seed {need[2]}: {problem}", stacklevel=2)
                 failed.add(need)
         plan = [row for row in plan if failed.isdisjoint(self.needs(row))]
-        for decides in (True, False):
+        for what in ("every rate", "chosen rate"):
             finished = read_rows(path)
-            rates = {} if decides else self._chosen_rates(plan, finished, facts)
-            stage = [row if decides else self._at_rate(row, rates) for row in plan if row["decides"] == decides]
-            keyed = {self.key(row, facts): row for row in stage if row}
-            unfinished = [(self, row, key) for key, row in keyed.items() if key not in finished]
-            for row in each(run_row, unfinished, jobs, "every rate" if decides else "chosen rate"):
+            stage = [(self.key(row, facts), row) for row in plan if row["decides"]]
+            stage = self._at_chosen_rates(plan, finished) if what == "chosen rate" else stage
+            unfinished = {key: (self, row, key) for key, row in stage if key not in finished}
+            for row in each(run_row, list(unfinished.values()), jobs, what):
                 append_row(path, row)
         table = self.chosen(repeats=True)
         if len(table):
             write_table(table, self.path / "rows.parquet")
         return self.table()
 
-    def needs(self, row: Row) -> Iterator[tuple[str, str, int]]:
+    def needs(self, row: Row) -> list[tuple[str, str, int]]:
         """(task, search, seed) of each search that a row's structure is made from."""
-        entry = self.structures[row["entry"]]
-        if entry["kind"] in ("searched", "transfer"):
-            yield row["source"] or row["task"], entry["search"], row["index"]
-        elif entry["kind"] == "average" and row["source"] == "seeds":
-            count = entry.get("of", self.seeds)
-            yield from ((row["task"], entry["search"], row["index"] * count + seed) for seed in range(count))
-        elif entry["kind"] == "average":
-            yield from ((task, entry["search"], row["index"]) for task in self.tasks if task != row["task"])
+        entry, over = self.structures[row["entry"]], self.structures[row["entry"]].get("over")
+        tasks = [row["task"] if over else row["source"] or row["task"]]
+        if over == "others":
+            tasks = [task for task in self.tasks if task != row["task"]]
+        seeds = range(self.seeds) if over == "seeds" else [row["index"]]
+        return [(task, entry["search"], seed) for task in tasks for seed in seeds] if "search" in entry else []
 
     def folder(self, task: str, search: str, seed: int) -> Path:
         """The run folder of a search."""
@@ -288,36 +259,35 @@ class Study:
         return load_run(self.folder(task, search, seed))
 
     def is_searched(self, task: str, search: str, seed: int) -> bool:
-        """Whether a search is finished, and was made with the backbone, data, space and settings of now.
-
-        Warns about a search that will be made anew because something differs.
-        """
+        """Whether a search is finished, and was made with the backbone, data, space and settings of now; else warns."""
         path, facts = self.folder(task, search, seed), self.facts
         if not (path / "config.json").is_file():
             return False
         config, metrics = (json.loads((path / f"{n}.json").read_text(encoding="utf-8")) for n in ("config", "metrics"))
-        wanted = self.settings(search, seed)
+        stopped, wanted = metrics.get("stopped"), self.settings(search, seed)
         wanted["budget"] = Budget.parse(wanted["budget"], total=facts["backbone_params"]).n_params
         wanted |= {"model_hash": facts["backbone"], "task_hash": facts["tasks"][task]["fingerprint"]}
         wanted |= {"space_hash": facts["space"], "objective": facts["objective"], "results_version": RESULTS_VERSION}
         differ = sorted(name for name, value in wanted.items() if config.get(name) != value)
-        if metrics.get("stopped") or differ:
-            why = f"it was {metrics['stopped']}" if metrics.get("stopped") else f"other {', '.join(differ)}"
+        if stopped or differ:
+            why = f"it was {stopped}" if stopped else f"other {', '.join(differ)}"
             warnings.warn(f"{path} is searched again: {why}", stacklevel=2)
-        return not (metrics.get("stopped") or differ)
+        return not (stopped or differ)
 
     @staticmethod
     def is_seeded(entry: Mapping[str, Any]) -> bool:
         """Whether every seed is a structure of its own."""
-        return KINDS[entry["kind"]].per_seed and (entry.get("over") != "seeds" or "of" in entry)
+        return KINDS[entry["kind"]].per_seed and entry.get("over") != "seeds"
 
-    def _sources(self, entry: Mapping[str, Any], task: str) -> Sequence[str | None]:
-        """What a structure is transferred from, or averaged over."""
-        if entry["kind"] == "average":
-            return [entry["over"]]
+    def budgets_of(self, entry: Mapping[str, Any]) -> Sequence[Any]:
+        """The budgets for which a structure is made; one that is None for kinds without budget."""
+        return entry.get("budgets", self.budgets) if KINDS[entry["kind"]].per_budget else [None]
+
+    def _sources(self, entry: Mapping[str, Any], task: str) -> list[tuple[str | None, str]]:
+        """What a structure is transferred from or averaged over, and how that is written in its name."""
         if entry["kind"] == "transfer":
-            return [name for name in entry.get("sources", self.tasks) if name != task]
-        return [None]
+            return [(name, f"from {name}") for name in entry.get("sources", self.tasks) if name != task]
+        return [(entry["over"], f"over {entry['over']}")] if "over" in entry else [(None, "")]
 
     def _rates(self, name: str) -> Sequence[float | None]:
         if self.structures[name].get("name", name) == "zero-shot":
@@ -327,11 +297,3 @@ class Study:
 
 def _place(row: Mapping[Any, Any]) -> tuple:
     return tuple(row[name] for name in PLACE)
-
-
-def _label(name: str, entry: Mapping[str, Any], budget: Any, source: str | None) -> str:
-    """What a structure is called in tables: "searched 0.1%", "transferred 0.1% from sst2"."""
-    if source:
-        count = f"{entry['of']} " if "of" in entry else ""
-        source = f"over {count}{source}" if entry["kind"] == "average" else f"from {source}"
-    return " ".join(str(part) for part in (name, budget, source) if part)

