@@ -1,30 +1,21 @@
 """Figures of gate tables, structures and scores, and their contents in words.
 
-Every ``plot_`` function takes ``ax=None`` or ``figure=None``, returns Axes and never calls ``show()``. It reads a tidy
-table, or an object that has one, so a saved run is enough. All figures are vector graphics.
+Every ``plot_`` function takes ``ax=None`` (where to draw) or ``figure=None`` (emptied, resized and drawn in; None makes
+one), returns Axes and never calls ``show()``. It reads a tidy table, or an object that has one, so a saved run is
+enough. A table without rows or a needed column, or of several searches or tasks where a figure shows one, raises
+`s3pet.errors.PlotError`, before anything is drawn. All figures are vector graphics.
 """
 
 from s3pet.plots.curves import plot_polarisation, plot_profile, plot_trajectories, polarisation, profile_shares
-from s3pet.plots.cuts import (
-    candidate_facts,
-    candidate_names,
-    choice_table,
-    plot_agreement,
-    plot_budget_bar,
-    plot_cut,
-    plot_two,
-    select_rows,
-)
-from s3pet.plots.grid import Grid, gate_cells, make_grid, value_limits
+from s3pet.plots.cuts import choice_table, plot_agreement, plot_budget_bar, plot_cut, plot_two, select_rows
+from s3pet.plots.intervals import summarize_scores
 from s3pet.plots.lab import plot_gate_lab
-from s3pet.plots.maps import plot_difference, plot_gate_panels, plot_gates, plot_structure
+from s3pet.plots.maps import Grid, gate_cells, make_grid, plot_difference, plot_gate_panels, plot_gates, plot_structure
 from s3pet.plots.matrices import plot_overlap, plot_transfer, transfer_matrix
 from s3pet.plots.overview import plot_search, search_diagnostics
-from s3pet.plots.ranking import plot_differences, plot_ranking
-from s3pet.plots.repeats import plot_repeats
-from s3pet.plots.scores import plot_budget_curve, plot_comparison, summarize_scores
-from s3pet.plots.style import figure_style, save_figure
-from s3pet.plots.words import describe
+from s3pet.plots.scores import plot_budget_curve, plot_comparison, plot_differences, plot_ranking, plot_repeats
+from s3pet.plots.style import figure_style, save_figure, value_limits
+from s3pet.plots.words import candidate_facts, candidate_names, describe
 
 # fmt: off
 __all__ = [

@@ -12,20 +12,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 
 from s3pet.errors import PlotError
-from s3pet.plots.frame import entry, finish_axes, in_order
-from s3pet.plots.grid import LABELS, MAP_COLUMNS, ROLES, cut_and_start, gate_cells
-from s3pet.plots.style import PET_COLOURS, PETS, as_table, figure_of, flag, new_axes, style, styled
+from s3pet.plots.frame import entry, finish_axes, in_order, rim
+from s3pet.plots.maps import LABELS, MAP_COLUMNS, ROLES, STACKS, cut_and_start, gate_cells
+from s3pet.plots.style import PALETTE, PET_COLOURS, PETS, as_table, figure_of, flag, new_axes, style, styled
+from s3pet.plots.words import candidate_names
 
 PROFILES = {"layer": ["stack", "layer", "pet"], "role": ["role", "pet"], "stack": ["stack", "pet"], "pet": ["pet"]}
 SHARES = {"chosen": "share of the chosen\nparameters (%)", "prob": "share of the expected\nparameters (%)"}
 MARKERS = "os^DvP<>Xphd"
-DECIDED = (0.9, 0.1)  # a gate is decided above the first, or below the second times the uniform start
 
 
 def profile_shares(gates: Any, by: str = "layer", value: str = "chosen") -> pd.DataFrame:
@@ -37,11 +36,7 @@ def profile_shares(gates: Any, by: str = "layer", value: str = "chosen") -> pd.D
         value: "chosen" (parameters of the structure) or "prob" (expected parameters, Σ n_params · prob).
 
     Returns:
-        One row per group and PET module of the space, in the order of the maps: the columns of the group, ``pet``,
-        ``share`` and ``uniform``, both in % and summing to 100.
-
-    Raises:
-        PlotError: unknown ``by`` or ``value``, a column is missing, or all shares are 0.
+        The columns of the group, ``pet``, ``share`` and ``uniform`` (in %, both sum to 100), in the order of the maps.
     """
     if by not in PROFILES or value not in SHARES:
         raise PlotError(f"by is one of {[*PROFILES]} and value of {[*SHARES]}; got {by!r} and {value!r}.")
@@ -52,11 +47,10 @@ def profile_shares(gates: Any, by: str = "layer", value: str = "chosen") -> pd.D
     table = table.assign(share=100 * weight / weight.sum(), uniform=100 * table["n_params"] / table["n_params"].sum())
     cells = gate_cells(table, "share", how="sum").rename(columns={"value": "share", "column": "layer"})
     cells["uniform"] = gate_cells(table, "uniform", how="sum")["value"]  # the same cells in the same order
-    for name, known in (("stack", ["encoder", "decoder"]), ("role", ROLES), ("pet", PETS)):
-        cells[name] = pd.Categorical(cells[name], in_order(set(cells[name]), known), ordered=True)
-    cells = cells.sort_values(["x", "pet"] if by == "layer" else PROFILES[by])
-    shares = cells.groupby(PROFILES[by], sort=False, observed=True)[["share", "uniform"]].sum().reset_index()
-    return shares.astype(dict.fromkeys(PROFILES[by], object))
+    order = {name: i for i, name in enumerate([*STACKS, *ROLES, *PETS])}
+    keys = ["x", "pet"] if by == "layer" else PROFILES[by]
+    cells = cells.sort_values(keys, key=lambda names: names if names.name == "x" else names.map(order))
+    return cells.groupby(PROFILES[by], sort=False)[["share", "uniform"]].sum().reset_index()
 
 
 @styled
@@ -66,17 +60,11 @@ def plot_profile(
     """Where the parameters go, as bars stacked by PET module; a mark on each bar shows the share with uniform gates.
 
     The mark is the group's share of all parameters of the space. A bar beyond its mark has more than its size explains.
-
-    Args:
-        gates, value: as in `profile_shares`, which has the numbers.
-        by: "layer" (upright bars, encoder | decoder), "role", "stack" or "pet" (level bars with their numbers).
-
-    Raises:
-        PlotError: as `profile_shares`.
+    Arguments are those of `profile_shares`, which has the numbers; ``by="layer"`` gives upright bars, else level ones.
     """
     shares, upright = profile_shares(gates, by, value), by == "layer"
     keys = [name for name in PROFILES[by] if name != "pet"] or ["pet"]
-    pets = in_order(set(shares["pet"]), PETS)
+    pets = in_order(shares["pet"], PETS)
     totals = shares.groupby(keys, sort=False)[["share", "uniform"]].sum()
     bars = shares.pivot_table("share", keys, shares["pet"].rename("module")).loc[totals.index, pets].fillna(0)
     n, scale, high = len(bars), style().scale, 1.06 * float(totals.to_numpy().max())
@@ -84,32 +72,30 @@ def plot_profile(
     colours = [PET_COLOURS.get(pet, style().grey) for pet in pets]
     bars.plot(kind="bar" if upright else "barh", stacked=True, width=0.8, color=colours, ax=ax, legend=False, rot=0)
     mark: Any = ax.hlines if upright else ax.vlines
-    for gid, colour, width in (("halo", style().ground, 2.6), ("uniform", style().ink, 1.2)):  # visible on any bar
-        mark(totals["uniform"], np.arange(n) - 0.46, np.arange(n) + 0.46, colour, linewidth=width * scale, gid=gid)
+    look: dict[str, Any] = {"color": style().ink, "linewidth": 1.2 * scale}
+    mark(totals["uniform"], np.arange(n) - 0.46, np.arange(n) + 0.46, gid="uniform", path_effects=rim(2.6), **look)
     handles: list[Any] = [Patch(color=c, label=PETS.get(pet, pet)) for pet, c in zip(pets, colours, strict=True)]
-    handles = handles * (by != "pet") + [entry("uniform gates", color=style().ink, linewidth=1.2 * scale)]
+    handles = handles * (by != "pet") + [entry("uniform gates", **look)]
     ax.tick_params("x" if upright else "y", length=0)
     if not upright:
         ax.set(xlim=(0, high), ylim=(n - 0.4, -0.6))
         names = [_role(name) if by == "role" else PETS.get(name, name) for name in totals.index]
         ax.set_yticklabels([f"{name}  {share:.0f} %" for name, share in zip(names, totals["share"], strict=True)])
-        finish_axes(ax, SHARES[value].replace("\n", " "), "", handles, title)
-        return ax
+        return finish_axes(ax, SHARES[value].replace("\n", " "), "", handles, title)
     stacks, layers = (totals.index.get_level_values(i) for i in (0, 1))
+    ax.set(xlim=(-0.7, n - 0.3), ylim=(0, 1.09 * high))  # the names of the stacks lie above the bars
     every = int(np.ceil(1.5 * style().font * n / (ax.bbox.width * 72 / figure_of(ax).dpi)))  # bars between labels
     labels = [name[0] if not name.isdigit() else name if int(name) % every == 0 else "" for name in layers]
     labels = ["" if every > 2 and i and labels[i - 1].isalpha() else label for i, label in enumerate(labels)]
-    ax.set(xlim=(-0.7, n - 0.3), ylim=(0, 1.09 * high))  # the names of the stacks lie above the bars
     ax.set_xticklabels(labels)
     for stack in stacks.unique():
         places = np.flatnonzero(stacks == stack)
-        look: dict[str, Any] = {"ha": "center", "va": "top", "size": style().font, "weight": "bold", "gid": "stack"}
+        look = {"ha": "center", "va": "top", "size": style().font, "weight": "bold", "gid": "stack"}
         ax.text(places.mean(), 0.99, stack, transform=ax.get_xaxis_transform(), **look)
         if places[0]:
             ax.axvline(places[0] - 0.5, color=style().grey, linewidth=0.7, gid="stack-separator")
-    outside = sorted({f"{name[0]}: {name}" for name in layers if not name.isdigit()})
-    finish_axes(ax, f"layer ({', '.join(outside)})" if outside else "layer", SHARES[value], handles, title)
-    return ax
+    outside = ", ".join(sorted({f"{name[0]}: {name}" for name in layers if not name.isdigit()}))
+    return finish_axes(ax, f"layer ({outside})" if outside else "layer", SHARES[value], handles, title)
 
 
 @styled
@@ -126,18 +112,14 @@ def plot_trajectories(
         result: an object with ``.trajectory`` (``candidate, step, alpha, prob``) and ``.gates``.
         value: "prob", or "alpha", which shows candidates with a small probability better.
         highlight: how many candidates to name, highest final value first; at most 12.
-
-    Raises:
-        PlotError: there is no trajectory, it lacks a column, or its candidates are not those of the gates.
     """
     if value not in ("prob", "alpha"):
         raise PlotError(f"value is 'prob' or 'alpha'; got {value!r}.")
     if getattr(result, "trajectory", None) is None:
         raise PlotError("Expected a search result or a run, with .trajectory; a gate table has the last step only.")
-    gates = as_table(result, ["site", *MAP_COLUMNS, "n_params", "prob", "chosen"])
+    gates = as_table(result, [*MAP_COLUMNS, "n_params", "prob", "chosen"])
+    gates = gates.set_axis(candidate_names(gates))
     steps = as_table(result.trajectory, ["candidate", "step", value], one=("seed", "task", "budget"))
-    sizes = [f":{rank}" if pd.notna(rank) else "" for rank in gates.get("rank", [None] * len(gates))]
-    gates = gates.set_index(gates["site"] + ":" + gates["pet"] + sizes)  # Candidate.name
     duplicates, unmatched = steps.duplicated(["candidate", "step"]).sum(), set(gates.index) ^ set(steps["candidate"])
     if duplicates or unmatched:
         reason = f"{len(unmatched)} candidates are in one only, {duplicates} rows of the trajectory are duplicates"
@@ -146,7 +128,7 @@ def plot_trajectories(
     final, chosen, scale, handles = paths.iloc[-1], flag(gates, "chosen"), style().scale, list[Any]()
     ax = ax or new_axes(None, 3.4)
     thin = float(np.clip(150 / len(gates), 0.35, 1)) ** 0.5  # thinner where there are many
-    colours = {pet: PET_COLOURS.get(pet, style().grey) for pet in in_order(set(gates["pet"]), PETS)}
+    colours = {pet: PET_COLOURS.get(pet, style().grey) for pet in in_order(gates["pet"], PETS)}
     for pet, colour in colours.items():
         for gid, width, alpha in (("not chosen", 0.6, 0.45 * thin), ("chosen", 1.6, 1.0)):
             names = gates.index[(gates["pet"] == pet) & (chosen == (gid == "chosen"))]
@@ -167,28 +149,19 @@ def plot_trajectories(
         look = {"color": colours[row["pet"]], "markersize": 5 * scale, "linestyle": "", "gid": "highlight"}
         look["markerfacecolor"] = look["color"] if chosen[name] else style().ground
         handles += ax.plot([end + step * (1 + i % 4)], [final[name]], marker=marker, label=label, **look)
-    finish_axes(ax, "step", LABELS[value], handles, title)
-    return ax
+    return finish_axes(ax, "step", LABELS[value], handles, title)
 
 
 def polarisation(result: Any) -> dict[str, float]:
-    """How far the gates have come apart, between uniform gates and a 0/1 decision.
-
-    Args:
-        result: a gate table, or an object with ``.gates``. Its expected parameters Σ n_params · prob count as the
-            budget, because gates are made to meet it.
+    """How far the gates of a search (its table, or an object with ``.gates``) are between uniform and decided.
 
     Returns:
         ``max_prob``; ``cut``, the lowest probability among the chosen; ``uniform``, that of all at the start;
         ``challenger``, the highest probability among those that would fit if the last one chosen were left out;
         ``margin_at_cut``, cut − challenger (nan without a challenger); ``soft_mass_outside``, the share of the expected
-        parameters on candidates that are not chosen, 0 … 1: what the search trained and the structure leaves out;
-        ``n_decided``, how many gates are above 0.9 or below a tenth of ``uniform`` (a fixed 0.1 would hold for all of
-        them before a search with a small budget); ``entropy``, Σ n_params · H(prob) relative to its maximum at this
-        budget, 0 … 1. With these weights the maximum is at uniform gates, because H is concave.
-
-    Raises:
-        PlotError: a column is missing, or nothing is chosen.
+        parameters Σ n_params · prob (which are the budget) on candidates that are not chosen; ``n_decided``, how many
+        gates are above 0.9 or below a tenth of ``uniform``; ``entropy``, Σ n_params · H(prob) relative to its maximum
+        at this budget, which uniform gates have.
     """
     from scipy.special import entr  # type: ignore[import-untyped]
 
@@ -206,7 +179,7 @@ def polarisation(result: Any) -> dict[str, float]:
         "challenger": challenger,
         "margin_at_cut": cut - challenger,
         "soft_mass_outside": 1 - cost[chosen] @ prob[chosen] / budget,
-        "n_decided": ((prob > DECIDED[0]) | (prob < DECIDED[1] * uniform)).sum(),
+        "n_decided": ((prob > 0.9) | (prob < 0.1 * uniform)).sum(),
         "entropy": cost @ (entr(prob) + entr(1 - prob)) / (cost.sum() * (entr(uniform) + entr(1 - uniform))),
     }
     return {name: float(number) for name, number in numbers.items()}
@@ -218,21 +191,15 @@ def plot_polarisation(results: Any, *, ax: Axes | None = None, title: str | None
 
     The horizontal axis adds up parameters in units of the budget, so that the ideal is the same step for all searches:
     1 up to the budget, 0 beyond. Chosen candidates are filled, others hollow. The thick bar spans the margin, from the
-    last one chosen to the one that would take its place. See `polarisation` for the numbers in the legend.
-
-    Args:
-        results: a gate table or an object with ``.gates``, or a mapping of names to them.
-
-    Raises:
-        PlotError: the mapping is empty, a column is missing, or nothing is chosen.
+    last one chosen to the one that would take its place. ``results`` is one search or a mapping of names to them, each
+    as for `polarisation`, which explains the numbers in the legend.
     """
     tables = results if isinstance(results, Mapping) else {"": results}
     numbers = {name: polarisation(result) for name, result in tables.items()}
     if not numbers:
         raise PlotError("Expected results as {name: result}; got none.")
     ax, handles, ends, scale = ax or new_axes(None, 3.1), list[Any](), [0.5, 2.0], style().scale
-    palette = cycle(sns.color_palette("colorblind"))
-    for (name, at), colour, marker in zip(numbers.items(), palette, cycle(MARKERS), strict=False):
+    for (name, at), colour, marker in zip(numbers.items(), cycle(PALETTE), cycle(MARKERS), strict=False):
         table = as_table(tables[name], []).sort_values("prob", ascending=False, kind="stable")
         chosen, prob = flag(table, "chosen"), table["prob"]
         x = table["n_params"].cumsum() / float(np.dot(table["n_params"], prob))
@@ -246,10 +213,8 @@ def plot_polarisation(results: Any, *, ax: Axes | None = None, title: str | None
         handles += ax.plot(x[chosen], prob[chosen], gid="chosen", label=label, **look)
         ax.vlines(x[chosen].iloc[-1], at["challenger"], at["cut"], color=colour, linewidth=3 * scale, gid="margin")
     uniform = sorted({float(f"{at['uniform']:.6g}") for at in numbers.values()})
-    for gid, levels, dashes in (
-        ("cut", [numbers[""]["cut"]] if "" in numbers else [], "--"),
-        ("uniform", uniform, ":"),
-    ):
+    cuts = [numbers[""]["cut"]] if "" in numbers else []
+    for gid, levels, dashes in (("cut", cuts, "--"), ("uniform", uniform, ":")):
         label = f"{gid} {', '.join(f'{level:.3g}' for level in levels)}"
         lines = [ax.axhline(y, color=style().ink, linestyle=dashes, zorder=1.5, gid=gid, label=label) for y in levels]
         handles += lines[:1]
@@ -259,8 +224,7 @@ def plot_polarisation(results: Any, *, ax: Axes | None = None, title: str | None
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
     caption = "filled: chosen; margin at the cut,\nexpected parameters not chosen:"
-    finish_axes(ax, "parameters, most probable first (× budget)", LABELS["prob"], handles, title, caption)
-    return ax
+    return finish_axes(ax, "parameters, most probable first (× budget)", LABELS["prob"], handles, title, caption)
 
 
 def _role(role: str) -> str:

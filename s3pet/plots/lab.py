@@ -10,7 +10,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from s3pet.gates import GRADIENT_MODES, expected_gates, sample_gates, shifted_sigmoid, solve_shift
 from s3pet.plots.style import PALETTE, new_figure, style, styled
@@ -40,11 +39,9 @@ def plot_gate_lab(
     Args:
         alpha, costs: α and parameters of each candidate.
         budget: expected parameters.
-        temperature: β, the width of the sigmoid.
-        sample_temperature: τ of the binary concrete distribution.
+        temperature, sample_temperature: β, the width of the sigmoid, and τ of the binary concrete distribution.
         of: index of the candidate whose probability is differentiated.
         seed: of the samples.
-        figure: emptied, resized and drawn in; None makes one.
 
     Raises:
         BudgetError: the budget is not between 0 and the sum of the costs.
@@ -59,56 +56,42 @@ def plot_gate_lab(
     noise = torch.rand(DRAWS, len(a), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     gates = sample_gates(probs, noise, temperature=sample_temperature)
     means = expected_gates(probs, temperature=sample_temperature)
-    figure = new_figure(6.2, 4.9, figure)
+
+    figure, scale, ink = new_figure(6.2, 4.9, figure), style().scale, style().ink
     figure.set_layout_engine("none")  # the axes keep their places while a slider moves
     margins = {"left": 0.105, "right": 0.985, "bottom": 0.09, "top": 0.94, "wspace": 0.27, "hspace": 0.42}
-    axes = list(figure.subplots(2, 2, gridspec_kw=margins).flat)
-    _draw_shift(axes[0], a.tolist(), probs, shift, temperature)
-    _draw_samples(axes[1], probs, gates, means, seed)
-    _draw_costs(axes[2], {"Σ c p": c * probs, "Σ c E[z]": c * means}, budget)
-    _draw_gradients(axes[3], gradients, f"∂p{of} / ∂αj")
-    return axes
-
-
-def _draw_shift(ax: Axes, alpha: list[float], probs: Tensor, shift: float, temperature: float) -> None:
+    sigmoid, samples, spending, slopes = figure.subplots(2, 2, gridspec_kw=margins).flat
     ends = (min(*alpha, shift) - 2, max(*alpha, shift) + 2)
     x = np.linspace(*ends, 200)
-    ax.plot(x, 1 / (1 + np.exp(-(x - shift) / temperature)), color=style().grey, gid="sigmoid")
-    ax.axvline(shift, color=style().ink, linestyle="--", linewidth=style().scale, gid="shift")
-    ax.text(shift, 1.02, f" shift {shift:.2f} ", ha="right" if shift > sum(ends) / 2 else "left")
-    for i, (at, prob) in enumerate(zip(alpha, probs, strict=True)):
-        ax.plot(at, prob, "o", color=COLOURS[i], mec=style().ink, ms=6 * style().scale, gid=f"candidate-{i}")
-    ax.set(xlim=ends, ylim=(-0.03, 1.12), xlabel="α", ylabel="probability")
-
-
-def _draw_samples(ax: Axes, probs: Tensor, gates: Tensor, means: Tensor, seed: int) -> None:
-    aside, scale = np.random.default_rng(seed).permutation(np.linspace(-0.32, 0.32, len(gates))), style().scale
-    for i, prob in enumerate(probs.tolist()):
-        ax.bar(i, prob, 0.8, color=COLOURS[i], alpha=0.35, gid=f"prob-{i}")
-        ax.plot(i + aside, gates[:, i], ".", color=COLOURS[i], markersize=2.2 * scale, gid=f"samples-{i}")
-        ax.hlines(float(means[i]), i - 0.4, i + 0.4, color=style().ink, linewidth=1.4 * scale, gid=f"mean-{i}")
-    ax.set(ylim=(-0.03, 1.03), xticks=range(len(probs)), xlabel="candidate", ylabel="gate")
-    ax.set_title("bar: p · points: sampled z · line: mean of z", fontsize=style().font)
-
-
-def _draw_costs(ax: Axes, costs: dict[str, Tensor], budget: float) -> None:
-    for row, (name, values) in enumerate(costs.items()):
-        ends = np.cumsum([0.0, *values.tolist()])
-        for i, cost in enumerate(values.tolist()):
-            ax.barh(name, cost, 0.7, ends[i], color=COLOURS[i], gid=f"cost-{row}-{i}")
-        ax.text(ends[-1], row, f" {ends[-1]:,.0f}", va="center")
-    ax.axvline(budget, color=style().ink, linestyle="--", linewidth=style().scale, gid="budget")
-    ax.set(ylim=(1.5, -0.5), xlabel="parameters (dashed: budget)")
-    ax.xaxis.set_major_locator(MaxNLocator(4))
-    ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.set_xlim(0, 1.18 * max(budget, *(float(values.sum()) for values in costs.values())))
-
-
-def _draw_gradients(ax: Axes, gradients: dict[str, np.ndarray], label: str) -> None:
-    bars = pd.DataFrame(gradients).plot.bar(ax=ax, width=0.8, color=style().pale, edgecolor=style().ink, rot=0)
+    sigmoid.plot(x, 1 / (1 + np.exp(-(x - shift) / temperature)), color=style().grey, gid="sigmoid")
+    sigmoid.axvline(shift, color=ink, linestyle="--", linewidth=scale, gid="shift")
+    sigmoid.text(shift, 1.02, f" shift {shift:.2f} ", ha="right" if shift > sum(ends) / 2 else "left")
+    sigmoid.set(xlim=ends, ylim=(-0.03, 1.12), xlabel="α", ylabel="probability")
+    aside = np.random.default_rng(seed).permutation(np.linspace(-0.32, 0.32, DRAWS))
+    for i, (prob, mean, colour) in enumerate(zip(probs.tolist(), means.tolist(), COLOURS, strict=False)):
+        sigmoid.plot(alpha[i], prob, "o", color=colour, mec=ink, ms=6 * scale, gid=f"candidate-{i}")
+        samples.bar(i, prob, 0.8, color=colour, alpha=0.35, gid=f"prob-{i}")
+        samples.plot(i + aside, gates[:, i], ".", color=colour, markersize=2.2 * scale, gid=f"samples-{i}")
+        samples.hlines(mean, i - 0.4, i + 0.4, color=ink, linewidth=1.4 * scale, gid=f"mean-{i}")
+    samples.set(ylim=(-0.03, 1.03), xticks=range(len(probs)), xlabel="candidate", ylabel="gate")
+    samples.set_title("bar: p · points: sampled z · line: mean of z", fontsize=style().font)
+    for row, (name, parts) in enumerate({"Σ c p": c * probs, "Σ c E[z]": c * means}.items()):
+        sums = np.cumsum([0.0, *parts.tolist()])
+        for i, part in enumerate(parts.tolist()):
+            spending.barh(name, part, 0.7, sums[i], color=COLOURS[i], gid=f"cost-{row}-{i}")
+        spending.text(sums[-1], row, f" {sums[-1]:,.0f}", va="center")
+    spending.axvline(budget, color=ink, linestyle="--", linewidth=scale, gid="budget")
+    longest = max(budget, float(c @ probs), float(c @ means))
+    spending.set(xlim=(0, 1.18 * longest), ylim=(1.5, -0.5), xlabel="parameters (dashed: budget)")
+    spending.xaxis.set_major_locator(MaxNLocator(4))
+    spending.xaxis.set_major_formatter("{x:,.0f}")
+    bars = pd.DataFrame(gradients).plot.bar(ax=slopes, width=0.8, color=style().pale, edgecolor=ink, rot=0)
     for container, hatch in zip(bars.containers, ("", "////", "...."), strict=True):
         for bar in container:
-            bar.set(hatch=hatch, linewidth=0.7 * style().scale, gid=f"gradient-{container.get_label()}")
-    ax.axhline(0, color=style().grey, linewidth=0.7 * style().scale)
-    ax.set(xlabel="candidate j", ylabel=label)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3, columnspacing=1, handlelength=1.4, handletextpad=0.5)
+            bar.set(hatch=hatch, linewidth=0.7 * scale, gid=f"gradient-{container.get_label()}")
+    slopes.axhline(0, color=style().grey, linewidth=0.7 * scale)
+    slopes.set(xlabel="candidate j", ylabel=f"∂p{of} / ∂αj")
+    slopes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3, columnspacing=1, handlelength=1.4, handletextpad=0.5
+    )
+    return [sigmoid, samples, spending, slopes]

@@ -1,14 +1,15 @@
 """Maps of layers × module types: gates, the difference of two searches, several searches side by side, structures.
 
-A place without a candidate is hatched, because it is not a zero; a candidate that cannot change the model is crossed;
-the colour bar marks the cut and the uniform start, so that gates which hardly separated are recognised. The cells are
+A map has a column for every layer (encoder | decoder) and a row for every pair of role and PET module, in groups. A
+place without a candidate is hatched, because it is not a zero; a candidate that cannot change the model is crossed; the
+colour bar marks the cut and the uniform start, so that gates which hardly separated are recognised. The cells are
 squares and not seaborn's heat map because of the gaps between stacks and groups.
 """
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -21,14 +22,88 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
-from seaborn.utils import relative_luminance
 
 from s3pet.errors import PlotError
-from s3pet.plots.frame import entry, finish_axes
-from s3pet.plots.grid import LABELS, MAP_COLUMNS, ROLES, Grid, cut_and_start, gate_cells, make_grid, value_limits
-from s3pet.plots.style import PETS, as_table, colour_bar, figure_of, flag, new_axes, new_figure, style, styled
+from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_for, in_order, readable_on, rim, wrapped
+from s3pet.plots.style import PETS, as_table, figure_of, flag, new_axes, new_figure, style, styled, value_limits
 from s3pet.transfer import gate_difference
+
+_BLOCKS = (("attn", "attention", "q k v o"), ("cross", "cross-attention", "q k v o"), ("ffn", "FFN", "in gate out"))
+ROLES = {f"{block}.{part}": (group, part) for block, group, parts in _BLOCKS for part in parts.split()}
+ROLES |= {f"{block}.norm": ("norms", block) for block in ("attn", "cross", "ffn", "embed", "final")}
+ROLES |= {block: ("block adapters", block) for block in ("attn", "cross", "ffn")}
+STACKS = ("encoder", "decoder")
+LABELS = {"prob": "gate probability", "alpha": "α", "share": "share of the parameters (%)", "n_params": "parameters"}
+LABELS |= {"margin": "margin: probability − cut", "frequency": "share of the searches that chose it"}
+LABELS |= {"prob_spread": "spread of the gate probability (standard deviation)", "difference": "difference"}
+MAP_COLUMNS = ("stack", "layer", "role", "pet")
+GAP, HEADER = 0.7, 1.1  # in cells: space between two stacks, height of a group's heading
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Positions of the rows and columns of a map. Cells are 1 × 1 around (x, y), and y grows downwards."""
+
+    rows: dict[tuple[str, str], float]  # (role, pet) → y
+    columns: dict[tuple[str, str], float]  # (stack, "0", "1", … or "embed", "final") → x
+    headers: dict[str, float]  # group → y of its heading
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height, in cells."""
+        return max(self.columns.values()) + 1, max(self.rows.values()) + 1
+
+
+def _columns(table: pd.DataFrame) -> pd.Series:
+    """The column of each candidate: its layer, or "embed" or "final" for sites outside the layers."""
+    layer = pd.to_numeric(table["layer"]).astype("Int64").astype("string")
+    return layer.fillna(table["role"].astype("string").str.partition(".")[0]).astype(object)
+
+
+def make_grid(candidates: pd.DataFrame) -> Grid:
+    """Lay out the map of a table with ``stack, layer, role, pet``; layers without a candidate have columns too."""
+    columns: dict[tuple[str, str], float] = {}
+    for stack in in_order(candidates["stack"], STACKS):
+        names = set(_columns(candidates[candidates["stack"] == stack]))
+        n_layers = max((int(name) + 1 for name in names if name.isdigit()), default=0)
+        after = sorted(name for name in names if not name.isdigit() and name != "embed")
+        start = max(columns.values()) + 1 + GAP if columns else 0.0
+        ordered = ["embed"] * ("embed" in names) + [str(layer) for layer in range(n_layers)] + after
+        columns |= {(stack, name): start + i for i, name in enumerate(ordered)}
+    rows, headers = dict[tuple[str, str], float](), dict[str, float]()
+    for role in in_order(candidates["role"], ROLES):
+        headers.setdefault(ROLES.get(role, ("other",))[0], len(rows) + HEADER * len(headers))
+        for pet in in_order(candidates.loc[candidates["role"] == role, "pet"], PETS):
+            rows[role, pet] = len(rows) + HEADER * len(headers)
+    return Grid(rows, columns, headers)
+
+
+def gate_cells(gates: Any, value: str = "prob", *, grid: Grid | None = None, how: str = "max") -> pd.DataFrame:
+    """The occupied cells of a map: ``role, pet, stack, column, value, chosen, inert, n_candidates, x, y``.
+
+    A cell with several candidates (one PET module in several ranks or sizes) shows their maximum, or ``how="sum"``. It
+    is chosen if any of them is chosen, and inert if all are inert; without these columns in the table, it is neither.
+    ``value`` is any numeric column; ``grid`` is the layout (None: that of the table).
+    """
+    table = as_table(gates, [*MAP_COLUMNS, value])
+    if not pd.api.types.is_numeric_dtype(table[value]):
+        raise PlotError(f"Column {value!r} holds {table[value].dtype}; a colour needs numbers, as 'prob' has.")
+    grid = grid or make_grid(table)
+    flags = {name: flag(table, name) for name in ("chosen", "inert")}
+    table = table.assign(column=_columns(table), value=table[value].astype(float), **flags)
+    groups = table.groupby(["role", "pet", "stack", "column"], sort=False, observed=True)
+    columns = {"value": ("value", how), "chosen": ("chosen", "any"), "inert": ("inert", "all")}
+    cells = groups.agg(**columns, n_candidates=("value", "size")).reset_index()
+    cells["x"] = [grid.columns[key] for key in zip(cells["stack"], cells["column"], strict=True)]
+    cells["y"] = [grid.rows[key] for key in zip(cells["role"], cells["pet"], strict=True)]
+    return cells
+
+
+def cut_and_start(gates: pd.DataFrame) -> dict[str, float]:
+    """The lowest probability among the chosen, if known, and that of all candidates at uniform α (Σ c·p / Σ c)."""
+    known = "margin" in gates and gates["margin"].notna().any()
+    cut = {"cut": float((gates["prob"] - gates["margin"]).median())} if known else {}
+    return cut | {"uniform start": float((gates["prob"] * gates["n_params"]).sum() / gates["n_params"].sum())}
 
 
 def squares(ax: Axes, cells: pd.DataFrame, gid: str, inset: float = 0.03, **look: Any) -> PolyCollection:
@@ -41,8 +116,8 @@ def squares(ax: Axes, cells: pd.DataFrame, gid: str, inset: float = 0.03, **look
 
 def outline(colour: str, width: float) -> dict[str, Any]:
     """An outline with a white rim, which is visible on every colour; ``width`` in points of a paper."""
-    rim = withStroke(linewidth=2.2 * width * style().scale, foreground="white")
-    return {"facecolor": "none", "edgecolor": colour, "linewidth": width * style().scale, "path_effects": [rim]}
+    look: dict[str, Any] = {"facecolor": "none", "edgecolor": colour, "linewidth": width * style().scale}
+    return look | {"path_effects": rim(2.2 * width, "white")}
 
 
 def map_size(grid: Grid) -> tuple[float, float]:
@@ -56,7 +131,7 @@ def _draw_frame(ax: Axes, grid: Grid, names: bool) -> None:
     """Limits, names of layers, rows (with ``names``), groups and stacks, and the lines between them."""
     ax.set(xlim=(-0.5, grid.size[0] - 0.5), ylim=(grid.size[1] - 0.5, -0.5))
     width, height = figure_of(ax).get_size_inches() * ax.get_position().size * 72 / grid.size  # points per cell, about
-    font = float(np.clip(0.69 * height, 0.6 * style().font, style().font))
+    font = font_for(height)
     every = next((n for n in (1, 2, 4, 5, 10) if n * width >= 1.6 * font), 20)  # so that numbers do not touch
     layers = {x: name for (_, name), x in grid.columns.items() if not name.isdigit() or int(name) % every == 0}
     rows = [f"{ROLES.get(role, ('', role))[1].replace('ffn', 'FFN')}  {PETS.get(pet, pet)}" for role, pet in grid.rows]
@@ -82,13 +157,11 @@ def _draw_frame(ax: Axes, grid: Grid, names: bool) -> None:
 def _draw_map(
     ax: Axes, grid: Grid, cells: pd.DataFrame, colours: str, norm: Normalize, chosen: str, names: bool = True
 ) -> tuple[PolyCollection, list[Any]]:
-    """Draw frame and cells, whose outlines the legend calls ``chosen``; return the coloured squares and handles."""
+    """Draw frame and cells, the outlines of what is ``chosen`` (so the legend calls it), and return legend handles."""
     _draw_frame(ax, grid, names)
-    places = pd.MultiIndex.from_product([grid.columns.values(), grid.rows.values()], names=["x", "y"])
-    absent = places.difference(pd.MultiIndex.from_frame(cells[["x", "y"]])).to_frame()
-    look: dict[str, Any] = {"facecolor": "none", "linewidth": 0, "hatch": "//////", "edgecolor": style().faint}
-    squares(ax, absent, "absent", **look)
-    handles: list[Any] = [Patch(label="no candidate here", **look)] if len(absent) else []
+    absent = _places(grid).difference(pd.MultiIndex.from_frame(cells[["x", "y"]])).to_frame()
+    squares(ax, absent, "absent", **style().hatching)
+    handles: list[Any] = [Patch(label="no candidate here", **style().hatching)] if len(absent) else []
     mesh = squares(ax, cells, "gates", norm=norm, cmap=mpl.colormaps[colours].with_extremes(bad=style().pale))
     mesh.set(linewidth=0, array=np.ma.masked_invalid(cells["value"].to_numpy(float)))
     if cells["chosen"].any():
@@ -96,23 +169,21 @@ def _draw_map(
         handles.append(Patch(label=chosen, **outline("black", 1)))
     inert, scale = cells[cells["inert"]], style().scale
     if len(inert):
-        bright = relative_luminance(mesh.to_rgba(inert["value"].to_numpy(float))) > 0.179
-        colour, size = np.where(bright, "black", "white"), 9 * scale**2
-        ax.scatter(inert["x"], inert["y"], size, colour, marker="x", linewidths=0.8 * scale, gid="inert")
-        cross = entry("inert: cannot act", color=style().ink, marker="x", linestyle="", markersize=4 * scale)
-        handles.append(cross)
+        colour = readable_on(mesh.to_rgba(inert["value"].to_numpy(float)))
+        ax.scatter(inert["x"], inert["y"], 9 * scale**2, colour, marker="x", linewidths=0.8 * scale, gid="inert")
+        handles.append(entry("inert: cannot act", color=style().ink, marker="x", markersize=4 * scale))
     return mesh, handles
 
 
-def _finish(ax: Axes, handles: list[Any], title: str | None) -> None:
-    """Title and legend; the tick labels keep the size that fits the cells."""
-    font = ax.get_xticklabels()[0].get_fontsize()
+def _places(grid: Grid) -> pd.MultiIndex:
+    return pd.MultiIndex.from_product([grid.columns.values(), grid.rows.values()], names=["x", "y"])
+
+
+def _finish(ax: Axes, handles: list[Any], title: str | None) -> Axes:
+    """Title and legend, and then tick labels that fit the cells."""
     finish_axes(ax, "layer", "", handles, title)
-    ax.tick_params(labelsize=font)
-
-
-def _colours(value: str) -> str:
-    return ("berlin" if style().dark else "PuOr_r") if value in ("margin", "difference") else "cividis"
+    ax.tick_params(labelsize=font_for(cell_size(ax)[1]))
+    return ax
 
 
 @styled
@@ -128,38 +199,29 @@ def plot_gates(
 ) -> Axes:
     """Map of a search: which PET module got which gate, and where.
 
-    The colour shows ``value``; chosen cells are outlined, inert ones crossed, places without a candidate hatched. A
-    cell with several candidates (ranks or sizes of one PET module) shows their maximum. With ``value="prob"`` the
-    colour bar marks the cut and the uniform start, the probability of every candidate before the search.
+    Chosen cells are outlined, inert ones crossed. A cell with several candidates (ranks or sizes of one PET module)
+    shows their maximum. For probabilities, the colour bar marks the cut and the uniform start, which all gates had.
 
     Args:
         gates: a gate table, or an object with ``.gates`` (a search result, a run, an average).
         value: "prob", "alpha", "margin", "frequency" (of an average: the share of the searches that chose it) or any
             numeric column.
-        ax: where to draw; None makes a figure that fits the number of layers and rows.
         cbar: whether to draw a colour bar.
         vmin, vmax: colour limits; `value_limits` returns some that several maps can share.
-
-    Raises:
-        PlotError: a column is missing or not numeric, or the table mixes several steps, seeds, tasks or budgets.
     """
     cells, table = gate_cells(gates, value), as_table(gates, [])
     low, high = value_limits(table, value=value)
     low, high = low if vmin is None else vmin, high if vmax is None else vmax
-    marks = cut_and_start(table) if cbar and value == "prob" and "n_params" in table else {}
+    levels = cut_and_start(table) if value == "prob" and "n_params" in table else {}
     grid, chosen = make_grid(table), table[flag(table, "chosen")]
     label = f"chosen: {len(chosen):,} of {len(table):,}"
     label += f", {chosen['n_params'].sum():,} parameters" if "n_params" in table else ""
     ax = ax or new_axes(*map_size(grid))
-    mesh, handles = _draw_map(ax, grid, cells, _colours(value), Normalize(low, high), label)
-    bar = colour_bar(mesh, ax, LABELS.get(value, value)) if cbar else None
-    for (name, at), line in zip(marks.items(), ("-", ":"), strict=False):
-        if bar and low <= at <= high:
-            bar.ax.axhline(at, color="white", linewidth=2.4)
-            bar.ax.axhline(at, color="black", linewidth=1.2, linestyle=line, gid=name)
-            handles.append(entry(f"{name} {at:.3g}", color=style().ink, linewidth=1.2, linestyle=line))
-    _finish(ax, handles, title)
-    return ax
+    mesh, handles = _draw_map(ax, grid, cells, style().colours(value), Normalize(low, high), label)
+    if cbar:
+        marks = {name: at for name, at in levels.items() if low <= at <= high}
+        handles += colour_bar(mesh, ax, LABELS.get(value, value), marks)
+    return _finish(ax, handles, title)
 
 
 @styled
@@ -173,18 +235,12 @@ def plot_difference(
     title: str | None = None,
     limit: float | None = None,
 ) -> Axes:
-    """Map of one search minus another of the same space, with colours that diverge around 0.
+    """Map of one search minus another of the same space, with colours that diverge around 0 and reach to ``limit``.
 
-    What both chose is outlined. A triangle up marks what only ``one`` chose, a triangle down what only ``other`` did.
-
-    Args:
-        one, other: gate tables, or objects with ``.gates``.
-        value: the numeric column to compare.
-        names: what to call the two in the legend.
-        limit: the colours reach from −limit to limit; None: the largest difference.
+    ``one`` and ``other`` are gate tables or objects with ``.gates``, called ``names`` in the legend. What both chose is
+    outlined; a triangle up marks what only ``one`` chose, a triangle down what only ``other`` did.
 
     Raises:
-        PlotError: a column is missing.
         RunError: the two searched different spaces.
     """
     first, second = (as_table(gates, [*MAP_COLUMNS, "site", value]) for gates in (one, other))
@@ -192,15 +248,15 @@ def plot_difference(
     cells, grid = gate_cells(table, "difference"), make_grid(table)
     norm = Normalize(*value_limits(table, value="difference") if limit is None else (-limit, limit))
     ax = ax or new_axes(*map_size(grid))
-    label = f"chosen by both: {table['chosen'].sum()}"
-    mesh, handles = _draw_map(ax, grid, cells, _colours("difference"), norm, label)
+    mesh, handles = _draw_map(
+        ax, grid, cells, style().colours("difference"), norm, f"chosen by both: {table['chosen'].sum()}"
+    )
     for column, name, marker in (("only_one", names[0], "^"), ("only_other", names[1], "v")):
         alone = gate_cells(table.assign(chosen=table[column]), "difference").query("chosen")
         size, label = 5.5 * style().scale, f"chosen by {name} only: {len(alone)}"
         handles += ax.plot(alone["x"], alone["y"], "k" + marker, mec="white", mew=0.6, ms=size, gid=column, label=label)
     colour_bar(mesh, ax, f"{LABELS.get(value, value)}: {names[0]} − {names[1]}")
-    _finish(ax, handles, title)
-    return ax
+    return _finish(ax, handles, title)
 
 
 @styled
@@ -214,14 +270,8 @@ def plot_gate_panels(
 ) -> list[Axes]:
     """Maps of several searches side by side, with one grid and one colour scale; returns the Axes in order.
 
-    Args:
-        gates: title of each panel → gate table, or object with ``.gates``. The grid has the rows and layers of all.
-        value: as in `plot_gates`.
-        columns: panels in a row; None: as many as fit on a page.
-        figure: emptied, resized and drawn in; None makes one.
-
-    Raises:
-        PlotError: no panels, or as `plot_gates`.
+    ``gates`` has the title of each panel and its gate table, or object with ``.gates``; ``value`` is as in
+    `plot_gates`; ``columns`` is the number of panels in a row (None: as many as fit on a page).
     """
     if not gates:
         raise PlotError("Expected panels as {title: gate table}; got none.")
@@ -235,15 +285,14 @@ def plot_gate_panels(
     width = float(np.clip(inner / columns, 0.085 * grid.size[0] + 0.1, 0.2 * grid.size[0] + 0.1))
     figure = new_figure(1.75 + columns * width, rows * (0.65 + 0.145 * grid.size[1]) + 0.35, figure)
     axes, handles = figure.subplots(rows, columns, squeeze=False), dict[str, Any]()
-    letters = max(6, int(72 * width * style().scale / (0.62 * style().font)))  # above a panel
     for ax, name in zip(axes.flat, tables, strict=False):
         first = ax.get_subplotspec().is_first_col()
-        _, drawn = _draw_map(ax, grid, cells[name], _colours(value), norm, "chosen", first)
+        _, drawn = _draw_map(ax, grid, cells[name], style().colours(value), norm, "chosen", first)
         handles |= {handle.get_label(): handle for handle in drawn}
-        ax.set_title(textwrap.fill(name, letters), size=style().font)
+        ax.set_title(wrapped([name], width * style().scale), size=style().font)
     for ax in axes.flat[n:]:
         ax.set_axis_off()
-    colour_bar(ScalarMappable(norm, _colours(value)), axes, LABELS.get(value, value))
+    colour_bar(ScalarMappable(norm, style().colours(value)), axes, LABELS.get(value, value))
     figure.legend(handles=[*handles.values()], loc="outside lower left", ncols=3)
     figure.suptitle(title or "")
     return [*axes.flat[:n]]
@@ -257,22 +306,19 @@ def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None,
         structure: an object with ``.table()`` of the chosen candidates, or that table. A ``.budget`` is shown.
         space: all candidates (a table, or an object with ``.table()`` or ``.gates``), for the rows, columns and hatched
             places of `plot_gates`. Without it, the map has only the rows and layers in use.
-
-    Raises:
-        PlotError: a column is missing, nothing is chosen, or a choice is not in the space.
     """
-    table = as_table(structure, [*MAP_COLUMNS, "n_params"], at="table")
-    context = (
-        table if space is None else as_table(space, MAP_COLUMNS, at="gates" if hasattr(space, "gates") else "table")
-    )
-    grid, total = make_grid(pd.concat([frame[[*MAP_COLUMNS]] for frame in (context, table)])), table["n_params"].sum()
+    table, context = as_table(structure, [*MAP_COLUMNS, "n_params"], at="table"), space
+    if space is not None:
+        context = as_table(space, MAP_COLUMNS, at="gates" if hasattr(space, "gates") else "table")
+    grid, total = make_grid(pd.concat([context, table])[[*MAP_COLUMNS]]), table["n_params"].sum()
     shares = gate_cells(table.assign(share=100 * table["n_params"] / total, chosen=True), "share", grid=grid, how="sum")
-    places = pd.MultiIndex.from_product([grid.columns.values(), grid.rows.values()], names=["x", "y"]).to_frame(False)
-    places = places if space is None else gate_cells(context.assign(one=1.0), "one", grid=grid)[["x", "y"]]
-    cells = places.merge(shares, "outer", indicator=True)
-    for row in cells[cells["_merge"] == "right_only"].to_dict("records"):
+    shares, places = shares.set_index(["x", "y"]), _places(grid)
+    if space is not None:
+        places = pd.MultiIndex.from_frame(gate_cells(context.assign(one=1.0), "one", grid=grid)[["x", "y"]])
+    for row in shares[~shares.index.isin(places)].to_dict("records"):
         name = f"{row['role']} {row['pet']} in {row['stack']} {row['column']}"
         raise PlotError(f"The structure uses {name}, which the space does not have.")
+    cells = shares.reindex(places).reset_index()
     cells[["chosen", "inert"]] = cells[["chosen", "inert"]].eq(True)
     budget = getattr(structure, "budget", None)
     label = f"chosen: {len(table):,} candidates, {total:,} parameters"
@@ -280,9 +326,8 @@ def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None,
     ax = ax or new_axes(*map_size(grid))
     norm, colours = Normalize(0, shares["value"].max()), "cividis" if style().dark else "cividis_r"  # 0 is pale
     mesh, handles = _draw_map(ax, grid, cells, colours, norm, label)
-    for y, share in shares.groupby("y", as_index=False)["value"].sum().itertuples(index=False):
-        text, size = f"{share:.0f} %" if share >= 1 else "< 1 %", ax.get_xticklabels()[0].get_fontsize()
-        ax.text(grid.size[0] - 0.3, y, text, va="center", size=size)
+    size = ax.get_xticklabels()[0].get_fontsize()
+    for y, share in shares.groupby("y")["value"].sum().reset_index().to_numpy():
+        ax.text(grid.size[0] - 0.3, y, f"{share:.0f} %" if share >= 1 else "< 1 %", va="center", size=size)
     colour_bar(mesh, ax, LABELS["share"])
-    _finish(ax, handles, title)
-    return ax
+    return _finish(ax, handles, title)

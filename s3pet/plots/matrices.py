@@ -6,7 +6,6 @@ modules too.
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
-from seaborn.utils import relative_luminance
 
 from s3pet.errors import PlotError
-from s3pet.plots.frame import entry, finish_axes
+from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_for, readable_on, wrapped
 from s3pet.plots.intervals import mean_interval
 from s3pet.plots.style import KINDS, as_table, figure_of, new_axes, style, styled
 
@@ -33,13 +31,8 @@ def transfer_matrix(table: Any) -> pd.DataFrame:
 
     Returns:
         ``source, target, is_task, n, score, score_half, percent, percent_half``. Sources that are tasks (some target
-        has their name) come first, in the order of the targets, then the others in the order of the table.
-        ``score_half`` is half the 95 % t interval of the mean (`s3pet.plots.intervals.mean_interval`), nan for one run.
-        ``percent`` is in % of the target's own search (source = target; without the spread of the latter), nan where
-        that is missing or not > 0.
-
-    Raises:
-        PlotError: a column is missing, or several budgets or backbones are mixed.
+        has their name) come first. ``score_half`` is half the 95 % t interval of the mean, nan for one run. ``percent``
+        is in % of the target's own search (source = target; without the spread of the latter), nan without a score > 0.
     """
     table = as_table(table, ["source", "target", "score"], one=["budget", "backbone"])
     table = as_table(table.dropna(subset=["score"]), [], one=())  # not empty
@@ -58,18 +51,12 @@ def transfer_matrix(table: Any) -> pd.DataFrame:
 
 @styled
 def plot_transfer(table: Any, *, relative: bool = True, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """Structures of every source (rows), retrained on every target (columns).
+    """Structures of every source (rows), retrained on every target (columns); ``table`` as for `transfer_matrix`.
 
-    A cell holds the mean and, where there is space, ± half its 95 % t interval. A target's own search is outlined;
-    sources that are no task, such as random structures, are below a line; a pair without a run is hatched. Values
-    beyond the colour scale have the colour of its end, and the colour bar has an arrow there.
-
-    Args:
-        table: as for `transfer_matrix`.
-        relative: scores in % of the target's own search, on a scale symmetric around 100 %; else scores.
-
-    Raises:
-        PlotError: as `transfer_matrix`; or ``relative`` and a target has no own search with a score > 0.
+    A cell holds the mean and, where there is space, ± half its 95 % t interval: in % of the target's own search, on a
+    scale symmetric around 100 %, or (``relative=False``) as scores. A target's own search is outlined; sources that are
+    no task, such as random structures, are below a line; a pair without a run is hatched. Values beyond the colour
+    scale have the colour of its end, and the colour bar has an arrow there.
     """
     cells, value = transfer_matrix(table), "percent" if relative else "score"
     comparable = cells["percent"].notna().groupby(cells["target"], sort=False).any()
@@ -77,33 +64,31 @@ def plot_transfer(table: Any, *, relative: bool = True, ax: Axes | None = None, 
         missing = comparable.index[~comparable].tolist()
         raise PlotError(f"No row with source = target and a score > 0 for {missing}; use relative=False.")
     rows, columns = list(cells["source"].unique()), list(cells["target"].unique())
-    means, halves = (
-        cells.pivot(index="source", columns="target", values=name).loc[rows, columns]
-        for name in (value, f"{value}_half")
-    )
+    pivot: Any = cells.pivot(index="source", columns="target", values=[value, f"{value}_half"])
+    means, halves = (pivot[name].loc[rows, columns] for name in (value, f"{value}_half"))
     ax = ax or new_axes(float(np.clip(1.8 + 0.5 * len(columns), 3.35, 6.9)), 1.3 + 0.36 * len(rows))
-    low, high, extend = float(cells[value].min()), float(cells[value].max()), "neither"
+    low, high, extend, colours = float(cells[value].min()), float(cells[value].max()), "neither", "cividis"
     if relative:  # at least 5 % around 100 %, and not stretched by a single cell
         off = cells[value].sub(100).abs()
         reach = max(5.0, min(off.max(), 2 * off.quantile(0.75)))
         extend = ("neither", "max", "min", "both")[2 * (low < 100 - reach) + (high > 100 + reach)]
-        low, high = 100 - reach, 100 + reach
-    form = ".0f" if cells[value].abs().max() >= 20 else ".2f"
-    numbers = means.map(f"{{:{form}}}".format) + halves.map(f"\n±{{:{form}}}".format).where(halves.notna(), "")
+        low, high, colours = 100 - reach, 100 + reach, style().colours("difference")
     label = "score in % of the own search" if relative else "score"
-    colours = ("berlin" if style().dark else "PuOr_r") if relative else "cividis"
-    mesh = _draw_cells(ax, means, numbers, label, cmap=colours, vmin=low, vmax=high, extend=extend)
+    mesh, _ = _draw_cells(ax, means, label, extend=extend, cmap=colours, vmin=low, vmax=high)
     own = [name for name in columns if name in rows and np.isfinite(means.loc[name, name])]
     for name in own:
-        corner, colour = (columns.index(name) + 0.06, rows.index(name) + 0.06), _on(mesh.to_rgba(means.loc[name, name]))
-        ax.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, edgecolor=colour, linewidth=style().scale, gid="own"))
+        corner, colour = (columns.index(name) + 0.06, rows.index(name) + 0.06), mesh.to_rgba(means.loc[name, name])
+        look: dict[str, Any] = {"edgecolor": readable_on(colour)[0], "linewidth": style().scale, "gid": "own"}
+        ax.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, **look))
     n_tasks = sum(name in columns for name in rows)
     if 0 < n_tasks < len(rows):
         ax.axhline(n_tasks, color=style().ground, linewidth=4 * style().scale, gid="others")
     handles = [Patch(label="own search", edgecolor=style().ink, facecolor="none")] * bool(own)
-    handles += [Patch(label="no run", **_hatching())] * bool(means.isna().any(axis=None))
+    handles += [Patch(label="no run", **style().hatching)] * bool(means.isna().any(axis=None))
     finish_axes(ax, "retrained on", "structure from", handles, title, "± half the 95 % t interval of the mean")
-    _fit_numbers(ax, mesh, means)
+    form = ".0f" if cells[value].abs().max() >= 20 else ".2f"
+    numbers = means.map(f"{{:{form}}}".format) + halves.map(f"\n±{{:{form}}}".format).where(halves.notna(), "")
+    _write_numbers(ax, mesh, means, numbers)
     return ax
 
 
@@ -115,17 +100,13 @@ def plot_overlap(
 
     Without ``by``: a symmetric matrix of all pairs, with a dot on those that agree no more than chance (up to the 95 %
     quantile of chance). Gaps separate names that differ in more than their last word ("topic 0", "topic 1"). With
-    ``by``: every pair is a point, filled if above its 95 % quantile, in a column per group. Pairs share searches, so
-    they are not independent, and the mean has no interval.
+    ``by``, a column such as "group": every pair is a point, filled if above its 95 % quantile, in a column per group.
+    Pairs share searches, so they are not independent, and the mean has no interval.
 
     Args:
         pairs: one row per unordered pair, as :func:`s3pet.transfer.agreement` returns it.
         value: "jaccard", "spearman" or another measure with the columns ``<value>``, ``<value>_chance`` and
             ``<value>_chance_high``.
-        by: column of the groups, such as "group".
-
-    Raises:
-        PlotError: a column is missing, or a pair is there twice (in one group).
     """
     measures = {value: "value", f"{value}_chance": "chance", f"{value}_chance_high": "high"}
     pairs = as_table(pairs, ["first", "second", *measures, *([by] if by else [])], one=())
@@ -144,36 +125,31 @@ def plot_overlap(
 def _draw_pairs(pairs: pd.DataFrame, label: str, ax: Axes | None, title: str | None) -> Axes:
     """A symmetric matrix of names × names."""
     names = list(dict.fromkeys(pairs[["first", "second"]].to_numpy().ravel()))
-    stems = list(dict.fromkeys(name.rpartition(" ")[0] for name in names))
-    names.sort(key=lambda name: stems.index(name.rpartition(" ")[0]))
+    stem = {name: name.rpartition(" ")[0] for name in names}
+    stems = list(dict.fromkeys(stem.values()))
+    names.sort(key=lambda name: stems.index(stem[name]))
     both = pd.concat([pairs, pairs.rename(columns={"first": "second", "second": "first"})])
     values = both.pivot_table("value", "first", "second").reindex(index=names, columns=names)
     chance, high = pairs[["chance", "high"]].mean()
     few, scale = len(names) <= 8, style().scale
     ax = ax or new_axes(*np.clip([1.6 + 0.22 * len(names), 1.5 + 0.19 * len(names)], [3.35, 2.9], 6.9))
-    numbers = values.map(lambda number: f"{number:.2f}" if few else "")
     limits = {"vmin": min(0.0, pairs["value"].min()), "vmax": max(high, pairs["value"].max())}
-    mesh = _draw_cells(ax, values, numbers, label, cmap="cividis", **limits)
+    marks = {"chance": chance, "95 % quantile of chance": high}
+    mesh, handles = _draw_cells(ax, values, label, marks, cmap="cividis", **limits)
     for i, name in enumerate(names):
         ax.add_patch(Rectangle((i, i), 1, 1, facecolor=style().pale, linewidth=0, gid="self"))
-        if i and 1 < len(stems) < len(names) and name.rpartition(" ")[0] != names[i - 1].rpartition(" ")[0]:
-            ax.axhline(i, color=style().ground, linewidth=3 * scale, gid="group")
-            ax.axvline(i, color=style().ground, linewidth=3 * scale, gid="group")
-    handles: list[Any] = []
-    for text, number, dashes in (("chance", chance, "-"), ("95 % quantile of chance", high, ":")):
-        mesh.colorbar.ax.axhline(number, color="white", linewidth=2.4)
-        mesh.colorbar.ax.axhline(number, color="black", linewidth=1.2, linestyle=dashes, gid=text)
-        handles.append(entry(f"{text} {number:.2f}", color=style().ink, linestyle=dashes))
+        if i and 1 < len(stems) < len(names) and stem[name] != stem[names[i - 1]]:
+            for draw in (ax.axhline, ax.axvline):
+                draw(i, color=style().ground, linewidth=3 * scale, gid="group")
     within = both[~both["above"]]
     if len(within):
         x, y = (within[name].map(names.index) + (0.85 if few else 0.5) for name in ("second", "first"))
-        colours = [_on(mesh.to_rgba(number)) for number in within["value"]]
+        colours = readable_on(mesh.to_rgba(within["value"].to_numpy()))
         ax.scatter(x, y, 6 * scale**2, colours, linewidths=0, gid="within-chance")
-        look: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 2.5 * scale, "color": style().ink}
-        handles.append(entry("no more than chance", **look))
-    handles += [Patch(label="no pair", **_hatching())] * (len(pairs) < len(names) * (len(names) - 1) / 2)
+        handles.append(entry("no more than chance", marker="o", markersize=2.5 * scale, color=style().ink))
+    handles += [Patch(label="no pair", **style().hatching)] * (len(pairs) < len(names) * (len(names) - 1) / 2)
     finish_axes(ax, "", "", handles, title)
-    _fit_numbers(ax, mesh, values)
+    _write_numbers(ax, mesh, values, values.map(lambda number: f"{number:.2f}" if few else ""))
     return ax
 
 
@@ -184,7 +160,7 @@ def _draw_groups(pairs: pd.DataFrame, label: str, ax: Axes | None, title: str | 
     faces = {True: colour, False: style().ground}
     look: dict[str, Any] = {"size": 3.6 * scale, "linewidth": 0.8 * scale, "edgecolor": colour, "warn_thresh": 1}
     sns.swarmplot(pairs, x="by", y="value", hue="above", palette=faces, ax=ax, legend=False, zorder=3, **look)
-    letters = max(int(ax.bbox.width * 72 / figure_of(ax).dpi / len(groups) / (0.6 * style().font)), 4)
+    inches = ax.bbox.width / figure_of(ax).dpi / len(groups)
     ticks = []
     for i, (name, group) in enumerate(groups):
         (chance, high, mean), ends = group[["chance", "high", "value"]].mean(), (i - 0.42, i + 0.42)
@@ -192,61 +168,42 @@ def _draw_groups(pairs: pd.DataFrame, label: str, ax: Axes | None, title: str | 
         ax.hlines(chance, *ends, color=style().grey, linewidth=scale, gid="chance")
         ax.hlines(mean, i - 0.25, i + 0.25, color=style().ink, linewidth=2 * scale, zorder=4, gid="mean")
         lines = [str(name), f"mean {mean:.2f}", f"{group['above'].sum()} of {len(group)} above"]
-        ticks.append("\n".join(textwrap.fill(line, letters) for line in lines))
+        ticks.append(wrapped(lines, inches))
     ax.set_xticks(range(len(ticks)), ticks)
     ax.set_ylim(min(0.0, ax.get_ylim()[0]), None)
-    dot: dict[str, Any] = {"marker": "o", "linestyle": "", "color": colour, "markersize": 4 * scale}
     handles = [
         entry("mean", color=style().ink, linewidth=2 * scale),
         entry("chance", color=style().grey, linewidth=scale),
         Patch(color=style().ink, alpha=0.13, linewidth=0, label="up to its 95 % quantile"),
-        entry("pair above", **dot),
-        entry("pair not above", markerfacecolor=style().ground, **dot),
+        entry("pair above", marker="o", color=colour, markersize=4 * scale),
+        entry("pair not above", marker="o", color=colour, markersize=4 * scale, markerfacecolor=style().ground),
     ]
-    finish_axes(ax, "", label, handles, title)
-    return ax
+    return finish_axes(ax, "", label, handles, title)
 
 
-def _draw_cells(ax: Axes, values: Any, numbers: Any, label: str, *, extend: str = "neither", **colours: Any) -> Any:
-    """Coloured cells with numbers and a colour bar; missing cells show the hatched background."""
-    bar: dict[str, Any] = {"label": label, "extend": extend, "aspect": 25, "pad": 0.03, "fraction": 0.06}
-    sns.heatmap(values, annot=numbers, fmt="", ax=ax, xticklabels=True, yticklabels=True, cbar_kws=bar, **colours)
-    ax.patch.set(**_hatching())
+def _draw_cells(
+    ax: Axes, values: pd.DataFrame, label: str, marks: Any = None, extend: str = "neither", **colours: Any
+) -> tuple[Any, list[Any]]:
+    """Coloured cells with a colour bar, and legend handles of its ``marks``; missing cells are hatched."""
+    sns.heatmap(values, cbar=False, ax=ax, xticklabels=True, yticklabels=True, **colours)
+    ax.patch.set(**style().hatching)
     ax.tick_params(length=0, pad=2)
     ax.tick_params("y", rotation=0)
-    figure_of(ax).draw_without_rendering()  # settles the width of the cells
-    wide = 0.65 * style().font * max(len(str(name)) for name in values.columns) > _cell_size(ax, values)[0]
-    ax.tick_params("x", rotation=90 if wide else 0)
-    mesh: Any = ax.collections[-1]
+    mesh = ax.collections[-1]
     mesh.set_gid("cells")
-    mesh.colorbar.set_label(label, size=1.07 * style().font)
-    mesh.colorbar.ax.tick_params(labelsize=style().font)
-    mesh.colorbar.solids.set(rasterized=False, edgecolor="face")  # vector, and no hairlines in PDF
-    return mesh
+    handles = colour_bar(mesh, ax, label, marks, extend)
+    wide = 0.65 * style().font * max(len(str(name)) for name in values.columns) > cell_size(ax)[0]
+    ax.tick_params("x", rotation=90 if wide else 0)
+    return mesh, handles
 
 
-def _hatching() -> dict[str, Any]:
-    return {"facecolor": "none", "edgecolor": style().faint, "linewidth": 0, "hatch": "//////"}
-
-
-def _on(colour: Any) -> str:
-    """Black or white, whichever is easier to read on a colour (WCAG 2)."""
-    return "black" if relative_luminance(colour) > 0.179 else "white"
-
-
-def _cell_size(ax: Axes, values: pd.DataFrame) -> np.ndarray:
-    """Width and height of a cell, in points."""
-    return np.array(ax.bbox.size) / values.shape[::-1] * 72 / figure_of(ax).dpi
-
-
-def _fit_numbers(ax: Axes, mesh: Any, values: pd.DataFrame) -> None:
-    """Numbers in a readable colour and in a size that fits the cells; what does not fit is removed."""
-    figure_of(ax).draw_without_rendering()  # settles the layout
-    (width, height), font = _cell_size(ax, values), style().font
-    ax.tick_params(labelsize=float(np.clip(0.85 * min(width, height), 0.6 * font, font)))
-    for text, number in zip(list(ax.texts), values.stack().dropna(), strict=True):
-        lines = text.get_text().split("\n")[: 1 + (height > 2.3 * font)]  # without its interval if there is no space
-        size = min(font, height / (1.15 * len(lines)), width / (0.68 * len(max(lines, key=len)) + 0.01))
-        text.set(text="\n".join(lines), size=size, color=_on(mesh.to_rgba(number)), gid="number")
-        if size < 0.6 * font or not lines[0]:
-            text.remove()
+def _write_numbers(ax: Axes, mesh: Any, values: pd.DataFrame, numbers: pd.DataFrame) -> None:
+    """Numbers in a readable colour and in a size that fits the cells; what does not fit is left out."""
+    (width, height), font = cell_size(ax), style().font
+    ax.tick_params(labelsize=font_for(min(width, height)))
+    for (i, j), value in np.ndenumerate(values.to_numpy(float)):
+        lines = str(numbers.iat[i, j]).split("\n")[: 1 + (height > 2.3 * font)]  # no interval if there is no space
+        size = min(font, height / (1.15 * len(lines)), width / (0.72 * max(map(len, lines)) + 0.01))
+        if np.isfinite(value) and lines[0] and size >= 0.6 * font:
+            colour = readable_on(mesh.to_rgba(value))[0]
+            ax.text(j + 0.5, i + 0.5, "\n".join(lines), size=size, color=colour, ha="center", va="center", gid="number")

@@ -20,18 +20,12 @@ BACK = 10  # records between the two choices that `settled` compares
 
 
 def search_diagnostics(result: Any) -> pd.DataFrame:
-    """Numbers that tell how a search went, one row per recorded step.
-
-    Args:
-        result: a search result or a run, with ``.trajectory``, ``.space`` and ``.budget``.
+    """Numbers that tell how a search (its result or run, with ``.trajectory``) went, one row per recorded step.
 
     Returns:
         ``step``; ``expected``, Σ n_params · p over the budget (1 up to rounding); ``sampled``, Σ n_params · E[gate]
         over the budget, the mean cost of the gates that the search trains with; ``settled``, the Jaccard overlap of
         the structure with that of ten records before, or of the first record (nan in the first row).
-
-    Raises:
-        PlotError: there is no trajectory.
     """
     if getattr(result, "trajectory", None) is None or result.trajectory.empty:
         raise PlotError("Expected a search result or a run with a trajectory; this one has none.")
@@ -51,13 +45,7 @@ def search_diagnostics(result: Any) -> pd.DataFrame:
 def plot_search(result: Any, *, figure: Figure | None = None, title: str | None = None) -> list[Axes]:
     """The map of the gates, and beside it the losses, the sampled cost over the budget, and how settled the choice is.
 
-    Args:
-        result: a search result or a run, also of a search that still runs.
-        figure: emptied, resized and drawn in; None makes one.
-        title: of the map.
-
-    Raises:
-        PlotError: there is no trajectory.
+    ``result`` is a search result or a run, also of a search that still runs; see `search_diagnostics`.
     """
     table, scale, history = search_diagnostics(result), style().scale, result.history
     figure = new_figure(8.0, 4.6, figure)

@@ -31,6 +31,7 @@ KINDS = {"searched": ("o", BLUE), "manual": ("^", RED), "rules": ("^", RED), "ra
 KINDS |= {"sensitivity": ("v", PINK), "heuristic": ("P", BROWN), "adalora": ("X", SKY)}
 OTHER = ("D", GREEN)
 PETS = {"lora": "LoRA", "lnfit": "LNFit", "bitfit": "BitFit", "lowrank_adapter": "low-rank", "adapter": "bottleneck"}
+DIVERGING = ("margin", "difference")  # columns with colours and limits that are symmetric around 0
 SEARCH = ("step", "seed", "task", "budget")  # a figure shows one search, so a table has one value of each
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -40,7 +41,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Style:
     """Sizes and colours of figures."""
 
-    name: str  # "paper", "notebook" or "talk", as seaborn's contexts
+    name: str  # of seaborn's context
     font: float  # size of tick labels, in points
     column: float  # width of a narrow figure, in inches
     page: float  # width of the widest figure
@@ -55,6 +56,15 @@ class Style:
     def scale(self) -> float:
         """Lengths in this style divided by those in a paper."""
         return self.font / 7.5
+
+    def colours(self, value: str) -> str:
+        """Name of the colours for a column."""
+        return "cividis" if value not in DIVERGING else "berlin" if self.dark else "PuOr_r"
+
+    @property
+    def hatching(self) -> dict[str, Any]:
+        """Look of a place without a value."""
+        return {"facecolor": "none", "edgecolor": self.faint, "linewidth": 0, "hatch": "//////"}
 
     @property
     def settings(self) -> dict[Any, Any]:
@@ -104,8 +114,7 @@ class _Use(AbstractContextManager[Style]):
 def figure_style(name: str = "notebook", *, dark: bool = False) -> AbstractContextManager[Style]:
     """Choose how figures look: from now on, or inside a ``with`` block only.
 
-    Figures of your own get the same look, because this also changes matplotlib's settings, except for the font. No
-    other function of s3pet changes them. ::
+    Figures of your own get the same look, because this also changes matplotlib's settings, except for the font. ::
 
         with s3pet.plots.figure_style("paper") as style:
             ax = plt.subplots(figsize=(style.column, 3), layout="constrained")[1]
@@ -115,9 +124,6 @@ def figure_style(name: str = "notebook", *, dark: bool = False) -> AbstractConte
         name: ``"paper"`` (7.5 points; a column of 3.35 inches, a page of 6.9), ``"notebook"`` (9 points, 5.0 and 9.6
             inches; in use from the start) or ``"talk"`` (13 points, 6.4 and 12.8 inches).
         dark: light text on a dark background.
-
-    Raises:
-        PlotError: unknown name.
     """
     if name not in STYLES:
         raise PlotError(f"Figure style {name!r} is not known; {nearest(name, STYLES)}.")
@@ -159,8 +165,7 @@ def _darken(ax: Axes) -> None:
 
 def new_axes(width: float | None = None, height: float = 3.0) -> Axes:
     """Axes of a new figure; ``width`` (None: a column) and ``height`` in inches of a paper, scaled by the style."""
-    inches = _current.column if width is None else width * _current.scale
-    return plt.subplots(figsize=(inches, height * _current.scale), layout="constrained")[1]
+    return new_figure(_current.column / _current.scale if width is None else width, height).subplots()
 
 
 def new_figure(width: float, height: float, figure: Figure | None = None) -> Figure:
@@ -180,22 +185,8 @@ def figure_of(ax: Axes) -> Figure:
     return figure
 
 
-def colour_bar(mesh: Any, axes: Any, label: str, **kwargs: Any) -> Any:
-    """A vector colour bar beside one or several Axes; ``kwargs`` as for `matplotlib.figure.Figure.colorbar`."""
-    bar = figure_of(np.ravel(axes)[0]).colorbar(
-        mesh, ax=axes, label=label, aspect=30, pad=0.02, fraction=0.05, **kwargs
-    )
-    bar.solids.set(rasterized=False, edgecolor="face")  # type: ignore[union-attr]  # no hairlines between steps in PDF
-    bar.outline.set_visible(False)
-    return bar
-
-
 def as_table(source: Any, columns: Iterable[str], *, at: str = "gates", one: Iterable[str] = SEARCH) -> pd.DataFrame:
-    """Read and check a table: ``source`` itself, or its attribute or method ``at``.
-
-    Raises:
-        PlotError: no table, no rows, a missing column, or several values in one of the columns ``one``.
-    """
+    """Read a table, ``source`` or its attribute or method ``at``, and check that the columns ``one`` have one value."""
     table = source if isinstance(source, pd.DataFrame) else getattr(source, at, None)
     table = table() if callable(table) else table
     if not isinstance(table, pd.DataFrame):
@@ -216,6 +207,18 @@ def flag(table: pd.DataFrame, name: str) -> pd.Series:
     return table[name].fillna(False).astype(bool) if name in table else pd.Series(False, table.index)
 
 
+def value_limits(*tables: Any, value: str = "prob") -> tuple[float, float]:
+    """Colour limits ``(vmin, vmax)`` that several maps can share, from 0 or, for margins and differences, around 0."""
+    columns = [as_table(table, [value], one=())[value] for table in tables]
+    values = np.concatenate([column.to_numpy(float, na_value=np.nan) for column in columns])
+    if np.isnan(values).all():
+        return 0.0, 1.0
+    low, high = min(0.0, float(np.nanmin(values))), 1.0 if value == "frequency" else float(np.nanmax(values))
+    if value in DIVERGING:
+        low, high = -max(high, -low), max(high, -low)
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
 def save_figure(
     figure: Axes | Figure, path: str | Path, formats: Sequence[str] = ("png", "pdf"), *, alt: str | None = None
 ) -> list[Path]:
@@ -223,9 +226,6 @@ def save_figure(
 
     PNG has 200 dots per inch; PDF embeds its fonts; SVG keeps text as text, in a font of the viewer. ``alt``, such as
     `describe` returns, is kept in the file as its description (PNG, SVG) or subject (PDF).
-
-    Raises:
-        PlotError: a format that matplotlib does not know.
     """
     figure = figure_of(figure) if isinstance(figure, Axes) else figure
     known, base = figure.canvas.get_supported_filetypes(), Path(path)
@@ -234,9 +234,8 @@ def save_figure(
     base = base.with_suffix("") if base.suffix[1:].lower() in known else base
     base.parent.mkdir(parents=True, exist_ok=True)
     paths = [base.with_name(f"{base.name}.{name}") for name in formats]
-    metadata: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
-    if alt:
-        metadata["pdf"]["Subject"] = metadata["svg"]["Description"] = metadata["png"]["Description"] = alt
+    metadata: dict[str, dict[str, Any]] = {"png": {"Description": alt}, "svg": {"Date": None, "Description": alt}}
+    metadata["pdf"] = {"CreationDate": None, "Subject": alt}
     with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "s3pet"}):
         for name, file in zip(formats, paths, strict=True):
             ground = figure.get_facecolor()

@@ -1,30 +1,72 @@
-"""Gate tables in words: alt text for readers who cannot see a figure, and a summary in plain language."""
+"""Gate tables in words: a summary in plain language, also as alt text, and the facts about one candidate."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from s3pet.plots.grid import MAP_COLUMNS, ROLES, cut_and_start
+from s3pet.errors import PlotError, nearest
+from s3pet.plots.maps import MAP_COLUMNS, ROLES, cut_and_start
 from s3pet.plots.style import PETS, as_table, flag
 
+FACTS = ["site", *MAP_COLUMNS, "rank", "n_params", "alpha", "prob", "chosen"]
 PARTS = {"q": "queries", "k": "keys", "v": "values", "o": "outputs", "in": "inputs", "out": "outputs", "gate": "gates"}
 MODULES = PETS | {"lowrank_adapter": "low-rank adapters", "adapter": "bottleneck adapters"}
 BLOCKS = {"attn": "attention", "cross": "cross-attention", "ffn": "FFN", "embed": "embedding", "final": "final"}
 
 
+def candidate_names(gates: Any) -> pd.Series:
+    """``site:pet:rank`` of every row, as :attr:`s3pet.space.Candidate.name`."""
+    table = as_table(gates, ["site", "pet", "rank"])
+    rank = table["rank"].astype("Int64").astype("string").radd(":").fillna("")
+    return (table["site"] + ":" + table["pet"] + rank).astype(object)
+
+
+def position_of(candidate: str, table: pd.DataFrame) -> int:
+    """Row of the candidate of this name."""
+    names = candidate_names(table).tolist()
+    if candidate not in names:
+        raise PlotError(f"no candidate is called {candidate!r}; {nearest(candidate, names)}")
+    return names.index(candidate)
+
+
+def candidate_facts(gates: Any, candidate: str, chosen_in: Mapping[str, bool] | None = None) -> dict[str, str]:
+    """What a gate table says about the ``candidate`` of this name, such as ``encoder.3.attn.q:lora:1``.
+
+    With ``chosen_in`` (names of other searches → whether they choose it), also which of them do.
+    """
+    table, others = as_table(gates, FACTS), chosen_in or {}
+    at = position_of(candidate, table)
+    row, place = table.iloc[at], int(table["prob"].rank(method="first", ascending=False).iloc[at])
+    margin, choosers = row.get("margin"), [name for name, choice in others.items() if choice]
+    not_chosen = "no, too expensive for what was left" if pd.notna(margin) and margin >= 0 else "no"
+    facts = {
+        "address": row["site"],
+        "module": row.get("path"),
+        "PET module": PETS.get(row["pet"], row["pet"]),
+        "rank": row["rank"] if pd.notna(row["rank"]) else "—",
+        "cost": f"{row['n_params']:,} parameters",
+        "α": f"{row['alpha']:.4g}",
+        "probability": f"{row['prob']:.4g}",
+        "spread": f"{row['prob_spread']:.3g}" if "prob_spread" in table else None,
+        "margin to the cut": f"{margin:+.4g}" if pd.notna(margin) else "—",
+        "in the order": f"{place} of {len(table)}",
+        "chosen": "yes" if flag(table, "chosen").iloc[at] else not_chosen,
+        "chosen in": f"{len(choosers)} of {len(others)}: {', '.join(choosers)}".rstrip(": ") if others else None,
+        "inert": "cannot change the model" if flag(table, "inert").iloc[at] else None,
+        "can add the same": row.get("redundant"),
+    }
+    return {name: str(fact) for name, fact in facts.items() if pd.notna(fact)}
+
+
 def describe(gates: Any, *, top: int = 3) -> str:
     """A gate table in plain language, as alt text: what was chosen, where it lies, how far the gates separated.
 
-    Args:
-        gates: a gate table, or an object with ``.gates``, with all columns of a search; ``margin`` may be missing. For
-            a search it also says how far the loss fell.
-        top: how many kinds of modules, and how many of the most probable candidates, to name.
-
-    Returns:
-        Sentences whose numbers are all computed from the table.
+    ``gates`` is a gate table or an object with ``.gates``; for a search, the text also says how far the loss fell.
+    ``top`` is how many kinds of modules, and how many of the most probable candidates, to name.
     """
     table = as_table(gates, ["site", *MAP_COLUMNS, "n_params", "prob", "chosen"])
     chosen = table[flag(table, "chosen")]

@@ -11,6 +11,7 @@ import pytest
 from gate_tables import by_gid, centres, make_gates
 from matplotlib.figure import Figure
 
+import s3pet
 from s3pet import plots
 from s3pet.errors import PlotError
 
@@ -45,6 +46,11 @@ def test_sites_outside_the_layers_belong_to_the_first_or_last_layer():
     assert plots.select_rows(table).all() and not plots.select_rows(table, pets=[]).any()
     with pytest.raises(PlotError, match=r"PET module 'lorra'.*nearest"):
         plots.select_rows(table.assign(pet="lora"), pets=["lorra"])
+
+
+def test_names_are_those_of_the_space():
+    run = s3pet.load_run(s3pet.__path__[0] + "/../data/runs/searches/pocket-t5/sentiment/0.2/seed0")
+    assert plots.candidate_names(run).tolist() == [candidate.name for candidate in run.space]
 
 
 def test_facts_are_those_of_the_table():

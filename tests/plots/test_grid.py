@@ -7,7 +7,7 @@ import pytest
 from gate_tables import make_gates
 
 from s3pet import plots
-from s3pet.plots.grid import HEADER
+from s3pet.plots.maps import HEADER
 
 
 def test_grid_order_groups_and_stacks():

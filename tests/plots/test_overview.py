@@ -12,7 +12,7 @@ from gate_tables import by_gid
 
 import s3pet
 from s3pet.errors import PlotError
-from s3pet.gates import expected_gates
+from s3pet.gates import expected_gates, sampling_gap
 from s3pet.plots import plot_search, search_diagnostics
 
 RUN = s3pet.__path__[0] + "/../data/runs/searches/pocket-t5/sentiment/0.2/seed0"
@@ -39,6 +39,7 @@ def test_diagnostics_are_those_of_the_trajectory(run):
     for row in (0, len(steps) // 2, len(steps) - 1):
         sampled = float(costs @ expected_gates(probs_at(run, steps[row]), points=20_000)) / budget
         assert table["sampled"][row] == pytest.approx(sampled, rel=1e-3)
+    assert table["sampled"].iloc[-1] == pytest.approx(sampling_gap(run.probs, costs), rel=1e-3)
 
 
 def test_settled_compares_with_the_choice_of_ten_records_before(run):
@@ -77,4 +78,6 @@ def test_the_figure_shows_the_diagnostics(run):
 def test_a_search_without_a_trajectory_is_refused():
     with pytest.raises(PlotError, match="this one has none"):
         plot_search(SimpleNamespace(trajectory=None))
+    with pytest.raises(PlotError, match="this one has none"):
+        plot_search(s3pet.average_gates([s3pet.load_run(RUN), s3pet.load_run(RUN.replace("seed0", "seed1"))]))
     assert not plt.get_fignums()
