@@ -162,11 +162,13 @@ def load_run(path: str | Path) -> SearchResult:
     return SearchResult(space, config, gates, history, trajectory, metrics, path)
 
 
-def prepare_folder(path: str | Path, kind: str, overwrite: bool) -> Path:
+def prepare_folder(path: str | Path, kind: str, overwrite: bool, make: bool = True) -> Path:
     """Make a folder; raises RunError if it holds a result of this kind that may not be replaced, or cannot be made."""
     path = Path(path)
     if (path / FINISHED[kind]).exists() and not overwrite:
         raise RunError(f"{path} holds a {kind}; choose another folder or pass overwrite=True")
+    if not make:
+        return path
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -296,7 +296,7 @@ def search(
     if chosen.order == "unrolled_exact" and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         raise SearchError("order='unrolled_exact' differentiates twice, which fails with gradient checkpointing")
     view = make_view(progress)
-    folder = prepare_folder(out, "finished run", overwrite) if out is not None else None
+    folder = prepare_folder(out, "finished run", overwrite, make=False) if out is not None else None
     with preserved(model):
         searcher = Searcher(model, task, space, parsed, chosen, objective)
         config = {

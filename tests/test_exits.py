@@ -1,5 +1,8 @@
 """Whatever ends a search, a retraining or a prediction: afterwards the model is what it was."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_bert, tiny_t5
@@ -25,7 +28,7 @@ def state_of(model):
         "modes": {name: module.training for name, module in modules.items()},
         "hooks": {name: [len(getattr(module, hook)) for hook in hooks] for name, module in modules.items()},
         "attributes": {name: sorted(vars(module)) for name, module in modules.items()},
-        "random": torch.get_rng_state().tolist(),
+        "random": [torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()],  # noqa: NPY002
     }
 
 
