@@ -87,7 +87,7 @@ def retrain_adalora(
     if is_attached(model):
         raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
     target = copy.deepcopy(model)
-    with preserved(target):
+    with preserved():  # only the random state: PEFT sets the flags of the copy
         torch.manual_seed(chosen.seed)
         config = peft.AdaLoraConfig(
             init_r=init_rank,
