@@ -40,7 +40,14 @@ def execute(path: Path, timeout: int = 600) -> tuple[nbformat.NotebookNode, floa
     start = time.perf_counter()
     quiet = ["--log-level=40"]  # errors only: it warns that the sockets of this machine are not encrypted
     where = {"metadata": {"path": str(HERE)}}
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", extra_arguments=quiet, resources=where).execute()
+    NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        extra_arguments=quiet,
+        resources=where,
+        coalesce_streams=True,  # else two prints of one cell are sometimes stored as two outputs
+    ).execute()
     seconds = time.perf_counter() - start
     notebook.metadata = nbformat.from_dict(METADATA)  # what the kernel said about itself goes again
     for cell in notebook.cells:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -68,7 +69,7 @@ def describe_state(searcher: Any) -> str:
     last = searcher.history[-1]
     if searcher.step <= searcher.settings.warmup:
         return f"loss {last['loss_train']:.3f}, warm-up: only weights are trained"
-    return f"loss {last['loss_val']:.3f}, choice {searcher.settled:.0%} as ten records ago"
+    return f"loss {last['loss_val']:.3f}, {searcher.settled:.0%} of the choice as ten records ago"
 
 
 def busy_note() -> str | None:
@@ -90,5 +91,9 @@ def make_view(progress: bool | View) -> View:
         return progress
     if not progress:
         return View()
-    views = (entry.load()() for entry in entry_points(group="s3pet.views"))
-    return next((view for view in views if view is not None), Bar())
+    for entry in entry_points(group="s3pet.views"):
+        with suppress(ImportError):  # what the view needs is not installed
+            view = entry.load()()
+            if view is not None:
+                return view
+    return Bar()

@@ -45,7 +45,7 @@ def test_imports_go_downward():
         own = part_of(file)
         for name in imports(source) if own != "__init__" else ():
             other = name.split(".")[0]
-            inside = own == other and "/" in file or own in CORE and other in CORE
+            inside = (own == other and "/" in file) or (own in CORE and other in CORE)
             assert inside or LEVEL[other] < LEVEL[own], f"{file} imports s3pet.{name}, which is not below it"
 
 

@@ -116,9 +116,9 @@ class Live(View):
     @_harmless
     def finish(self, result: SearchResult) -> None:
         why = f", {result.metrics['stopped']}" if result.metrics.get("stopped") else ""
-        seconds = tqdm.format_interval(result.cost.seconds)
-        text = f"{result.metrics['steps']} steps{why}, {seconds}: {result.structure()!r}"
-        self.bar.value, self.text.value = result.metrics["steps"], html.escape(text)
+        text = f"{result.metrics['steps']} steps{why}: {result.structure()!r}"  # no time: it is kept in notebooks
+        self.text.value = html.escape(f"{text}; {tqdm.format_interval(result.cost.seconds)}")
+        self.bar.value = result.metrics["steps"]
         self._draw(result, lambda: self._replace(text))
 
     def _replace(self, text: str) -> None:
