@@ -20,27 +20,18 @@ def test_one_task_is_students_interval():
     assert mean_interval([runs], confidence=0.9) == pytest.approx(tuple(expected))
 
 
-def test_a_difference_of_one_task_is_welchs_interval():
-    rng = np.random.default_rng(1)
-    runs, others = rng.normal(0.8, 0.05, 3), rng.normal(0.7, 0.2, 6)
-    expected = stats.ttest_ind(runs, others, equal_var=False).confidence_interval(0.95)
-    assert mean_interval([runs], [others]) == pytest.approx(tuple(expected))
-
-
 def test_the_mean_of_two_tasks_by_hand():
     """Sum of two independent means is, for the t interval, their Welch difference with one of them negated."""
     one, two = np.array([0.9, 0.8, 0.85]), np.array([0.5, 0.7, 0.65, 0.4])
     low, high = stats.ttest_ind(one, -two, equal_var=False).confidence_interval(0.95)
     assert mean_interval([one, two]) == pytest.approx((low / 2, high / 2))
-    centre = np.mean([one.mean() - two.mean(), two.mean() - one.mean()])
-    assert np.mean(mean_interval([one, two], [two, one])) == pytest.approx(centre)
 
 
 def test_too_few_runs_give_nan_and_equal_scores_give_the_mean():
     assert np.isnan(mean_interval([np.array([0.5])])).all()
-    assert np.isnan(mean_interval([np.array([0.5, 0.6])], [np.array([0.5])])).all()
+    assert np.isnan(mean_interval([np.array([0.5, 0.6]), np.array([0.5])])).all()
     assert np.isnan(mean_interval([])).all()
-    assert mean_interval([np.full(3, 0.5)], [np.full(2, 0.25)]) == (0.25, 0.25)
+    assert mean_interval([np.full(3, 0.5), np.full(2, 0.25)]) == (0.375, 0.375)
 
 
 def test_it_is_the_same_on_every_call_and_in_any_order():
