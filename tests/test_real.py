@@ -46,8 +46,10 @@ def test_a_real_language_model_is_searched_by_its_label_words(shared_dir):
     assert {candidate.role for candidate in space} >= {"ffn.gate", "attn.k", "final.norm"}
     key, query = (next(c for c in space if c.site == f"decoder.0.attn.{part}" and c.pet == "lora") for part in "kq")
     assert key.d_out == query.d_out // 2, "grouped queries: half as many keys"
-    result = search(model, task, space, budget="1%", steps=4, batch_size=8, max_length=64, progress=False)
-    tuned = retrain(model, task, result.structure(), steps=4, batch_size=8, evaluations=1, max_length=64)
+    result = search(
+        model, task, space, budget="1%", steps=4, batch_size=8, objective={"max_length": 64}, progress=False
+    )
+    tuned = retrain(model, task, result.structure(), steps=4, batch_size=8, evaluations=1, objective={"max_length": 64})
     assert 0 <= tuned.metrics["test"] <= 1
 
 
