@@ -71,7 +71,8 @@ def _server() -> Path | None:
     import psutil  # type: ignore[import-untyped]
 
     try:
-        python = Path(psutil.Process(int(os.environ["JPY_PARENT_PID"])).cmdline()[0])
+        process = psutil.Process(int(os.environ["JPY_PARENT_PID"]))
+        python = Path(process.cwd(), process.cmdline()[0])  # it may have been started by a relative path
     except (KeyError, ValueError, IndexError, psutil.Error):
         return None
-    return python.parent.parent if python.is_absolute() else None
+    return python.parent.parent if python.is_file() else None
