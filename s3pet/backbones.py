@@ -197,8 +197,12 @@ def _auto_class(config: Any, name: str) -> Any:
 
 
 @contextmanager
-def preserved(*modules: nn.Module) -> Iterator[None]:
-    """Restore training modes, ``requires_grad`` flags and the random states of torch, NumPy and Python at any exit."""
+def preserved(*modules: nn.Module, all_random_states: bool = False) -> Iterator[None]:
+    """Restore training modes, ``requires_grad`` flags and torch's random states at any exit.
+
+    ``all_random_states`` also restores those of NumPy and Python, which the Trainer seeds. A search leaves these alone:
+    it may run in the background while other code draws from them.
+    """
     import numpy as np
     import torch
 
@@ -209,8 +213,9 @@ def preserved(*modules: nn.Module) -> Iterator[None]:
         with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
             yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        if all_random_states:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
         for part, mode in modes:
             part.training = mode
         for parameter, flag in flags:

@@ -164,7 +164,7 @@ def tune(
     lr = recipe.lr or DEFAULT_LR.get(kind)
     best_step, curve, failure, scores = 0, list[dict[str, float]](), None, dict[str, dict[str, float]]()
     watched = learner.cost.watch_memory(objective.device)
-    with preserved(model, target, objective), learner.attached(), watched:
+    with preserved(model, target, objective, all_random_states=True), learner.attached(), watched:
         torch.manual_seed(recipe.seed)
         if len(learner.weights) and kind != "zero-shot":
             hooks = [*callbacks, Bar()] if progress else callbacks

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 
 import numpy as np
 import pytest
@@ -64,6 +65,15 @@ def test_a_seed_repeats_bit_for_bit_and_leaves_the_backbone_and_the_random_state
     cost = runs[0].cost
     assert (cost.passes, cost.rows) == ((16, 16 * 8) if order == "first" else (24, 24 * 8))
     assert cost.seconds > 0 and cost.peak_memory > 1e6 and cost.scored == 0
+
+
+def test_a_search_leaves_the_draws_of_other_code_alone():
+    """NumPy's and Python's random numbers that a callback draws are not drawn again after the search."""
+    draws, model = [], tiny_t5()
+    callbacks = [lambda _: draws.append((random.random(), float(np.random.random())))]  # noqa: NPY002
+    search(model, toy_task(), make_space(model, "lora"), budget=300, steps=3, callbacks=callbacks, **QUIET)
+    again = (random.random(), float(np.random.random()))  # noqa: NPY002
+    assert len(draws) == 3 and not {*again} & {number for pair in draws for number in pair}
 
 
 def test_weights_go_first():
