@@ -143,10 +143,13 @@ class Objective(nn.Module):
         """Mean training loss of a batch, a scalar."""
         if self.settings.loss == "lm":
             return self._word_loss(batch)
-        scores = self.scores(batch, head_weights)
+        return self.losses(self.scores(batch, head_weights), batch["target"], "mean")
+
+    def losses(self, scores: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
+        """Loss of each row [batch] by its scores [batch, n_labels], or their ``"mean"``; not the ``"lm"`` loss."""
         if self.task.regression and self.head is not None:
-            return F.mse_loss(scores.squeeze(-1), batch["target"])
-        return F.cross_entropy(scores, batch["target"])
+            return F.mse_loss(scores.squeeze(-1), target, reduction=reduction)
+        return F.cross_entropy(scores, target, reduction=reduction)
 
     def run(self, call: Any = None, **inputs: Any) -> Any:
         """Output of the backbone (or of ``call``, a part of it) at the chosen precision."""
@@ -199,12 +202,15 @@ class Objective(nn.Module):
                 self.scored += len(scores)
                 if not bool(torch.isfinite(scores).all()):  # the argmax of NaN is 0, a plausible class
                     raise SearchError(f"scores on task {self.task.name!r} are NaN or infinite, so nothing is predicted")
-                values = scores.squeeze(-1) if self.task.regression and self.head else scores.argmax(-1)
-                predictions += values.tolist()
-        predictions = [value for _, value in sorted(zip(order, predictions, strict=True))]  # in the order of the rows
-        if self.task.regression and self.head is None:
-            return [self.task.label_values[int(index)] for index in predictions]
-        return predictions
+                predictions += self.decide(scores)
+        return [value for _, value in sorted(zip(order, predictions, strict=True))]  # in the order of the rows
+
+    def decide(self, scores: Tensor) -> list[float]:
+        """Class index (or value) of each row by its scores [batch, n_labels]."""
+        if self.task.regression and self.head is not None:
+            return scores.squeeze(-1).tolist()
+        chosen, values = scores.argmax(-1).tolist(), self.task.label_values
+        return [values[index] for index in chosen] if values else chosen
 
     def evaluate(self, examples: Sequence[Example], rows: Sequence[Row] | None = None) -> dict[str, float]:
         """The task's metrics on these examples, the main one first; raises SearchError as :meth:`predict` does."""

@@ -170,6 +170,11 @@ class Space(Candidates):
         """Trainable parameters of each candidate, float64 [n_candidates]."""
         return torch.tensor([candidate.n_params for candidate in self], dtype=torch.float64)
 
+    def without(self, names: Iterable[str]) -> Space:
+        """The space without these candidates, such as those that are inert for a task; its name stays."""
+        left_out = set(names)
+        return replace(self, candidates=tuple(c for c in self if c.name not in left_out))
+
     def __repr__(self) -> str:
         counts = {pet: sum(c.pet == pet for c in self) for pet in PETS}
         parts = ", ".join(f"{count} {pet}" for pet, count in counts.items() if count)

@@ -32,7 +32,7 @@ from s3pet.modules import PETS, pet_module
 from s3pet.space import Candidate
 from s3pet.structure import Structure
 
-_MARK = "_s3pet_attached"
+MARK = "_s3pet_attached"
 
 
 class Supernet(nn.Module):
@@ -57,7 +57,7 @@ class Supernet(nn.Module):
         self.candidates = tuple(candidates)
         self.__dict__["model"] = model
         device = next(model.parameters()).device
-        numbered = [(n, name, t) for n, c in enumerate(self.candidates) for name, t in _fresh(c, seed).items()]
+        numbered = [(n, name, t) for n, c in enumerate(self.candidates) for name, t in fresh_tensors(c, seed).items()]
         self.keys = [f"{self.candidates[n].name}/{name}" for n, name, _ in numbered]
         self.weights = nn.ParameterList(nn.Parameter(tensor.to(device)) for _, _, tensor in numbered)
         self._slots: list[dict[str, int]] = [{} for _ in self.candidates]  # name of each tensor → index in weights
@@ -83,7 +83,7 @@ class Supernet(nn.Module):
         if is_attached(self.model):
             raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
         try:
-            setattr(self.model, _MARK, True)
+            setattr(self.model, MARK, True)
             for parameter in self.model.parameters():
                 self._flags.append((parameter, parameter.requires_grad))
                 parameter.requires_grad_(False)
@@ -107,7 +107,7 @@ class Supernet(nn.Module):
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
         self._flags, self._last_forward = [], None
-        self.model.__dict__.pop(_MARK, None)
+        self.model.__dict__.pop(MARK, None)
 
     def __enter__(self) -> Supernet:
         return self if self._flags else self.attach()
@@ -216,7 +216,7 @@ def attach(model: nn.Module, candidates: Iterable[Candidate], *, seed: int = 0) 
 
 def is_attached(model: nn.Module) -> bool:
     """Whether a supernet is attached to this model."""
-    return getattr(model, _MARK, False)
+    return getattr(model, MARK, False)
 
 
 def _refuse_reentrant_checkpointing(model: nn.Module) -> None:
@@ -228,7 +228,8 @@ def _refuse_reentrant_checkpointing(model: nn.Module) -> None:
             raise SearchError(f"{what}; enable it with {{'use_reentrant': False}}, the default of transformers")
 
 
-def _fresh(candidate: Candidate, seed: int) -> dict[str, Tensor]:
+def fresh_tensors(candidate: Candidate, seed: int) -> dict[str, Tensor]:
+    """The tensors a candidate starts with, on the CPU; the same in every structure."""
     digest = hashlib.sha256(f"{seed}:{candidate.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     return pet_module(candidate.pet).init(candidate.d_in, candidate.d_out, candidate.rank or 1, generator)

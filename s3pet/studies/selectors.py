@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -159,6 +160,34 @@ def depth_structure(space: Space, budget: int | float | str | Budget, where: str
             left -= space.candidates[index].n_params
     # the four passes leave nothing that fits, so the selection takes exactly what they took
     return select_structure(space, probs, parsed, origin={"kind": "heuristic", "where": where})
+
+
+def covered_structure(
+    space: Space, budget: int | float | str | Budget, *, seed: int = 0, stack: str | None = None
+) -> Structure:
+    """A random structure that first puts one LoRA, at a random site, into each layer of a stack.
+
+    Layers come in random order, as far as the budget goes; the rest is filled at random, as a random structure is.
+
+    Args:
+        space, budget, seed: as for :func:`s3pet.random_structure`.
+        stack: which one is covered; None: the first stack with layers.
+
+    Raises:
+        SpaceError: the stack has no LoRA. BudgetError: unreadable budget, or one below the cheapest candidate.
+    """
+    parsed, order = parse_budget(space, budget), np.random.default_rng(seed).permutation(len(space))
+    places = {c.stack for c in space if c.layer is not None and c.pet == "lora"}
+    covered = stack or next((c.stack for c in space if c.stack in places), None)
+    ranks, seen = torch.zeros(len(space), dtype=torch.float64), set[int | None]()
+    for position, index in enumerate(order.tolist()):
+        c = space.candidates[index]
+        first = c.pet == "lora" and c.stack == covered and c.layer is not None and c.layer not in seen
+        ranks[index] = (2 if first else 1) - position / len(space)
+        seen |= {c.layer} if first else set()
+    if not seen:
+        raise SpaceError(f"stack {covered!r} has no layer with a LoRA; the space has them in {sorted(places)}")
+    return select_structure(space, ranks, parsed, origin={"kind": "covered", "stack": covered, "seed": seed})
 
 
 def _place(candidate: Candidate) -> tuple[bool, float]:

@@ -1,0 +1,242 @@
+"""What single modules do, measured: trained alone, taken out of all, or with random weights.
+
+    solo utility    L(without) − L(with this candidate trained alone)        without: nothing trained but a head
+    drop utility    L(all but this candidate) − L(all), after training all together
+
+L is the mean loss on the validation split, in nats per row; the test split is never used. Both give a table with the
+candidates of the space as rows (:mod:`s3pet.utility`), which is drawn and compared like a gate table.
+
+Solo utility trains the candidates of one layer together as a :class:`s3pet.studies.population.Population`, so that the
+layers below are computed once. A candidate that is inert for the task (:func:`probe_inert`) is not trained.
+
+Source: Wang et al. 2021 (arXiv:2108.04392), for the idea that an operation's strength must be measured, not read off α.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from s3pet.backbones import backbone_checksum, preserved
+from s3pet.objective import derive, make_objective
+from s3pet.space import Candidate, Space
+from s3pet.studies.comparison import append_row, read_rows, row_key
+from s3pet.studies.population import Member, Population, blocks_before
+from s3pet.supernet import Supernet
+from s3pet.tasks import Task
+from s3pet.trainer import Recipe
+
+INERT_BELOW = 1e-3  # of the median change; in practice inert candidates lie below 1e-4, others above 1e-2
+TOGETHER = 24  # candidates in one population
+
+
+def probe_inert(
+    model: nn.Module, task: Task, space: Space, *, rows: int = 8, seed: int = 0, objective: Any = None
+) -> list[str]:
+    """Names of the candidates that change no score of the task, with large random weights on some training rows.
+
+    A score is a log-likelihood relative to those of the other labels of a row, or a value. A candidate may act on a
+    model and still be inert for a task: where all label words are one token, self-attention in the decoder has one key
+    to read, and its queries and keys do nothing. Inert is what changes scores by less than a thousandth of the median
+    over all candidates. Costs a forward pass of ``rows`` rows for each candidate. A candidate that these rows do not
+    reach (an expert, say) counts as inert; take more rows.
+    """
+    with preserved(model):
+        learned = make_objective(model, task, objective, seed=seed).eval()
+        model.eval()
+        batch = learned.collate(learned.encode(task.train[:rows]))
+        generator = torch.Generator().manual_seed(derive(seed, 13))
+        with torch.no_grad(), Supernet(model, space, seed=seed) as supernet:
+            weights = supernet.flatten()
+            weights.copy_(torch.randn(weights.shape, generator=generator))
+            zeros = torch.zeros(len(space), device=weights.device)
+            plain, changes = _scores(learned, batch, supernet, zeros), []
+            for gates in torch.eye(len(space), device=weights.device):
+                change = _scores(learned, batch, supernet, gates) - plain
+                centred = change - change.mean(1, keepdim=True) if change.shape[1] > 1 else change
+                changes.append(float(centred.abs().max()))
+    least = INERT_BELOW * statistics.median(changes)
+    return [name for name, change in zip(space.names, changes, strict=True) if change <= least]
+
+
+def solo_utility(
+    model: nn.Module,
+    task: Task,
+    space: Space,
+    *,
+    seeds: Sequence[int] = (0,),
+    inert: Sequence[str] | None = None,
+    objective: Any = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+    **recipe: Any,
+) -> pd.DataFrame:
+    """Train every candidate alone and measure what it gains on the validation split.
+
+    Args:
+        model, task, space: the backbone, left as it was; the task; the candidates.
+        seeds: one training each; the error is that of their mean, with one seed that over rows.
+        inert: names of candidates that are not trained; None: probe for them.
+        objective: as for :func:`s3pet.retrain`.
+        out: JSON-lines file of finished trainings, from which a run that was cut off continues.
+        progress: show a bar.
+        **recipe: fields of :class:`s3pet.trainer.Recipe`: steps (100), batch_size (16), lr, lr_warmup, vector_lr.
+
+    Returns:
+        A utility table with ``measure`` "solo".
+    """
+    chosen = {"steps": 100, "batch_size": 16, "lr": 1e-2, "lr_warmup": 10} | recipe
+    chosen["evaluations"] = 1  # what counts is the end of the training: no choice, so no bias by choosing
+    path = Path(out) if out is not None else None
+    finished = read_rows(path) if path is not None else {}
+    idle = set(probe_inert(model, task, space, objective=objective) if inert is None else inert)
+    learned = make_objective(model, task, objective)
+    known: dict[str, Any] = {"backbone": backbone_checksum(model), "task": task.fingerprint}
+    known |= {"recipe": asdict(Recipe(**chosen)), "objective": asdict(learned.settings)}
+    with preserved(model):
+        before = blocks_before(learned, model, space.candidates, learned.encode(task.train[:1])[0])
+    active = sorted((c for c in space if c.name not in idle), key=lambda c: len(before[c.name]))
+    chunks: list[list[Candidate]] = [[]]  # the first one trains nothing but a head
+    for _, group in groupby(active, key=lambda c: len(before[c.name])):
+        layer = list(group)
+        chunks += [layer[start : start + TOGETHER] for start in range(0, len(layer), TOGETHER)]
+    rows: dict[int, dict[str, dict[str, Any]]] = {seed: {} for seed in seeds}
+    with tqdm(total=len(seeds) * (len(active) + 1), desc=f"solo on {task.name}", disable=not progress) as bar:
+        for seed in seeds:
+            for chunk in chunks:
+                names = [c.name for c in chunk] or [""]
+                keys = {row_key(structure=["solo", name, seed], **known): name for name in names}
+                if not set(keys) <= set(finished):
+                    for key, row in zip(keys, _train_alone(model, task, chunk, seed, chosen, objective), strict=True):
+                        finished[key] = row
+                        if path is not None:
+                            append_row(path, {"key": key, **row})
+                rows[seed] |= {name: finished[key] for key, name in keys.items()}
+                bar.update(len(keys))
+    return _solo_table(space, task, rows, idle, chosen["steps"])
+
+
+def drop_utility(
+    model: nn.Module,
+    task: Task,
+    space: Space,
+    *,
+    seed: int = 0,
+    inert: Sequence[str] | None = None,
+    objective: Any = None,
+    progress: bool = True,
+    **recipe: Any,
+) -> pd.DataFrame:
+    """Train all candidates together, then take out each in turn and measure what that loses on the validation split.
+
+    Arguments and table are as for :func:`solo_utility`; ``measure`` is "drop", and the error is that over rows. The
+    recipe's defaults are 300 steps of 16 rows at 3e-3.
+    """
+    chosen = {"steps": 300, "batch_size": 16, "lr": 3e-3, "lr_warmup": 30} | recipe
+    idle = set(probe_inert(model, task, space, objective=objective) if inert is None else inert)
+    lr = chosen.pop("lr")
+    population = Population(
+        model, task, [Member(space.candidates, lr, seed)], Recipe(**chosen, evaluations=1), objective
+    )
+    with population:
+        while population.step < population.recipe.steps:
+            population.advance()
+        tensors = population.tensors(0, best=False)
+    learned, examples = population.objective, task.validation
+    if learned.head is not None:
+        learned.head.load_state_dict({n.removeprefix("head/"): t for n, t in tensors.items() if n.startswith("head/")})
+    losses, correct = {}, {}
+    with preserved(model), torch.no_grad(), Supernet(model, space, seed=seed) as supernet:
+        supernet.load(tensors)
+        model.eval()
+        learned.eval()
+        encoded = learned.encode(examples)
+        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
+        batches = [learned.collate([encoded[i] for i in order[s : s + 128]]) for s in range(0, len(order), 128)]
+        labels = [examples[index].label for index in order]
+        ones = torch.ones(len(space), device=learned.device)
+        plan = [None, *(n for n, c in enumerate(space) if c.name not in idle)]
+        for number in tqdm(plan, desc=f"drop on {task.name}", disable=not progress):
+            gates = ones.clone()
+            if number is not None:
+                gates[number] = 0.0
+            name = "" if number is None else space.candidates[number].name
+            scores = [_scores(learned, batch, supernet, gates) for batch in batches]
+            parts = zip(scores, batches, strict=True)
+            losses[name] = torch.cat([learned.losses(score, batch["target"]) for score, batch in parts])
+            correct[name] = task.score(learned.decide(torch.cat(scores)), labels)[task.metric]
+    rows = []
+    for c in space:
+        gain = losses.get(c.name, losses[""]) - losses[""]
+        error = float(gain.std() / math.sqrt(len(gain)))
+        gained = correct[""] - correct.get(c.name, correct[""])
+        rows.append({"utility": float(gain.mean()), "utility_error": error, "score_gain": gained})
+    return _table(space, task, rows, idle, {"measure": "drop", "steps": chosen["steps"], "seeds": 1})
+
+
+def _scores(learned: Any, batch: dict[str, Tensor], supernet: Supernet, gates: Tensor) -> Tensor:
+    supernet.use(gates)
+    return learned.scores(batch).float()
+
+
+def _train_alone(
+    model: nn.Module, task: Task, chunk: Sequence[Candidate], seed: int, recipe: dict[str, Any], objective: Any
+) -> list[dict[str, Any]]:
+    """Losses of all validation rows and the score, after training each candidate of a chunk alone (none: the head)."""
+    rest = {name: value for name, value in recipe.items() if name != "lr"}
+    members = [Member((c,), recipe["lr"], seed) for c in chunk] or [Member((), recipe["lr"], seed)]
+    with Population(model, task, members, Recipe(**rest), objective) as population:
+        if len(population.theta):
+            while population.step < population.recipe.steps:
+                population.advance()
+        losses, scores = population.evaluate(task.validation, population.validation_rows)
+    names = [c.name for c in chunk] or [""]
+    return [
+        {"candidate": name, "seed": seed, "losses": [round(v, 6) for v in own.tolist()], "score": score}
+        for name, own, score in zip(names, losses, scores, strict=True)
+    ]
+
+
+def _solo_table(
+    space: Space, task: Task, rows: dict[int, dict[str, dict[str, Any]]], idle: set[str], steps: int
+) -> pd.DataFrame:
+    summary = []
+    for c in space:
+        gains, scores, per_row = [], [], torch.zeros(1)
+        for own in rows.values():
+            with_it = own.get(c.name, own[""])
+            per_row = torch.tensor(own[""]["losses"]) - torch.tensor(with_it["losses"])
+            gains.append(float(per_row.mean()))
+            scores.append(with_it["score"] - own[""]["score"])
+        n = len(gains)
+        over_rows = float(per_row.std() / math.sqrt(len(per_row)))
+        gain, score = torch.tensor(gains, dtype=torch.float64), torch.tensor(scores, dtype=torch.float64)
+        summary.append(
+            {
+                "utility": float(gain.mean()),
+                "utility_error": over_rows if n == 1 else float(gain.std()) / math.sqrt(n),
+                "score_gain": float(score.mean()),
+                "score_gain_error": math.nan if n == 1 else float(score.std()) / math.sqrt(n),
+            }
+        )
+    return _table(space, task, summary, idle, {"measure": "solo", "steps": steps, "seeds": len(rows)})
+
+
+def _table(
+    space: Space, task: Task, rows: list[dict[str, Any]], idle: set[str], constants: dict[str, Any]
+) -> pd.DataFrame:
+    columns = ["site", "path", "stack", "layer", "role", "pet", "rank", "n_params"]
+    table = space.table()[columns].reset_index(drop=True)
+    measured = pd.DataFrame(rows, columns=["utility", "utility_error", "score_gain", "score_gain_error"])
+    inert = [name in idle for name in space.names]
+    return pd.concat([table, measured.astype(float)], axis=1).assign(inert=inert, task=task.name, **constants)

@@ -1,0 +1,404 @@
+"""Many structures trained at once on one frozen backbone: the rows of one batch are shared out among them.
+
+Row r of member k passes the backbone once; at every site only the PET modules of member k are added to it. Small
+batches waste most of their time, so K members with b rows each cost much less than K trainings with b rows. The
+members do not influence each other: each has its own loss, gradient norm, learning rate and best checkpoint, and what
+it learns is what :func:`s3pet.retrain` teaches it, up to rounding (with dropout: up to the noise).
+
+    h[k] ← h[k] + δ(tensors[k], x[k], h[k])        h, x: [K, rows, …]
+
+Blocks below the lowest site of all members give the same output for each of them. If the members also see the same
+rows, these blocks run once per row, not K times.
+
+All trained tensors lie in one vector; element e belongs to member ``owner[e]``. So one AdamW serves all members, and
+dropping a member is one mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s3pet.backbones import preserved
+from s3pet.errors import SearchError
+from s3pet.modules import PETS
+from s3pet.objective import Batch, Objective, ObjectiveSettings, Row, Stream, derive, make_objective
+from s3pet.searcher import CLIP
+from s3pet.space import Candidate
+from s3pet.supernet import MARK, fresh_tensors, is_attached
+from s3pet.tasks import Example, Task
+from s3pet.trainer import Recipe
+
+ROWS = 256  # rows in a pass of an evaluation, over all members
+
+
+@dataclass(frozen=True)
+class Member:
+    """One structure in a population: its candidates, its learning rate, and the seed of its tensors and batches."""
+
+    candidates: tuple[Candidate, ...]
+    lr: float = 3e-3
+    seed: int = 0
+
+
+@dataclass
+class Part:
+    """One tensor of one kind of candidate, stacked over the members that have it: ``shape`` is [members, …]."""
+
+    key: str
+    members: list[int]
+    shape: tuple[int, ...]
+    index: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+class Population:
+    """Members in training. Use it in a ``with``: the backbone is frozen and hooked inside, and as before after it.
+
+    Args:
+        model, task: the backbone, left exactly as it was, and the task.
+        members: who is trained.
+        recipe: steps, batch size, warm-up … as for :func:`s3pet.retrain`; ``lr`` and ``seed`` are the members'.
+        objective: as for :func:`s3pet.retrain`; ``loss="lm"`` is refused.
+
+    Attributes:
+        members, step, rows: who is left, steps done, rows passed forward and backward so far (of all members).
+        theta, owner: all trained tensors as one vector, and the member of each element.
+        best, best_step, curves: per member the best validation score, its step, and ``(step, score, loss)`` so far.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, members: Sequence[Member], recipe: Recipe, objective: Any = None):
+        settings = ObjectiveSettings.of(objective)
+        if settings.loss != "choice":
+            raise SearchError(f"loss={settings.loss!r} cannot be told apart by row; members are trained by 'choice'")
+        if not members:
+            raise SearchError("a population needs at least one member")
+        self.model, self.task, self.recipe, self.members = model, task, recipe, list(members)
+        heads = {m.seed: make_objective(model, task, settings, seed=m.seed) for m in self.members}
+        self.objective = heads[self.members[0].seed]
+        self.train_rows = self.objective.encode(task.train)
+        self.validation_rows = self.objective.encode(task.validation)
+        self.streams = {m.seed: Stream(self.train_rows, recipe.batch_size, m.seed) for m in self.members}
+        self.step, self.rows = 0, 0
+        self.best, self.best_step = [-float("inf")] * len(self.members), [0] * len(self.members)
+        self.curves: list[list[tuple[int, float, float]]] = [[] for _ in self.members]
+        values, owners, speeds, self._parts = self._lay_out(heads)
+        device = self.objective.device
+        self.theta = values.to(device).requires_grad_()
+        self.owner, self._speed = owners.to(device), speeds.to(device)
+        self._best_theta = self.theta.detach().clone()
+        self._optimizer = torch.optim.AdamW([self.theta], lr=1.0, weight_decay=0.0)  # each element has its own rate
+        self._active: dict[str, tuple[Part, Tensor]] = {}
+        self._once = False  # rows pass once for all members
+        self._shared_blocks: list[nn.Module] = []
+        self._undo: list[Callable[[], Any]] = []
+
+    # -- on and off the backbone
+
+    def __enter__(self) -> Population:
+        if is_attached(self.model):
+            raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
+        try:
+            keep = preserved(self.model, self.objective)
+            keep.__enter__()
+            self._undo.append(lambda: keep.__exit__(None, None, None))
+            self.model.requires_grad_(False)
+            setattr(self.model, MARK, True)
+            self._undo.append(lambda: self.model.__dict__.pop(MARK, None))
+            places = {c.name: c for member in self.members for c in member.candidates}
+            before = blocks_before(self.objective, self.model, list(places.values()), self.train_rows[0])
+            if not any(
+                getattr(m, "gradient_checkpointing", False) for m in self.model.modules()
+            ):  # would run them again
+                self._shared_blocks = min(before.values(), key=len, default=[])
+            modules = dict(self.model.named_modules())
+            sites = {(c.path, "." not in c.role): c for member in self.members for c in member.candidates}
+            for path, is_block in sites:
+                self._undo.append(modules[path].register_forward_hook(self._adder(_site_key(path, is_block))).remove)
+            if self.objective.head is not None:
+                self._undo.append(self.objective.head.out.register_forward_hook(self._head).remove)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    # -- training
+
+    def advance(self) -> Tensor:
+        """One step of every member; returns their losses [members]."""
+        recipe = self.recipe
+        batches = [self.streams[member.seed](self.step) for member in self.members]
+        self.model.train()
+        self.objective.train()
+        torch.manual_seed(derive(self.members[0].seed, 11, self.step))
+        losses = self.objective.losses(*self._scores(batches))
+        losses = losses.view(len(self.members), -1).mean(1)
+        (gradient,) = torch.autograd.grad(losses.sum(), self.theta)
+        norms = torch.zeros(len(self.members), device=gradient.device).index_add_(0, self.owner, gradient.square())
+        shrink = (CLIP / (norms.sqrt() + 1e-6)).clamp(max=1.0)
+        self.theta.grad = gradient * shrink[self.owner]
+        before = self.theta.detach().clone()
+        self._optimizer.step()
+        warmup = recipe.lr_warmup
+        factor = self.step / warmup if self.step < warmup else (recipe.steps - self.step) / (recipe.steps - warmup)
+        with torch.no_grad():
+            self.theta.copy_(torch.lerp(before, self.theta, self._speed * factor))
+        self.step += 1
+        self.rows += sum(map(len, batches))
+        return losses.detach()
+
+    def train(self, until: int | None = None) -> None:
+        """Advance to a step (None: the last), and score the validation split as often as the recipe says."""
+        recipe = self.recipe
+        every = max(1, recipe.steps // recipe.evaluations)
+        while self.step < (recipe.steps if until is None else until):
+            self.advance()
+            if self.step % every == 0:
+                self.note()
+
+    def note(self) -> None:
+        """Score the validation split and keep the weights of those members that have never been better."""
+        losses, scores = self.evaluate(self.task.validation, self.validation_rows)
+        better = torch.zeros(len(self.members), dtype=torch.bool)
+        for k, (loss, score) in enumerate(zip(losses.mean(1).tolist(), scores, strict=True)):
+            self.curves[k].append((self.step, score, loss))
+            if score > self.best[k]:  # never true for NaN
+                self.best[k], self.best_step[k], better[k] = score, self.step, True
+        mask = better.to(self.owner.device)[self.owner]
+        self._best_theta = torch.where(mask, self.theta.detach(), self._best_theta)
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Train only these members from now on; they go on exactly as they would have."""
+        numbers = sorted(numbers)
+        new = {old: number for number, old in enumerate(numbers)}
+        mask = torch.tensor([k in new for k in range(len(self.members))], device=self.owner.device)[self.owner]
+        for part in self._parts:
+            part.members = [new[k] for k in part.members if k in new]
+            part.shape = (len(part.members), *part.shape[1:])
+            part.index = torch.tensor(part.members, device=self.owner.device)
+        self._parts = [part for part in self._parts if part.members]
+        lookup = torch.tensor([new.get(k, -1) for k in range(len(self.members))], device=self.owner.device)
+        state = self._optimizer.state.pop(self.theta, {})
+        self.theta = self.theta.detach()[mask].requires_grad_()
+        self.owner, self._speed, self._best_theta = lookup[self.owner[mask]], self._speed[mask], self._best_theta[mask]
+        self._optimizer.param_groups[0]["params"] = [self.theta]
+        self._optimizer.state[self.theta] = {n: v[mask] if v.ndim else v for n, v in state.items()}
+        for name in ("members", "best", "best_step", "curves"):
+            setattr(self, name, [getattr(self, name)[k] for k in numbers])
+
+    # -- scores
+
+    @torch.no_grad()
+    def evaluate(
+        self, examples: Sequence[Example], rows: Sequence[Row] | None = None, *, best: bool = False
+    ) -> tuple[Tensor, list[float]]:
+        """Losses of the rows [members, rows] and the main metric of each member, NaN where a score is not finite."""
+        encoded = self.objective.encode(examples) if rows is None else rows
+        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
+        size, parts, losses = max(1, ROWS // len(self.members)), [], []
+        self.model.eval()
+        self.objective.eval()
+        for start in range(0, len(order), size):
+            chunk = [encoded[index] for index in order[start : start + size]]
+            scores, target = self._scores([chunk] * len(self.members), self._best_theta if best else self.theta)
+            losses.append(self.objective.losses(scores, target).view(len(self.members), -1))
+            parts.append(scores.view(len(self.members), -1, scores.shape[-1]))
+        back = torch.tensor(order).argsort()
+        scores = torch.cat(parts, 1)[:, back]
+        labels, metrics = [example.label for example in examples], []
+        for own in scores:
+            finite = bool(own.isfinite().all())  # the argmax of NaN is 0, a plausible class
+            decided = self.objective.decide(own) if finite else []
+            metrics.append(self.task.score(decided, labels)[self.task.metric] if finite else float("nan"))
+        return torch.cat(losses, 1)[:, back], metrics
+
+    def tensors(self, number: int, *, best: bool = True) -> dict[str, Tensor]:
+        """The tensors of one member by the names of :class:`s3pet.supernet.Supernet` and, of a head, ``head/…``."""
+        with torch.no_grad():
+            stacked = self._split(self._best_theta if best else self.theta)
+        own = [(part, value[part.members.index(number)]) for part, value in stacked.values() if number in part.members]
+        return {_tensor_name(part.key, self.members[number]): value.clone() for part, value in own}
+
+    def _scores(self, batches: Sequence[Sequence[Row]], theta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores [members × rows, n_labels], member by member, and the targets."""
+        self._active = self._split(self.theta if theta is None else theta)
+        same = all(batch is batches[0] or batch == batches[0] for batch in batches[1:])
+        if not same:
+            batch = self.objective.collate([row for rows in batches for row in rows])
+            return self.objective.scores(batch), batch["target"]
+        single = self.objective.collate(batches[0])
+        batch = {name: _repeated(tensor, len(self.members)) for name, tensor in single.items()}
+        if self._shared_blocks and len(self.members) > 1:
+            with self._shared(single):
+                return self.objective.scores(batch), batch["target"]
+        return self.objective.scores(batch), batch["target"]
+
+    @contextmanager
+    def _shared(self, single: Batch) -> Iterator[None]:
+        """The lowest blocks run once on these rows, and only repeat their outputs inside the ``with``."""
+        outputs: dict[nn.Module, Any] = {}
+        shared = self._shared_blocks
+
+        def remember(block: nn.Module, inputs: tuple, output: Any) -> None:
+            outputs[block] = output
+
+        hooks, self._once = [block.register_forward_hook(remember) for block in shared], True
+        try:
+            with torch.no_grad():
+                self.objective.scores(single)
+        finally:
+            self._once = False
+            for hook in hooks:
+                hook.remove()
+        own = {block: block.__dict__.get("forward") for block in shared}
+        try:
+            for block in shared:
+                block.forward = _replay(outputs[block], len(self.members))  # type: ignore[method-assign]
+            yield
+        finally:
+            for block, forward in own.items():
+                block.__dict__.pop("forward", None)
+                if forward is not None:
+                    block.forward = forward  # type: ignore[method-assign]
+
+    # -- at the sites
+
+    def _adder(self, site_key: str) -> Callable[[nn.Module, tuple, Any], Any]:
+        def add_deltas(site: nn.Module, inputs: tuple, output: Any) -> Any:
+            if self._once:
+                return None
+            h = output[0] if isinstance(output, tuple) else output
+            n = len(self.members)
+            one, two = (tensor.unflatten(0, (n, -1)) for tensor in (h, inputs[0] if inputs else h))
+            changed = one.clone()
+            for pet, names in self._at.get(site_key, {}).items():
+                if names[0] not in self._active:  # all members that had it were dropped
+                    continue
+                part = self._active[names[0]][0]
+                tensors = {name.rpartition("/")[2]: self._active[name][1].to(h.dtype) for name in names}
+                whole = len(part.members) == n
+                x, own = (two, one) if whole else (two[part.index], one[part.index])
+
+                def delta(tensors: dict[str, Tensor], x: Tensor, h: Tensor, pet: str = pet) -> Tensor:
+                    return PETS[pet.split(":")[0]].delta(tensors, x, h, site)
+
+                value = torch.func.vmap(delta)(tensors, x, own)
+                value = value.view(len(value), *[1] * (own.ndim - value.ndim), *value.shape[1:]).expand_as(own)
+                changed = changed.index_add_(0, part.index, value.to(h.dtype))
+            changed = changed.flatten(0, 1)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        return add_deltas
+
+    def _head(self, out: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+        """The output of each member's own head, [members × rows, n_labels]."""
+        if self._once:
+            return None
+        x = inputs[0].unflatten(0, (len(self.members), -1))
+        weight, bias = (self._active[f"head|out.{name}"][1] for name in ("weight", "bias"))
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2)).flatten(0, 1)
+
+    # -- layout
+
+    def _lay_out(self, heads: dict[int, Any]) -> tuple[Tensor, Tensor, Tensor, list[Part]]:
+        """Initial values, owners and learning rates of all elements, and the parts of the vector."""
+        places: dict[str, tuple[list[int], list[Tensor], list[float]]] = {}
+        self._at: dict[str, dict[str, list[str]]] = {}  # site → PET module → its parts
+        for k, member in enumerate(self.members):
+            for c in member.candidates:
+                vector = self.recipe.vector_lr if PETS[c.pet].default_rank is None else 1.0
+                for name, tensor in fresh_tensors(c, member.seed).items():
+                    site, pet = _site_key(c.path, "." not in c.role), f"{c.pet}:{c.rank}"
+                    key = f"{site}|{pet}/{name}"
+                    names = self._at.setdefault(site, {}).setdefault(pet, [])
+                    names += [] if key in names else [key]
+                    self._append(places, key, k, tensor, member.lr * vector)
+            head = heads[member.seed].head
+            for name, tensor in head.named_parameters() if head is not None else ():
+                self._append(places, f"head|{name}", k, tensor.detach().cpu(), member.lr)
+        parts = [Part(key, ks, (len(ks), *ts[0].shape), torch.tensor(ks)) for key, (ks, ts, _) in places.items()]
+        values = torch.cat([torch.zeros(0), *(tensor.reshape(-1) for _, ts, _ in places.values() for tensor in ts)])
+        pairs = [(k, t.numel(), lr) for ks, ts, lrs in places.values() for k, t, lr in zip(ks, ts, lrs, strict=True)]
+        counts, owners = (torch.tensor([pair[i] for pair in pairs], dtype=torch.long) for i in (1, 0))
+        rates = torch.tensor([lr for *_, lr in pairs])
+        return values, owners.repeat_interleave(counts), rates.repeat_interleave(counts), parts
+
+    @staticmethod
+    def _append(places: dict[str, Any], key: str, k: int, tensor: Tensor, lr: float) -> None:
+        members, tensors, rates = places.setdefault(key, ([], [], []))
+        members.append(k)
+        tensors.append(tensor)
+        rates.append(lr)
+
+    def _split(self, theta: Tensor) -> dict[str, tuple[Part, Tensor]]:
+        sizes = [int(torch.Size(part.shape).numel()) for part in self._parts]
+        pieces = zip(self._parts, theta.split(sizes), strict=True)
+        return {part.key: (part, piece.view(part.shape)) for part, piece in pieces}
+
+
+def blocks_before(objective: Objective, model: nn.Module, candidates: Sequence[Candidate], row: Row) -> dict[str, list]:
+    """The blocks (layers) that have run before a candidate's site, in order, by the candidate's name.
+
+    It is seen in one forward pass of one row. A block that runs again later, as in a model with shared layers, ends
+    the list: its output differs between calls.
+    """
+    modules = dict(model.named_modules())
+    lists = {name for name, module in modules.items() if isinstance(module, nn.ModuleList) and len(module) > 1}
+    lists = {name for name in lists if not any(name.startswith(f"{other}.") for other in lists)}
+    blocks = {module for name, module in modules.items() if name.rpartition(".")[0] in lists}
+    sites, calls = {modules[c.path] for c in candidates}, list[nn.Module]()
+    hooks = [site.register_forward_pre_hook(lambda site, _: calls.append(site)) for site in sites]
+    hooks += [block.register_forward_hook(lambda block, *_: calls.append(block)) for block in blocks]
+    try:
+        with torch.no_grad(), preserved(model, objective):
+            model.eval()
+            objective.scores(objective.collate([row]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    before = {}
+    for c in candidates:
+        first = calls.index(modules[c.path]) if modules[c.path] in calls else len(calls)
+        ran = [module for module in calls[:first] if module in blocks]
+        again = next((n for n, block in enumerate(ran) if calls.count(block) > 1), len(ran))
+        before[c.name] = ran[:again]
+    return before
+
+
+def _site_key(path: str, is_block: bool) -> str:
+    return f"{path}@block" if is_block else path
+
+
+def _tensor_name(key: str, member: Member) -> str:
+    site, _, rest = key.partition("|")
+    if site == "head":
+        return f"head/{rest}"
+    pet, _, name = rest.rpartition("/")
+    for c in member.candidates:
+        if _site_key(c.path, "." not in c.role) == site and f"{c.pet}:{c.rank}" == pet:
+            return f"{c.name}/{name}"
+    raise KeyError(key)
+
+
+def _repeated(tensor: Tensor, n: int) -> Tensor:
+    return tensor.repeat(n, *[1] * (tensor.ndim - 1))
+
+
+def _replay(output: Any, n: int) -> Callable[..., Any]:
+    """A forward that returns an earlier output, repeated for n members."""
+    first = output[0] if isinstance(output, tuple) else output
+
+    def repeat(value: Any) -> Any:
+        is_batched = isinstance(value, Tensor) and value.ndim and len(value) == len(first)
+        return _repeated(value, n) if is_batched else value
+
+    result = tuple(repeat(value) for value in output) if isinstance(output, tuple) else repeat(output)
+    return lambda *args, **kwargs: result
