@@ -151,6 +151,13 @@ class Objective(nn.Module):
             return F.mse_loss(scores.squeeze(-1), target, reduction=reduction)
         return F.cross_entropy(scores, target, reduction=reduction)
 
+    def prepare(self, dropout: bool) -> None:
+        """Get backbone and head ready for training, with their dropout or without."""
+        self.model.train(dropout)
+        self.train(dropout)
+        for part in self.model.modules():  # gradient checkpointing works in training mode only
+            part.training |= getattr(part, "gradient_checkpointing", False)
+
     def run(self, call: Any = None, **inputs: Any) -> Any:
         """Output of the backbone (or of ``call``, a part of it) at the chosen precision."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):

@@ -26,7 +26,7 @@ import torch
 from s3pet.errors import SearchError
 
 Choices = Mapping[str, Sequence[Any]]
-EXPECTED = {int: "a whole number", float: "a finite number", str: "a string", NoneType: "None"}
+EXPECTED = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a string", NoneType: "None"}
 
 
 def check_fields(
@@ -34,11 +34,14 @@ def check_fields(
 ) -> None:
     """Check types and ranges of a frozen dataclass in its ``__post_init__``; NumPy numbers become Python's.
 
-    Fields are annotated int, float or str, alone or with None; a boolean is not a number. Those in ``positive`` must be
-    above 0; ``least`` and ``choices`` hold the smallest value and the allowed values, by field. Raises SearchError.
+    Fields are annotated bool, int, float or str, alone or with None; a boolean is not a number. Those in ``positive``
+    must be above 0; ``least`` and ``choices`` hold the smallest value and the allowed values, by field. Raises
+    SearchError.
     """
     for name, hint in get_type_hints(type(record)).items():
         value, kinds = getattr(record, name), get_args(hint) or (hint,)
+        if bool in kinds and isinstance(value, bool):
+            continue
         if int in kinds and isinstance(value, Integral) and not isinstance(value, bool):
             object.__setattr__(record, name, int(value))
         elif float in kinds and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):

@@ -37,7 +37,7 @@ from s3pet.structure import Structure, parse_budget, select_mask, select_structu
 
 STATE = "state.safetensors"
 FINISHED = {"finished run": "config.json", "tuned model": "tuned.json"}  # the file that is written last
-RESULTS_VERSION = 1  # raised when the same config gives other numbers
+RESULTS_VERSION = 2  # raised when the same config gives other numbers
 
 
 @dataclass

@@ -47,7 +47,10 @@ Callback = Callable[["Searcher"], Any]
 
 CLIP = 2.0  # largest norm of the gradient of the weights, and of α (the authors')
 HISTORY = ["step", "loss_train", "loss_val", "lr", "alpha_lr"]
-PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": {"alpha_optimizer": "adamw", "warmup": 0}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {"alpha_optimizer": "adamw", "warmup": 0, "dropout": True},
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Settings:
             ``"adamw"`` (without weight decay, the authors').
         warmup: number of initial steps that update only the weights; None: a quarter of the steps. A fresh head and
             fresh modules have much to learn that says nothing about the structure.
+        dropout: whether the backbone drops activations, as the authors' does; see :class:`s3pet.trainer.Recipe`.
         gradient: how the gradient of α passes the shift, see :func:`s3pet.gates.shifted_sigmoid`.
     """
 
@@ -75,6 +79,7 @@ class Settings:
     alpha_lr: float = 0.1
     alpha_optimizer: str = "shared"
     warmup: int | None = None
+    dropout: bool = False
     gradient: str = "normalized"
 
     def __post_init__(self) -> None:
@@ -316,7 +321,7 @@ def search(
         if folder is not None and not overwrite:
             searcher.load(folder / "checkpoint", config)
         with searcher.supernet, searcher.cost.watch_memory(searcher.objective.device):
-            model.train()
+            searcher.objective.prepare(chosen.dropout)
             stopped = view.conduct(lambda: _run(searcher, folder, config, view, callbacks))
     result = searcher.result(config, {"stopped": stopped})
     if folder is not None:

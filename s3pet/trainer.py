@@ -41,6 +41,9 @@ class Recipe:
         lr_warmup: steps over which the learning rate rises from 0.
         evaluations: how often the validation split is scored, evenly spaced.
         seed: of fresh tensors, order of batches and dropout.
+        dropout: whether the backbone and the head drop activations while training, at the rates of the model's
+            config; None: in full fine-tuning only. A few thousand parameters do not overfit, and in a frozen backbone
+            dropout is noise that they cannot remove.
     """
 
     steps: int = 300
@@ -50,6 +53,7 @@ class Recipe:
     lr_warmup: int = 0
     evaluations: int = 10
     seed: int = 0
+    dropout: bool | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, ("steps", "batch_size", "lr", "vector_lr", "evaluations"), {"lr_warmup": 0, "seed": 0})
@@ -68,6 +72,7 @@ class Learner(nn.Module):
 
     Attributes:
         names, weights: the trained tensors. target: the supernet, or else the copy. cost: passes and rows so far.
+        dropout: whether training uses it.
     """
 
     objective: Objective
@@ -83,7 +88,7 @@ class Learner(nn.Module):
         tensors |= {f"backbone/{name}": parameter for name, parameter in rest.items() if parameter.requires_grad}
         self.names, self.weights = tuple(tensors), nn.ParameterList(tensors.values())
         self.vectors = [] if supernet is None else supernet.vectors()  # of BitFit and LNFit
-        self.cost = Cost()
+        self.cost, self.dropout = Cost(), supernet is None
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """``{"loss": scalar}`` of a collated batch."""
@@ -92,9 +97,8 @@ class Learner(nn.Module):
         return {"loss": self.objective.loss(batch)}
 
     def train(self, mode: bool = True) -> Learner:
-        """Also switches the dropout of the backbone and the head."""
-        self.objective.model.train(mode)
-        self.objective.train(mode)
+        """Also prepares backbone and head."""
+        self.objective.prepare(self.dropout and mode)
         return super().train(mode)
 
     def attached(self) -> Any:

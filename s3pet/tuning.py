@@ -161,7 +161,10 @@ def tune(
     objective, started = learner.objective, time.perf_counter()
     task, target, rows = objective.task, learner.target, objective.encode(objective.task.validation)
     kept, kind = (structure, "pet") if isinstance(structure, Structure) else (None, structure)
-    lr = recipe.lr or DEFAULT_LR.get(kind)
+    lr, learner.dropout = (
+        recipe.lr or DEFAULT_LR.get(kind),
+        recipe.dropout or (recipe.dropout is None and kind == "full"),
+    )
     best_step, curve, failure, scores = 0, list[dict[str, float]](), None, dict[str, dict[str, float]]()
     watched = learner.cost.watch_memory(objective.device)
     with preserved(model, target, objective, all_random_states=True), learner.attached(), watched:
@@ -199,6 +202,7 @@ def tune(
         "objective": asdict(objective.settings),
         **asdict(recipe),
         "lr": lr,
+        "dropout": learner.dropout,
         "versions": versions(),
     }
     tuned = TunedModel(target, task, kept, learner, metrics, config)

@@ -136,8 +136,7 @@ class Population:
         """One step of every member; returns their losses [members]."""
         recipe = self.recipe
         batches = [self.streams[member.seed](self.step) for member in self.members]
-        self.model.train()
-        self.objective.train()
+        self.objective.prepare(bool(recipe.dropout))
         torch.manual_seed(derive(self.members[0].seed, 11, self.step))
         losses = self.objective.losses(*self._scores(batches))
         losses = losses.view(len(self.members), -1).mean(1)
@@ -209,6 +208,7 @@ class Population:
         for start in range(0, len(order), size):
             chunk = [encoded[index] for index in order[start : start + size]]
             scores, target = self._scores([chunk] * len(self.members), self._best_theta if best else self.theta)
+            self.objective.scored += len(scores)
             losses.append(self.objective.losses(scores, target).view(len(self.members), -1))
             parts.append(scores.view(len(self.members), -1, scores.shape[-1]))
         back = torch.tensor(order).argsort()

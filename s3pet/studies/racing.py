@@ -1,0 +1,103 @@
+"""Racing: structures that differ are proposed, trained together, and the worse ones dropped until one is left.
+
+Gates rank candidates one by one, but a structure is a set, and a cheap measurement of sets beats any ranking. At each
+rung the members with the best validation scores so far go on, from where they are; the rest is dropped. What is left
+at the end is trained already. Members may differ in structure, learning rate and seed, so rates are chosen by the way.
+
+Source: Jamieson and Talwalkar 2016 (arXiv:1502.07943), successive halving; Li et al. 2020, for proposals by a search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from s3pet.errors import SearchError
+from s3pet.structure import Structure
+from s3pet.studies.population import Member, Population
+from s3pet.tasks import Task
+from s3pet.trainer import Recipe
+
+RUNGS = {0.3: 0.4, 0.6: 0.15}  # share of the steps → share of the members that goes on
+
+
+@dataclass
+class Race:
+    """What a race leaves.
+
+    Attributes:
+        structure, lr: the winner, and its learning rate.
+        validation, test: its scores with the weights it has at the end; ``test`` is None unless asked for.
+        table: one row per member: ``name, lr, seed, n_params, validation, steps`` (until dropped), best first.
+        rows: rows passed forward and backward, of all members; ``scored``: rows passed forward only.
+    """
+
+    structure: Structure
+    lr: float
+    validation: float
+    test: float | None
+    table: pd.DataFrame
+    rows: int
+    scored: int
+
+
+def race(
+    model: nn.Module,
+    task: Task,
+    proposals: Mapping[str, Structure],
+    *,
+    lrs: Sequence[float] = (3e-3,),
+    rungs: Mapping[float, float] = RUNGS,
+    seed: int = 0,
+    objective: Any = None,
+    test: bool = False,
+    **recipe: Any,
+) -> Race:
+    """Train structures together, drop the worse ones at each rung, and keep the best by validation.
+
+    Args:
+        model, task: the backbone, left as it was, and the task; the test split is scored at most once, at the end.
+        proposals: name → structure; those that differ are worth more than neighbours of one cut.
+        lrs: learning rates; each structure starts once for each.
+        rungs: share of the steps at which members are dropped → share of all members that goes on, at least one.
+        seed, objective: as for :func:`s3pet.retrain`.
+        **recipe: fields of :class:`s3pet.trainer.Recipe`, except ``lr`` and ``seed``.
+
+    Raises:
+        SearchError: nothing to race, bad rungs, or every member diverged.
+    """
+    if not proposals or any(not 0 < at < 1 or not 0 < share <= 1 for at, share in rungs.items()):
+        raise SearchError(f"a race needs proposals, and rungs as shares in (0, 1); got {len(proposals)} and {rungs}")
+    chosen = Recipe(**recipe)
+    entries = [(name, lr) for name in proposals for lr in lrs]
+    members = [Member(proposals[name].candidates, lr, seed) for name, lr in entries]
+    left, rows = [*range(len(members))], dict[int, dict[str, Any]]()
+    with Population(model, task, members, chosen, objective) as population:
+        for at, share in [*sorted(rungs.items()), (1.0, 0.0)]:
+            population.train(round(at * chosen.steps))
+            if not population.curves[0] or population.curves[0][-1][0] != population.step:
+                population.note()
+            for k, number in enumerate(left):
+                name, lr = entries[number]
+                rows[number] = {"name": name, "lr": lr, "seed": seed, "n_params": proposals[name].n_params}
+                rows[number] |= {"validation": population.best[k], "steps": population.step}
+            # by the best score so far; of equals by the last loss, and NaN is the worst
+            order = sorted(range(len(left)), key=lambda k: (-population.best[k], _loss(population.curves[k][-1][2])))
+            keep = sorted(order[: max(1, round(share * len(members)))])
+            left = [left[k] for k in keep]
+            population.keep(keep)
+        if population.best_step[0] == 0:
+            raise SearchError("every member of the race diverged; lower lrs or raise lr_warmup")
+        score = population.evaluate(task.test, best=True)[1][0] if test else None
+    name, lr = entries[left[0]]
+    table = pd.DataFrame([rows[number] for number in sorted(rows)])
+    table = table.sort_values(["steps", "validation"], ascending=False, ignore_index=True)
+    return Race(proposals[name], lr, population.best[0], score, table, population.rows, population.objective.scored)
+
+
+def _loss(value: float) -> float:
+    return value if value == value else float("inf")

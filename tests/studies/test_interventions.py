@@ -1,0 +1,101 @@
+"""Interventions on single modules: inert ones, trained alone, taken out of all."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import tiny_bert, tiny_t5
+from toy import toy_task
+
+from s3pet import load_backbone, load_task, make_space, retrain
+from s3pet.objective import make_objective
+from s3pet.structure import Structure
+from s3pet.studies import interventions
+from s3pet.studies.interventions import drop_utility, probe_inert, solo_utility
+from s3pet.supernet import Supernet
+
+QUICK = {"steps": 5, "batch_size": 8, "lr_warmup": 0, "progress": False}
+
+
+def small_space(model, n=5):
+    space = make_space(model, "mixed", keep_inert=True)
+    picked = [c for c in space if c.inert][:1] + [c for c in space if not c.inert][:: len(space) // n]
+    return replace(space, candidates=tuple(c for c in space if c in picked))
+
+
+def mean_loss(model, task, learned):
+    with torch.no_grad():
+        rows = [learned.collate([row]) for row in learned.encode(task.validation)]
+        return sum(float(learned.loss(row)) for row in rows) / len(rows)
+
+
+@pytest.mark.parametrize("make", [tiny_t5, tiny_bert])
+def test_what_cannot_act_is_inert_and_nothing_else(make):
+    model, task = make(), toy_task()
+    space = make_space(model, "mixed", keep_inert=True)
+    expected = [c.name for c in space if c.inert]
+    assert expected
+    assert probe_inert(model, task, space) == expected
+    assert not space.without(expected).table().inert.any()
+    assert len(space.without(expected)) == len(space) - len(expected)
+
+
+def test_queries_and_keys_of_the_decoder_do_nothing_where_labels_are_one_token():
+    model, tokenizer = load_backbone("pocket-t5")
+    inert = probe_inert(model, load_task("pocket/number", tokenizer), make_space(model, "mixed"))
+    roles = {name.split(":")[0].split(".", 2)[2] for name in inert}
+    assert roles == {"attn.q", "attn.k"}
+    assert all(name.startswith("decoder") for name in inert)
+    assert len(inert) == 12
+
+
+@pytest.mark.parametrize("make", [tiny_t5, tiny_bert])
+def test_solo_utility_is_what_a_module_gains_alone(make, tmp_path, monkeypatch):
+    model, task = make(), toy_task()
+    space, out = small_space(model), tmp_path / "solo.jsonl"
+    table = solo_utility(model, task, space, seeds=(0, 1), out=out, lr=1e-2, **QUICK)
+    assert list(table.path) == [c.path for c in space]
+    assert (table.measure == "solo").all()
+    assert table.inert.tolist() == [c.inert for c in space]
+    assert (table.utility[table.inert] == 0).all()
+    active = table[~table.inert]
+    assert (active.utility != 0).all()
+    assert (active.utility_error > 0).all()
+    gains = []
+    for seed in (0, 1):
+        number = int(active.index[0])
+        structure = Structure((space.candidates[number],), space.model_id)
+        recipe = {"steps": 5, "batch_size": 8, "lr": 1e-2, "evaluations": 1, "seed": seed}
+        tuned = retrain(model, task, structure, **recipe)
+        with tuned.learner.attached():
+            with_it = mean_loss(model, task, tuned.learner.objective.eval())
+        without = make_objective(model, task, seed=seed).eval()
+        if make is tiny_bert:  # what the module adds to a head that is trained alone
+            without = retrain(model, task, "head", **recipe).learner.objective.eval()
+        gains.append(mean_loss(model, task, without) - with_it)
+    assert table.utility[number] == pytest.approx(sum(gains) / 2, abs=2e-4)
+    assert table.utility_error[number] == pytest.approx(abs(gains[0] - gains[1]) / 2, abs=2e-4)
+
+    monkeypatch.setattr(interventions, "Population", None)  # nothing is trained again
+    again = solo_utility(model, task, space, seeds=(0, 1), out=out, lr=1e-2, **QUICK)
+    assert again.equals(table)
+
+
+@pytest.mark.parametrize("make", [tiny_t5, tiny_bert])
+def test_drop_utility_is_what_is_lost_without_a_module(make):
+    model, task = make(), toy_task()
+    space = small_space(model)
+    table = drop_utility(model, task, space, lr=1e-2, **QUICK)
+    assert (table.measure == "drop").all()
+    structure = Structure(space.candidates, space.model_id)
+    tuned = retrain(model, task, structure, steps=5, batch_size=8, lr=1e-2, evaluations=1)
+    learned = tuned.learner.objective.eval()
+    with tuned.learner.attached():
+        together = mean_loss(model, task, learned)
+    for number in [int(table.index[~table.inert][0]), int(table.index[~table.inert][-1])]:
+        rest = tuple(c for n, c in enumerate(space) if n != number)
+        with Supernet(model, rest) as supernet:
+            supernet.load({name: t for name, t in tuned.tensors().items() if not name.startswith("head")})
+            without = mean_loss(model, task, learned)
+        assert table.utility[number] == pytest.approx(without - together, abs=2e-4)
+    assert table.utility[~table.inert].abs().max() > 1e-3
