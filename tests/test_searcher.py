@@ -279,6 +279,21 @@ def test_a_diverging_search_keeps_its_last_good_state(tmp_path):
 
 
 @pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert])
+@pytest.mark.parametrize(
+    ("changes", "expected"), [({}, False), ({"dropout": True}, True), ({"settings": "paper"}, True)]
+)
+def test_dropout_is_the_papers(make_model, changes, expected):
+    model, modes = make_model(), set()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_hook(lambda part, *_: modes.add(part.training))
+    result = search(model, toy_task(), make_space(model, "mixed"), budget=300, steps=2, **changes, **QUIET)
+    assert modes == {expected}
+    assert result.config["dropout"] is expected
+    assert not model.training
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert])
 @pytest.mark.parametrize("order", ["first", "unrolled"])
 def test_gradient_checkpointing_gives_the_same_search(make_model, order):
     """In float64, so that only a wrong gradient could make a difference."""

@@ -25,6 +25,22 @@ QUICK = {"steps": 30, "batch_size": 16, "evaluations": 3}
 
 
 @pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert])
+@pytest.mark.parametrize(
+    ("what", "dropout", "expected"),
+    [("structure", None, False), ("structure", True, True), ("full", None, True), ("full", False, False)],
+)
+def test_only_full_fine_tuning_has_dropout_unless_it_is_asked_for(make_model, what, dropout, expected):
+    model, modes = make_model(), set()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_hook(lambda part, *_: modes.add((torch.is_grad_enabled(), part.training)))
+    structure = random_structure(make_space(model, "mixed"), 400) if what == "structure" else what
+    tuned = retrain(model, toy_task(), structure, steps=2, batch_size=8, evaluations=1, dropout=dropout)
+    assert modes == {(True, expected), (False, False)}
+    assert tuned.config["dropout"] is expected
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert])
 @pytest.mark.parametrize("what", ["structure", "full", "head", "zero-shot"])
 def test_the_backbone_stays_and_a_copy_is_tuned(make_model, what):
     model, task = make_model(), toy_task()

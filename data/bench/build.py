@@ -36,7 +36,7 @@ WORK = ROOT / "runs" / "bench"
 SEARCHES = ROOT / "data" / "runs" / "ablation" / "searches"
 TOGETHER = 4  # structures in a population; each is there once for every rate
 
-TASKS = ("sentiment", "number", "ending")
+TASKS = ("number", "ending", "sentiment")
 BUDGETS = ("0.1%", "0.05%")
 RATES = (3e-3, 1e-2, 3e-2)
 RECIPE: dict[str, Any] = {"steps": 400, "batch_size": 8, "lr_warmup": 40, "evaluations": 4}
@@ -77,7 +77,7 @@ def even_structures(space: Space, budget: str, inert: list[str]) -> Iterator[tup
         yield depth_structure(part, budget, "uniform"), name
 
 
-def plan(space: Space, inert: dict[str, list[str]]) -> Iterator[Proposal]:
+def plan(model: Any, tasks: dict[str, Any], space: Space, inert: dict[str, list[str]]) -> Iterator[Proposal]:
     """Every structure of the bench, the kinds of all tasks and budgets in turn."""
     columns = []
     for task in TASKS:
@@ -85,7 +85,7 @@ def plan(space: Space, inert: dict[str, list[str]]) -> Iterator[Proposal]:
             kinds: dict[str, Iterator[tuple[Structure, str]]] = {
                 "random": ((s3pet.random_structure(space, budget, seed=n), f"seed {n}") for n in range(999)),
                 "covered": ((covered_structure(space, budget, seed=n), f"seed {n}") for n in range(999)),
-                "searched": searched(task, budget),
+                "searched": searched(model, tasks[task], space, budget),
                 "even": even_structures(space, budget, inert[task]),
             }
             rows = [
@@ -103,13 +103,19 @@ def plan(space: Space, inert: dict[str, list[str]]) -> Iterator[Proposal]:
                 yield proposal
 
 
-def searched(task: str, budget: str) -> Iterator[tuple[Structure, str]]:
-    """Saved searches of several kinds, cut at the budget."""
+def searched(model: Any, task: Any, space: Space, budget: str) -> Iterator[tuple[Structure, str]]:
+    """Searches of now, made where they are missing, and saved ones of several older kinds, cut at the budget."""
+    name = task.name.rpartition("/")[2]
+    for seed in range(3):
+        folder = WORK / "pocket" / "searches" / name / f"seed{seed}"
+        if not (folder / "config.json").is_file():
+            s3pet.search(model, task, space, budget="0.1%", seed=seed, out=folder, progress=False)
+        yield s3pet.load_run(folder).structure(budget), f"default {seed}"
     for seed in range(3):
         for kind in KINDS:
-            folder = SEARCHES / kind / task / f"seed{seed}"
+            folder = SEARCHES / kind / name / f"seed{seed}"
             if (folder / "config.json").is_file():
-                yield s3pet.load_run(folder).structure(budget), f"{kind} {seed}"
+                yield s3pet.load_run(folder).structure(budget), f"{kind}, older, {seed}"
 
 
 def train(model: Any, task: Any, proposals: list[Proposal], rates: Any, seed: int) -> list[dict[str, Any]]:
@@ -164,7 +170,7 @@ def run(name: str, worker: int, of: int, solo: bool) -> None:
                 solo_utility(model, tasks[task], space, seeds=(seed,), inert=inert[task], out=path, progress=False)
                 print(f"{time.strftime('%H:%M:%S')} solo {task} seed {seed}", flush=True)
         return
-    proposals = list(plan(space, inert))
+    proposals = list(plan(model, tasks, space, inert))
     print(f"{len(proposals)} structures", flush=True)
     by_task: dict[tuple[str, str], list[Proposal]] = {}
     chunks = []
@@ -182,15 +188,12 @@ def run(name: str, worker: int, of: int, solo: bool) -> None:
             rows = train(model, tasks[chunk[0].task], chunk, RATES, 0)
             with (folder / f"rows-{worker}.jsonl").open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
-            best = {
-                row["structure"]: max(
-                    (r["validation"] or 0, r["score"]) for r in rows if r["structure"] == row["structure"]
-                )
-                for row in rows
-            }
+            best: dict[str, Any] = {}
+            for row in sorted(rows, key=lambda row: row["validation"] or 0):
+                best[row["structure"]] = f"{row['kind']} {row['score']}"
+            what = f"{chunk[0].task} {chunk[0].budget}: {', '.join(best.values())}"
             print(
-                f"{time.strftime('%H:%M:%S')} {number}/{len(chunks)} {chunk[0].task} {chunk[0].budget} {[p.kind for p in chunk]} {[*best.values()]} {time.time() - start:.0f} s",
-                flush=True,
+                f"{time.strftime('%H:%M:%S')} {number}/{len(chunks)} {what} ({time.time() - start:.0f} s)", flush=True
             )
 
 
