@@ -291,11 +291,10 @@ def test_dark_stays_dark_after_the_block(run):
 def test_the_card_says_the_utility_for_the_task_that_is_shown(run):
     table = run.gates.drop(columns=["alpha", "prob", "chosen", "margin"]).assign(measure="solo", inert=False)
     table["utility"], table["utility_error"] = np.arange(len(table)) / 1000, 0.002
-    other = table.assign(task="pocket/topic", utility=-table["utility"])
+    other = table.assign(task="pocket/number", utility=-table["utility"])
     both = pd.concat([table.assign(task="pocket/sentiment"), other])
-    widget = explore(RUNS, utility=both)
-    widget.selectors["model"].value = "pocket-t5"
-    for task, value, place in (("sentiment", "+0.02", len(table) - 20), ("topic", "-0.02", 21), ("number", None, 0)):
+    widget = explore([f"{RUNS}/pocket-t5/{task}/0.2/seed0" for task in ("sentiment", "number", "ending")], utility=both)
+    for task, value, place in (("sentiment", "+0.02", len(table) - 20), ("number", "-0.02", 21), ("ending", None, 0)):
         widget.selectors["task"].value = f"pocket/{task}"
         widget.candidate.value = widget.search.names[20]
         assert (f"<td>{value} ± 0.002 nats, {place} of {len(table)}</td>" in widget.card.value) == bool(place)
