@@ -77,3 +77,14 @@ def contrast(one, other):
 
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+def make_utility(gates: pd.DataFrame, *, noise: float = 0.3, seed: int = 0) -> pd.DataFrame:
+    """A made-up utility table: half α, half luck; measured with error, and exactly 0 where the gate table is inert."""
+    rng = np.random.default_rng(seed)
+    error = np.where(gates["inert"], 0.0, noise * rng.uniform(0.5, 1.5, len(gates)))
+    true = np.where(gates["inert"], 0.0, gates["alpha"] + rng.normal(size=len(gates)))
+    table = gates.drop(columns=["alpha", "prob", "chosen", "margin"])
+    table = table.assign(utility=true + error * rng.normal(size=len(gates)), utility_error=error)
+    table = table.assign(score_gain=table["utility"].round(1), score_gain_error=0.1, measure="solo", task="made-up")
+    return table.assign(steps=100, seeds=3)

@@ -8,6 +8,7 @@ enough. A table without rows or a needed column, or of several searches or tasks
 
 from s3pet.plots.curves import plot_polarisation, plot_profile, plot_trajectories, polarisation, profile_shares
 from s3pet.plots.cuts import choice_table, plot_agreement, plot_budget_bar, plot_cut, plot_two, select_rows
+from s3pet.plots.faithfulness import plot_faithfulness, plot_gates_against_utility, plot_utility
 from s3pet.plots.intervals import summarize_scores
 from s3pet.plots.lab import plot_gate_lab
 from s3pet.plots.maps import Grid, gate_cells, make_grid, plot_difference, plot_gate_panels, plot_gates, plot_structure
@@ -21,8 +22,9 @@ from s3pet.plots.words import candidate_facts, candidate_names, describe
 __all__ = [
     "Grid", "candidate_facts", "candidate_names", "choice_table", "describe", "figure_style", "gate_cells", "make_grid",
     "plot_agreement", "plot_budget_bar", "plot_budget_curve", "plot_comparison", "plot_cut", "plot_difference",
-    "plot_differences", "plot_gate_lab", "plot_gate_panels", "plot_gates", "plot_overlap", "plot_polarisation",
-    "plot_profile", "plot_ranking", "plot_repeats", "plot_search", "plot_structure", "plot_trajectories",
-    "plot_transfer", "plot_two", "polarisation", "profile_shares", "save_figure", "search_diagnostics", "select_rows",
-    "summarize_scores", "transfer_matrix", "value_limits",
+    "plot_differences", "plot_faithfulness", "plot_gate_lab", "plot_gate_panels", "plot_gates",
+    "plot_gates_against_utility", "plot_overlap", "plot_polarisation", "plot_profile", "plot_ranking", "plot_repeats",
+    "plot_search", "plot_structure", "plot_trajectories", "plot_transfer", "plot_two", "plot_utility", "polarisation",
+    "profile_shares", "save_figure", "search_diagnostics", "select_rows", "summarize_scores", "transfer_matrix",
+    "value_limits",
 ]

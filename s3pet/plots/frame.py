@@ -46,16 +46,20 @@ def finish_axes(ax: Axes, x: str, y: str, handles: Sequence[Any], title: str | N
     return ax
 
 
-def colour_bar(mesh: Any, axes: Any, label: str, marks: Any = None, extend: str = "neither") -> list[Any]:
-    """A vector colour bar beside one or several Axes; returns legend handles of the ``marks`` (name → number) on it."""
+def colour_bar(
+    mesh: Any, axes: Any, label: str, marks: Any = None, extend: str = "neither", where: str = "right"
+) -> list[Any]:
+    """A vector colour bar at the "right" or "bottom" of Axes; returns legend handles of ``marks`` (name → number)."""
     figure = figure_of(np.ravel(axes)[0])
-    bar = figure.colorbar(mesh, ax=axes, label=label, aspect=30, pad=0.02, fraction=0.05, extend=extend)
+    fraction = 0.05 if where == "right" else 0.02
+    look: dict[str, Any] = {"aspect": 30, "pad": 0.02, "fraction": fraction, "extend": extend, "location": where}
+    bar = figure.colorbar(mesh, ax=axes, label=label, **look)
     bar.solids.set(rasterized=False, edgecolor="face")  # type: ignore[union-attr]  # no hairlines between steps in PDF
     bar.outline.set_visible(False)
-    handles = []
+    handles, line = [], bar.ax.axhline if where == "right" else bar.ax.axvline
     for (name, at), dashes in zip((marks or {}).items(), ("-", ":"), strict=False):
-        bar.ax.axhline(at, color="white", linewidth=2.4)
-        bar.ax.axhline(at, color="black", linewidth=1.2, linestyle=dashes, gid=name)
+        line(at, color="white", linewidth=2.4)
+        line(at, color="black", linewidth=1.2, linestyle=dashes, gid=name)
         handles.append(entry(f"{name} {at:.3g}", color=style().ink, linewidth=1.2, linestyle=dashes))
     return handles
 

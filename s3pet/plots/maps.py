@@ -154,10 +154,18 @@ def _draw_frame(ax: Axes, grid: Grid, names: bool) -> None:
             ax.axvline(left - 0.35, color=style().ink, linewidth=1, gid="stack-separator")
 
 
-def _draw_map(
-    ax: Axes, grid: Grid, cells: pd.DataFrame, colours: str, norm: Normalize, chosen: str, names: bool = True
+def draw_map(
+    ax: Axes,
+    grid: Grid,
+    cells: pd.DataFrame,
+    colours: str,
+    norm: Normalize,
+    chosen: str,
+    names: bool = True,
+    *,
+    inert: str = "inert: cannot act",
 ) -> tuple[PolyCollection, list[Any]]:
-    """Draw frame and cells, the outlines of what is ``chosen`` (so the legend calls it), and return legend handles."""
+    """Draw frame and cells, outline the chosen, cross the inert, and return legend handles, which say these words."""
     _draw_frame(ax, grid, names)
     absent = _places(grid).difference(pd.MultiIndex.from_frame(cells[["x", "y"]])).to_frame()
     squares(ax, absent, "absent", **style().hatching)
@@ -167,11 +175,11 @@ def _draw_map(
     if cells["chosen"].any():
         squares(ax, cells[cells["chosen"]], "chosen", 0.07, **outline("black", 1))
         handles.append(Patch(label=chosen, **outline("black", 1)))
-    inert, scale = cells[cells["inert"]], style().scale
-    if len(inert):
-        colour = readable_on(mesh.to_rgba(inert["value"].to_numpy(float)))
-        ax.scatter(inert["x"], inert["y"], 9 * scale**2, colour, marker="x", linewidths=0.8 * scale, gid="inert")
-        handles.append(entry("inert: cannot act", color=style().ink, marker="x", markersize=4 * scale))
+    crossed, scale = cells[cells["inert"]], style().scale
+    if len(crossed):
+        colour = readable_on(mesh.to_rgba(crossed["value"].to_numpy(float)))
+        ax.scatter(crossed["x"], crossed["y"], 9 * scale**2, colour, marker="x", linewidths=0.8 * scale, gid="inert")
+        handles.append(entry(inert, color=style().ink, marker="x", markersize=4 * scale))
     return mesh, handles
 
 
@@ -179,7 +187,7 @@ def _places(grid: Grid) -> pd.MultiIndex:
     return pd.MultiIndex.from_product([grid.columns.values(), grid.rows.values()], names=["x", "y"])
 
 
-def _finish(ax: Axes, handles: list[Any], title: str | None) -> Axes:
+def finish_map(ax: Axes, handles: list[Any], title: str | None) -> Axes:
     """Title and legend, and then tick labels that fit the cells."""
     finish_axes(ax, "layer", "", handles, title)
     ax.tick_params(labelsize=font_for(cell_size(ax)[1]))
@@ -217,11 +225,11 @@ def plot_gates(
     label = f"chosen: {len(chosen):,} of {len(table):,}"
     label += f", {chosen['n_params'].sum():,} parameters" if "n_params" in table else ""
     ax = ax or new_axes(*map_size(grid))
-    mesh, handles = _draw_map(ax, grid, cells, style().colours(value), Normalize(low, high), label)
+    mesh, handles = draw_map(ax, grid, cells, style().colours(value), Normalize(low, high), label)
     if cbar:
         marks = {name: at for name, at in levels.items() if low <= at <= high}
         handles += colour_bar(mesh, ax, LABELS.get(value, value), marks)
-    return _finish(ax, handles, title)
+    return finish_map(ax, handles, title)
 
 
 @styled
@@ -248,7 +256,7 @@ def plot_difference(
     cells, grid = gate_cells(table, "difference"), make_grid(table)
     norm = Normalize(*value_limits(table, value="difference") if limit is None else (-limit, limit))
     ax = ax or new_axes(*map_size(grid))
-    mesh, handles = _draw_map(
+    mesh, handles = draw_map(
         ax, grid, cells, style().colours("difference"), norm, f"chosen by both: {table['chosen'].sum()}"
     )
     for column, name, marker in (("only_one", names[0], "^"), ("only_other", names[1], "v")):
@@ -256,7 +264,7 @@ def plot_difference(
         size, label = 5.5 * style().scale, f"chosen by {name} only: {len(alone)}"
         handles += ax.plot(alone["x"], alone["y"], "k" + marker, mec="white", mew=0.6, ms=size, gid=column, label=label)
     colour_bar(mesh, ax, f"{LABELS.get(value, value)}: {names[0]} − {names[1]}")
-    return _finish(ax, handles, title)
+    return finish_map(ax, handles, title)
 
 
 @styled
@@ -279,23 +287,36 @@ def plot_gate_panels(
     grid = make_grid(pd.concat([table[[*MAP_COLUMNS]] for table in tables.values()]))
     cells = {name: gate_cells(table, value, grid=grid) for name, table in tables.items()}
     norm, n = Normalize(*value_limits(*tables.values(), value=value)), len(tables)
-    inner = style().page / style().scale - 1.75  # inches of a paper, without the names of the rows and the colour bar
-    rows = -(-n // (columns or max(1, int(inner / (0.105 * grid.size[0] + 0.1)))))
-    columns = columns or -(-n // rows)
-    width = float(np.clip(inner / columns, 0.085 * grid.size[0] + 0.1, 0.2 * grid.size[0] + 0.1))
-    figure = new_figure(1.75 + columns * width, rows * (0.65 + 0.145 * grid.size[1]) + 0.35, figure)
-    axes, handles = figure.subplots(rows, columns, squeeze=False), dict[str, Any]()
+    figure, axes = panel_axes([*tables], grid, columns, figure)
+    handles = dict[str, Any]()
     for ax, name in zip(axes.flat, tables, strict=False):
         first = ax.get_subplotspec().is_first_col()
-        _, drawn = _draw_map(ax, grid, cells[name], style().colours(value), norm, "chosen", first)
+        _, drawn = draw_map(ax, grid, cells[name], style().colours(value), norm, "chosen", first)
         handles |= {handle.get_label(): handle for handle in drawn}
-        ax.set_title(wrapped([name], width * style().scale), size=style().font)
-    for ax in axes.flat[n:]:
-        ax.set_axis_off()
     colour_bar(ScalarMappable(norm, style().colours(value)), axes, LABELS.get(value, value))
     figure.legend(handles=[*handles.values()], loc="outside lower left", ncols=3)
     figure.suptitle(title or "")
     return [*axes.flat[:n]]
+
+
+def panel_axes(
+    titles: list[str], grid: Grid, columns: int | None, figure: Figure | None, below: float = 0
+) -> tuple[Figure, Any]:
+    """A figure with titled Axes for maps with one grid, [rows, columns], and ``below`` them space for bars, in inches.
+
+    ``columns`` None: as many as fit on a page.
+    """
+    n, inner = len(titles), style().page / style().scale - 1.75  # inches of a paper without row names and colour bar
+    rows = -(-n // (columns or max(1, int(inner / (0.105 * grid.size[0] + 0.1)))))
+    columns = columns or -(-n // rows)
+    width = float(np.clip(inner / columns, 0.085 * grid.size[0] + 0.1, 0.2 * grid.size[0] + 0.1))
+    figure = new_figure(1.75 + columns * width, rows * (0.65 + 0.145 * grid.size[1]) + 0.35 + below, figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax, name in zip(axes.flat, titles, strict=False):
+        ax.set_title(wrapped([name], width * style().scale), size=style().font)
+    for ax in axes.flat[n:]:
+        ax.set_axis_off()
+    return figure, axes
 
 
 @styled
@@ -325,9 +346,9 @@ def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None,
     label += f"\nof a budget of {int(budget):,}" if isinstance(budget, (int, float)) else ""
     ax = ax or new_axes(*map_size(grid))
     norm, colours = Normalize(0, shares["value"].max()), "cividis" if style().dark else "cividis_r"  # 0 is pale
-    mesh, handles = _draw_map(ax, grid, cells, colours, norm, label)
+    mesh, handles = draw_map(ax, grid, cells, colours, norm, label)
     size = ax.get_xticklabels()[0].get_fontsize()
     for y, share in shares.groupby("y")["value"].sum().reset_index().to_numpy():
         ax.text(grid.size[0] - 0.3, y, f"{share:.0f} %" if share >= 1 else "< 1 %", va="center", size=size)
     colour_bar(mesh, ax, LABELS["share"])
-    return _finish(ax, handles, title)
+    return finish_map(ax, handles, title)

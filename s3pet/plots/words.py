@@ -9,8 +9,11 @@ import numpy as np
 import pandas as pd
 
 from s3pet.errors import PlotError, nearest
+from s3pet.plots.frame import in_order
 from s3pet.plots.maps import MAP_COLUMNS, ROLES, cut_and_start
 from s3pet.plots.style import PETS, as_table, flag
+from s3pet.utility import candidate_names as names_of
+from s3pet.utility import check_utility, disagreement, faithfulness
 
 FACTS = ["site", *MAP_COLUMNS, "rank", "n_params", "alpha", "prob", "chosen"]
 PARTS = {"q": "queries", "k": "keys", "v": "values", "o": "outputs", "in": "inputs", "out": "outputs", "gate": "gates"}
@@ -20,9 +23,13 @@ BLOCKS = {"attn": "attention", "cross": "cross-attention", "ffn": "FFN", "embed"
 
 def candidate_names(gates: Any) -> pd.Series:
     """``site:pet:rank`` of every row, as :attr:`s3pet.space.Candidate.name`."""
-    table = as_table(gates, ["site", "pet", "rank"])
-    rank = table["rank"].astype("Int64").astype("string").radd(":").fillna("")
-    return (table["site"] + ":" + table["pet"] + rank).astype(object)
+    return names_of(as_table(gates, ["site", "pet", "rank"]))
+
+
+def short_name(row: Any) -> str:
+    """The candidate of a row for a figure: ``encoder.3.attn.q LoRA``, with its rank if this is not 1."""
+    rank = row.get("rank")
+    return f"{row['site']} {PETS.get(row['pet'], row['pet'])}" + (f" {rank}" if pd.notna(rank) and rank != 1 else "")
 
 
 def position_of(candidate: str, table: pd.DataFrame) -> int:
@@ -33,10 +40,13 @@ def position_of(candidate: str, table: pd.DataFrame) -> int:
     return names.index(candidate)
 
 
-def candidate_facts(gates: Any, candidate: str, chosen_in: Mapping[str, bool] | None = None) -> dict[str, str]:
+def candidate_facts(
+    gates: Any, candidate: str, chosen_in: Mapping[str, bool] | None = None, *, utility: pd.DataFrame | None = None
+) -> dict[str, str]:
     """What a gate table says about the ``candidate`` of this name, such as ``encoder.3.attn.q:lora:1``.
 
-    With ``chosen_in`` (names of other searches → whether they choose it), also which of them do.
+    With ``chosen_in`` (names of other searches → whether they choose it), also which of them do; with a ``utility``
+    table, also what was measured.
     """
     table, others = as_table(gates, FACTS), chosen_in or {}
     at = position_of(candidate, table)
@@ -59,14 +69,21 @@ def candidate_facts(gates: Any, candidate: str, chosen_in: Mapping[str, bool] | 
         "inert": "cannot change the model" if flag(table, "inert").iloc[at] else None,
         "can add the same": row.get("redundant"),
     }
+    measured = pd.DataFrame() if utility is None else check_utility(utility).dropna(subset=["utility"])
+    if candidate in measured.index:
+        known, rank = measured.loc[candidate], int(measured["utility"].rank(method="min", ascending=False)[candidate])
+        error = f" ± {known['utility_error']:.2g}" if pd.notna(known["utility_error"]) else ""
+        effect = "no score changes" if known["inert"] else f"{known['utility']:+.4g}{error} nats"
+        facts[f"{known['measure']} utility"] = f"{effect}, {rank} of {len(measured)}"
     return {name: str(fact) for name, fact in facts.items() if pd.notna(fact)}
 
 
-def describe(gates: Any, *, top: int = 3) -> str:
+def describe(gates: Any, *, top: int = 3, utility: pd.DataFrame | None = None) -> str:
     """A gate table in plain language, as alt text: what was chosen, where it lies, how far the gates separated.
 
     ``gates`` is a gate table or an object with ``.gates``; for a search, the text also says how far the loss fell.
-    ``top`` is how many kinds of modules, and how many of the most probable candidates, to name.
+    ``top`` is how many kinds of modules, and how many of the most probable candidates, to name. With a ``utility``
+    table, the text also says how faithful the gates are to it (:func:`s3pet.utility.faithfulness`).
     """
     table = as_table(gates, ["site", *MAP_COLUMNS, "n_params", "prob", "chosen"])
     chosen = table[flag(table, "chosen")]
@@ -93,7 +110,46 @@ def describe(gates: Any, *, top: int = 3) -> str:
     drop = getattr(gates, "loss_drop", float("nan"))
     if np.isfinite(drop):
         text.append(f"The search's loss on held-out rows {'fell' if drop >= 0 else 'rose'} by {100 * abs(drop):.0f} %.")
+    text += [] if utility is None else _faithfulness(gates, utility, top)
     return " ".join(text)
+
+
+def correlation_words(gates: Any, utility: pd.DataFrame, value: str = "utility") -> str:
+    """The rank correlation of gates with utility in one line: interval, ceiling, within PET modules."""
+    table = faithfulness(gates, utility, value=value).set_index("scope")
+    rho, low, high, ceiling = table.loc["all", ["spearman", "low", "high", "ceiling"]]
+    inside = f"95 % interval {_number(low)} to {_number(high)}, ceiling {_number(ceiling)}"
+    within = table.loc["within PET modules", "spearman"]
+    return f"rank correlation {_number(rho)} ({inside}), within PET modules {_number(within)}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.2f}".replace("-", "−") if pd.notna(value) else "unknown"
+
+
+def _faithfulness(gates: Any, utility: pd.DataFrame, top: int) -> list[str]:
+    """Sentences about faithfulness."""
+    found, ranks = faithfulness(gates, utility).set_index("scope"), disagreement(gates, utility)
+    rho = {str(scope): _number(value) for scope, value in found["spearman"].items()}
+    low, high, ceiling, chance = found[["low", "high", "ceiling", "spearman_chance_high"]].map(_number).loc["all"]
+    pets = [f"{MODULES.get(pet, pet)} {rho[pet]}" for pet in in_order(ranks["pet"], PETS)]
+    text = [
+        f"Gates and {utility['measure'].iloc[0]} utility on {utility['task'].iloc[0]}, {len(ranks):,} candidates:",
+        f"rank correlation {rho['all']} (95 % interval {low} to {high}; 95 % of shuffled gates stay below {chance}).",
+        f"The ceiling that the errors of the utility set is {ceiling}.",
+        f"Within PET modules {rho['within PET modules']} ({', '.join(pets)});",
+        f"between layers {rho['between layers']}, within layers {rho['within layers']}.",
+    ]
+    places = {name: ranks[name].rank(method="min", ascending=False).astype(int) for name in ("prob", "utility")}
+    ranks = ranks.assign(**places)
+    for what, part in (("over", ranks[ranks["difference"] > 0]), ("under", ranks[ranks["difference"] < 0][::-1])):
+        rows = part.head(top).to_dict("records")
+        names = [f"{short_name(row)} (gate {row['prob']}, utility {row['utility']})" for row in rows]
+        text += [f"Most {what}-valued, with places out of {len(ranks):,}: {', '.join(names)}."] * bool(rows)
+    alone = {name: len(ranks.attrs[f"only_{name}"]) for name in ("gates", "utility")}
+    rest = f"Left out: {alone['gates']:,} candidates without a utility and {alone['utility']:,} without a gate."
+    text += [rest] * any(alone.values())
+    return text
 
 
 def _kinds(chosen: pd.DataFrame, used: int, top: int) -> str:

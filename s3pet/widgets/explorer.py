@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from s3pet.plots import candidate_facts, describe, plot_cut
 from s3pet.plots.style import PETS
 from s3pet.structure import Structure
+from s3pet.utility import check_utility
 from s3pet.widgets.panel import WRAP, BudgetSlider, FileRow, Panel, control
 from s3pet.widgets.runs import Entry, SavedSearch, find_runs
 
@@ -29,6 +30,8 @@ class Explorer(Panel):
     Args:
         runs: a run folder, a folder with runs below it, a search result, or a list or mapping of these. Searches that
             differ only in their seed can be averaged.
+        utility: a utility table (:mod:`s3pet.utility`) of this backbone, of one or several tasks; the card then says
+            what was measured for a candidate. StudyError if it is none.
 
     Attributes:
         selectors: dropdowns "task", "seed" (or "average") and, where the runs differ in it, "model", "space", "budget"
@@ -42,8 +45,12 @@ class Explorer(Panel):
         RunError: there is no run; the message says how to make one.
     """
 
-    def __init__(self, runs: Any):
+    def __init__(self, runs: Any, *, utility: pd.DataFrame | None = None):
         super().__init__()
+        self._utility = dict[str, pd.DataFrame]()
+        if utility is not None:
+            parts = utility.groupby("task") if "task" in utility else [("", utility)]
+            self._utility = {str(task): check_utility(part) for task, part in parts}
         self._entries, self._opened = find_runs(runs), dict[Any, SavedSearch]()
         differ = [field for field in FIELDS if len({entry.value(field) for entry in self._entries}) > 1]
         fields = [field for field in FIELDS if field in differ or field in ("task", "seed")]
@@ -151,7 +158,8 @@ class Explorer(Panel):
         self.card.value = "<i>Choose a candidate, or go through the chosen ones.</i>"
         if name:
             choices = self.search.choices(self.n_params).T.get(name, {}) if len(self.search.searches) > 1 else {}
-            facts = pd.Series(candidate_facts(gates, name, dict(choices)))
+            utility = self._utility.get(str(self.search.result.config.get("task")))
+            facts = pd.Series(candidate_facts(gates, name, dict(choices), utility=utility))
             with pd.option_context("display.max_colwidth", None):
                 self.card.value = facts.to_frame().to_html(header=False, border=0)
 

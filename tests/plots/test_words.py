@@ -5,9 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
-from gate_tables import make_gates
+from gate_tables import make_gates, make_utility
+from scipy import stats
 
-from s3pet.plots import describe
+from s3pet.plots import candidate_facts, describe
+from s3pet.utility import faithfulness
 
 
 def test_describe_says_true_numbers():
@@ -53,3 +55,47 @@ def test_describe_says_where_the_budget_goes():
 def test_describe_works_when_nothing_is_chosen():
     text = describe(make_gates().assign(chosen=False, margin=np.nan))
     assert "0 chosen with 0 parameters (0 %)" in text and "nan" not in text and "cut" not in text
+
+
+def test_describe_says_how_faithful_the_gates_are():
+    gates = make_gates()
+    utility = make_utility(gates)
+    text, n = describe(gates, utility=utility).removeprefix(describe(gates)), len(gates)
+    found = faithfulness(gates, utility).set_index("scope")
+    rho = stats.spearmanr(gates["prob"], utility["utility"])[0]
+    assert text.startswith(f" Gates and solo utility on made-up, {n} candidates: rank correlation {rho:.2f} (95 % ")
+    assert f"{found.loc['all', 'low']:.2f} to {found.loc['all', 'high']:.2f}; 95 % of shuffled gates" in text
+    assert f"stay below {1.645 / np.sqrt(n - 1):.2f})" in text
+    assert f"The ceiling that the errors of the utility set is {found.loc['all', 'ceiling']:.2f}." in text
+    lora = gates["pet"] == "lora"
+    within = stats.spearmanr(gates["prob"][lora], utility["utility"][lora])[0]
+    assert f"Within PET modules {found.loc['within PET modules', 'spearman']:.2f} (LoRA {within:.2f}, LNFit " in text
+    places = {name: values.rank(ascending=False, method="min") for name, values in (("gate", gates["prob"]),)}
+    places["utility"] = utility["utility"].rank(ascending=False, method="min")
+    difference = gates["prob"].rank() - utility["utility"].rank()
+    for what, at in (("over", difference.idxmax()), ("under", difference.idxmin())):
+        each = f"(gate {places['gate'][at]:.0f}, utility {places['utility'][at]:.0f})"
+        start = f"Most {what}-valued, with places out of {n}: {gates['site'][at]} "
+        assert start in text and text.split(start)[1].split(")")[0].endswith(each[:-1])
+    assert "Left out" not in text and "nan" not in text
+    partly = describe(gates, utility=utility.iloc[2:].assign(utility_error=np.nan, inert=False))
+    assert partly.endswith("Left out: 2 candidates without a utility and 0 without a gate.")
+    assert "errors of the utility set is unknown." in partly
+    assert "rank correlation unknown" in describe(gates.assign(prob=0.5), utility=utility)
+
+
+def test_facts_say_what_was_measured():
+    gates = make_gates()
+    utility = make_utility(gates)
+    row = utility.iloc[2]
+    place = 1 + (utility["utility"] > row["utility"]).sum()
+    name = f"{row['site']}:{row['pet']}:1"
+    facts = candidate_facts(gates, name, utility=utility)
+    error = f"{row['utility']:+.4g} ± {row['utility_error']:.2g} nats"
+    assert facts["solo utility"] == f"{error}, {place} of {len(utility)}"
+    inert = utility[utility["inert"]].iloc[0]
+    facts = candidate_facts(gates, f"{inert['site']}:{inert['pet']}", utility=utility)
+    assert facts["solo utility"].startswith("no score changes, ")
+    assert "±" not in candidate_facts(gates, name, utility=utility.assign(utility_error=np.nan))["solo utility"]
+    for without in (None, utility.drop(index=2), utility.assign(utility=utility["utility"].mask(utility.index == 2))):
+        assert "solo utility" not in candidate_facts(gates, name, utility=without)

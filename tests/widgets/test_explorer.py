@@ -4,12 +4,13 @@ import math
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from artists import ONE, RUNS, SEEDS, by_gid, centres, map_of, mesh, pixels, places
 
 import s3pet
-from s3pet.errors import RunError
+from s3pet.errors import RunError, StudyError
 from s3pet.plots.style import style
 from s3pet.transfer import average_gates
 from s3pet.widgets import explore
@@ -285,3 +286,19 @@ def test_dark_stays_dark_after_the_block(run):
     assert tuple(pixels(widget)[2, 2]) == ground
     assert style().ground == "white"
     assert {text.get_color() for text in widget.picture.figure.axes[1].get_yticklabels()} == {dark.ink}
+
+
+def test_the_card_says_the_utility_for_the_task_that_is_shown(run):
+    table = run.gates.drop(columns=["alpha", "prob", "chosen", "margin"]).assign(measure="solo", inert=False)
+    table["utility"], table["utility_error"] = np.arange(len(table)) / 1000, 0.002
+    other = table.assign(task="pocket/number", utility=-table["utility"])
+    both = pd.concat([table.assign(task="pocket/sentiment"), other])
+    widget = explore([f"{RUNS}/pocket-t5/{task}/0.2/seed0" for task in ("sentiment", "number", "ending")], utility=both)
+    for task, value, place in (("sentiment", "+0.02", len(table) - 20), ("number", "-0.02", 21), ("ending", None, 0)):
+        widget.selectors["task"].value = f"pocket/{task}"
+        widget.candidate.value = widget.search.names[20]
+        assert (f"<td>{value} ± 0.002 nats, {place} of {len(table)}</td>" in widget.card.value) == bool(place)
+        assert ("solo utility" in widget.card.value) == bool(place)
+    assert "solo utility" not in explore(run).card.value
+    with pytest.raises(StudyError, match="no column task"):
+        explore(run, utility=table)
