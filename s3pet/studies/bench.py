@@ -81,23 +81,23 @@ class Noise:
     """How much the scores of a task differ, and what that allows a prediction.
 
     Attributes:
+        structures, repeated: how many, and how many of them were retrained more than once; without any, the rest is
+            nan.
         between, within: standard deviations between structures, and between retrainings of one structure.
         r2: what perfect knowledge of every structure's mean would reach against scores of one retraining each, which is
             the share of variance that is between structures.
         r2_low, r2_high: 95 % of draws of the repeated structures; wide where they are few.
         spearman: the same as a rank correlation, 6/π · asin(√r2 / 2), which holds for normal scores.
-        structures, repeated: how many, and how many of them were retrained more than once; without any, the rest is
-            nan.
     """
 
-    between: float
-    within: float
-    r2: float
-    r2_low: float
-    r2_high: float
-    spearman: float
     structures: int
     repeated: int
+    between: float = math.nan
+    within: float = math.nan
+    r2: float = math.nan
+    r2_low: float = math.nan
+    r2_high: float = math.nan
+    spearman: float = math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,9 +183,9 @@ class Bench:
             raise StudyError(f"of {key} on {task!r} a training diverged at every learning rate; it has no score")
         n, within = len(chosen), self.noise(task).within
         error = float(chosen["score"].std() / math.sqrt(n)) if n > 1 else within
-        means = {name: float(chosen[name].mean()) for name in ("score", "validation", "lr")}
+        score, validation = (float(chosen[name].mean()) for name in ("score", "validation"))
         source = "repeats" if n > 1 else "noise"
-        return Record(key, task, means["score"], error, source, n, means["validation"], means["lr"], rows)
+        return Record(key, task, score, error, source, n, validation, float(chosen["lr"].iloc[0]), rows)
 
     def noise(self, task: str) -> Noise:
         """How much scores differ between structures and between retrainings, and what that allows a prediction.
@@ -196,7 +196,7 @@ class Bench:
         runs = self.choose(task).groupby("structure")["score"].agg(["mean", "var", "size"])
         repeated = runs[runs["size"] > 1]
         if repeated.empty or len(runs) < 2:
-            return Noise(*[math.nan] * 6, len(runs), len(repeated))
+            return Noise(len(runs), len(repeated))
         draws = np.random.default_rng(0).integers(len(repeated), size=(DRAWS, len(repeated)))
         draws = np.vstack([np.arange(len(repeated)), draws])  # the first: all of them, once
         freedom = repeated["size"].to_numpy() - 1
@@ -206,8 +206,8 @@ class Bench:
         r2 = between / np.where(total > 0, total, 1.0)
         low, high = np.quantile(r2[1:], [0.025, 0.975])
         spearman = 6 / math.pi * math.asin(math.sqrt(r2[0]) / 2)
-        numbers = (between[0] ** 0.5, within[0] ** 0.5, r2[0], low, high, spearman)
-        return Noise(*map(float, numbers), len(runs), len(repeated))
+        numbers = [float(n) for n in (between[0] ** 0.5, within[0] ** 0.5, r2[0], low, high, spearman)]
+        return Noise(len(runs), len(repeated), *numbers)
 
     def predict(
         self, structure: Structure | str, task: str, *, extrapolate: bool = False, model: str = MODEL
@@ -232,8 +232,9 @@ class Bench:
         self._key(structure)
         names = self.structure(structure).names if isinstance(structure, str) else structure.names
         surrogate, has = self.surrogate(task, model=model), presence(self.space, [names])
-        reasons, costs = [], np.array([candidate.n_params for candidate in self.space])
-        low, high, own = *np.quantile(surrogate.has @ costs, [0, 1]).astype(int), int((has @ costs)[0])
+        costs = np.array([candidate.n_params for candidate in self.space])
+        sizes, own, reasons = surrogate.has @ costs, int((has @ costs)[0]), list[str]()
+        low, high = int(sizes.min()), int(sizes.max())
         if not low <= own <= high:
             reasons.append(f"it has {own:,} parameters, those of the table {low:,} to {high:,}")
         if (distance := float(surrogate.distance(has)[0])) > surrogate.limit:

@@ -81,7 +81,7 @@ def check_tables(
             raise ValueError(f"structure {key} says {n_params} parameters; its candidates have {sizes[key]}")
     checked(rows, ("task", "structure", "kind", "seed", "n_params"), finite=("score", "validation", "lr"))
     run = ["task", "structure", "lr", "seed"]
-    firsts = rows[rows["seed"].eq(0)].groupby(["task", "structure"])["lr"].nunique()
+    firsts: Any = rows[rows["seed"].eq(0)].groupby(["task", "structure"])["lr"].nunique()
     wrongs = {
         "a task or structure that is not declared": ~rows["task"].isin(config["tasks"])
         | ~rows["structure"].isin(sizes),

@@ -15,14 +15,13 @@ retrainings.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial.distance import cdist
 
 from s3pet.errors import StudyError, nearest
 from s3pet.space import Space
@@ -88,6 +87,8 @@ def families(has: np.ndarray, parents: Sequence[int | None]) -> np.ndarray:
     Members of a family are linked by near copies (`SIMILAR`) or by descent; ``parents`` holds the index of the
     structure each was derived from, or None.
     """
+    from scipy.sparse.csgraph import connected_components
+
     linked = jaccard(has, has) >= SIMILAR
     for child, parent in enumerate(parents):
         if parent is not None:
@@ -120,7 +121,8 @@ def features(space: Space, has: np.ndarray, solo: pd.DataFrame | None = None) ->
         space: the candidates. has: which each structure has, bool [n_structures, n_candidates].
         solo: the utility table of one task, with every candidate once; None: without these features.
     """
-    table, columns = space.table(), {f"has {name}": has[:, i] for i, name in enumerate(space.names)}
+    table: Any = space.table()
+    columns: dict[str, Any] = {f"has {name}": has[:, i] for i, name in enumerate(space.names)}
     costs, lora = table["n_params"].to_numpy(float), table["pet"].eq("lora")
     columns["n_params"] = has @ costs
     for place, rows in table.groupby(places(space), sort=False).groups.items():
@@ -137,6 +139,15 @@ def features(space: Space, has: np.ndarray, solo: pd.DataFrame | None = None) ->
             columns[f"{stack} {layer} solo sum"] = worth[:, rows].sum(1)
             columns[f"{stack} {layer} solo max"] = worth[:, rows].max(1)
     return pd.concat([lora_layers(space, has), pd.DataFrame(columns)], axis=1).astype(float)
+
+
+def fit(model: Callable[[], Any], x: np.ndarray, y: np.ndarray) -> Any:
+    """A fitted model; without warnings of hyperparameters at the end of their range."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model().fit(x, y)
 
 
 def estimate(model: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +167,7 @@ def held_out(model: Callable[[], Any], x: np.ndarray, y: np.ndarray, family: np.
 
     predicted, spread, fold = np.zeros((3, len(y)))
     for number, (train, test) in enumerate(GroupKFold(min(FOLDS, len(set(family)))).split(x, y, family)):
-        predicted[test], spread[test] = estimate(model().fit(x[train], y[train]), x[test])
+        predicted[test], spread[test] = estimate(fit(model, x[train], y[train]), x[test])
         fold[test] = number
     return predicted, spread, fold
 
@@ -196,7 +207,7 @@ class Surrogate:
         x = features(space, has, solo).to_numpy()
         self.predicted, spread, self._fold = held_out(MODELS[model], x, scores, family)
         self._ratios = ((scores - self.predicted) / self._local(spread)) ** 2
-        apart = cdist(self._shares(has), self._shares(has), "cityblock") / 2
+        apart = self._apart(has)
         np.fill_diagonal(apart, np.inf)
         self.limit = float(np.quantile(apart.min(1), NEARBY))
 
@@ -207,7 +218,7 @@ class Surrogate:
 
     def distance(self, has: np.ndarray) -> np.ndarray:
         """Share of the parameters that the most similar structure of the table has at other `places`, [n]."""
-        return cdist(self._shares(has), self._shares(self.has), "cityblock").min(1) / 2
+        return self._apart(has).min(1)
 
     def quality(self) -> dict[str, float]:
         """Compute what :meth:`s3pet.studies.bench.Bench.report` says of held-out predictions."""
@@ -223,11 +234,17 @@ class Surrogate:
 
     @cached_property
     def _fitted(self) -> Any:
-        return MODELS[self.model]().fit(features(self.space, self.has, self.solo).to_numpy(), self.scores)
+        return fit(MODELS[self.model], features(self.space, self.has, self.solo).to_numpy(), self.scores)
 
     def _local(self, spread: np.ndarray) -> np.ndarray:
         """Standard errors but for a common factor."""
         return np.hypot(spread, self._floor)
+
+    def _apart(self, has: np.ndarray) -> np.ndarray:
+        """Share of parameters at other places, of each structure and each one of the table, [n, n_structures]."""
+        from scipy.spatial.distance import cdist
+
+        return cdist(self._shares(has), self._shares(self.has), "cityblock") / 2
 
     def _shares(self, has: np.ndarray) -> np.ndarray:
         """Share of each structure's parameters at each of the `places`, [n, n_places]."""
