@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,21 +32,31 @@ def choose_lr(table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure"))
     """
     original, table = table, checked(table, ("task", "structure", "seed", "lr", "validation"), finite=())
     table["validation"] = table["validation"].mask(table["diverged"])
-    rated, keep = table[table["lr"].notna()], table["lr"].isna()
-    for place, runs in rated.groupby([*by], sort=False, observed=True):
-        where = ", ".join(f"{name} {value!r}" for name, value in zip(by, place, strict=True))
-        rates = sorted(runs["lr"].unique())
-        complete = runs[runs.groupby(["index", "seed"])["lr"].transform("nunique") == len(rates)]
-        if complete.empty:
+    rated, keep = table[table["lr"].notna()].copy(), table["lr"].isna()
+
+    def over(*names: str) -> Any:
+        return rated.groupby([*dict.fromkeys([*by, *names])], sort=False, observed=True)
+
+    rated["complete"] = over("index", "seed")["lr"].transform("nunique").eq(over()["lr"].transform("nunique"))
+    rated["failed"] = rated["validation"].isna()
+    failed = over("lr")["failed"].transform("any")  # also in runs that lack a partner
+    rated["usable"] = rated["validation"].where(rated["complete"] & ~failed)
+    rated["mean"] = over("lr")["usable"].transform("mean").round(12)
+    for column, fine in (("complete", rated["complete"]), ("mean", rated["mean"].notna())):
+        rated["fine"] = fine
+        if len(bad := rated[~over()["fine"].transform("any")]):
+            place = bad[[*by]].iloc[:1].to_dict("records")[0]
+            where = ", ".join(f"{name} {value!r}" for name, value in place.items())
+            if column == "mean":
+                what = f"every learning rate of {where} has a run without a validation score; drop these runs"
+                raise StudyError(what)
+            rates = sorted(bad.loc[(bad[[*by]] == pd.Series(place)).all(axis=1), "lr"].unique().tolist())
             raise StudyError(
                 f"no (index, seed) of {where} has all its {len(rates)} learning rates, {rates}: they cannot be "
                 "compared; run the missing ones, or drop a rate"
             )
-        failed = runs.loc[runs["validation"].isna(), "lr"]  # also in runs that lack a partner
-        means = complete[~complete["lr"].isin(failed)].groupby("lr")["validation"].mean().round(12)
-        if means.empty:
-            raise StudyError(f"every learning rate of {where} has a run without a validation score; drop these runs")
-        keep |= table.index.isin(runs.index[runs["lr"] == means.idxmax()])  # the first of equals: rates ascend
+    rated["best"] = rated["lr"].where(rated["mean"] == over()["mean"].transform("max"))
+    keep[rated.index] = rated["lr"] == over()["best"].transform("min")  # of equals the smallest
     return original[keep.to_numpy()]
 
 

@@ -1,0 +1,114 @@
+"""Write the tables of README.md from the benches beside it; the text between them is ours.
+
+    python data/bench/tables.py
+
+A table stands between ``<!-- its name -->`` and ``<!-- end -->``. A test compares file and benches.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from s3pet.studies.bench import Bench
+from s3pet.studies.report import as_text
+from s3pet.studies.surrogate import MODEL, MODELS
+
+HERE = Path(__file__).resolve().parent
+BLOCK = re.compile(r"(<!-- (?!end)([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+@cache
+def benches() -> list[Bench]:
+    """All benches beside this file."""
+    return [Bench.load(path.parent) for path in sorted(HERE.glob("*/bench.json"))]
+
+
+def numbers(values: pd.Series) -> str:
+    """A few whole numbers, or their range."""
+    values = sorted(set(values.dropna().astype(int)))
+    return ", ".join(f"{v:,}" for v in values) if len(values) < 6 else f"{values[0]:,} to {values[-1]:,}"
+
+
+def overview() -> list[dict[str, Any]]:
+    """What is in each bench, on each task."""
+    rows = []
+    for bench in benches():
+        for task, facts in bench.tasks.items():
+            part, noise = bench.rows[bench.rows["task"].eq(task)], bench.noise(task)
+            row = {"bench": bench.name, "backbone": bench.space.model_id, "task": task, "metric": facts["metric"]}
+            row |= {"structures": f"{noise.structures:,}", "repeated": f"{noise.repeated:,}"}
+            row |= {"trainings": f"{len(part):,}", "diverged": f"{part['diverged'].sum():,}"}
+            rows.append(row | {"budgets (parameters)": numbers(part["budget"])})
+    return rows
+
+
+def kinds() -> list[dict[str, Any]]:
+    """Which structures they are: how many of each kind, and their scores at the chosen rate."""
+    rows = []
+    for bench in benches():
+        chosen = bench.choose().groupby(["kind", "structure", "task"], as_index=False)["score"].mean()
+        for kind, part in chosen.groupby("kind"):
+            by_task = part.groupby("task")["score"]
+            cells = {
+                task: f"{scores.median():.3f} ({scores.min():.3f} to {scores.max():.3f})" for task, scores in by_task
+            }
+            count = f"{part['structure'].nunique():,}"
+            text = "; ".join(f"{task} {cells[task]}" for task in bench.tasks if task in cells)
+            rows.append({"bench": bench.name, "kind": kind, "structures": count, "median (lowest to highest)": text})
+    return rows
+
+
+def prediction(models: tuple[str, ...] = (MODEL,)) -> list[dict[str, Any]]:
+    """The report of each bench."""
+    rows = []
+    for bench in benches():
+        for row in bench.report(models=models).to_dict("records"):
+            ceiling = f"{row['ceiling_r2']:.2f} ({row['ceiling_r2_low']:.2f} to {row['ceiling_r2_high']:.2f})"
+            cells = {"bench": bench.name, "task": row["task"], "noise": f"{row['within']:.3f}", "ceiling R²": ceiling}
+            cells |= {"ceiling ρ": f"{row['ceiling_spearman']:.2f}", "R²": f"{row['r2']:.2f}"}
+            cells |= {"ρ": f"{row['spearman']:.2f}", "rmse": f"{row['rmse']:.3f}"}
+            cells |= {"coverage": f"{row['coverage']:.0%}", "families": str(row["families"])}
+            rows.append(cells | {"rule R²": f"{row['rule_r2']:.2f}", "rule ρ": f"{row['rule_spearman']:.2f}"})
+    return rows
+
+
+def models() -> list[dict[str, Any]]:
+    """Held-out R² and rank correlation of every model."""
+    rows = []
+    for bench in benches():
+        report = bench.report(models=[*MODELS])
+        for task, part in report.groupby("task", sort=False):
+            pairs = zip(part["model"], part["r2"], part["spearman"], strict=True)
+            cells = {model: f"{r2:.2f} / {rank:.2f}" for model, r2, rank in pairs}
+            rows.append({"bench": bench.name, "task": task, **cells})
+    return rows
+
+
+TABLES: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "overview": overview,
+    "kinds": kinds,
+    "prediction": prediction,
+    "models": models,
+}
+
+
+def filled(text: str) -> str:
+    """The text with all its tables written again."""
+
+    def table(block: re.Match[str]) -> str:
+        rows = TABLES[block[2]]()
+        written = as_text(pd.DataFrame(rows)) if rows else "*There is no bench in this folder yet.*"
+        return f"{block[1]}{written}\n{block[4]}"
+
+    return BLOCK.sub(table, text)
+
+
+if __name__ == "__main__":
+    path = HERE / "README.md"
+    path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
