@@ -47,7 +47,7 @@ notebooks: $(STAMP)  ## execute every notebook from a clean kernel, outputs kept
 runs: $(STAMP)  ## make the saved runs of the notebooks anew (two hours on two cores; resumable)
 	$(BIN)/python data/runs/build.py
 
-results: $(STAMP)  ## the tables of data/runs/RESULTS.md and data/bench/README.md anew, from their rows
+results: $(STAMP)  ## tables, numbers and figures of data/runs/RESULTS.md and data/bench/README.md anew, from their rows
 	$(BIN)/python data/runs/results.py
 	$(BIN)/python data/bench/tables.py
 

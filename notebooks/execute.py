@@ -7,6 +7,9 @@
 What differs between machines or runs (versions, times, execution order of another session) is stripped, so that a
 notebook changes only if what it says changes. A widget is stored as its picture: without a kernel it could do no more.
 Pictures are stored with a palette of 256 colours: in a figure nobody sees the difference, and it takes half the space.
+
+A number in the text is computed: ``<!--=EXPRESSION-->0.12<!--/-->`` in a Markdown cell holds what the f-string
+``{EXPRESSION}`` is after the cells above it. The comments are not shown.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import base64
 import io
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -24,6 +28,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
+NUMBER = re.compile(r"<!--=(.+?)-->.*?<!--/-->")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -40,14 +45,18 @@ def execute(path: Path, timeout: int = 600) -> tuple[nbformat.NotebookNode, floa
     start = time.perf_counter()
     quiet = ["--log-level=40"]  # errors only: it warns that the sockets of this machine are not encrypted
     where = {"metadata": {"path": str(HERE)}}
-    NotebookClient(
+    client = NotebookClient(
         notebook,
         timeout=timeout,
         kernel_name="python3",
         extra_arguments=quiet,
         resources=where,
         coalesce_streams=True,  # else two prints of one cell are sometimes stored as two outputs
-    ).execute()
+    )
+    with client.setup_kernel():
+        for index, cell in enumerate(notebook.cells):
+            client.execute_cell(cell, index)
+            write_numbers(client, cell, index)
     seconds = time.perf_counter() - start
     notebook.metadata = nbformat.from_dict(METADATA)  # what the kernel said about itself goes again
     for cell in notebook.cells:
@@ -58,6 +67,18 @@ def execute(path: Path, timeout: int = 600) -> tuple[nbformat.NotebookNode, floa
             if "image/png" in data:
                 data["image/png"] = with_palette(data["image/png"])
     return notebook, seconds
+
+
+def write_numbers(client: NotebookClient, cell: nbformat.NotebookNode, index: int) -> None:
+    """Write the numbers in the text of a Markdown cell, computed in the running kernel."""
+    expressions = NUMBER.findall(cell.source) if cell.cell_type == "markdown" else []
+    if expressions:
+        strings = ", ".join(f'f"""{{{expression}}}"""' for expression in expressions)
+        probe = nbformat.v4.new_code_cell(f"print({strings}, sep='\\n')")
+        client.execute_cell(probe, index, store_history=False)
+        client.nb.cells[index] = cell  # where the client has put the probe
+        values = iter(probe.outputs[0].text.splitlines())
+        cell.source = NUMBER.sub(lambda number: f"<!--={number[1]}-->{next(values)}<!--/-->", cell.source)
 
 
 def with_palette(picture: str) -> str:

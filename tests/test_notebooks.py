@@ -120,4 +120,26 @@ def test_it_runs_from_a_clean_kernel_with_its_solutions(path, execute, tmp_path)
     ran, _ = execute(copy)
     outputs = [output for cell in code(ran) for output in cell.outputs]
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    assert prose(ran) == prose(notebook), "a number in the text is not what the cells compute"
     assert path.read_bytes() == stored
+
+
+def test_a_number_in_the_text_is_what_the_cells_above_it_compute(execute, tmp_path):
+    sources = (
+        "x = {'one': 1 / 3}",
+        "<!--=x['one']:.2f-->9<!--/-->, <!--=100 * x['one']:.0f--><!--/--> %",
+        "x['one'] = 2; x",
+    )
+    cells = [nbformat.v4.new_markdown_cell(s) if "<" in s else nbformat.v4.new_code_cell(s) for s in sources]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "one.ipynb")
+    ran, _ = execute(tmp_path / "one.ipynb")
+    assert prose(ran) == "<!--=x['one']:.2f-->0.33<!--/-->, <!--=100 * x['one']:.0f-->33<!--/--> %"
+    assert [cell.execution_count for cell in code(ran)] == [1, 2]
+
+
+def test_numbers_in_the_text_of_the_evidence_are_computed():
+    """All but percentages, budgets of structures and what stands in formulas and code."""
+    text = prose(read(FOLDER / "09_evidence.ipynb"))
+    assert len(re.findall("<!--=", text)) > 100
+    text = re.sub(r"<!--=.+?-->.*?<!--/-->|```.*?```|`[^`]*`|\$[^$]*\$", "", text, flags=re.DOTALL)
+    assert not re.findall(r"[^\n]*\d\.\d(?![\d.]* ?%)[^\n]*", text)

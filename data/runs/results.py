@@ -1,228 +1,348 @@
-"""Write the tables of RESULTS.md from the archived rows of the studies beside it; the text between them is ours.
+"""Write the tables, the numbers in the text and the figures of RESULTS.md from the archived rows beside it.
 
     python data/runs/results.py
 
-A table stands between ``<!-- its name -->`` and ``<!-- end -->``. A test compares file and rows.
+A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``, a number between ``<!--=NAME-->`` and ``<!--/-->``,
+here and in the project's README. The text around them is written by hand; a test compares all of it with the rows.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import yaml
+import seaborn as sns
+from PIL import Image
 
-from s3pet.result import load_run
-from s3pet.studies.report import agreement_table, as_text, best_table, drop_table, repeat_table, score_table, summarize
-from s3pet.studies.statistics import over_tasks
-from s3pet.studies.validation import best_of, keep_best
+from s3pet.plots import figure_style, plot_differences, plot_overlap, plot_ranking, plot_transfer, save_figure
+from s3pet.plots.intervals import mean_interval
+from s3pet.studies.report import as_text, finished_searches
+from s3pet.studies.statistics import holm, over_tasks, permutation_test, summary, variance_components
+from s3pet.studies.validation import choose_lr, keep_best
+from s3pet.transfer import agreement
 
 HERE = Path(__file__).resolve().parent
-# tasks that are shown: those that the encoder learns, those that were run
-SHOWN = {"minilm": ("sst2", "stsb", "qnli"), "budgets": ("stsb", "sst2")}
-SAME = {"searched warm 0.01%": "searched plain 0.01%"}  # structures of "pooling" that "steady" calls otherwise
-BLOCK = re.compile(r"(<!-- (?!end)([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+PAGES = (HERE / "RESULTS.md", HERE.parents[1] / "README.md")
+TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NUMBER = re.compile(r"<!--=([^ >]+)-->[^<]*<!--/-->")
+TASKS = {"qnli": "QNLI", "sst2": "SST-2", "stsb": "STS-B"}  # of MiniLM: those on which structures can be told apart
+FORMS = {"difference": "+.3f", "kept": ".0%", "overlap": ".2f", "overlap_other": ".2f", "chance": ".2f"}
+FORMS |= {"rank": ".2f", "rank_other": ".2f", "searches": ".0f", "pairs": ".0f", "cost": ".1f"}
 
 
 @cache
-def rows(name: str, repeats: bool = False) -> pd.DataFrame:
-    """The archived rows of a study, for those of its tasks that are shown."""
-    table = pd.read_parquet(HERE / name / "rows.parquet")
-    table = table[table["task"].isin(SHOWN[name])] if name in SHOWN else table
-    return table if repeats else table[~table["repeat"]]
+def rows(study: str, file: str = "rows") -> pd.DataFrame:
+    """The archived rows of a study; of `minilm`, those of the tasks that are shown."""
+    table = pd.read_parquet(HERE / study / f"{file}.parquet")
+    return table[table["task"].isin(TASKS)] if study == "minilm" else table
+
+
+def once(study: str) -> pd.DataFrame:
+    """The rows without repeated retrainings."""
+    return rows(study)[lambda table: ~table["repeat"]]
+
+
+def text(name: str, value: float) -> str:
+    """A number of the column ``name`` as it is printed; p never as a power of ten."""
+    if name.startswith("p_") or name == "p":
+        return np.format_float_positional(value, 2, fractional=False, trim="-")
+    return format(value, FORMS.get(name, ".3f")).replace("-0.000", "+0.000") if np.isfinite(value) else "–"
+
+
+def cell(row: Any, difference: bool = True) -> str:
+    """A difference with its interval, p (the smallest possible p) and, for a mean over tasks, p after Holm."""
+    half = (row["difference_high"] - row["difference_low"]) / 2 if difference else np.nan
+    told = f"{text('difference', row['difference'])}±{half:.3f} " if difference else ""
+    told += f"p={text('p', row['p'])} ({text('p_floor', row['p_floor'])})"
+    return told + (f" Holm={text('p_holm', row['p_holm'])}" if np.isfinite(row["p_holm"]) else "")
+
+
+def compare(table: pd.DataFrame, one: str, other: str, **places: Any) -> pd.DataFrame:
+    """The differences one − other of each task that both have, and of the mean over these tasks, paired by seed."""
+    both = table[table["structure"].isin([one, other])]
+    both = both[both.groupby("task")["structure"].transform("nunique").eq(2)]
+    found = pd.concat([summary(both, baseline=other), over_tasks(both, baseline=other)])
+    scores = found[found["structure"].eq(other)].set_index("task")["score"]
+    return found[found["structure"].eq(one)].assign(other_score=lambda part: part["task"].map(scores), **places)
+
+
+def corrected(found: pd.DataFrame) -> pd.DataFrame:
+    """Holm's correction over the means over tasks: the family of a question. ``p_every`` is over all rows instead."""
+    found = found.reset_index(drop=True).assign(p_every=holm(found["p"]))
+    return found.assign(p_holm=holm(found["p"].where(found["task"].str.startswith("mean"))))
+
+
+def means(found: pd.DataFrame) -> pd.DataFrame:
+    return found[found["task"].str.startswith("mean")].set_index("at")
+
+
+RULES = {"random": "random", "even": "even LoRA", "norms": "five norms"}  # what needs no search
 
 
 @cache
-def declared(name: str) -> dict[str, Any]:
-    """How a study was declared."""
-    return yaml.safe_load((HERE / name / "declared.yaml").read_text(encoding="utf-8"))
+def worth() -> pd.DataFrame:
+    """Searched structures beside those that need no search, at each budget."""
+    steady, budgets, every = once("steady"), once("budgets"), rows("steady", "every_rate")
+    one, rule = "searched 0.01%", {"random": "random {}", "even": "uniform {}"}
+    three = keep_best(steady[steady["structure"].isin([one, "uniform 0.01%"])], 3)
+    one_rate = choose_lr(every[every["structure"].eq(one) & every["seed"].eq(every["index"])])
+    cases = [
+        ("0.002%", steady, "searched 0.002%", {"random": "random {}"}),
+        ("0.01%", steady, one, rule | {"norms": "norms", "adalora": "adalora {}"}),
+        ("0.01%×3", three, one, {"even": "uniform 0.01%"}),
+        ("0.04%", budgets, "searched 0.04%", rule),
+        ("0.1%", budgets, "searched large 0.1%", rule),
+        ("one-rate", pd.concat([one_rate, steady[steady["structure"].ne(one)]]), one, {"even": "uniform 0.01%"}),
+    ]
+    parts = [
+        compare(table, searched, name.format(at), at=at, against=against)
+        for at, table, searched, others in cases
+        for against, name in others.items()
+    ]
+    return corrected(pd.concat(parts))
 
 
-def searches(name: str) -> tuple[Path, list[str], list[str]]:
-    """Folder, names and shown tasks of a study's searches."""
-    return HERE / name / "searches", [*declared(name)["searches"]], [*SHOWN.get(name, declared(name)["tasks"])]
+def worth_table() -> pd.DataFrame:
+    found, lines = worth()[lambda table: table["at"].ne("one-rate")], {}
+    for row in found[~(found["at"].str.contains("×") & found["task"].isin(TASKS))].to_dict("records"):
+        task = TASKS.get(row["task"], "mean")
+        if row["against"] in RULES:
+            line = lines.setdefault((row["at"], task), {"budget": row["at"], "task": task})
+            line["searched"] = text("score", row["score"])
+            line[RULES[row["against"]]] = f"{text('score', row['other_score'])}: {cell(row)}"
+    return pd.DataFrame(lines.values()).fillna("")
 
 
-@cache
-def summed(name: str) -> pd.DataFrame:
-    """The summary of a study."""
-    return summarize(rows(name))
+def worth_figure() -> Any:
+    found = worth()[lambda table: table["against"].isin(RULES) & table["at"].str.endswith("%")]
+    tasks = found["task"].replace(TASKS).str.replace("mean.*", "mean of tasks", regex=True)
+    kinds = found["against"].map({"random": "random", "even": "heuristic", "norms": "manual"})
+    found = found.assign(kind=kinds, structure="searched − " + found["against"].map(RULES), task=tasks)
+    axes = plot_differences(found.assign(baseline=found["against"]), p="p")
+    for ax, at in zip(axes, found["at"].unique(), strict=True):
+        ax.set_title(at)
+    return axes[0]
 
 
-def mean_over_tasks(name: str) -> pd.DataFrame:
-    """Of the summary, the means over all tasks; a row per structure, best first."""
-    found = summed(name)
-    return found[found["task"].str.startswith("mean of")].set_index("structure")
-
-
-def named(table: pd.DataFrame) -> pd.DataFrame:
-    """Structures without their budget, where it is the same for all."""
-    short = re.compile(r" 0\.\d+%")
-    table = table.reset_index()
-    table.columns = [short.sub("", name) for name in table.columns]
-    return table.assign(structure=[short.sub("", name) for name in table["structure"]])
-
-
-def ablation() -> pd.DataFrame:
-    """Scores on the pocket, best first."""
-    table = score_table(rows("ablation"), summed("ablation")).set_index("structure")
-    return named(table.loc[mean_over_tasks("ablation").index].drop(columns=["parameters", "kept"], errors="ignore"))
-
-
-def kept_best(name: str, *, tasks: bool = False) -> pd.DataFrame:
-    """One structure, and of three the one that validation likes best.
-
-    Args:
-        name: of the study.
-        tasks: also the best of three on each task.
-    """
-    best = best_table(rows(name)).set_index("structure")
-    one = mean_over_tasks(name)["score"].map("{:.3f}".format)
-    parts = {task: best[task] for task in rows(name)["task"].unique()} if tasks else {}
-    table = pd.DataFrame({"one": one, **parts, "best of three": best["mean"][best["mean"] != ""]})
-    table = table.rename_axis("structure").dropna()
-    return named(table.sort_values("best of three", ascending=False, kind="stable"))
-
-
-def differences(name: str, *baselines: str, budget: int = 2271, also: tuple[str, str] | None = None) -> pd.DataFrame:
-    """Differences of the mean over tasks to some baselines, of what was made for a budget and ran on all tasks.
-
-    Args:
-        name: of the study. baselines: structures. budget: parameters.
-        also: another study and a structure of it, to compare, too.
-    """
-    table, tasks = rows(name), rows(name)["task"].unique()
-    if also:
-        other = rows(also[0])
-        table = pd.concat([table, other[other["structure"].eq(also[1]) & other["task"].isin(tasks)]])
-    table = table[table["budget"].eq(budget)]
-    table = table[table["structure"].map(table.groupby("structure")["task"].nunique()).eq(len(tasks))]
-    columns, titles = [], []
-    for baseline in baselines:
-        found = over_tasks(table, baseline=baseline).set_index("structure")
-        columns += [found["pairs"].astype(object).fillna("–"), found["difference"].map("{:+.3f}".format)]
-        columns += [found[name].map("{:.2g}".format) for name in ("p", "p_holm")]
-        titles += ["pairs", f"− {baseline}", "p", "Holm"]
-    text = pd.concat(columns, axis=1).set_axis(titles, axis=1).loc[found.index]
-    return named(text.replace({"nan": "–", "+nan": "–"}))
-
-
-def threes() -> pd.DataFrame:
-    """What three searches are worth: averaged, or the best of three by validation; beside three of the rule."""
-    steady = rows("steady")
-    steady = steady[steady["budget"].eq(2271)]
-    best = keep_best(steady[steady["entry"].isin(["searched", "uniform"])], 3)
-    best = best.assign(structure=best["entry"] + ", best of three")
-    both = pd.concat([best, steady[steady["entry"].eq("averaged")].assign(structure="searched, average of three")])
-    scores = both.groupby(["structure", "task"])["score"].agg(["mean", "std", "size"])
-    told = [f"{row.mean:.3f} ± {row.std:.3f} ({row.size})" for row in scores.itertuples(index=False, name="Row")]
-    told = pd.Series(told, scores.index).unstack("task")[steady["task"].unique()]
-    found = over_tasks(both, baseline="uniform, best of three").set_index("structure")
-    told = told.loc[found.index].assign(mean=found["score"].map("{:.3f}".format))
-    told["− uniform"], told["p"] = found["difference"].map("{:+.3f}".format), found["p"].map("{:.2g}".format)
-    return told.replace({"nan": "–", "+nan": "–"}).rename_axis("structure").reset_index()
-
-
-def beside(names: tuple[str, str], titles: tuple[str, str], renamed: dict[str, str] | None = None) -> pd.DataFrame:
-    """What two studies share: equal structures and seeds.
-
-    Args:
-        names: of the studies. titles: of their columns.
-        renamed: structures of the first, as the second calls them.
-    """
-    one, other = (rows(name) for name in names)
-    one = one.assign(structure=one["structure"].replace(renamed or {}))
-    both, cells = one.merge(other, on=["task", "structure", "index", "seed"]), {}
-    for (task, structure), part in both.groupby(["task", "structure"], sort=False):
-        told = [f"{part[side].mean():.3f} ± {part[side].std():.3f} ({len(part)})" for side in ("score_x", "score_y")]
-        cells[task, structure] = [part.replace(" ± nan", "") for part in told]
-    table = pd.DataFrame([[*place, *told] for place, told in cells.items()])
-    return table.set_axis(["task", "structure", *titles], axis=1)
-
-
-def drops() -> pd.DataFrame:
-    """Whether searches whose loss fell further found better structures, at each study's main budget.
-
-    Rank correlation of the drop with the test score, mean of tasks; the same within kinds of search, of both less their
-    kind's mean, with a permutation test within kinds; and the test score of one search, and of the one of three (of a
-    kind) whose loss fell furthest.
-    """
-    told, rng = [], np.random.default_rng(0)
-    for name, budget in (("ablation", 1351), ("minilm", 2271), ("pooling", 2271), ("steady", 2271)):
-        of, table = declared(name)["structures"], rows(name)
-        plain = table["entry"].map(lambda entry, of=of: not {"per_param", "halving"} & set(of[entry]))
-        table = table[table["kind"].eq("searched") & table["budget"].eq(budget) & plain].reset_index(drop=True)
-        places = zip(table["task"], table["entry"], table["index"], strict=True)
-        folders = [HERE / name / "searches" / of[entry]["search"] / task / f"seed{k}" for task, entry, k in places]
-        table = table.assign(validation=[load_run(folder).loss_drop for folder in folders])  # for a validation score
-        table = table[table.groupby(["task", "structure"])["seed"].transform("size") > 2]
-        plainly = [part["validation"].corr(part["score"], method="spearman") for _, part in table.groupby("task")]
-        kinds = table.groupby(["task", "structure"])
-        drop, score = (
-            (table[part] - kinds[part].transform("mean")).rank().to_numpy() for part in ("validation", "score")
-        )
-        within, drawn, order = np.corrcoef(drop, score)[0, 1], [], np.arange(len(table))
-        for _ in range(2000):
-            for members in kinds.indices.values():
-                order[members] = rng.permutation(members)
-            drawn.append(np.corrcoef(drop, score[order])[0, 1])
-        p = (1 + (np.abs(drawn) >= abs(within)).sum()) / (1 + len(drawn))
-        one, three = (best_of(table, k)["score"].mean() for k in (1, 3))
-        numbers = [f"{value:.{digits}f}" for value, digits in ((np.mean(plainly), 2), (within, 2), (p, 4), (one, 3))]
-        told.append([name, len(table), *numbers, f"{three:.3f}"])
-    columns = ["study", "searches", "rank correlation", "within kinds", "p", "one search", "of three by its loss"]
-    return pd.DataFrame(told, columns=columns)
-
-
-TABLES: dict[str, Callable[[], pd.DataFrame]] = {
-    "ablation": ablation,
-    "ablation differences": lambda: differences("ablation", "random 0.1%", "default 0.1%", budget=1351),
-    "ablation agreement": lambda: agreement_table(*searches("ablation")),
-    "ablation best of three": lambda: kept_best("ablation"),
-    "encoder": lambda: score_table(rows("minilm"), summed("minilm")),
-    "encoder differences": lambda: differences("minilm", "random 0.01%", "searched warm 0.01%"),
-    "encoder agreement": lambda: agreement_table(*searches("minilm")),
-    "mean": lambda: score_table(rows("pooling"), summed("pooling")),
-    "mean differences": lambda: differences("pooling", "random 0.01%", "searched warm 0.01%"),
-    "mean agreement": lambda: agreement_table(*searches("pooling")),
-    "mean repeats": lambda: repeat_table(rows("pooling", repeats=True)),
-    "heads": lambda: beside(("minilm", "pooling"), ("own pooler", "mean")),
-    "recipes": lambda: beside(("pooling", "steady"), ("before", "steadier"), SAME),
-    "others": lambda: score_table(rows("others"), summed("others")).drop(columns=["mean", "kept"]),
-    "lora": lambda: score_table(rows("lora"), summed("lora")),
-    "lora differences": lambda: differences("lora", "searched lora 0.01%", also=("steady", "uniform 0.01%")),
-    "steady": lambda: score_table(rows("steady"), summed("steady")),
-    "steady differences": lambda: differences("steady", "random 0.01%", "searched 0.01%"),
-    "steady drops": lambda: drop_table(*searches("steady")),
-    "drops": drops,
-    "steady agreement": lambda: agreement_table(*searches("steady")),
-    "steady repeats": lambda: repeat_table(rows("steady", repeats=True)),
-    "steady threes": threes,
-    "steady best of three": lambda: kept_best("steady", tasks=True),
-    "budgets": lambda: score_table(rows("budgets"), summed("budgets")),
-    "budgets middle": lambda: differences("budgets", "random 0.04%", "searched 0.04%", budget=9085),
-    "budgets large": lambda: differences("budgets", "random 0.1%", "searched 0.1%", budget=22713),
-    "pocket differences": lambda: differences("pocket", "random 0.1%", "searched 0.1%", budget=1351),
-    "pocket": lambda: score_table(rows("pocket"), summed("pocket")),
-}
+# structures of the ablation, and what differs from 150 steps of settings="paper"; in the table, the first eleven
+SETTINGS = {
+    "shared warm long": "warm-up, one size, 2× steps", "shared warm": "warm-up, one size (default)",
+    "warm long": "warm-up, 2× steps", "long": "2× steps", "warm": "warm-up", "shared": "one size",
+    "fast": "3× size", "slow": "⅓ size", "unrolled": "second order", "hard": "hard samples",
+    "cool": "cool samples (τ=0.3)", "constant": "no decay of the rates", "both": "α from all rows",
+    "shrunk": "gates start open", "implicit": "exact gradient of the shift", "short": "½ steps",
+}  # fmt: skip
 
 
 @cache
-def table_text(name: str) -> str:
-    """A table as Markdown."""
-    return as_text(TABLES[name]())
+def settings() -> pd.DataFrame:
+    """All searches of the ablation beside its reference; on MiniLM, today's default beside 300 steps of the paper's."""
+    table = once("ablation")
+    table = table[table["kind"].isin(["searched", "average"])]
+    names = [name for name in table["structure"].unique() if name != "default 0.1%"]
+    parts = [compare(table, name, "default 0.1%", at=name.removesuffix(" 0.1%")) for name in names]
+    real = compare(once("minilm"), "searched warm 0.01%", "searched default 0.01%", at="minilm")
+    return corrected(pd.concat([*parts, real]))
 
 
-def filled(text: str) -> str:
-    """The text with all its tables written again."""
-    return BLOCK.sub(lambda block: f"{block[1]}{table_text(block[2])}\n{block[4]}", text)
+def settings_table() -> pd.DataFrame:
+    found = means(settings()).loc[[*SETTINGS][:11]]
+    scores = found["score"].map("{:.3f}".format)
+    return pd.DataFrame({"changed": found.index.map(SETTINGS), "accuracy": scores, "change": found.apply(cell, axis=1)})
+
+
+def settings_figure() -> Any:
+    found = settings()[lambda table: table["at"].isin(SETTINGS)]
+    return plot_ranking(found.assign(structure=found["at"].map(SETTINGS), baseline="the paper's settings, 150 steps"))
+
+
+SEARCHES = {
+    ("ablation", "long"): "pocket, paper, 300 steps", ("ablation", "shared warm"): "pocket, default",
+    ("pooling", "warm"): "MiniLM, 0.04%", ("steady", "small"): "MiniLM, 0.01%",
+}  # fmt: skip
+
+
+@cache
+def agreed() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Agreement of searches of the same and of different tasks: means by search, and all pairs.
+
+    p: two-sided, of exchanging the searches between the tasks.
+    """
+    every, lines, rng, draws = [], [], np.random.default_rng(0), 2000
+    for (study, search), name in SEARCHES.items():
+        runs = [run for _, _, group in finished_searches(HERE / study / "searches", [search]) for run in group]
+        pairs = agreement(runs, draws=20).assign(name=name)
+        tasks, (first, second) = np.array([run.config["task"] for run in runs]), np.triu_indices(len(runs), 1)
+        orders = np.array([tasks, *(rng.permutation(tasks) for _ in range(draws))])
+        weights = orders[:, first] == orders[:, second]  # [draws + 1, pairs]: of the same task
+        weights = weights / weights.sum(1, keepdims=True) - ~weights / (~weights).sum(1, keepdims=True)
+        null = np.round(weights @ pairs["spearman"].to_numpy(), 12)
+        p = min(1.0, 2 * min(np.mean(null >= null[0]), np.mean(null <= null[0])))
+        same, other = (pairs[pairs["group"].eq(f"{group} task")].mean(numeric_only=True) for group in ("same", "other"))
+        line = {"at": f"{study}/{search}", "task": "mean", "search": name, "searches": len(runs)}
+        line |= {"overlap": same["jaccard"], "overlap_other": other["jaccard"], "chance": same["jaccard_chance"]}
+        line |= {"rank": same["spearman"], "rank_other": other["spearman"], "p": p, "p_floor": 2 / (draws + 1)}
+        lines.append(line)
+        every.append(pairs.sort_values("group", ascending=False, kind="stable"))  # "same task" first
+    return corrected(pd.DataFrame(lines)), pd.concat(every)
+
+
+def agreed_table() -> pd.DataFrame:
+    found = agreed()[0]
+    told = found.apply(lambda row: cell(row, difference=False), axis=1)
+    names = ["overlap, same task", "other tasks", "chance", "gates, same task", "other tasks "]
+    columns = ["overlap", "overlap_other", "chance", "rank", "rank_other"]
+    table = found[columns].map("{:.2f}".format).set_axis(names, axis=1)
+    return pd.concat([found[["search", "searches"]], table, told.rename("p")], axis=1)
+
+
+def agreed_figure() -> Any:
+    pairs = agreed()[1][lambda table: table["name"].ne("MiniLM, 0.04%")]
+    pairs = pairs.assign(group=pairs["name"] + ": " + pairs["group"])
+    ax = plt.subplots(figsize=(6.9, 3.4), layout="constrained")[1]
+    return plot_overlap(pairs, value="spearman", by="group", ax=ax)
+
+
+CHANGES = {  # those of the recipe first
+    "rate": "rate: chosen − next", "pooling": "pooling: mean − own", "warm-up": "rising rate − constant",
+    "random": "another random structure", "searched": "another searched structure", "retraining": "another seed",
+}  # fmt: skip
+
+
+@cache
+def changes() -> pd.DataFrame:
+    """Pairs of runs that differ in one thing: ``at`` (which), ``task`` and the ``change`` of the test score."""
+    key = ["task", "structure", "index", "seed"]
+    mean, steady, every = once("pooling"), once("steady"), rows("steady", "every_rate")
+    grid = sorted(every.loc[every["kind"].ne("reference"), "lr"].unique())
+    near = steady.merge(every, on=key).query("lr_x in @grid and lr_y in @grid")
+    near = near[near["lr_x"].map(grid.index).sub(near["lr_y"].map(grid.index)).abs().eq(1)]
+    near = near.groupby([*key, "kind_x"], as_index=False)[["score_x", "score_y"]].mean()
+    renamed = mean.replace({"structure": {"searched warm 0.01%": "searched plain 0.01%"}})
+    parts = {"rate": near, "pooling": mean.merge(once("minilm"), on=key)}
+    parts["warm-up"] = steady.merge(renamed, on=key)
+    for name in ("random", "searched"):
+        table = steady[steady["structure"].eq(f"{name} 0.01%")]
+        parts[name] = table.merge(table, on="task").query("index_x < index_y")
+    repeated = rows("steady").groupby(key[:3]).head(3)
+    parts["retraining"] = repeated.merge(repeated, on=key[:3]).query("seed_x < seed_y")
+    parts = {name: part[part["kind_x"].ne("reference")] for name, part in parts.items()}
+    return pd.concat([part.assign(at=name, change=part["score_x"] - part["score_y"]) for name, part in parts.items()])
+
+
+@cache
+def recipe() -> pd.DataFrame:
+    """Mean absolute change by what differs; for the recipe also the mean change and its test."""
+    lines = []
+    for at, part in changes().groupby("at", sort=False):
+        by_task, sizes = part.groupby("task")["change"], part["change"].abs().groupby(part["task"]).mean()
+        line = {"at": at, "task": "mean", "size": sizes.mean(), **sizes, "pairs": len(part), "p": np.nan}
+        if at in [*CHANGES][:3]:
+            samples = [values.to_numpy() for _, values in by_task]
+            line |= dict(zip(("difference_low", "difference_high"), mean_interval(samples), strict=True))
+            line |= dict(zip(("p", "p_floor"), permutation_test(samples), strict=True))
+            line["difference"] = by_task.mean().mean()
+        lines.append(line)
+    return corrected(pd.DataFrame(lines))
+
+
+def recipe_table() -> pd.DataFrame:
+    found = recipe()
+    table = found[[*TASKS, "size"]].map("{:.3f}".format).set_axis([*TASKS.values(), "mean"], axis=1)
+    told = [cell(row) if np.isfinite(row["p"]) else "" for row in found.to_dict("records")]
+    return pd.concat([found["at"].map(CHANGES).rename("differs in"), found["pairs"], table], axis=1).assign(change=told)
+
+
+def recipe_figure() -> Any:
+    found = changes().assign(size=lambda table: table["change"].abs(), name=lambda table: table["at"].map(CHANGES))
+    ax = plt.subplots(figsize=(5.6, 3.0), layout="constrained")[1]
+    look = {"showfliers": False, "whis": (5, 95), "showmeans": True, "linewidth": 0.8, "palette": "colorblind"}
+    look["meanprops"] = {"marker": "|", "markeredgecolor": "black", "markersize": 7}
+    found = found.assign(task=found["task"].replace(TASKS))
+    sns.boxplot(found, x="size", y="name", hue="task", gap=0.15, ax=ax, **look)
+    ax.set(xlabel="absolute change of the test score", ylabel="")
+    return ax
+
+
+CARRIED = {
+    "random 0.01%": "random, 0.01%", "carried": "another task's, 0.01%", "searched 0.01%": "searched, 0.01%",
+    "lnfit": "LNFit, 0.022%", "lora_qv": "LoRA-qv, 0.041%", "random 0.1%": "random, 0.1%",
+    "searched large 0.1%": "searched, 0.1%",
+}  # fmt: skip
+
+
+@cache
+def transfer() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All beside fine-tuning, and carried structures beside own and random ones; and the rows compared."""
+    table = pd.concat([once("steady"), once("budgets").query("structure in @CARRIED and budget == 22713")])
+    source = table["source"].where(table["kind"].eq("transfer"))
+    index = table["index"] + 10 * source.map({task: k for k, task in enumerate(TASKS, 1)}).fillna(0).astype(int)
+    table = table.assign(index=index, structure=table["structure"].mask(source.notna(), "carried"), source=source)
+    parts = [compare(table, name, "full", at=name) for name in CARRIED]
+    parts = [part.assign(kept=part["score"] / part["other_score"]) for part in parts]
+    parts += [compare(table, "carried", f"{kind} 0.01%", at=f"carried-{kind}") for kind in ("searched", "random")]
+    return corrected(pd.concat(parts)), table
+
+
+def transfer_table() -> pd.DataFrame:
+    found, table = transfer()
+    scores = table.groupby(["structure", "task"])["score"].mean().unstack().loc[[*CARRIED, "full"], [*TASKS]]
+    lines = scores.map(lambda score: text("score", score)).set_axis([*TASKS.values()], axis=1)
+    lines["− fine-tuning"] = means(found).loc[[*CARRIED]].apply(cell, axis=1)
+    lines["share"] = means(found).loc[[*CARRIED], "kept"].map("{:.0%}".format)
+    return lines.fillna("").rename(CARRIED | {"full": "fine-tuning"}).rename_axis("structure").reset_index()
+
+
+def transfer_figure() -> Any:
+    table = transfer()[1].query("structure in ['searched 0.01%', 'random 0.01%', 'full', 'carried']")
+    own = table["structure"].replace({"random 0.01%": "random", "full": "fine-tuning"})
+    source = table["source"].fillna(own.mask(own.eq("searched 0.01%"), table["task"])).replace(TASKS)
+    return plot_transfer(table.assign(source=source, target=table["task"].replace(TASKS), budget=0))
+
+
+QUESTIONS = {  # with the format in which the figure is small
+    "worth": (worth_table, worth_figure, "svg"), "settings": (settings_table, settings_figure, "svg"),
+    "agreed": (agreed_table, agreed_figure, "png"), "recipe": (recipe_table, recipe_figure, "svg"),
+    "transfer": (transfer_table, transfer_figure, "png"),
+}  # fmt: skip
+
+
+@cache
+def numbers() -> dict[str, str]:
+    """Every number that a text may use, as printed: question/row/task/column, and a few more."""
+    found, values = {"worth": worth(), "settings": settings(), "agreed": agreed()[0], "recipe": recipe()}, {}
+    for question, table in (found | {"transfer": transfer()[0]}).items():
+        for row in table.to_dict("records"):
+            place = [question, row["at"], *([row["against"]] if "against" in row else []), row["task"].split()[0]]
+            for column, value in row.items():
+                if isinstance(value, (int, float)) and np.isfinite(value):
+                    values["/".join([*place, column]).replace(" ", "-")] = text(column, value)
+        values[f"{question}/family"] = str(table["p_holm"].count())
+    steady = once("steady").groupby("structure")[["score", "search_seconds", "seconds"]].mean().T
+    values["tiny"] = text("score", steady["searched tiny 0.002%"]["score"])
+    values["cost"] = text("cost", steady["searched 0.01%"]["search_seconds"] / steady["searched 0.01%"]["seconds"])
+    for study, structure in (("pooling", "searched warm 0.01%"), ("steady", "searched plain 0.01%")):
+        repeated = variance_components(rows(study)).set_index(["task", "structure"])
+        values[f"within/{study}"] = text("score", repeated["within"]["stsb", structure])
+    return values
+
+
+def filled(page: str) -> str:
+    """A page with all its tables and numbers written again; KeyError for a name that does not exist."""
+    page = TABLE.sub(lambda block: f"{block[1]}{as_text(QUESTIONS[block[2]][0]())}\n{block[3]}", page)
+    return NUMBER.sub(lambda number: f"<!--={number[1]}-->{numbers()[number[1]]}<!--/-->", page)
 
 
 if __name__ == "__main__":
-    path = HERE / "RESULTS.md"
-    path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    with figure_style("paper"):
+        for name, (_, draw, form) in QUESTIONS.items():
+            (path,) = save_figure(draw(), HERE / "figures" / name, [form])
+            if form == "png":
+                Image.open(path).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
