@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from s3pet.backbones import backbone_kind, preserved
 from s3pet.errors import SearchError, TaskError
@@ -155,8 +156,8 @@ class Objective(nn.Module):
         """Get backbone and head ready for training, with their dropout or without."""
         self.model.train(dropout)
         self.train(dropout)
-        for part in self.model.modules():  # gradient checkpointing works in training mode only
-            part.training |= getattr(part, "gradient_checkpointing", False)
+        for part in self.model.modules():  # a layer is only checkpointed in training mode; its submodules need not be
+            part.training |= isinstance(part, GradientCheckpointingLayer) and part.gradient_checkpointing
 
     def run(self, call: Any = None, **inputs: Any) -> Any:
         """Output of the backbone (or of ``call``, a part of it) at the chosen precision."""

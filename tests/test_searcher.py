@@ -374,7 +374,8 @@ def test_bad_input_is_refused_at_the_door(budget, settings, error, message, tmp_
 def test_settings_and_presets():
     assert make_settings() == Settings() and Settings().warmup == 50
     assert make_settings("paper").warmup == 0 and make_settings("paper").alpha_optimizer == "adamw"
-    assert make_settings("paper", steps=7, warmup=2) == Settings(steps=7, alpha_optimizer="adamw", warmup=2)
+    papers = make_settings("paper", steps=7, warmup=2)
+    assert papers == Settings(steps=7, alpha_optimizer="adamw", warmup=2, dropout=True)
     assert Settings(steps=np.int64(3)).warmup == 0
 
 
