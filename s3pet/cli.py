@@ -52,9 +52,11 @@ def _make_parser() -> argparse.ArgumentParser:
             command.add_argument("--quiet", action="store_true", help="no progress bars")
         records = (record, ObjectiveSettings) if record else ()
         for field in (field for each in records for field in fields(each) if field.name != skip):
-            kind = {"int": int, "float": float}.get(str(field.type).partition(" ")[0], str)
+            name, option = str(field.type).partition(" ")[0], f"--{field.name.replace('_', '-')}"
+            how: dict[str, Any] = {"type": {"int": int, "float": float}.get(name, str)}
+            how = {"action": argparse.BooleanOptionalAction} if name == "bool" else how
             text = f"default: {'automatic' if field.default is None else field.default}"
-            command.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=text)
+            command.add_argument(option, default=argparse.SUPPRESS, help=text, **how)
         return command
 
     command = add(_search, Settings)

@@ -4,27 +4,32 @@
     python data/bench/build.py pocket --worker 0 --of 2     # one of two processes that share the work
     python data/bench/build.py pocket --write               # collect finished rows into the tables of data/bench/pocket
 
-Finished chunks are appended to ``runs/bench/<name>/``. The plan is in an order in which the bench can stop at any
-point and has some of every kind, task and budget. Nothing is chosen by test scores.
+Finished chunks are appended to ``runs/bench/<name>/``; what is in the tables already is not trained again. The plan is
+in an order in which the bench can stop at any point and has some of every kind, task and budget. One structure in four
+is trained with two more seeds, at the rate that validation chose. Nothing is chosen by test scores.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 
 import s3pet
+from s3pet.backbones import backbone_checksum
+from s3pet.objective import ObjectiveSettings
+from s3pet.records import versions, write_json, write_table
 from s3pet.space import Rule, Space
 from s3pet.structure import Structure
+from s3pet.studies.bench_files import FORMAT, VERSION, structure_hash
 from s3pet.studies.interventions import probe_inert, solo_utility
 from s3pet.studies.population import Member, Population
 from s3pet.studies.selectors import covered_structure, depth_structure
@@ -57,7 +62,7 @@ class Proposal(NamedTuple):
     @property
     def key(self) -> str:
         """Hash of the names of the candidates."""
-        return hashlib.sha256("\n".join(sorted(self.structure.names)).encode()).hexdigest()[:16]
+        return structure_hash(self.structure.names)
 
 
 def even_structures(space: Space, budget: str, inert: list[str]) -> Iterator[tuple[Structure, str]]:
@@ -118,42 +123,34 @@ def searched(model: Any, task: Any, space: Space, budget: str) -> Iterator[tuple
                 yield s3pet.load_run(folder).structure(budget), f"{kind}, older, {seed}"
 
 
-def train(model: Any, task: Any, proposals: list[Proposal], rates: Any, seed: int) -> list[dict[str, Any]]:
-    """One row for each proposal and rate."""
-    members = [Member(p.structure.candidates, rate, seed) for p in proposals for rate in rates]
+def train(model: Any, task: Any, runs: list[tuple[Proposal, float, int]]) -> list[dict[str, Any]]:
+    """One row for each (proposal, learning rate, seed)."""
+    members = [Member(p.structure.candidates, rate, seed) for p, rate, seed in runs]
     with Population(model, task, members, Recipe(**RECIPE)) as population:
         population.train()
         _, scores = population.evaluate(task.test, best=True)
     rows = []
-    for k, (proposal, rate) in enumerate((p, rate) for p in proposals for rate in rates):
+    for k, (p, rate, seed) in enumerate(runs):
         steps, validation, losses = zip(*population.curves[k], strict=True)
-        diverged = population.best_step[k] == 0
-        rows.append(
-            {
-                "task": f"pocket/{proposal.task}",
-                "structure": proposal.key,
-                "kind": proposal.kind,
-                "origin": proposal.origin,
-                "budget": proposal.structure.budget,
-                "n_params": proposal.structure.n_params,
-                "lr": rate,
-                "seed": seed,
-                "validation": None if diverged else population.best[k],
-                "score": None if diverged else scores[k],
-                "validation_loss": losses[steps.index(population.best_step[k])] if not diverged else None,
-                "best_step": population.best_step[k],
-                "diverged": diverged,
-                "curve": [round(value, 4) for value in validation],
-                "curve_loss": [round(value, 4) for value in losses],
-                "candidates": list(proposal.structure.names),
-            }
-        )
+        best = population.best_step[k]
+        own = {"task": p.task, "structure": p.key, "kind": p.kind, "origin": p.origin, "budget": p.structure.budget}
+        own |= {"n_params": p.structure.n_params, "lr": rate, "seed": seed, "best_step": best, "diverged": best == 0}
+        own |= {"validation": population.best[k] if best else None, "score": scores[k] if best else None}
+        own |= {"validation_loss": losses[steps.index(best)] if best else None}
+        own |= {"curve": [round(v, 4) for v in validation], "curve_loss": [round(v, 4) for v in losses]}
+        rows.append(own | {"candidates": list(p.structure.names)})
     return rows
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """Every finished row."""
-    return [json.loads(line) for path in sorted(folder.glob("rows-*.jsonl")) for line in path.open(encoding="utf-8")]
+def read(name: str) -> pd.DataFrame:
+    """Every row that was ever finished: those of the tables and those of the workers."""
+    lines = [line for path in sorted((WORK / name).glob("rows-*.jsonl")) for line in path.open(encoding="utf-8")]
+    rows = pd.DataFrame([json.loads(line) for line in lines])
+    if (HERE / name / "rows.parquet").is_file():
+        names = pd.read_parquet(HERE / name / "structures.parquet").set_index("structure")["candidates"]
+        table = pd.read_parquet(HERE / name / "rows.parquet")
+        rows = pd.concat([table.assign(candidates=table["structure"].map(names)), rows], ignore_index=True)
+    return rows.drop_duplicates(["task", "structure", "lr", "seed"], ignore_index=True) if len(rows) else rows
 
 
 def run(name: str, worker: int, of: int, solo: bool) -> None:
@@ -164,37 +161,73 @@ def run(name: str, worker: int, of: int, solo: bool) -> None:
     tasks = {task: s3pet.load_task(f"pocket/{task}", tokenizer) for task in TASKS}
     inert = {name: probe_inert(model, task, space) for name, task in tasks.items()}
     if solo:
-        for seed in range(3):
-            for task in TASKS:
-                path = folder / f"solo-{task}.jsonl"
-                solo_utility(model, tasks[task], space, seeds=(seed,), inert=inert[task], out=path, progress=False)
-                print(f"{time.strftime('%H:%M:%S')} solo {task} seed {seed}", flush=True)
+        for seed, task in ((seed, task) for seed in range(3) for task in TASKS):
+            path = folder / f"solo-{task}.jsonl"
+            solo_utility(model, tasks[task], space, seeds=(seed,), inert=inert[task], out=path, progress=False)
+            print(f"{time.strftime('%H:%M:%S')} solo {task} seed {seed}", flush=True)
         return
-    proposals = list(plan(model, tasks, space, inert))
-    print(f"{len(proposals)} structures", flush=True)
-    by_task: dict[tuple[str, str], list[Proposal]] = {}
+    waiting: dict[tuple[str, str], list[Proposal]] = {}
     chunks = []
-    for proposal in proposals:
-        chunk = by_task.setdefault((proposal.task, proposal.budget), [])
+    for proposal in plan(model, tasks, space, inert):
+        chunk = waiting.setdefault((proposal.task, proposal.budget), [])
         chunk.append(proposal)
         if len(chunk) == TOGETHER:
-            chunks.append(by_task.pop((proposal.task, proposal.budget)))
-    chunks += by_task.values()
-    for number, chunk in enumerate(chunks):
-        done = {(row["task"], row["structure"], row["seed"]) for row in read(folder)}
-        chunk = [p for p in chunk if (f"pocket/{p.task}", p.key, 0) not in done]
-        if number % of == worker and chunk:
-            start = time.time()
-            rows = train(model, tasks[chunk[0].task], chunk, RATES, 0)
-            with (folder / f"rows-{worker}.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-            best: dict[str, Any] = {}
-            for row in sorted(rows, key=lambda row: row["validation"] or 0):
-                best[row["structure"]] = f"{row['kind']} {row['score']}"
-            what = f"{chunk[0].task} {chunk[0].budget}: {', '.join(best.values())}"
-            print(
-                f"{time.strftime('%H:%M:%S')} {number}/{len(chunks)} {what} ({time.time() - start:.0f} s)", flush=True
-            )
+            chunks.append(waiting.pop((proposal.task, proposal.budget)))
+    chunks += waiting.values()
+    print(f"{sum(map(len, chunks))} structures", flush=True)
+    finished = read(name)
+    done = set(zip(finished["task"], finished["structure"], strict=True)) if len(finished) else set()
+    for number, whole in enumerate(chunks):
+        chunk = [p for p in whole if (p.task, p.key) not in done]
+        if number % of != worker or not chunk:
+            continue
+        start, task = time.time(), tasks[chunk[0].task]
+        rows = train(model, task, [(p, rate, 0) for p in chunk for rate in RATES])
+        repeated = chunk[(number // (of * len(TASKS) * len(BUDGETS))) % len(chunk)]
+        own = [row for row in rows if row["structure"] == repeated.key and not row["diverged"]]
+        if own:
+            rate = max(own, key=lambda row: (row["validation"], -row["lr"]))["lr"]
+            rows += train(model, task, [(repeated, rate, seed) for seed in (1, 2)])
+        with (folder / f"rows-{worker}.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        best = {row["structure"]: row for row in sorted(rows[: len(chunk) * 3], key=lambda row: row["validation"] or 0)}
+        what = ", ".join(f"{row['kind']} {row['score']}" for row in best.values())
+        what = f"{chunk[0].task} {chunk[0].budget}: {what} ({time.time() - start:.0f} s)"
+        print(f"{time.strftime('%H:%M:%S')} {number}/{len(chunks)} {what}", flush=True)
+
+
+def write(name: str) -> None:
+    """Write the tables of a bench from all finished rows."""
+    model, tokenizer = s3pet.load_backbone("pocket-t5")
+    space, out, rows = s3pet.make_space(model, "mixed"), HERE / name, read(name)
+    tasks = {task: s3pet.load_task(f"pocket/{task}", tokenizer) for task in TASKS}
+    out.mkdir(exist_ok=True)
+    first = rows[rows["seed"].eq(0)]
+    complete = first.groupby(["task", "structure"])["lr"].transform("nunique").eq(len(RATES))
+    keys = set(zip(first["task"][complete], first["structure"][complete], strict=True))
+    rows = rows[[key in keys for key in zip(rows["task"], rows["structure"], strict=True)]]
+    rows = rows.sort_values(["task", "structure", "seed", "lr"], ignore_index=True)
+    structures = rows.drop_duplicates("structure")[["structure", "n_params", "candidates"]].sort_values("structure")
+    write_table(structures.reset_index(drop=True), out / "structures.parquet")
+    write_table(rows.drop(columns="candidates"), out / "rows.parquet")
+    solo = []
+    for task, loaded in tasks.items():
+        path = WORK / name / f"solo-{task}.jsonl"
+        lines = [json.loads(line) for line in path.open(encoding="utf-8")] if path.is_file() else []
+        inert = probe_inert(model, loaded, space)
+        full = len(space) - len(inert) + 1
+        seeds = [seed for seed in range(3) if sum(line["seed"] == seed for line in lines) == full]
+        if seeds:
+            solo.append(solo_utility(model, loaded, space, seeds=seeds, inert=inert, out=path, progress=False))
+    if solo:
+        table = pd.concat(solo, ignore_index=True)
+        write_table(table.assign(task=table["task"].str.rpartition("/")[2]), out / "solo.parquet")
+    facts = {"name": name, "model": space.model_id, "model_hash": backbone_checksum(model)}
+    facts |= {"backbone_params": space.backbone_params, "space_name": space.name, "space": [asdict(c) for c in space]}
+    facts |= {"tasks": {task: {"fingerprint": t.fingerprint, "metric": t.metric} for task, t in tasks.items()}}
+    facts |= {"recipe": RECIPE, "rates": RATES, "objective": asdict(ObjectiveSettings()), "versions": versions()}
+    write_json({"format": FORMAT, "version": VERSION, **facts}, out / "bench.json")
+    print(f"{len(structures)} structures, {len(rows)} rows")
 
 
 def main() -> None:
@@ -202,10 +235,14 @@ def main() -> None:
     parser.add_argument("name", choices=("pocket",))
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--of", type=int, default=1)
-    parser.add_argument("--solo", action="store_true")
+    parser.add_argument("--solo", action="store_true", help="train single candidates instead of structures")
+    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    run(options.name, options.worker, options.of, options.solo)
+    if options.write:
+        write(options.name)
+    else:
+        run(options.name, options.worker, options.of, options.solo)
 
 
 if __name__ == "__main__":

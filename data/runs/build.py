@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 ROWS = HERE.parents[1] / "runs" / "data"
 TASKS = ("sentiment", "certainty", "number", "ending")
 SEARCH = {"settings": "paper", "steps": 200, "batch_size": 16}
-RECIPE = {"steps": 300, "batch_size": 16, "evaluations": 5}
+RECIPE = {"steps": 300, "batch_size": 16, "evaluations": 5, "dropout": True}
 CUTS = ("0.01%", "0.02%", "0.05%", "0.1%", "0.2%", "0.5%", "1%")  # the first buys a single module
 MANUAL = ("bitfit", "lnfit", "lora_qv", "lora_all", "lowrank_adapter", "all")
 

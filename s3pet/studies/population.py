@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,14 +47,24 @@ class Member:
     seed: int = 0
 
 
+class Key(NamedTuple):
+    """A tensor that members may have: where (the path of a site, or "head"), of which module, and its name there."""
+
+    path: str
+    is_block: bool
+    pet: str
+    rank: int | None
+    name: str
+
+
 @dataclass
 class Part:
-    """One tensor of one kind of candidate, stacked over the members that have it: ``shape`` is [members, …]."""
+    """One tensor, stacked over the members that have it: ``shape`` is [members, …]; ``index`` holds their numbers."""
 
-    key: str
-    members: list[int]
+    key: Key
     shape: tuple[int, ...]
-    index: Tensor = field(default_factory=lambda: torch.zeros(0))
+    index: Tensor
+    value: Tensor = field(default_factory=lambda: torch.zeros(0))  # what the hooks use now
 
 
 class Population:
@@ -86,13 +97,9 @@ class Population:
         self.step, self.rows = 0, 0
         self.best, self.best_step = [-float("inf")] * len(self.members), [0] * len(self.members)
         self.curves: list[list[tuple[int, float, float]]] = [[] for _ in self.members]
-        values, owners, speeds, self._parts = self._lay_out(heads)
-        device = self.objective.device
-        self.theta = values.to(device).requires_grad_()
-        self.owner, self._speed = owners.to(device), speeds.to(device)
-        self._best_theta = self.theta.detach().clone()
+        theta, self.owner, self._speed, self._parts = self._lay_out(heads)
+        self.theta, self._best_theta = theta.requires_grad_(), theta.detach().clone()
         self._optimizer = torch.optim.AdamW([self.theta], lr=1.0, weight_decay=0.0)  # each element has its own rate
-        self._active: dict[str, tuple[Part, Tensor]] = {}
         self._once = False  # rows pass once for all members
         self._shared_blocks: list[nn.Module] = []
         self._undo: list[Callable[[], Any]] = []
@@ -116,9 +123,8 @@ class Population:
             ):  # would run them again
                 self._shared_blocks = min(before.values(), key=len, default=[])
             modules = dict(self.model.named_modules())
-            sites = {(c.path, "." not in c.role): c for member in self.members for c in member.candidates}
-            for path, is_block in sites:
-                self._undo.append(modules[path].register_forward_hook(self._adder(_site_key(path, is_block))).remove)
+            for path, is_block in {part.key[:2] for part in self._parts if part.key.pet}:
+                self._undo.append(modules[path].register_forward_hook(self._adder(path, is_block)).remove)
             if self.objective.head is not None:
                 self._undo.append(self.objective.head.out.register_forward_hook(self._head).remove)
         except BaseException:
@@ -177,17 +183,16 @@ class Population:
     def keep(self, numbers: Sequence[int]) -> None:
         """Train only these members from now on; they go on exactly as they would have."""
         numbers = sorted(numbers)
-        new = {old: number for number, old in enumerate(numbers)}
-        mask = torch.tensor([k in new for k in range(len(self.members))], device=self.owner.device)[self.owner]
+        new = torch.full((len(self.members),), -1, device=self.owner.device)  # number of each member, −1: dropped
+        new[numbers] = torch.arange(len(numbers), device=new.device)
         for part in self._parts:
-            part.members = [new[k] for k in part.members if k in new]
-            part.shape = (len(part.members), *part.shape[1:])
-            part.index = torch.tensor(part.members, device=self.owner.device)
-        self._parts = [part for part in self._parts if part.members]
-        lookup = torch.tensor([new.get(k, -1) for k in range(len(self.members))], device=self.owner.device)
+            part.index = new[part.index][new[part.index] >= 0]
+            part.shape = (len(part.index), *part.shape[1:])
+        self._parts = [part for part in self._parts if len(part.index)]
+        mask = new[self.owner] >= 0
         state = self._optimizer.state.pop(self.theta, {})
         self.theta = self.theta.detach()[mask].requires_grad_()
-        self.owner, self._speed, self._best_theta = lookup[self.owner[mask]], self._speed[mask], self._best_theta[mask]
+        self.owner, self._speed, self._best_theta = new[self.owner[mask]], self._speed[mask], self._best_theta[mask]
         self._optimizer.param_groups[0]["params"] = [self.theta]
         self._optimizer.state[self.theta] = {n: v[mask] if v.ndim else v for n, v in state.items()}
         for name in ("members", "best", "best_step", "curves"):
@@ -222,14 +227,14 @@ class Population:
 
     def tensors(self, number: int, *, best: bool = True) -> dict[str, Tensor]:
         """The tensors of one member by the names of :class:`s3pet.supernet.Supernet` and, of a head, ``head/…``."""
-        with torch.no_grad():
-            stacked = self._split(self._best_theta if best else self.theta)
-        own = [(part, value[part.members.index(number)]) for part, value in stacked.values() if number in part.members]
-        return {_tensor_name(part.key, self.members[number]): value.clone() for part, value in own}
+        names = {(c.path, "." not in c.role, c.pet, c.rank): c.name for c in self.members[number].candidates}
+        self._use(self._best_theta if best else self.theta.detach())
+        own = [(part.key, part.value[part.index == number]) for part in self._parts]
+        return {f"{names.get(key[:4], 'head')}/{key.name}": value[0].clone() for key, value in own if len(value)}
 
     def _scores(self, batches: Sequence[Sequence[Row]], theta: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scores [members × rows, n_labels], member by member, and the targets."""
-        self._active = self._split(self.theta if theta is None else theta)
+        self._use(self.theta if theta is None else theta)
         same = all(batch is batches[0] or batch == batches[0] for batch in batches[1:])
         if not same:
             batch = self.objective.collate([row for rows in batches for row in rows])
@@ -271,28 +276,25 @@ class Population:
 
     # -- at the sites
 
-    def _adder(self, site_key: str) -> Callable[[nn.Module, tuple, Any], Any]:
+    def _adder(self, path: str, is_block: bool) -> Callable[[nn.Module, tuple, Any], Any]:
         def add_deltas(site: nn.Module, inputs: tuple, output: Any) -> Any:
             if self._once:
                 return None
             h = output[0] if isinstance(output, tuple) else output
-            n = len(self.members)
-            one, two = (tensor.unflatten(0, (n, -1)) for tensor in (h, inputs[0] if inputs else h))
-            changed = one.clone()
-            for pet, names in self._at.get(site_key, {}).items():
-                if names[0] not in self._active:  # all members that had it were dropped
-                    continue
-                part = self._active[names[0]][0]
-                tensors = {name.rpartition("/")[2]: self._active[name][1].to(h.dtype) for name in names}
-                whole = len(part.members) == n
-                x, own = (two, one) if whole else (two[part.index], one[part.index])
+            own, x = (t.unflatten(0, (len(self.members), -1)) for t in (h, inputs[0] if inputs else h))
+            changed = own.clone()
+            here = [part for part in self._parts if part.key[:2] == (path, is_block)]
+            for (pet, _), group in groupby(here, key=lambda part: (part.key.pet, part.key.rank)):
+                parts = list(group)
+                index, tensors = parts[0].index, {part.key.name: part.value.to(h.dtype) for part in parts}
+                whole = len(index) == len(own)
 
                 def delta(tensors: dict[str, Tensor], x: Tensor, h: Tensor, pet: str = pet) -> Tensor:
-                    return PETS[pet.split(":")[0]].delta(tensors, x, h, site)
+                    return PETS[pet].delta(tensors, x, h, site)
 
-                value = torch.func.vmap(delta)(tensors, x, own)
-                value = value.view(len(value), *[1] * (own.ndim - value.ndim), *value.shape[1:]).expand_as(own)
-                changed = changed.index_add_(0, part.index, value.to(h.dtype))
+                value = torch.func.vmap(delta)(tensors, x if whole else x[index], own if whole else own[index])
+                value = value.view(len(value), *[1] * (own.ndim - value.ndim), *value.shape[1:])
+                changed.index_add_(0, index, value.expand(-1, *own.shape[1:]).to(h.dtype))
             changed = changed.flatten(0, 1)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
@@ -303,45 +305,39 @@ class Population:
         if self._once:
             return None
         x = inputs[0].unflatten(0, (len(self.members), -1))
-        weight, bias = (self._active[f"head|out.{name}"][1] for name in ("weight", "bias"))
+        weight, bias = (part.value for part in self._parts if not part.key.pet)
         return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2)).flatten(0, 1)
 
     # -- layout
 
-    def _lay_out(self, heads: dict[int, Any]) -> tuple[Tensor, Tensor, Tensor, list[Part]]:
-        """Initial values, owners and learning rates of all elements, and the parts of the vector."""
-        places: dict[str, tuple[list[int], list[Tensor], list[float]]] = {}
-        self._at: dict[str, dict[str, list[str]]] = {}  # site → PET module → its parts
+    def _lay_out(self, heads: dict[int, Objective]) -> tuple[Tensor, Tensor, Tensor, list[Part]]:
+        """Initial values, owner and learning rate of every element, and the parts, those of a site side by side."""
+        tensors: dict[Key, list[tuple[int, Tensor, float]]] = {}
         for k, member in enumerate(self.members):
             for c in member.candidates:
-                vector = self.recipe.vector_lr if PETS[c.pet].default_rank is None else 1.0
+                lr = member.lr * (self.recipe.vector_lr if PETS[c.pet].default_rank is None else 1.0)
                 for name, tensor in fresh_tensors(c, member.seed).items():
-                    site, pet = _site_key(c.path, "." not in c.role), f"{c.pet}:{c.rank}"
-                    key = f"{site}|{pet}/{name}"
-                    names = self._at.setdefault(site, {}).setdefault(pet, [])
-                    names += [] if key in names else [key]
-                    self._append(places, key, k, tensor, member.lr * vector)
+                    tensors.setdefault(Key(c.path, "." not in c.role, c.pet, c.rank, name), []).append((k, tensor, lr))
             head = heads[member.seed].head
             for name, tensor in head.named_parameters() if head is not None else ():
-                self._append(places, f"head|{name}", k, tensor.detach().cpu(), member.lr)
-        parts = [Part(key, ks, (len(ks), *ts[0].shape), torch.tensor(ks)) for key, (ks, ts, _) in places.items()]
-        values = torch.cat([torch.zeros(0), *(tensor.reshape(-1) for _, ts, _ in places.values() for tensor in ts)])
-        pairs = [(k, t.numel(), lr) for ks, ts, lrs in places.values() for k, t, lr in zip(ks, ts, lrs, strict=True)]
-        counts, owners = (torch.tensor([pair[i] for pair in pairs], dtype=torch.long) for i in (1, 0))
-        rates = torch.tensor([lr for *_, lr in pairs])
-        return values, owners.repeat_interleave(counts), rates.repeat_interleave(counts), parts
+                key = Key("head", False, "", None, name)
+                tensors.setdefault(key, []).append((k, tensor.detach().cpu(), member.lr))
+        device, parts = self.objective.device, []
+        values, owners, rates = [torch.zeros(0)], [torch.zeros(0, dtype=torch.long)], [torch.zeros(0)]
+        for key in sorted(tensors, key=lambda key: (*key[:3], key.rank or 0)):
+            for k, tensor, lr in tensors[key]:
+                values.append(tensor.reshape(-1))
+                owners.append(torch.full((tensor.numel(),), k))
+                rates.append(torch.full((tensor.numel(),), lr))
+            index = torch.tensor([k for k, *_ in tensors[key]], device=device)
+            parts.append(Part(key, (len(index), *tensors[key][0][1].shape), index))
+        return torch.cat(values).to(device), torch.cat(owners).to(device), torch.cat(rates).to(device), parts
 
-    @staticmethod
-    def _append(places: dict[str, Any], key: str, k: int, tensor: Tensor, lr: float) -> None:
-        members, tensors, rates = places.setdefault(key, ([], [], []))
-        members.append(k)
-        tensors.append(tensor)
-        rates.append(lr)
-
-    def _split(self, theta: Tensor) -> dict[str, tuple[Part, Tensor]]:
-        sizes = [int(torch.Size(part.shape).numel()) for part in self._parts]
-        pieces = zip(self._parts, theta.split(sizes), strict=True)
-        return {part.key: (part, piece.view(part.shape)) for part, piece in pieces}
+    def _use(self, theta: Tensor) -> None:
+        """The hooks use these values from now on."""
+        pieces = theta.split([torch.Size(part.shape).numel() for part in self._parts])
+        for part, piece in zip(self._parts, pieces, strict=True):
+            part.value = piece.view(part.shape)
 
 
 def blocks_before(objective: Objective, model: nn.Module, candidates: Sequence[Candidate], row: Row) -> dict[str, list]:
@@ -371,21 +367,6 @@ def blocks_before(objective: Objective, model: nn.Module, candidates: Sequence[C
         again = next((n for n, block in enumerate(ran) if calls.count(block) > 1), len(ran))
         before[c.name] = ran[:again]
     return before
-
-
-def _site_key(path: str, is_block: bool) -> str:
-    return f"{path}@block" if is_block else path
-
-
-def _tensor_name(key: str, member: Member) -> str:
-    site, _, rest = key.partition("|")
-    if site == "head":
-        return f"head/{rest}"
-    pet, _, name = rest.rpartition("/")
-    for c in member.candidates:
-        if _site_key(c.path, "." not in c.role) == site and f"{c.pet}:{c.rank}" == pet:
-            return f"{c.name}/{name}"
-    raise KeyError(key)
 
 
 def _repeated(tensor: Tensor, n: int) -> Tensor:
