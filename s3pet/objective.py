@@ -1,7 +1,8 @@
 """A task on a backbone: batches, loss and predictions.
 
 A text-to-text backbone (encoder-decoder or decoder) learns to write the word of the right label. It is scored by
-comparing the likelihoods of all label words, and only PET tensors are trained. An encoder gets a head on its pooled
+comparing the likelihoods of all label words, each up to the token by which they can be told apart; where that is the
+first one, a single pass scores them all. Only PET tensors are trained. An encoder gets a head on its pooled
 output; the head is trained too, and its parameters are reported beside the budget, never as part of it.
 
 A text-to-text backbone can be trained with one of two losses. ``"choice"`` is the cross-entropy over the likelihoods
@@ -242,16 +243,20 @@ class SequenceToSequence(Objective):
         super().__init__(model, task, settings)
         words = self.tokenizer(text_target=list(task.label_words))["input_ids"]
         self.register_buffer("words", _pad(words, -100).to(self.device))  # [n_labels, length], with the end token
+        self.n_told = _tokens_that_tell(words, task)
 
     def _word_loss(self, batch: Batch) -> Tensor:
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         return self.run(**inputs, labels=self.words[batch["target"]], use_cache=False).loss
 
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        mask, n_labels = batch["attention_mask"], len(self.words)
+        mask, n_labels, words = batch["attention_mask"], len(self.words), self.words[:, : self.n_told]
+        if self.n_told == 1:
+            inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, "labels": words[:1].expand(len(mask), 1)}
+            return self.run(**inputs, use_cache=False).logits[:, 0].float().log_softmax(-1)[:, words[:, 0]]
         hidden = self.run(self.model.get_encoder(), input_ids=batch["input_ids"], attention_mask=mask)
         hidden.last_hidden_state = hidden.last_hidden_state.repeat_interleave(n_labels, 0)
-        labels = self.words.repeat(len(mask), 1)  # row-major: all label words of row 0, then of row 1, …
+        labels = words.repeat(len(mask), 1)  # row-major: all label words of row 0, then of row 1, …
         mask = mask.repeat_interleave(n_labels, 0)
         logits = self.run(encoder_outputs=hidden, attention_mask=mask, labels=labels, use_cache=False).logits
         return _likelihood(logits, labels).view(-1, n_labels)
@@ -265,8 +270,7 @@ class Causal(Objective):
         texts = [" " + word for word in task.label_words]
         encoded = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         self.words = [ids[: settings.max_length // 2] for ids in encoded]
-        if len({tuple(word) for word in self.words}) < len(self.words):
-            raise TaskError(f"label words {task.label_words} are not distinct tokens for this tokenizer")
+        self.n_told = _tokens_that_tell(self.words, task)
 
     def encode(self, examples: Sequence[Example]) -> list[Row]:
         length = self.settings.max_length - max(map(len, self.words))  # the end of the prompt matters most
@@ -278,16 +282,20 @@ class Causal(Objective):
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
 
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
+        if self.n_told == 1:
+            logits = self.run(input_ids=batch["input_ids"], use_cache=False).logits
+            last = logits[torch.arange(len(logits)), batch["attention_mask"].sum(1) - 1]  # after the prompt
+            return last.float().log_softmax(-1)[:, [word[0] for word in self.words]]
         every = list(range(len(self.words)))
-        return _likelihood(*self._continued(batch, [every] * len(batch["target"]))).view(-1, len(every))
+        return _likelihood(*self._continued(batch, [every] * len(batch["target"]), self.n_told)).view(-1, len(every))
 
-    def _continued(self, batch: Batch, chosen: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Logits of each row's prompt with each of its chosen words, and labels that are −100 except on the word."""
+    def _continued(self, batch: Batch, chosen: list[list[int]], n: int | None = None) -> tuple[Tensor, Tensor]:
+        """Logits of each row's prompt with (n tokens of) its chosen words, and labels, −100 except on the word."""
         ids, labels = [], []
         for padded, mask, words in zip(batch["input_ids"], batch["attention_mask"], chosen, strict=True):
             prompt = padded[mask.bool()].tolist()
-            ids += [prompt + self.words[word] for word in words]
-            labels += [[-100] * len(prompt) + self.words[word] for word in words]
+            ids += [prompt + self.words[word][:n] for word in words]
+            labels += [[-100] * len(prompt) + self.words[word][:n] for word in words]
         padding = self.tokenizer.pad_token_id or 0  # on the right, where a causal mask never looks
         logits = self.run(input_ids=_pad(ids, padding).to(self.device), use_cache=False).logits[:, :-1]
         return logits, _pad(labels, -100).to(self.device)[:, 1:]
@@ -352,6 +360,14 @@ def make_objective(
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, value)
+
+
+def _tokens_that_tell(words: Sequence[Sequence[int]], task: Task) -> int:
+    """The smallest number of leading tokens in which all label words differ; TaskError if there is none."""
+    for n in range(1, max(map(len, words)) + 1):
+        if len({tuple(word[:n]) for word in words}) == len(words):
+            return n
+    raise TaskError(f"label words {task.label_words} are not distinct tokens for this tokenizer")
 
 
 def _likelihood(logits: Tensor, labels: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -199,8 +199,39 @@ def test_sequence_to_sequence_scores_are_the_words_likelihoods():
         for column, word in enumerate(task.label_words):
             ids = toy_tokenizer()(example.source, return_tensors="pt")
             labels = toy_tokenizer()(text_target=word, return_tensors="pt")["input_ids"]
-            loss = model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"], labels=labels).loss
-            assert float(scores[row, column]) == pytest.approx(-float(loss) * labels.shape[1], rel=1e-4)
+            ids["labels"] = labels[:, :1]  # the first token tells these words apart
+            assert float(scores[row, column]) == pytest.approx(-float(model(**ids).loss), rel=1e-4)
+
+
+LONG_WORDS = (("w1 w2", "w1 w3 w4", "w1"), 2)  # the second token tells them apart
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_llama])
+@pytest.mark.parametrize(("words", "n_told"), [LONG_WORDS, (("w1 w2", "w3 w4", "w5"), 1)])
+def test_label_words_are_scored_up_to_the_token_that_tells_them_apart(make_model, words, n_told):
+    model, task = make_model(), replace(toy_task(), label_words=words, label_names=words)
+    objective = make_objective(model, task)
+    assert objective.n_told == n_told
+    scores = objective.scores(objective.collate(objective.encode(task.test[:5])))
+    assert scores.shape == (5, 3)
+    for row, example in enumerate(task.test[:5]):
+        for column, word in enumerate(words):
+            prompt = toy_tokenizer()(example.source)["input_ids"]
+            tokens = toy_tokenizer()(word, add_special_tokens=make_model is tiny_t5)["input_ids"][:n_told]
+            if make_model is tiny_t5:
+                logits = model(input_ids=torch.tensor([prompt]), labels=torch.tensor([tokens])).logits[0]
+            else:
+                logits = model(input_ids=torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+            expected = sum(float(one.log_softmax(-1)[token]) for one, token in zip(logits, tokens, strict=True))
+            assert float(scores[row, column]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_llama])
+def test_label_words_that_are_the_same_tokens_are_refused(make_model):
+    task = replace(toy_task(), label_words=("zebra", "lion"), label_names=("zebra", "lion"))  # both unknown
+    with pytest.raises(TaskError, match="not distinct tokens"):
+        make_objective(make_model(), task)
 
 
 @torch.no_grad()
@@ -226,8 +257,9 @@ def test_choice_is_the_cross_entropy_of_the_scores_and_lm_is_the_word_s_own(make
         scores = choice.scores(batch)
         right = scores.gather(1, batch["target"][:, None]).squeeze(1)
         assert float(choice.loss(batch)) == pytest.approx(float((scores.logsumexp(1) - right).mean()), rel=1e-5)
-        tokens = 2 if make_model is tiny_t5 else 1  # the word, and the end token of an encoder-decoder
-        assert float(lm.loss(batch)) == pytest.approx(-float(right.mean()) / tokens, rel=1e-4)
+        choice.n_told = 2 if make_model is tiny_t5 else 1  # the word, and the end token of an encoder-decoder
+        right = choice.scores(batch).gather(1, batch["target"][:, None])
+        assert float(lm.loss(batch)) == pytest.approx(-float(right.mean()) / choice.n_told, rel=1e-4)
 
 
 @pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert, tiny_roberta, tiny_llama])

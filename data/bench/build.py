@@ -39,12 +39,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 WORK = ROOT / "runs" / "bench"
 SEARCHES = ROOT / "data" / "runs" / "ablation" / "searches"
-TOGETHER = 4  # structures in a population; each is there once for every rate
+TOGETHER = 3  # structures in a population; each is there once for every rate
 
 TASKS = ("number", "ending", "sentiment")
 BUDGETS = ("0.1%", "0.05%")
 RATES = (3e-3, 1e-2, 3e-2)
-RECIPE: dict[str, Any] = {"steps": 400, "batch_size": 8, "lr_warmup": 40, "evaluations": 4}
+RECIPE: dict[str, Any] = {"steps": 250, "batch_size": 8, "lr_warmup": 25, "evaluations": 3}
 COUNTS = {"random": 36, "covered": 26, "searched": 30, "even": 8}  # for each task and budget
 KINDS = ("shared warm", "long", "shared warm long", "default", "shared", "warm long", "unrolled", "hard", "shared slow")
 KINDS += ("shared mean both",)
