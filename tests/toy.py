@@ -15,7 +15,9 @@ WORDS = [f"w{index}" for index in range(40)]
 def toy_tokenizer():
     """A word-level tokenizer whose ids fit tiny models (vocabulary of 64)."""
     special = ["<pad>", "</s>", "<unk>", "yes", "no"]
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + WORDS)}, unk_token="<unk>"))
+    inner = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate([*special, *WORDS, "0", "1", "2"])}, unk_token="<unk>")
+    )
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 1)]

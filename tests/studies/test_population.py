@@ -13,6 +13,7 @@ from s3pet.studies.population import Member, Population
 from s3pet.supernet import Supernet, is_attached
 from s3pet.trainer import Recipe
 
+INERT = tuple(f"decoder.{layer}.attn.{role}" for layer in (0, 1) for role in "qk")  # where labels are one token
 RECIPE = Recipe(steps=6, batch_size=8, evaluations=2, lr_warmup=2, vector_lr=3.0)
 
 
@@ -90,7 +91,9 @@ def test_members_learn_what_retrain_teaches(make):
         assert test[k] == tuned.metrics["test"]
         mine = population.tensors(k)
         assert set(mine) == set(tuned.tensors())
-        moved = {name: t for name, t in tuned.tensors().items() if name.endswith(("/B", "/b", "/w", "weight"))}
+        # what AdamW makes of the rounding errors of modules that do nothing here is not compared
+        names = [name for name in mine if not name.startswith(INERT)]
+        moved = {name: tuned.tensors()[name] for name in names if name.endswith(("/B", "/b", "/w", "weight"))}
         for name, tensor in moved.items():
             assert torch.allclose(mine[name], tensor, atol=2e-4), name
 
@@ -112,7 +115,7 @@ def test_a_dropped_member_changes_nothing_for_the_others():
     for one, other in zip(curves, alone_curves, strict=True):
         assert [point[:2] for point in one] == [point[:2] for point in other]
     for one, other in zip(tensors, alone, strict=True):
-        assert all(torch.allclose(one[name], other[name], atol=2e-4) for name in other)
+        assert all(torch.allclose(one[n], other[n], atol=2e-4) for n in other if not n.startswith(INERT))
 
 
 def test_layers_below_all_sites_run_once_for_all_members():
