@@ -45,6 +45,10 @@ TASKS = ("number", "ending", "sentiment")
 BUDGETS = ("0.1%", "0.05%")
 RATES = (3e-3, 1e-2, 3e-2)
 RECIPE: dict[str, Any] = {"steps": 250, "batch_size": 8, "lr_warmup": 25, "evaluations": 3}
+NOW: dict[str, dict[str, Any]] = {  # searches made here
+    "default": {},
+    "adamw": {"alpha_optimizer": "adamw", "warmup": 0, "steps": 300},  # the paper's, without dropout
+}
 COUNTS = {"random": 36, "covered": 26, "searched": 30, "even": 8}  # for each task and budget
 KINDS = ("shared warm", "long", "shared warm long", "default", "shared", "warm long", "unrolled", "hard", "shared slow")
 KINDS += ("shared mean both",)
@@ -111,16 +115,21 @@ def plan(model: Any, tasks: dict[str, Any], space: Space, inert: dict[str, list[
 def searched(model: Any, task: Any, space: Space, budget: str) -> Iterator[tuple[Structure, str]]:
     """Searches of now, made where they are missing, and saved ones of several older kinds, cut at the budget."""
     name = task.name.rpartition("/")[2]
-    for seed in range(3):
-        folder = WORK / "pocket" / "searches" / name / f"seed{seed}"
-        if not (folder / "config.json").is_file():
-            s3pet.search(model, task, space, budget="0.1%", seed=seed, out=folder, progress=False)
-        yield s3pet.load_run(folder).structure(budget), f"default {seed}"
+    for seed, (kind, settings) in ((seed, item) for seed in range(3) for item in NOW.items()):
+        yield made(model, task, space, kind, settings, seed).structure(budget), f"{kind} {seed}"
     for seed in range(3):
         for kind in KINDS:
             folder = SEARCHES / kind / name / f"seed{seed}"
             if (folder / "config.json").is_file():
                 yield s3pet.load_run(folder).structure(budget), f"{kind}, older, {seed}"
+
+
+def made(model: Any, task: Any, space: Space, kind: str, settings: dict[str, Any], seed: int) -> Any:
+    """A search, from its folder if it is finished."""
+    folder = WORK / "pocket" / "searches" / kind / task.name.rpartition("/")[2] / f"seed{seed}"
+    if (folder / "config.json").is_file():
+        return s3pet.load_run(folder)
+    return s3pet.search(model, task, space, budget="0.1%", seed=seed, out=folder, progress=False, **settings)
 
 
 def train(model: Any, task: Any, runs: list[tuple[Proposal, float, int]]) -> list[dict[str, Any]]:

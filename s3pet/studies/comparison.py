@@ -7,6 +7,8 @@ not computed again, so a long comparison can be interrupted and continued.
 from __future__ import annotations
 
 import json
+import math
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -24,8 +26,9 @@ from s3pet.objective import ObjectiveSettings, make_objective
 from s3pet.records import config_hash
 from s3pet.result import RESULTS_VERSION
 from s3pet.structure import Structure
+from s3pet.studies.population import Member, Population
 from s3pet.tasks import Task
-from s3pet.tuning import Recipe, TunedModel, retrain
+from s3pet.tuning import DEFAULT_LR, Recipe, TunedModel, retrain
 
 Entry = Structure | str
 
@@ -39,6 +42,7 @@ def compare(
     objective: ObjectiveSettings | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     progress: bool = True,
+    together: int = 1,
     **recipe: Any,
 ) -> pd.DataFrame:
     """Retrain several structures in the same way and collect their scores in one table.
@@ -52,6 +56,8 @@ def compare(
         objective: max_length, pooling, loss and precision, see :class:`s3pet.objective.ObjectiveSettings`.
         out: JSON-lines file to which finished rows are appended; rows in it are not computed again.
         progress: show one bar over all rows.
+        together: number of structures that are trained at once as a :class:`s3pet.studies.population.Population`: the
+            same scores up to rounding (with dropout, up to its noise), in less time where a batch is small.
         **recipe: fields of :class:`s3pet.tuning.Recipe` except ``seed``.
 
     Returns:
@@ -64,30 +70,68 @@ def compare(
     path = Path(out) if out is not None else None
     finished = read_rows(path) if path is not None else {}
     resolved = asdict(make_objective(model, task, objective).settings)
-    backbone, rows = backbone_checksum(model), []
+    backbone = backbone_checksum(model)
     plan = [
         (name, index, entry, seed)
         for name, entries in structures.items()
         for index, entry in enumerate([entries] if isinstance(entries, (str, Structure)) else entries)
         for seed in seeds
     ]
-    with tqdm(total=len(plan), desc=f"compare on {task.name}", disable=not progress) as bar:
-        for name, index, entry, seed in plan:
-            kind, names = "reference", [str(entry)]
-            if isinstance(entry, Structure):
-                kind, names = str(entry.origin.get("kind", "custom")), list(entry.names)
-            chosen = asdict(Recipe(seed=seed, **recipe))
-            key = row_key(backbone=backbone, task=task.fingerprint, structure=names, recipe=chosen, objective=resolved)
-            labels = {"task": task.name, "structure": name, "kind": kind, "index": index, "seed": seed}
-            if key not in finished:
-                bar.set_postfix_str(name)
+    labels, keys, waiting = [], [], dict[str, tuple[Entry, int]]()
+    for name, index, entry, seed in plan:
+        kind, names = "reference", [str(entry)]
+        if isinstance(entry, Structure):
+            kind, names = str(entry.origin.get("kind", "custom")), list(entry.names)
+        chosen = asdict(Recipe(seed=seed, **recipe))
+        key = row_key(backbone=backbone, task=task.fingerprint, structure=names, recipe=chosen, objective=resolved)
+        labels.append({"task": task.name, "structure": name, "kind": kind, "index": index, "seed": seed})
+        keys.append(key)
+        if key not in finished:
+            waiting[key] = entry, seed
+    alike = [key for key, (entry, _) in waiting.items() if isinstance(entry, Structure)] if together > 1 else []
+    chunks = [alike[start : start + together] for start in range(0, len(alike), together)]
+    chunks += [[key] for key in waiting if key not in set(alike)]
+    with tqdm(
+        total=len(plan), initial=len(plan) - len(waiting), desc=f"compare on {task.name}", disable=not progress
+    ) as bar:
+        for chunk in chunks:
+            runs = [waiting[key] for key in chunk]
+            if len(chunk) > 1 or chunk[0] in alike:
+                measured = measure_together(model, task, runs, objective, recipe)
+            else:
+                entry, seed = runs[0]
                 train = partial(retrain, model, task, entry, seed=seed, objective=objective, **recipe)
-                finished[key] = labels | measure(train, model, task, entry)
+                measured = [measure(train, model, task, entry)]
+            for key, row in zip(chunk, measured, strict=True):
+                finished[key] = labels[keys.index(key)] | row
                 if path is not None:
                     append_row(path, {"key": key, **finished[key]})
-            rows.append({**finished[key], **labels})  # the same retraining may have another name in the file
-            bar.update()
-    return as_table(rows)
+            bar.update(len(chunk))
+    # the same retraining may have another name in the file
+    return as_table([{**finished[key], **own} for key, own in zip(keys, labels, strict=True)])
+
+
+def measure_together(
+    model: nn.Module, task: Task, runs: Sequence[tuple[Any, int]], objective: Any, recipe: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """What :func:`measure` returns, of several (structure, seed) trained at once; costs are shared out evenly."""
+    started, rest = time.perf_counter(), {name: value for name, value in recipe.items() if name != "lr"}
+    lr = recipe.get("lr") or DEFAULT_LR["pet"]
+    for structure, _ in runs:
+        structure.check(model)
+    members = [Member(structure.candidates, lr, seed) for structure, seed in runs]
+    with Population(model, task, members, Recipe(**rest), objective) as population:
+        population.train()
+        _, scores = population.evaluate(task.test, best=True)
+    rows = []
+    for k, (structure, _) in enumerate(runs):
+        diverged = not bool(population.finite[k]) or not math.isfinite(scores[k])
+        row = {"n_params": structure.n_params, "head_params": population.objective.head_params, "metric": task.metric}
+        row |= {"validation": population.best[k], "score": scores[k], "passes": population.step}
+        row |= {"rows": population.rows // len(runs), "seconds": (time.perf_counter() - started) / len(runs)}
+        empty = dict.fromkeys(name for name in row if name not in ("n_params", "metric")) if diverged else {}
+        rows.append(row | empty | {"diverged": diverged})
+    return rows
 
 
 def row_key(

@@ -80,6 +80,7 @@ class Population:
         members, step, rows: who is left, steps done, rows passed forward and backward so far (of all members).
         theta, owner: all trained tensors as one vector, and the member of each element.
         best, best_step, curves: per member the best validation score, its step, and ``(step, score, loss)`` so far.
+        finite: per member, whether all its training losses were finite; a tensor.
     """
 
     def __init__(self, model: nn.Module, task: Task, members: Sequence[Member], recipe: Recipe, objective: Any = None):
@@ -96,6 +97,7 @@ class Population:
         self.streams = {m.seed: Stream(self.train_rows, recipe.batch_size, m.seed) for m in self.members}
         self.step, self.rows = 0, 0
         self.best, self.best_step = [-float("inf")] * len(self.members), [0] * len(self.members)
+        self.finite = torch.ones(len(self.members), dtype=torch.bool, device=self.objective.device)
         self.curves: list[list[tuple[int, float, float]]] = [[] for _ in self.members]
         theta, self.owner, self._speed, self._parts = self._lay_out(heads)
         self.theta, self._best_theta = theta.requires_grad_(), theta.detach().clone()
@@ -146,6 +148,7 @@ class Population:
         torch.manual_seed(derive(self.members[0].seed, 11, self.step))
         losses = self.objective.losses(*self._scores(batches))
         losses = losses.view(len(self.members), -1).mean(1)
+        self.finite &= losses.isfinite()
         (gradient,) = torch.autograd.grad(losses.sum(), self.theta)
         norms = torch.zeros(len(self.members), device=gradient.device).index_add_(0, self.owner, gradient.square())
         shrink = (CLIP / (norms.sqrt() + 1e-6)).clamp(max=1.0)
@@ -189,7 +192,7 @@ class Population:
             part.index = new[part.index][new[part.index] >= 0]
             part.shape = (len(part.index), *part.shape[1:])
         self._parts = [part for part in self._parts if len(part.index)]
-        mask = new[self.owner] >= 0
+        mask, self.finite = new[self.owner] >= 0, self.finite[numbers]
         state = self._optimizer.state.pop(self.theta, {})
         self.theta = self.theta.detach()[mask].requires_grad_()
         self.owner, self._speed, self._best_theta = new[self.owner[mask]], self._speed[mask], self._best_theta[mask]

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 import torch
-from tiny import tiny_t5
+from tiny import tiny_bert, tiny_t5
 from toy import toy_task
 
 from s3pet import compare, make_space, manual_structure, random_structure
@@ -35,6 +35,45 @@ def test_one_row_per_structure_and_seed():
     assert found.score["random"] == pytest.approx(rows.mean())
     assert found.spread["random"] == pytest.approx(rows.std())
     assert found.runs["random"] == 4
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert])
+def test_structures_trained_together_have_the_scores_of_those_trained_alone(make_model, tmp_path, monkeypatch):
+    model, task, path = make_model(), toy_task(), tmp_path / "rows.jsonl"
+    space = make_space(model, "mixed")
+    structures = {"random": [random_structure(space, 300, seed=seed) for seed in range(3)], "head": "head"}
+    options = {"steps": 6, "batch_size": 8, "evaluations": 3, "lr": 1e-2, "seeds": (0, 1), "progress": False}
+    alone = compare(model, task, structures, **options)
+    together = compare(model, task, structures, together=4, out=path, **options)
+    same = [
+        "task",
+        "structure",
+        "kind",
+        "index",
+        "seed",
+        "n_params",
+        "head_params",
+        "metric",
+        "passes",
+        "rows",
+        "diverged",
+    ]
+    assert together[same].equals(alone[same])
+    assert together.score.tolist() == pytest.approx(alone.score.tolist(), abs=0.011)  # one row of 100 may differ
+    assert together.validation.tolist() == pytest.approx(alone.validation.tolist(), abs=0.011)
+    assert together.score.nunique() > 1
+    monkeypatch.setattr(comparison, "Population", None)  # everything is in the file
+    assert compare(model, task, structures, together=4, out=path, **options).equals(together)
+
+
+def test_one_that_diverges_is_a_row_among_those_trained_together():
+    model, task = tiny_t5(), toy_task()
+    structures = {"random": [random_structure(make_space(model, "mixed"), 300, seed=seed) for seed in range(2)]}
+    options = {"steps": 6, "evaluations": 3, "lr": 1e30, "progress": False}
+    table, alone = (compare(model, task, structures, together=n, **options) for n in (2, 1))
+    assert table.diverged.any()
+    assert table.diverged.tolist() == alone.diverged.tolist() == table.score.isna().tolist()
+    assert table.n_params.tolist() == alone.n_params.tolist()
 
 
 @pytest.fixture
