@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -126,9 +127,10 @@ def searched(model: Any, task: Any, space: Space, budget: str) -> Iterator[tuple
 
 def made(model: Any, task: Any, space: Space, kind: str, settings: dict[str, Any], seed: int) -> Any:
     """A search, from its folder if it is finished."""
-    folder = WORK / "pocket" / "searches" / kind / task.name.rpartition("/")[2] / f"seed{seed}"
-    if (folder / "config.json").is_file():
-        return s3pet.load_run(folder)
+    place = Path("searches") / kind / task.name.rpartition("/")[2] / f"seed{seed}"
+    for folder in (HERE / "pocket" / place, WORK / "pocket" / place):
+        if (folder / "config.json").is_file():
+            return s3pet.load_run(folder)
     return s3pet.search(model, task, space, budget="0.1%", seed=seed, out=folder, progress=False, **settings)
 
 
@@ -231,6 +233,14 @@ def write(name: str) -> None:
     if solo:
         table = pd.concat(solo, ignore_index=True)
         write_table(table.assign(task=table["task"].str.rpartition("/")[2]), out / "solo.parquet")
+    for path in sorted((WORK / name / "searches").glob("*/*/*/config.json")):
+        copy = out / "searches" / path.parent.relative_to(WORK / name / "searches")
+        copy.mkdir(parents=True, exist_ok=True)
+        for file in ("gates.parquet", "history.parquet", "structure.json", "metrics.json", "config.json"):
+            shutil.copy(path.parent / file, copy / file)
+        steps = pd.read_parquet(path.parent / "trajectory.parquet")
+        kept = sorted(steps["step"].unique())[-1::-10]  # about six, the last one among them
+        write_table(steps[steps["step"].isin(kept)], copy / "trajectory.parquet")
     facts = {"name": name, "model": space.model_id, "model_hash": backbone_checksum(model)}
     facts |= {"backbone_params": space.backbone_params, "space_name": space.name, "space": [asdict(c) for c in space]}
     facts |= {"tasks": {task: {"fingerprint": t.fingerprint, "metric": t.metric} for task, t in tasks.items()}}

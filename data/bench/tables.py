@@ -16,8 +16,10 @@ from typing import Any
 import pandas as pd
 
 from s3pet.studies.bench import Bench
-from s3pet.studies.report import as_text
+from s3pet.studies.report import as_text, finished_searches
 from s3pet.studies.surrogate import MODEL, MODELS
+from s3pet.transfer import agreement, average_gates
+from s3pet.utility import faithfulness
 
 HERE = Path(__file__).resolve().parent
 BLOCK = re.compile(r"(<!-- (?!end)([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -90,11 +92,49 @@ def models() -> list[dict[str, Any]]:
     return rows
 
 
+FAITHFUL = {  # folders of searches; the first two were made with dropout
+    "runs/ablation/searches/long": "`paper`, 300 steps, dropout",
+    "runs/ablation/searches/shared warm": "default, dropout",
+    "bench/pocket/searches/adamw": "`paper`, 300 steps",
+    "bench/pocket/searches/default": "default",
+}
+
+
+def faithful() -> list[dict[str, Any]]:
+    """Rank correlation of the gates of saved searches with solo utility: means over searches, by kind."""
+    rows = []
+    for bench in benches():
+        solo = dict(iter(bench.solo.groupby("task", sort=False))) if bench.solo is not None else {}
+        for folder, name in FAITHFUL.items() if bench.name == "pocket" else ():
+            place, found = HERE.parent / folder, []
+            for _, task, runs in finished_searches(place.parent, [place.name], [*solo]):
+                for kind, searches in (("one", runs), ("average", [average_gates(runs)])):
+                    for run in searches:
+                        ranks = faithfulness(run, solo[task]).set_index("scope")
+                        columns = {"all": "all", "lora": "LoRA", "within PET modules": "within"}
+                        found += [(kind, task, what, ranks["spearman"][scope]) for scope, what in columns.items()]
+                        found.append((kind, task, "ceiling", ranks["ceiling"]["all"]))
+                pairs = agreement(runs, draws=20)["spearman"].mean() if len(runs) > 1 else float("nan")
+                found.append(("one", task, "between seeds", pairs))
+            table = pd.DataFrame(found, columns=["kind", "task", "what", "value"])
+            means = table.groupby(["kind", "task", "what"])["value"].mean()
+            cells = {task: f"{means['one', task, 'all']:.2f}" for task in solo if ("one", task, "all") in means}
+            over = table.groupby(["kind", "what"])["value"].mean()
+            cells |= {"within PET modules": f"{over['one', 'within']:.2f}", "LoRA": f"{over['one', 'LoRA']:.2f}"}
+            cells |= {
+                "average of the seeds": f"{over['average', 'all']:.2f}",
+                "ceiling": f"{over['one', 'ceiling']:.2f}",
+            }
+            rows.append({"search": name, **cells, "between seeds": f"{over['one', 'between seeds']:.2f}"})
+    return rows
+
+
 TABLES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "overview": overview,
     "kinds": kinds,
     "prediction": prediction,
     "models": models,
+    "faithful": faithful,
 }
 
 
