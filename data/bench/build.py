@@ -243,7 +243,12 @@ def write(name: str) -> None:
         write_table(steps[steps["step"].isin(kept)], copy / "trajectory.parquet")
     facts = {"name": name, "model": space.model_id, "model_hash": backbone_checksum(model)}
     facts |= {"backbone_params": space.backbone_params, "space_name": space.name, "space": [asdict(c) for c in space]}
-    facts |= {"tasks": {task: {"fingerprint": t.fingerprint, "metric": t.metric} for task, t in tasks.items()}}
+    facts |= {
+        "tasks": {
+            task: {"fingerprint": tasks[task].fingerprint, "metric": tasks[task].metric}
+            for task in rows["task"].unique()
+        }
+    }
     facts |= {"recipe": RECIPE, "rates": RATES, "objective": asdict(ObjectiveSettings()), "versions": versions()}
     write_json({"format": FORMAT, "version": VERSION, **facts}, out / "bench.json")
     print(f"{len(structures)} structures, {len(rows)} rows")
