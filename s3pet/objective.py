@@ -284,7 +284,7 @@ class Causal(Objective):
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
         if self.n_told == 1:
             logits = self.run(input_ids=batch["input_ids"], use_cache=False).logits
-            last = logits[torch.arange(len(logits)), batch["attention_mask"].sum(1) - 1]  # after the prompt
+            last = logits[torch.arange(len(logits), device=logits.device), batch["attention_mask"].sum(1) - 1]
             return last.float().log_softmax(-1)[:, [word[0] for word in self.words]]
         every = list(range(len(self.words)))
         return _likelihood(*self._continued(batch, [every] * len(batch["target"]), self.n_told)).view(-1, len(every))

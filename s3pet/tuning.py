@@ -161,10 +161,8 @@ def tune(
     objective, started = learner.objective, time.perf_counter()
     task, target, rows = objective.task, learner.target, objective.encode(objective.task.validation)
     kept, kind = (structure, "pet") if isinstance(structure, Structure) else (None, structure)
-    lr, learner.dropout = (
-        recipe.lr or DEFAULT_LR.get(kind),
-        recipe.dropout or (recipe.dropout is None and kind == "full"),
-    )
+    lr = recipe.lr or DEFAULT_LR.get(kind)
+    learner.dropout = kind == "full" if recipe.dropout is None else recipe.dropout
     best_step, curve, failure, scores = 0, list[dict[str, float]](), None, dict[str, dict[str, float]]()
     watched = learner.cost.watch_memory(objective.device)
     with preserved(model, target, objective, all_random_states=True), learner.attached(), watched:
