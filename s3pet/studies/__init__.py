@@ -1,7 +1,9 @@
-"""Studies: grids of runs, their statistics, baselines that a search is compared with, and benches to judge it by."""
+"""Studies: grids of runs, their statistics, baselines, what single modules do, races, and a table of trained structures."""
 
 from s3pet.studies.bench import Bench
 from s3pet.studies.comparison import compare
+from s3pet.studies.interventions import drop_utility, probe_inert, solo_utility
+from s3pet.studies.racing import race
 from s3pet.studies.study import Study
 
-__all__ = ["Bench", "Study", "compare"]
+__all__ = ["Bench", "Study", "compare", "drop_utility", "probe_inert", "race", "solo_utility"]
