@@ -1,4 +1,4 @@
-"""Studies: grids of runs, their statistics, baselines, what single modules do, races, and a table of trained structures."""
+"""Studies: grids of runs, statistics, baselines, what single modules do, races, and a table of trained structures."""
 
 from s3pet.studies.bench import Bench
 from s3pet.studies.comparison import compare
