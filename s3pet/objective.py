@@ -243,15 +243,15 @@ class SequenceToSequence(Objective):
         super().__init__(model, task, settings)
         words = self.tokenizer(text_target=list(task.label_words))["input_ids"]
         self.register_buffer("words", _pad(words, -100).to(self.device))  # [n_labels, length], with the end token
-        self.n_told = _tokens_that_tell(words, task)
+        self.n_distinct = _distinct_prefix(words, task)
 
     def _word_loss(self, batch: Batch) -> Tensor:
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         return self.run(**inputs, labels=self.words[batch["target"]], use_cache=False).loss
 
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        mask, n_labels, words = batch["attention_mask"], len(self.words), self.words[:, : self.n_told]
-        if self.n_told == 1:
+        mask, n_labels, words = batch["attention_mask"], len(self.words), self.words[:, : self.n_distinct]
+        if self.n_distinct == 1:
             inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, "labels": words[:1].expand(len(mask), 1)}
             return self.run(**inputs, use_cache=False).logits[:, 0].float().log_softmax(-1)[:, words[:, 0]]
         hidden = self.run(self.model.get_encoder(), input_ids=batch["input_ids"], attention_mask=mask)
@@ -270,7 +270,7 @@ class Causal(Objective):
         texts = [" " + word for word in task.label_words]
         encoded = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         self.words = [ids[: settings.max_length // 2] for ids in encoded]
-        self.n_told = _tokens_that_tell(self.words, task)
+        self.n_distinct = _distinct_prefix(self.words, task)
 
     def encode(self, examples: Sequence[Example]) -> list[Row]:
         length = self.settings.max_length - max(map(len, self.words))  # the end of the prompt matters most
@@ -282,12 +282,14 @@ class Causal(Objective):
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
 
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        if self.n_told == 1:
+        if self.n_distinct == 1:
             logits = self.run(input_ids=batch["input_ids"], use_cache=False).logits
             last = logits[torch.arange(len(logits), device=logits.device), batch["attention_mask"].sum(1) - 1]
             return last.float().log_softmax(-1)[:, [word[0] for word in self.words]]
         every = list(range(len(self.words)))
-        return _likelihood(*self._continued(batch, [every] * len(batch["target"]), self.n_told)).view(-1, len(every))
+        return _likelihood(*self._continued(batch, [every] * len(batch["target"]), self.n_distinct)).view(
+            -1, len(every)
+        )
 
     def _continued(self, batch: Batch, chosen: list[list[int]], n: int | None = None) -> tuple[Tensor, Tensor]:
         """Logits of each row's prompt with (n tokens of) its chosen words, and labels, −100 except on the word."""
@@ -362,7 +364,7 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, value)
 
 
-def _tokens_that_tell(words: Sequence[Sequence[int]], task: Task) -> int:
+def _distinct_prefix(words: Sequence[Sequence[int]], task: Task) -> int:
     """The smallest number of leading tokens in which all label words differ; TaskError if there is none."""
     for n in range(1, max(map(len, words)) + 1):
         if len({tuple(word[:n]) for word in words}) == len(words):

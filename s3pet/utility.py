@@ -138,9 +138,9 @@ def faithfulness(gates: Any, utility: pd.DataFrame, *, value: str = "utility") -
         kinds = pd.Series(kinds, part.index).to_numpy()
         prob, measured, errors = part[["prob", value, error]].to_numpy(float).T
         rows.append((scope, *_compare(prob, measured, errors, kinds)))
-    found = pd.DataFrame(rows, columns=["scope", "n", *MEASURES])
-    found.attrs = table.attrs
-    return found
+    measures = pd.DataFrame(rows, columns=["scope", "n", *MEASURES])
+    measures.attrs = table.attrs
+    return measures
 
 
 def _compare(prob: np.ndarray, utility: np.ndarray, error: np.ndarray, groups: np.ndarray) -> tuple[float, ...]:

@@ -208,17 +208,17 @@ LONG_WORDS = (("w1 w2", "w1 w3 w4", "w1"), 2)  # the second token tells them apa
 
 @torch.no_grad()
 @pytest.mark.parametrize("make_model", [tiny_t5, tiny_llama])
-@pytest.mark.parametrize(("words", "n_told"), [LONG_WORDS, (("w1 w2", "w3 w4", "w5"), 1)])
-def test_label_words_are_scored_up_to_the_token_that_tells_them_apart(make_model, words, n_told):
+@pytest.mark.parametrize(("words", "n_distinct"), [LONG_WORDS, (("w1 w2", "w3 w4", "w5"), 1)])
+def test_label_words_are_scored_up_to_the_token_that_tells_them_apart(make_model, words, n_distinct):
     model, task = make_model(), replace(toy_task(), label_words=words, label_names=words)
     objective = make_objective(model, task)
-    assert objective.n_told == n_told
+    assert objective.n_distinct == n_distinct
     scores = objective.scores(objective.collate(objective.encode(task.test[:5])))
     assert scores.shape == (5, 3)
     for row, example in enumerate(task.test[:5]):
         for column, word in enumerate(words):
             prompt = toy_tokenizer()(example.source)["input_ids"]
-            tokens = toy_tokenizer()(word, add_special_tokens=make_model is tiny_t5)["input_ids"][:n_told]
+            tokens = toy_tokenizer()(word, add_special_tokens=make_model is tiny_t5)["input_ids"][:n_distinct]
             if make_model is tiny_t5:
                 logits = model(input_ids=torch.tensor([prompt]), labels=torch.tensor([tokens])).logits[0]
             else:
@@ -257,9 +257,9 @@ def test_choice_is_the_cross_entropy_of_the_scores_and_lm_is_the_word_s_own(make
         scores = choice.scores(batch)
         right = scores.gather(1, batch["target"][:, None]).squeeze(1)
         assert float(choice.loss(batch)) == pytest.approx(float((scores.logsumexp(1) - right).mean()), rel=1e-5)
-        choice.n_told = 2 if make_model is tiny_t5 else 1  # the word, and the end token of an encoder-decoder
+        choice.n_distinct = 2 if make_model is tiny_t5 else 1  # the word, and the end token of an encoder-decoder
         right = choice.scores(batch).gather(1, batch["target"][:, None])
-        assert float(lm.loss(batch)) == pytest.approx(-float(right.mean()) / choice.n_told, rel=1e-4)
+        assert float(lm.loss(batch)) == pytest.approx(-float(right.mean()) / choice.n_distinct, rel=1e-4)
 
 
 @pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert, tiny_roberta, tiny_llama])

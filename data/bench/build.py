@@ -117,7 +117,7 @@ def searched(model: Any, task: Any, space: Space, budget: str) -> Iterator[tuple
     """Searches of now, made where they are missing, and saved ones of several older kinds, cut at the budget."""
     name = task.name.rpartition("/")[2]
     for seed, (kind, settings) in ((seed, item) for seed in range(3) for item in NOW.items()):
-        yield made(model, task, space, kind, settings, seed).structure(budget), f"{kind} {seed}"
+        yield finished_search(model, task, space, kind, settings, seed).structure(budget), f"{kind} {seed}"
     for seed in range(3):
         for kind in KINDS:
             folder = SEARCHES / kind / name / f"seed{seed}"
@@ -125,7 +125,7 @@ def searched(model: Any, task: Any, space: Space, budget: str) -> Iterator[tuple
                 yield s3pet.load_run(folder).structure(budget), f"{kind}, older, {seed}"
 
 
-def made(model: Any, task: Any, space: Space, kind: str, settings: dict[str, Any], seed: int) -> Any:
+def finished_search(model: Any, task: Any, space: Space, kind: str, settings: dict[str, Any], seed: int) -> Any:
     """A search, from its folder if it is finished."""
     place = Path("searches") / kind / task.name.rpartition("/")[2] / f"seed{seed}"
     for folder in (HERE / "pocket" / place, WORK / "pocket" / place):

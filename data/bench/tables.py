@@ -106,17 +106,17 @@ def faithful() -> list[dict[str, Any]]:
     for bench in benches():
         solo = dict(iter(bench.solo.groupby("task", sort=False))) if bench.solo is not None else {}
         for folder, name in FAITHFUL.items() if bench.name == "pocket" else ():
-            place, found = HERE.parent / folder, []
+            place, values = HERE.parent / folder, []
             for _, task, runs in finished_searches(place.parent, [place.name], [*solo]):
                 for kind, searches in (("one", runs), ("average", [average_gates(runs)])):
                     for run in searches:
                         ranks = faithfulness(run, solo[task]).set_index("scope")
                         columns = {"all": "all", "lora": "LoRA", "within PET modules": "within"}
-                        found += [(kind, task, what, ranks["spearman"][scope]) for scope, what in columns.items()]
-                        found.append((kind, task, "ceiling", ranks["ceiling"]["all"]))
+                        values += [(kind, task, what, ranks["spearman"][scope]) for scope, what in columns.items()]
+                        values.append((kind, task, "ceiling", ranks["ceiling"]["all"]))
                 pairs = agreement(runs, draws=20)["spearman"].mean() if len(runs) > 1 else float("nan")
-                found.append(("one", task, "between seeds", pairs))
-            table = pd.DataFrame(found, columns=["kind", "task", "what", "value"])
+                values.append(("one", task, "between seeds", pairs))
+            table = pd.DataFrame(values, columns=["kind", "task", "what", "value"])
             means = table.groupby(["kind", "task", "what"])["value"].mean()
             cells = {task: f"{means['one', task, 'all']:.2f}" for task in solo if ("one", task, "all") in means}
             over = table.groupby(["kind", "what"])["value"].mean()

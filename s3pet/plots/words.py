@@ -129,9 +129,9 @@ def _number(value: Any) -> str:
 
 def _faithfulness(gates: Any, utility: pd.DataFrame, top: int) -> list[str]:
     """Sentences about faithfulness."""
-    found, ranks = faithfulness(gates, utility).set_index("scope"), disagreement(gates, utility)
-    rho = {str(scope): _number(value) for scope, value in found["spearman"].items()}
-    low, high, ceiling, chance = found[["low", "high", "ceiling", "spearman_chance_high"]].map(_number).loc["all"]
+    measures, ranks = faithfulness(gates, utility).set_index("scope"), disagreement(gates, utility)
+    rho = {str(scope): _number(value) for scope, value in measures["spearman"].items()}
+    low, high, ceiling, chance = measures[["low", "high", "ceiling", "spearman_chance_high"]].map(_number).loc["all"]
     pets = [f"{MODULES.get(pet, pet)} {rho[pet]}" for pet in in_order(ranks["pet"], PETS)]
     text = [
         f"Gates and {utility['measure'].iloc[0]} utility on {utility['task'].iloc[0]}, {len(ranks):,} candidates:",

@@ -299,12 +299,12 @@ class Bench:
                 raise StudyError(f"method {method!r} must have a list of structures, not {structures!r}")
             for seed, structure in enumerate(structures):
                 key = self._key(structure)
-                found = self.structure(structure) if isinstance(structure, str) else structure
+                resolved = self.structure(structure) if isinstance(structure, str) else structure
                 score: Any = (
-                    self.lookup(key, task) if key in known else self.predict(found, task, extrapolate=extrapolate)
+                    self.lookup(key, task) if key in known else self.predict(resolved, task, extrapolate=extrapolate)
                 )
-                row = {"task": task, "structure": method, "kind": found.origin.get("kind", "custom"), "index": seed}
-                row |= {"seed": seed, "n_params": found.n_params, "score": score.score, "error": score.error}
+                row = {"task": task, "structure": method, "kind": resolved.origin.get("kind", "custom"), "index": seed}
+                row |= {"seed": seed, "n_params": resolved.n_params, "score": score.score, "error": score.error}
                 row |= {"source": "table" if key in known else "surrogate", "warning": getattr(score, "warning", None)}
                 judged.append({**row, "key": key})
         return pd.DataFrame(judged)

@@ -36,7 +36,7 @@ from s3pet.supernet import Supernet
 from s3pet.tasks import Task
 from s3pet.trainer import Recipe
 
-INERT_BELOW = 1e-2  # of the median change; on the pocket inert candidates lie below 0.004, all others above 0.04
+INERT_BELOW = 1e-2  # of the median change: above rounding errors, below what any active candidate does
 TOGETHER = 24  # candidates in one population
 
 
