@@ -217,10 +217,6 @@ def write(name: str) -> None:
     complete = first.groupby(["task", "structure"])["lr"].transform("nunique").eq(len(RATES))
     keys = set(zip(first["task"][complete], first["structure"][complete], strict=True))
     rows = rows[[key in keys for key in zip(rows["task"], rows["structure"], strict=True)]]
-    rows = rows.sort_values(["task", "structure", "seed", "lr"], ignore_index=True)
-    structures = rows.drop_duplicates("structure")[["structure", "n_params", "candidates"]].sort_values("structure")
-    write_table(structures.reset_index(drop=True), out / "structures.parquet")
-    write_table(rows.drop(columns="candidates"), out / "rows.parquet")
     solo = []
     for task, loaded in tasks.items():
         path = WORK / name / f"solo-{task}.jsonl"
@@ -241,16 +237,34 @@ def write(name: str) -> None:
         steps = pd.read_parquet(path.parent / "trajectory.parquet")
         kept = sorted(steps["step"].unique())[-1::-10]  # about six, the last one among them
         write_table(steps[steps["step"].isin(kept)], copy / "trajectory.parquet")
+    write_bench(name, model, space, tasks, rows, RECIPE, RATES, {}, versions())
+
+
+def write_bench(
+    name: str,
+    model: Any,
+    space: Space,
+    tasks: dict[str, Any],
+    rows: pd.DataFrame,
+    recipe: Any,
+    rates: Any,
+    objective: Any,
+    made_by: Any,
+    **more: Any,
+) -> None:
+    """Write rows (with the candidates of their structures) and facts of a bench."""
+    out = HERE / name
+    out.mkdir(exist_ok=True)
+    rows = rows.sort_values(["task", "structure", "seed", "lr"], ignore_index=True)
+    structures = rows.drop_duplicates("structure")[["structure", "n_params", "candidates"]].sort_values("structure")
+    write_table(structures.reset_index(drop=True), out / "structures.parquet")
+    write_table(rows.drop(columns="candidates"), out / "rows.parquet")
     facts = {"name": name, "model": space.model_id, "model_hash": backbone_checksum(model)}
     facts |= {"backbone_params": space.backbone_params, "space_name": space.name, "space": [asdict(c) for c in space]}
-    facts |= {
-        "tasks": {
-            task: {"fingerprint": tasks[task].fingerprint, "metric": tasks[task].metric}
-            for task in rows["task"].unique()
-        }
-    }
-    facts |= {"recipe": RECIPE, "rates": RATES, "objective": asdict(ObjectiveSettings()), "versions": versions()}
-    write_json({"format": FORMAT, "version": VERSION, **facts}, out / "bench.json")
+    used = {task: tasks[task] for task in rows["task"].unique()}
+    facts["tasks"] = {task: {"fingerprint": t.fingerprint, "metric": t.metric} for task, t in used.items()}
+    facts |= {"recipe": recipe, "rates": rates, "objective": asdict(ObjectiveSettings.of(objective)), **more}
+    write_json({"format": FORMAT, "version": VERSION, **facts, "versions": made_by}, out / "bench.json")
     print(f"{len(structures)} structures, {len(rows)} rows")
 
 
