@@ -21,20 +21,23 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 import s3pet
 from s3pet.backbones import backbone_checksum
 from s3pet.objective import ObjectiveSettings
 from s3pet.records import versions, write_json, write_table
 from s3pet.space import Rule, Space
-from s3pet.structure import Structure
+from s3pet.structure import Structure, parse_budget, select_structure
 from s3pet.studies.bench_files import FORMAT, VERSION, structure_hash
 from s3pet.studies.interventions import probe_inert, solo_utility
 from s3pet.studies.population import Member, Population
-from s3pet.studies.selectors import covered_structure, depth_structure
+from s3pet.studies.selectors import covered_structure, depth_structure, sampled_structure
 from s3pet.trainer import Recipe
+from s3pet.utility import candidate_names
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -50,7 +53,7 @@ NOW: dict[str, dict[str, Any]] = {  # searches made here
     "default": {},
     "adamw": {"alpha_optimizer": "adamw", "warmup": 0, "steps": 300},  # the paper's, without dropout
 }
-COUNTS = {"random": 36, "covered": 26, "searched": 30, "even": 8}  # for each task and budget
+COUNTS = {"random": 30, "covered": 20, "searched": 20, "even": 8, "cut": 7, "sampled": 9, "mutated": 9}  # of a cell
 KINDS = ("shared warm", "long", "shared warm long", "default", "shared", "warm long", "unrolled", "hard", "shared slow")
 KINDS += ("shared mean both",)
 
@@ -97,6 +100,9 @@ def plan(model: Any, tasks: dict[str, Any], space: Space, inert: dict[str, list[
                 "covered": ((covered_structure(space, budget, seed=n), f"seed {n}") for n in range(999)),
                 "searched": searched(model, tasks[task], space, budget),
                 "even": even_structures(space, budget, inert[task]),
+                "cut": cuts(model, tasks[task], space, budget),
+                "sampled": sampled(model, tasks[task], space, budget),
+                "mutated": mutated(model, tasks[task], space, budget),
             }
             rows = [
                 (position / COUNTS[kind], Proposal(task, budget, structure, kind, origin))
@@ -123,6 +129,64 @@ def searched(model: Any, task: Any, space: Space, budget: str) -> Iterator[tuple
             folder = SEARCHES / kind / name / f"seed{seed}"
             if (folder / "config.json").is_file():
                 yield s3pet.load_run(folder).structure(budget), f"{kind}, older, {seed}"
+
+
+def probabilities(model: Any, task: Any, space: Space) -> list[Tensor]:
+    """Gate probabilities of the searches with one step size per gate, [n_candidates] each."""
+    runs = [finished_search(model, task, space, "adamw", NOW["adamw"], seed) for seed in range(3)]
+    return [torch.tensor(by_name(run.gates, "prob", space)) for run in runs]
+
+
+def by_name(table: pd.DataFrame, column: str, space: Space) -> Any:
+    """A column of a gate or utility table in the order of the space."""
+    return table.set_axis(candidate_names(table))[column].reindex([*space.names]).to_numpy(float)
+
+
+def cuts(model: Any, task: Any, space: Space, budget: str) -> Iterator[tuple[Structure, str]]:
+    """Cuts that give less to layers that have something, of gates, their average and of solo utilities."""
+    probs = probabilities(model, task, space)
+    ranks = {"average": torch.stack(probs).mean(0)}
+    table = pd.read_parquet(HERE / "pocket" / "solo.parquet")
+    utility = by_name(table[table["task"].eq(task.name.rpartition("/")[2])], "utility", space)
+    ranks["solo utility"] = torch.tensor(utility).nan_to_num(0.0).clamp(min=0.0)
+    for name, values in ranks.items():
+        yield select_structure(space, values, budget), f"{name}, plain cut"
+    for name, values in ({str(seed): p for seed, p in enumerate(probs)} | ranks).items():
+        yield select_structure(space, discounted(space, values, parse_budget(space, budget).n_params), budget), name
+
+
+def discounted(space: Space, values: Tensor, budget: int, factor: float = 0.5) -> Tensor:
+    """Ranks for a cut in which each candidate taken from a layer multiplies the values of its others by a factor."""
+    places = [(c.stack, c.layer) for c in space]
+    left, worth, ranks = budget, values.clone(), torch.zeros_like(values)
+    for rank in range(len(space), 0, -1):
+        fits = (space.costs <= left) & ranks.eq(0)
+        if not bool(fits.any()):
+            break
+        index = int(torch.where(fits, worth, -1.0).argmax())
+        ranks[index] = rank
+        left -= space.candidates[index].n_params
+        worth *= torch.tensor([factor if place == places[index] else 1.0 for place in places], dtype=worth.dtype)
+    return ranks
+
+
+def sampled(model: Any, task: Any, space: Space, budget: str) -> Iterator[tuple[Structure, str]]:
+    """Structures drawn from the gates."""
+    runs = [finished_search(model, task, space, "adamw", NOW["adamw"], seed) for seed in range(3)]
+    for draw in range(9):
+        yield sampled_structure(runs[draw % 3], budget, seed=draw), f"gates {draw % 3}, draw {draw}"
+
+
+def mutated(model: Any, task: Any, space: Space, budget: str) -> Iterator[tuple[Structure, str]]:
+    """Searched structures with one or two candidates exchanged for random ones."""
+    for draw in range(9):
+        rng, kind = np.random.default_rng(draw), [*NOW][draw % 2]
+        parent = finished_search(model, task, space, kind, NOW[kind], draw % 3).structure(budget)
+        out = set(rng.permutation([*parent.names])[: 1 + draw % 2])
+        ranks = torch.tensor(rng.random(len(space)))
+        ranks += torch.tensor([2.0 * (c.name in parent.names) - 3.0 * (c.name in out) for c in space])
+        child = select_structure(space, ranks - ranks.min(), budget)
+        yield child, f"{structure_hash(parent.names)} with {len(out)} exchanged"
 
 
 def finished_search(model: Any, task: Any, space: Space, kind: str, settings: dict[str, Any], seed: int) -> Any:

@@ -17,10 +17,15 @@ import pandas as pd
 from torch import nn
 
 from s3pet.errors import SearchError
-from s3pet.structure import Structure
+from s3pet.gates import BudgetLike
+from s3pet.objective import derive
+from s3pet.result import SearchResult
+from s3pet.structure import Structure, random_structure
 from s3pet.studies.population import Member, Population
+from s3pet.studies.selectors import covered_structure, sampled_structure
 from s3pet.tasks import Task
 from s3pet.trainer import Recipe
+from s3pet.transfer import average_gates
 
 RUNGS = {0.3: 0.4, 0.6: 0.15}  # share of the steps → share of the members that goes on
 
@@ -97,6 +102,41 @@ def race(
     table = pd.DataFrame([rows[number] for number in sorted(rows)])
     table = table.sort_values(["steps", "validation"], ascending=False, ignore_index=True)
     return Race(proposals[name], lr, population.best[0], score, table, population.rows, population.objective.scored)
+
+
+def proposals(
+    searches: SearchResult | Sequence[SearchResult], budget: BudgetLike, n: int = 8, *, seed: int = 0
+) -> dict[str, Structure]:
+    """Structures that differ, for a race: in turn a cut of a search, one covered at random, one drawn from the gates.
+
+    Args:
+        searches: one search, or several of one space, which are drawn from in turn.
+        budget: of every structure; any form that :meth:`s3pet.Budget.parse` reads.
+        n, seed: how many, and the seed of what is random.
+
+    Returns:
+        name → structure, n of them, all different; fewer in a space that has no more.
+
+    Raises:
+        BudgetError: unreadable budget, or one below the cheapest candidate. RunError: no search, or several spaces.
+    """
+    results = [searches] if isinstance(searches, SearchResult) else list(searches)
+    space = average_gates(results, budget=budget).space  # checks that it is one
+    has_lora = any(c.pet == "lora" and c.layer is not None for c in space)
+    fresh = covered_structure if has_lora else random_structure
+    chosen: dict[str, Structure] = {}
+
+    def add(name: str, structure: Structure) -> None:
+        if len(chosen) < n and all(set(structure.names) != set(other.names) for other in chosen.values()):
+            chosen[name] = structure
+
+    for turn in range(4 * n):
+        number = turn % len(results)
+        if turn < len(results):
+            add(f"cut {turn}", results[turn].structure(budget))
+        add(f"covered {turn}" if has_lora else f"random {turn}", fresh(space, budget, seed=derive(seed, turn)))
+        add(f"sampled {turn}", sampled_structure(results[number], budget, seed=derive(seed, turn)))
+    return chosen
 
 
 def _loss(value: float) -> float:

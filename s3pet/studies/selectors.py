@@ -24,6 +24,8 @@ from s3pet.backbones import preserved
 from s3pet.errors import SearchError, SpaceError, nearest
 from s3pet.gates import Budget
 from s3pet.objective import Stream, derive, make_objective
+from s3pet.records import config_hash
+from s3pet.result import SearchResult
 from s3pet.space import Candidate, Space
 from s3pet.structure import Structure, parse_budget, select_structure
 from s3pet.supernet import Supernet
@@ -188,6 +190,24 @@ def covered_structure(
     if not seen:
         raise SpaceError(f"stack {covered!r} has no layer with a LoRA; the space has them in {sorted(places)}")
     return select_structure(space, ranks, parsed, origin={"kind": "covered", "stack": covered, "seed": seed})
+
+
+def sampled_structure(result: SearchResult, budget: int | float | str | Budget, *, seed: int = 0) -> Structure:
+    """A random structure by the gates of a search: candidates are drawn one after the other without replacement.
+
+    Each draw takes a candidate with a probability proportional to its gate's, as far as the budget goes. Structures
+    differ where the search was unsure, and agree where it was not.
+
+    Args:
+        result, budget: a search, and any form that :meth:`s3pet.gates.Budget.parse` reads. seed: of the draw.
+
+    Raises:
+        BudgetError: unreadable budget, or one below the cheapest candidate.
+    """
+    probs = result.probs.clamp(min=1e-300)
+    noise = torch.from_numpy(np.random.default_rng(seed).gumbel(size=len(probs)))  # the largest sums are such a draw
+    origin = {"kind": "sampled", "seed": seed, "config_hash": config_hash(result.config)}
+    return select_structure(result.space, probs.log() + noise, budget, origin=origin)
 
 
 def _place(candidate: Candidate) -> tuple[bool, float]:

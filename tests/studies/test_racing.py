@@ -4,10 +4,11 @@ import pytest
 from tiny import tiny_t5
 from toy import toy_task
 
-from s3pet import make_space, manual_structure, random_structure
+from s3pet import make_space, manual_structure, random_structure, search
 from s3pet.errors import SearchError
 from s3pet.studies.population import Population
-from s3pet.studies.racing import race
+from s3pet.studies.racing import proposals, race
+from s3pet.studies.selectors import sampled_structure
 
 QUICK = {"steps": 10, "batch_size": 8, "evaluations": 5}
 
@@ -47,3 +48,33 @@ def test_bad_races_are_refused():
         race(model, task, proposals, rungs={1.5: 0.5}, **QUICK)
     with pytest.raises(SearchError, match="every member of the race diverged"):
         race(model, task, proposals, lrs=(1e30,), **QUICK)
+
+
+def test_proposals_differ_and_hold_the_budget():
+    model, task = tiny_t5(), toy_task()
+    space = make_space(model, "mixed")
+    runs = [search(model, task, space, budget=300, steps=4, seed=seed, progress=False) for seed in (0, 1)]
+    chosen = proposals(runs, 200, 9, seed=3)
+    assert len(chosen) == 9 and len({frozenset(s.names) for s in chosen.values()}) == 9
+    assert all(s.n_params <= 200 for s in chosen.values())
+    assert {name.split()[0] for name in chosen} == {"cut", "covered", "sampled"}
+    assert chosen["cut 1"].names == runs[1].structure(200).names
+    assert {n: s.names for n, s in proposals(runs, 200, 9, seed=3).items()} == {n: s.names for n, s in chosen.items()}
+    assert proposals(runs[0], 200, 5, seed=4).keys() == proposals(runs[0], 200, 5, seed=3).keys()
+    norms = search(model, task, make_space(model, [{"pet": "lnfit"}]), budget=130, steps=2, progress=False)
+    assert {name.split()[0] for name in proposals(norms, 130, 4)} == {"cut", "random", "sampled"}
+
+
+def test_a_sampled_structure_follows_the_gates():
+    model, task = tiny_t5(), toy_task()
+    space = make_space(model, "mixed")
+    run = search(model, task, space, budget=300, steps=2, progress=False)
+    sure = space.names[5], space.names[9]
+    run.gates["prob"] = [1.0 if name in sure else 1e-12 for name in space.names]
+    drawn = [set(sampled_structure(run, 300, seed=seed).names) for seed in range(6)]
+    assert all(set(sure) <= names for names in drawn)
+    assert len(set(map(frozenset, drawn))) > 1
+    run.gates["prob"] = [0.9 if name == sure[0] else 0.1 / len(space) for name in space.names]
+    cheap = space.candidates[5].n_params
+    first = [set(sampled_structure(run, cheap, seed=seed).names) == {sure[0]} for seed in range(60)]
+    assert 40 < sum(first) < 60
