@@ -37,6 +37,7 @@ from s3pet.studies.interventions import probe_inert, solo_utility
 from s3pet.studies.population import Member, Population
 from s3pet.studies.selectors import covered_structure, depth_structure, sampled_structure
 from s3pet.trainer import Recipe
+from s3pet.transfer import average_gates
 from s3pet.utility import candidate_names
 
 HERE = Path(__file__).resolve().parent
@@ -52,8 +53,19 @@ RECIPE: dict[str, Any] = {"steps": 250, "batch_size": 8, "lr_warmup": 25, "evalu
 NOW: dict[str, dict[str, Any]] = {  # searches made here
     "default": {},
     "adamw": {"alpha_optimizer": "adamw", "warmup": 0, "steps": 300},  # the paper's, without dropout
+    "adamw short": {"alpha_optimizer": "adamw", "warmup": 0, "steps": 175},  # as many passes as default
 }
-COUNTS = {"random": 30, "covered": 20, "searched": 20, "even": 8, "cut": 7, "sampled": 9, "mutated": 9}  # of a cell
+BRIEF = {"alpha_optimizer": "adamw", "warmup": 0, "steps": 100}  # three of them cost one "adamw"
+COUNTS = {  # for each task and budget
+    "random": 30,
+    "covered": 20,
+    "searched": 20,
+    "even": 8,
+    "cut": 7,
+    "sampled": 9,
+    "mutated": 9,
+    "averaged": 1,
+}
 KINDS = ("shared warm", "long", "shared warm long", "default", "shared", "warm long", "unrolled", "hard", "shared slow")
 KINDS += ("shared mean both",)
 
@@ -103,6 +115,7 @@ def plan(model: Any, tasks: dict[str, Any], space: Space, inert: dict[str, list[
                 "cut": cuts(model, tasks[task], space, budget),
                 "sampled": sampled(model, tasks[task], space, budget),
                 "mutated": mutated(model, tasks[task], space, budget),
+                "averaged": averaged(model, tasks[task], space, budget),
             }
             rows = [
                 (position / COUNTS[kind], Proposal(task, budget, structure, kind, origin))
@@ -175,6 +188,14 @@ def sampled(model: Any, task: Any, space: Space, budget: str) -> Iterator[tuple[
     runs = [finished_search(model, task, space, "adamw", NOW["adamw"], seed) for seed in range(3)]
     for draw in range(9):
         yield sampled_structure(runs[draw % 3], budget, seed=draw), f"gates {draw % 3}, draw {draw}"
+
+
+def averaged(model: Any, task: Any, space: Space, budget: str) -> Iterator[tuple[Structure, str]]:
+    """Cuts of the mean gates of three short searches."""
+    for number in range(3):
+        seeds = range(3 * number, 3 * number + 3)
+        runs = [finished_search(model, task, space, "adamw brief", BRIEF, seed) for seed in seeds]
+        yield average_gates(runs).structure(budget), f"adamw brief, seeds {seeds[0]} to {seeds[-1]}"
 
 
 def mutated(model: Any, task: Any, space: Space, budget: str) -> Iterator[tuple[Structure, str]]:

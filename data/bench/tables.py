@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from s3pet.studies.bench import Bench
@@ -96,6 +97,8 @@ FAITHFUL = {  # folders of searches; the first two were made with dropout
     "runs/ablation/searches/long": "`paper`, 300 steps, dropout",
     "runs/ablation/searches/shared warm": "default, dropout",
     "bench/pocket/searches/adamw": "`paper`, 300 steps",
+    "bench/pocket/searches/adamw short": "`paper`, 175 steps",
+    "bench/pocket/searches/adamw brief": "`paper`, 100 steps",
     "bench/pocket/searches/default": "default",
 }
 
@@ -129,12 +132,64 @@ def faithful() -> list[dict[str, Any]]:
     return rows
 
 
+CHOICES = {  # name → (rows of its searches, pools to draw from, how many, go on after each third)
+    "one at random": (0, {"random": 1}, (1, 1)),
+    "one covered at random": (0, {"covered": 1}, (1, 1)),
+    "one rule": (0, {"even": 1}, (1, 1)),
+    "one search, shared step size": (11_200, {"default": 1}, (1, 1)),
+    "one search, step size per gate": (11_200, {"adamw short": 1}, (1, 1)),
+    "one search, step size per gate, 300 steps": (19_200, {"adamw": 1}, (1, 1)),
+    "race of 8 at random": (0, {"random": 8}, (3, 1)),
+    "race of 8 covered": (0, {"covered": 8}, (3, 1)),
+    "race of 16, random and covered": (0, {"random": 8, "covered": 8}, (5, 2)),
+    "race of 8: cut, sampled, covered": (19_200, {"adamw": 1, "sampled": 3, "covered": 4}, (3, 1)),
+}
+DRAWS = 300  # of each choice, from the structures of a task and budget
+
+
+def races() -> list[dict[str, Any]]:
+    """What ways to choose a structure reach, played again from the curves of the pocket: means over draws."""
+    bench = next(bench for bench in benches() if bench.name == "pocket")
+    rows = bench.rows[bench.rows["seed"].eq(0) & bench.rows["lr"].eq(0.01)]
+    searched = rows["origin"].str.rsplit(" ", n=1).str[0]
+    rows = rows.assign(pool=rows["kind"].mask(rows["kind"].eq("searched"), searched))
+    table = []
+    for name, (search_rows, pools, keep) in CHOICES.items():
+        cells, spent = {}, 0.0
+        for (budget, task), cell in rows.groupby(["budget", "task"]):
+            parts = {pool: cell[cell["pool"].eq(pool)].to_dict("records") for pool in pools}
+            if all(len(parts[pool]) >= n for pool, n in pools.items()):
+                rng = np.random.default_rng(0)
+                draws = [
+                    [parts[pool][i] for pool, n in pools.items() for i in rng.permutation(len(parts[pool]))[:n]]
+                    for _ in range(DRAWS)
+                ]
+                cells[budget, task] = np.mean([raced(members, keep)["score"] for members in draws])
+            spent = (sum(pools.values()) + sum(keep)) / 3 * 2_000
+        row = {"choice": name, "rows of searches": f"{search_rows:,}", "rows of trainings": f"{spent:,.0f}"}
+        for budget, share in ((675, "0.05 %"), (1351, "0.1 %")):
+            own = [cells.get((budget, task), float("nan")) for task in bench.tasks]
+            row |= {f"{share} {task}": f"{score:.3f}" for task, score in zip(bench.tasks, own, strict=True)}
+            row[f"{share} mean"] = f"{np.mean(own):.3f}"
+        table.append(row)
+    return table
+
+
+def raced(members: list[dict[str, Any]], keep: tuple[int, ...]) -> dict[str, Any]:
+    """The row that is left when so many go on after each third of the steps; equals are told apart by their loss."""
+    for third, n in enumerate(keep):
+        order = sorted(members, key=lambda row: (-max(row["curve"][: third + 1]), row["curve_loss"][third]))
+        members = order[:n]
+    return min(members, key=lambda row: (-row["validation"], row["validation_loss"]))
+
+
 TABLES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "overview": overview,
     "kinds": kinds,
     "prediction": prediction,
     "models": models,
     "faithful": faithful,
+    "races": races,
 }
 
 
