@@ -20,7 +20,7 @@ from s3pet.studies.bench import Bench
 from s3pet.studies.report import as_text, finished_searches
 from s3pet.studies.surrogate import MODEL, MODELS
 from s3pet.transfer import agreement, average_gates
-from s3pet.utility import faithfulness
+from s3pet.utility import candidate_names, faithfulness
 
 HERE = Path(__file__).resolve().parent
 BLOCK = re.compile(r"(<!-- (?!end)([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -132,6 +132,44 @@ def faithful() -> list[dict[str, Any]]:
     return rows
 
 
+def signs() -> list[dict[str, Any]]:
+    """What tells a good structure before it is trained: rank correlations with its score, within a task and budget."""
+    bench, columns = next(bench for bench in benches() if bench.name == "pocket"), {}
+    assert bench.solo is not None
+    names, place = [*bench.space.names], HERE / "pocket" / "searches"
+    covered = [c.pet == "lora" and c.stack == "encoder" for c in bench.space]
+    for task in bench.tasks:
+        solo = bench.solo[bench.solo["task"].eq(task)]
+        solo = solo.set_axis(candidate_names(solo))["utility"].reindex(names).fillna(0.0).to_numpy()
+        gates = {}
+        for kind in ("adamw", "default"):
+            runs = next(runs for _, name, runs in finished_searches(place, [kind], [*bench.tasks]) if name == task)
+            gates[kind] = [run.gates.set_axis(candidate_names(run.gates))["prob"].reindex(names) for run in runs]
+        rows = bench.rows[bench.rows["task"].eq(task) & bench.rows["seed"].eq(0)]
+        for budget, cell in rows.groupby("budget"):
+            third = cell.assign(third=cell["curve_loss"].str[0]).groupby("structure")["third"].min()
+            best = bench.choose(task).query("seed == 0 and budget == @budget").set_index("structure")
+            chosen = bench.structures.set_index("structure")["candidates"].reindex(best.index)
+            has = np.array([[name in set(own) for name in names] for own in chosen])
+            layers = [
+                len({c.layer for c, there, fits in zip(bench.space, own, covered, strict=True) if there and fits})
+                for own in has
+            ]
+            signs = {
+                "encoder layers with a LoRA": [np.array(layers)],
+                "gates, step size per gate, 300 steps: sum": [has @ p.to_numpy() for p in gates["adamw"]],
+                "gates, shared step size: sum": [has @ p.to_numpy() for p in gates["default"]],
+                "solo utility: sum": [has @ solo],
+                "solo utility: largest": [(has * solo).max(1)],
+                "validation loss after a third of the training": [-third.reindex(best.index).to_numpy()],
+            }
+            for sign, values in signs.items():
+                ranks = [pd.Series(v, best.index).corr(best["score"], method="spearman") for v in values]
+                share = "0.05 %" if budget == 675 else "0.1 %"
+                columns.setdefault(sign, {})[f"{share} {task}"] = f"{np.mean(ranks):.2f}"
+    return [{"known before": sign, **dict(sorted(cells.items()))} for sign, cells in columns.items()]
+
+
 CHOICES = {  # name → (rows of its searches, pools to draw from, how many, go on after each third)
     "one at random": (0, {"random": 1}, (1, 1)),
     "one covered at random": (0, {"covered": 1}, (1, 1)),
@@ -190,6 +228,7 @@ TABLES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "models": models,
     "faithful": faithful,
     "races": races,
+    "signs": signs,
 }
 
 

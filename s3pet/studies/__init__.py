@@ -3,8 +3,7 @@
 from s3pet.studies.bench import Bench
 from s3pet.studies.comparison import compare
 from s3pet.studies.interventions import drop_utility, probe_inert, solo_utility
-from s3pet.studies.pruning import prune
 from s3pet.studies.racing import proposals, race
 from s3pet.studies.study import Study
 
-__all__ = ["Bench", "Study", "compare", "drop_utility", "probe_inert", "proposals", "prune", "race", "solo_utility"]
+__all__ = ["Bench", "Study", "compare", "drop_utility", "probe_inert", "proposals", "race", "solo_utility"]
