@@ -103,7 +103,8 @@ class SharedAdam(torch.optim.Optimizer):
     """Adam with one second moment for the whole tensor, the mean of g² over its elements.
 
     Adam moves every α by about the same distance, however small its gradient, so the α of an unimportant candidate
-    makes as wide a random walk as that of an important one. Here only the common scale of the steps is adapted.
+    makes as wide a random walk as that of an important one. Here only the common scale of the steps is adapted. The
+    price: candidates with small gradients hardly move at all, whatever they are worth.
 
     Source: Kingma and Ba 2015 (arXiv:1412.6980) for Adam, whose arguments it takes; the shared moment is ours.
     """

@@ -13,8 +13,8 @@ Everything random is derived from (seed, step): batches, noise and dropout. So a
 continues bit for bit from a checkpoint, and leaves the global random state alone.
 
 Source: Hu et al. 2022 (arXiv:2206.07382), section 3.3 and algorithm 1. Departures: the authors take α from the step
-with the best soft validation score (we take the last one) and spend five passes on the unrolled form. Our default has a
-warm-up and one step size for all gates; ``settings="paper"`` has neither.
+with the best soft validation score (we take the last one) and spend five passes on the unrolled form. Our default has
+no dropout in the frozen backbone; ``settings="paper"`` has it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CLIP = 2.0  # largest norm of the gradient of the weights, and of α (the author
 HISTORY = ["step", "loss_train", "loss_val", "lr", "alpha_lr"]
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "paper": {"alpha_optimizer": "adamw", "warmup": 0, "dropout": True},
+    "paper": {"dropout": True},
 }
 
 
@@ -63,33 +63,31 @@ class Settings:
         seed: of batches, noise, dropout and fresh tensors.
         batch_size: examples per batch, in both halves of the training split.
         lr, alpha_lr: learning rates of PET weights and head (AdamW without weight decay), and of α.
-        alpha_optimizer: ``"shared"`` (one step size for all candidates, see :class:`s3pet.bilevel.SharedAdam`) or
-            ``"adamw"`` (without weight decay, the authors').
-        warmup: number of initial steps that update only the weights; None: a quarter of the steps. A fresh head and
-            fresh modules have much to learn that says nothing about the structure.
+        alpha_optimizer: ``"adamw"`` (without weight decay, the authors'), or ``"shared"`` (one step size for all
+            candidates, see :class:`s3pet.bilevel.SharedAdam`), whose gates follow what modules do much less.
+        warmup: number of initial steps that update only the weights.
         dropout: whether the backbone drops activations, as the authors' does; see :class:`s3pet.trainer.Recipe`.
         gradient: how the gradient of α passes the shift, see :func:`s3pet.gates.shifted_sigmoid`.
     """
 
-    steps: int = 200
+    steps: int = 300
     order: str = "first"
     seed: int = 0
     batch_size: int = 32
     lr: float = 3e-3
     alpha_lr: float = 0.1
-    alpha_optimizer: str = "shared"
-    warmup: int | None = None
+    alpha_optimizer: str = "adamw"
+    warmup: int = 0
     dropout: bool = False
     gradient: str = "normalized"
 
     def __post_init__(self) -> None:
         optimizers = tuple(bilevel.ALPHA_OPTIMIZERS)
         choices = {"order": bilevel.ORDERS, "alpha_optimizer": optimizers, "gradient": GRADIENT_MODES}
-        check_fields(self, positive=("steps", "batch_size", "lr", "alpha_lr"), least={"seed": 0}, choices=choices)
-        if self.warmup is None:
-            object.__setattr__(self, "warmup", self.steps // 4)
-        elif not 0 <= self.warmup < self.steps:
-            raise SearchError(f"warmup must be at least 0 and below steps ({self.steps}), got {self.warmup}")
+        least = {"seed": 0, "warmup": 0}
+        check_fields(self, positive=("steps", "batch_size", "lr", "alpha_lr"), least=least, choices=choices)
+        if self.warmup >= self.steps:
+            raise SearchError(f"warmup must be below steps ({self.steps}), got {self.warmup}")
 
 
 class Searcher:
@@ -143,7 +141,7 @@ class Searcher:
         _update(self.weight_optimizer, self.weights, gradients)
         self.cost.passes, self.cost.rows = self.cost.passes + 1, self.cost.rows + len(rows)
         val_value: Tensor | float = math.nan
-        if self.step >= (s.warmup or 0):
+        if self.step >= s.warmup:
             val_rows = self.val(self.step)
             val_loss = self._loss_on(self.objective.collate(val_rows), phase=0 if again else 1)
             if not again:
@@ -169,7 +167,7 @@ class Searcher:
         start = time.perf_counter()
         self.read_losses()
         self.cost.seconds += time.perf_counter() - start  # on a GPU, waiting for all steps since the last record
-        losses = ("loss_train",) if self.step <= (self.settings.warmup or 0) else ("loss_train", "loss_val")
+        losses = ("loss_train",) if self.step <= self.settings.warmup else ("loss_train", "loss_val")
         finite = all(math.isfinite(self.history[-1][key]) for key in losses)
         if not finite or not bool(torch.isfinite(self.alpha).all()):
             self.alpha = self.records[-1][1].clone()
@@ -277,7 +275,7 @@ def search(
         model, space: the frozen backbone, left exactly as it was however the search ends, and the candidates on it.
         task: its training split is halved into search_train and search_val; no other split is used.
         budget: trainable PET parameters, any form that :meth:`s3pet.Budget.parse` reads.
-        settings: ``"default"``, or ``"paper"`` for the authors' optimiser of α and no warm-up.
+        settings: ``"default"``, or ``"paper"`` for dropout in the frozen backbone, as the authors have it.
         objective: how the backbone learns the task: :class:`s3pet.objective.ObjectiveSettings` or a mapping.
         out: run folder; with it, the search writes checkpoints and continues where it was cut off.
         overwrite: replace a finished run in ``out``, and start an unfinished one anew.

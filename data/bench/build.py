@@ -51,11 +51,11 @@ BUDGETS = ("0.1%", "0.05%")
 RATES = (3e-3, 1e-2, 3e-2)
 RECIPE: dict[str, Any] = {"steps": 250, "batch_size": 8, "lr_warmup": 25, "evaluations": 3}
 NOW: dict[str, dict[str, Any]] = {  # searches made here
-    "default": {},
-    "adamw": {"alpha_optimizer": "adamw", "warmup": 0, "steps": 300},  # the paper's, without dropout
-    "adamw short": {"alpha_optimizer": "adamw", "warmup": 0, "steps": 175},  # as many passes as default
+    "shared": {"alpha_optimizer": "shared", "warmup": 50, "steps": 200},
+    "adamw": {"steps": 300},  # the default
+    "adamw short": {"steps": 175},  # as many passes as "shared"
 }
-BRIEF = {"alpha_optimizer": "adamw", "warmup": 0, "steps": 100}  # three of them cost one "adamw"
+BRIEF = {"steps": 100}  # three of them cost one "adamw"
 COUNTS = {  # for each task and budget
     "random": 30,
     "covered": 20,

@@ -95,11 +95,11 @@ def models() -> list[dict[str, Any]]:
 
 FAITHFUL = {  # folders of searches; the first two were made with dropout
     "runs/ablation/searches/long": "`paper`, 300 steps, dropout",
-    "runs/ablation/searches/shared warm": "default, dropout",
-    "bench/pocket/searches/adamw": "`paper`, 300 steps",
-    "bench/pocket/searches/adamw short": "`paper`, 175 steps",
-    "bench/pocket/searches/adamw brief": "`paper`, 100 steps",
-    "bench/pocket/searches/default": "default",
+    "runs/ablation/searches/shared warm": "warm-up, one step size, dropout",
+    "bench/pocket/searches/adamw": "default: `paper` without dropout, 300 steps",
+    "bench/pocket/searches/adamw short": "the same, 175 steps",
+    "bench/pocket/searches/adamw brief": "the same, 100 steps",
+    "bench/pocket/searches/shared": "warm-up, one step size",
 }
 
 
@@ -142,7 +142,7 @@ def signs() -> list[dict[str, Any]]:
         solo = bench.solo[bench.solo["task"].eq(task)]
         solo = solo.set_axis(candidate_names(solo))["utility"].reindex(names).fillna(0.0).to_numpy()
         gates = {}
-        for kind in ("adamw", "default"):
+        for kind in ("adamw", "shared"):
             runs = next(runs for _, name, runs in finished_searches(place, [kind], [*bench.tasks]) if name == task)
             gates[kind] = [run.gates.set_axis(candidate_names(run.gates))["prob"].reindex(names) for run in runs]
         rows = bench.rows[bench.rows["task"].eq(task) & bench.rows["seed"].eq(0)]
@@ -158,7 +158,7 @@ def signs() -> list[dict[str, Any]]:
             signs = {
                 "encoder layers with a LoRA": [np.array(layers)],
                 "gates, step size per gate, 300 steps: sum": [has @ p.to_numpy() for p in gates["adamw"]],
-                "gates, shared step size: sum": [has @ p.to_numpy() for p in gates["default"]],
+                "gates, shared step size: sum": [has @ p.to_numpy() for p in gates["shared"]],
                 "solo utility: sum": [has @ solo],
                 "solo utility: largest": [(has * solo).max(1)],
                 "validation loss after a third of the training": [-third.reindex(best.index).to_numpy()],
@@ -174,7 +174,7 @@ CHOICES = {  # name → (rows of its searches, pools to draw from, how many, go 
     "one at random": (0, {"random": 1}, (1, 1)),
     "one covered at random": (0, {"covered": 1}, (1, 1)),
     "one rule": (0, {"even": 1}, (1, 1)),
-    "one search, shared step size": (11_200, {"default": 1}, (1, 1)),
+    "one search, shared step size": (11_200, {"shared": 1}, (1, 1)),
     "one search, step size per gate": (11_200, {"adamw short": 1}, (1, 1)),
     "one search, step size per gate, 300 steps": (19_200, {"adamw": 1}, (1, 1)),
     "race of 8 at random": (0, {"random": 8}, (3, 1)),
