@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -40,7 +42,7 @@ class Example:
     Attributes:
         segments: one or two texts, for encoders.
         source: the text-to-text input, with the prompt.
-        label: class index, or the value for regression.
+        label: class index, or the value for regression; NaN if it is unknown.
     """
 
     segments: tuple[str, ...]
@@ -61,6 +63,7 @@ class Task:
         regression: True if labels are numbers.
         tokenizer: the backbone's tokenizer.
         notes: how the splits were made.
+        columns, fields, template: text columns of a row, their names in the prompt, and the prompt of its source.
     """
 
     name: str
@@ -73,6 +76,9 @@ class Task:
     regression: bool = False
     tokenizer: PreTrainedTokenizerBase | None = None
     notes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+    template: str = ""
 
     @property
     def metric(self) -> str:
@@ -95,6 +101,39 @@ class Task:
         rows = [[[e.segments, e.source, e.label] for e in part] for part in (self.train, self.validation, self.test)]
         text = json.dumps([rows, self.label_words, self.metrics], ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def form(self) -> dict[str, Any]:
+        """Return what reads and labels new rows, without the rows: what a saved model keeps of its task, as JSON."""
+        names = ("label_names", "metrics", "columns", "fields", "template")
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def read(self, records: Iterable[Any]) -> tuple[Example, ...]:
+        """Return new rows as examples whose labels are unknown.
+
+        Args:
+            records: texts, tuples of texts in the order of the task's columns, mappings with these columns (other
+                columns, such as a label, are ignored), examples (returned as they are), or a table of pandas.
+
+        Raises:
+            TaskError: one text instead of several records, a missing column, or something that is not a text.
+        """
+        if isinstance(records, str | Mapping):
+            raise TaskError(f"task {self.name!r}: expected a list of records; pass [{reprlib.repr(records)}]")
+        examples, columns = [], list(self.columns)
+        for n, record in enumerate(records.to_dict("records") if hasattr(records, "iterrows") else records, 1):
+            if isinstance(record, Example):
+                examples.append(record)
+                continue
+            texts = (record,) if isinstance(record, str) else record
+            if isinstance(texts, Sequence) and len(texts) == len(columns):
+                record = dict(zip(columns, texts, strict=True))
+            if not isinstance(record, Mapping) or not columns:
+                what = f"record {n} is {reprlib.repr(record)}; expected a dict with columns {columns}"
+                raise TaskError(f"task {self.name!r}: {what}, or a tuple of {len(columns)} texts in this order")
+            where = f"task {self.name!r}: record {n}"
+            examples.append(_example(where, record, self.columns, self.fields, self.template, math.nan))
+        return tuple(examples)
 
     def search_split(self, seed: int = 0) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
         """Return two halves of the training split, ``(search_train, search_val)``; the same for the same seed.
@@ -142,6 +181,8 @@ class Task:
             raise TaskError(
                 f"task {self.name!r}: {len(predictions)} predictions for {len(labels)} labels; pass one each"
             )
+        if any(math.isnan(label) for label in labels):
+            raise TaskError(f"task {self.name!r}: rows without labels cannot be scored")
         return {name: compute_metric(name, predictions, labels) for name in self.metrics}
 
     def __repr__(self) -> str:
@@ -318,7 +359,8 @@ def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_valid
     if len(rows["train"]) < _LEAST:
         raise TaskError(f"{len(rows['train'])} training rows are too few; a search needs {_LEAST}")
     train, validation, test = (tuple(rows[split]) for split in ("train", "validation", "test"))
-    return Task(name, train, validation, test, words, names, metrics, regression, tokenizer, tuple(notes))
+    prompt = (tuple(columns), tuple(fields), template)
+    return Task(name, train, validation, test, words, names, metrics, regression, tokenizer, tuple(notes), *prompt)
 
 
 def _example(
