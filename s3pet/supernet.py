@@ -88,6 +88,7 @@ class Supernet(nn.Module):
             raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
         try:
             setattr(self.model, MARK, True)
+            self.model.__dict__["save_pretrained"] = self.save_pretrained  # it would leave the candidates out
             for parameter in self.model.parameters():
                 self._flags.append((parameter, parameter.requires_grad))
                 parameter.requires_grad_(False)
@@ -111,7 +112,8 @@ class Supernet(nn.Module):
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
         self._flags, self._last_forward = [], None
-        self.model.__dict__.pop(MARK, None)
+        for name in (MARK, "save_pretrained"):
+            self.model.__dict__.pop(name, None)
 
     def __enter__(self) -> Supernet:
         return self if self._flags else self.attach()

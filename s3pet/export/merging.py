@@ -154,7 +154,8 @@ def _add(module: Any, name: str, delta: Tensor, path: str = "") -> set[str]:
         old.copy_(old.to(torch.promote_types(old.dtype, torch.float32)) + delta.to(old.device))
         return set()
     weight = module.weight
-    module.register_parameter(name, nn.Parameter(delta.to(weight.device, weight.dtype), weight.requires_grad))
+    copied = delta.to(weight.device, weight.dtype, copy=True)  # never the tuned model's own tensor
+    module.register_parameter(name, nn.Parameter(copied, weight.requires_grad))
     return {f"{path}.{name}"}
 
 
