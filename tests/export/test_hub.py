@@ -33,7 +33,7 @@ def test_the_folder_opens_again_and_its_card_says_what_it_is(make_model, what, t
     assert files >= {"README.md", "tuned.json", "weights.safetensors", "metrics.json"}
     if what == "structure":
         assert {"structure.png", "structure.json"} <= files and "| encoder | attn.q | lora | 2 |" in body
-        assert f"{tuned.structure.n_params:,} trained parameters" in body
+        assert f"{tuned.structure.n_params:,} parameters in PET modules" in body
     with pytest.raises(RunError, match="holds a tuned model with a card"):
         save_folder(tuned, tmp_path / "out")
     save_folder(tuned, tmp_path / "out", overwrite=True)
