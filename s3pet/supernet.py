@@ -39,8 +39,8 @@ MARK = "_s3pet_attached"
 class Supernet(nn.Module):
     """Candidates on a frozen backbone. Calling it runs the backbone with the candidates on.
 
-    It also serves as ``model=`` of Hugging Face's pipelines and Trainer, which then trains the PET tensors: what it does
-    not have itself (``config``, ``device``, …) is the backbone's. To save it as a plain model, merge it.
+    It also serves as ``model=`` of Hugging Face's pipelines and Trainer, which then trains the PET tensors: what it
+    does not have itself (``config``, …) is the backbone's. To save it as a plain model, merge it.
 
     Args:
         model: the backbone, frozen while the supernet is attached; BackboneError if it is compiled or PEFT's.
@@ -56,10 +56,10 @@ class Supernet(nn.Module):
 
     def __init__(self, model: nn.Module, candidates: Iterable[Candidate], *, seed: int = 0):
         super().__init__()
+        self.__dict__["model"] = unwrapped(model)
         if isinstance(candidates, Structure):
             candidates.check(model)
         self.candidates = tuple(candidates)
-        self.__dict__["model"] = unwrapped(model)
         device = next(model.parameters()).device
         numbered = [(n, name, t) for n, c in enumerate(self.candidates) for name, t in fresh_tensors(c, seed).items()]
         self.keys = [f"{self.candidates[n].name}/{name}" for n, name, _ in numbered]
@@ -165,21 +165,21 @@ class Supernet(nn.Module):
         finally:
             self._active = before
 
-    def forward(
+    def forward(  # inputs are named, because a Trainer drops columns that are not
         self,
         *args: Any,
-        input_ids: Tensor | None = None,  # named, because a Trainer drops the columns that are not
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Any,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        pixel_values=None,
+        labels=None,
+        **rest,
     ) -> Any:
         """The output of the backbone, with the candidates on for this call."""
-        kwargs |= {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        kwargs |= {"pixel_values": pixel_values, "labels": labels}
+        named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        named |= {"pixel_values": pixel_values, "labels": labels}
         with nullcontext() if self._flags else self:
-            return self.model(*args, **{name: value for name, value in kwargs.items() if value is not None})
+            return self.model(*args, **{name: value for name, value in named.items() if value is not None}, **rest)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """What the backbone generates with the candidates on."""

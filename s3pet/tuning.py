@@ -34,6 +34,7 @@ from s3pet.result import prepare_folder
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet, is_attached
 from s3pet.tasks import Example, Task
+from s3pet.tasks.forms import form_of, read_records, task_of
 from s3pet.trainer import Bar, Learner, Recipe, train
 
 REFERENCES = ("full", "head", "zero-shot")
@@ -69,13 +70,13 @@ class TunedModel:
         """Label name (or value) of each record; with ``proba`` a table with the probability of each label instead.
 
         Args:
-            records: new texts, or other records as in :meth:`s3pet.tasks.Task.read`; they need no labels.
+            records: new texts, or other records as in :func:`s3pet.tasks.forms.read_records`; they need no labels.
             proba: return a DataFrame, [n_records, n_labels], with the label names as columns.
 
         Raises:
             TaskError: records that the task cannot read, or ``proba`` of a regression. SearchError: a score is NaN.
         """
-        examples, names = self.task.read(records), self.task.label_names
+        examples, names = read_records(self.task, records), self.task.label_names
         if proba and self.task.regression:
             raise TaskError(f"task {self.task.name!r} is a regression, which has values and no probabilities")
         with self.learner.attached():
@@ -219,7 +220,7 @@ def tune(
         "task_hash": task.fingerprint,
         "label_words": list(task.label_words),
         "regression": task.regression,
-        "form": {**task.form(), "probe": _probe(task)},
+        "form": form_of(task),
         "objective": asdict(objective.settings),
         **asdict(recipe),
         "lr": lr,
@@ -233,9 +234,7 @@ def tune(
     return tuned
 
 
-def load_tuned(
-    path: str | Path, model: nn.Module, task: Task | None = None, *, tokenizer: Any = None
-) -> TunedModel:
+def load_tuned(path: str | Path, model: nn.Module, task: Task | None = None, *, tokenizer: Any = None) -> TunedModel:
     """Open a saved tuned model on its backbone.
 
     Args:
@@ -246,7 +245,7 @@ def load_tuned(
 
     Raises:
         RunError: no complete tuned model there, one whose modules belong to another library, or no tokenizer.
-        StructureMismatchError: another backbone or tokenizer, or a task with other labels.
+        StructureMismatchError: another backbone, or a task with other labels. TaskError: another tokenizer.
     """
     path = Path(path)
     if missing := ", ".join(n for n in (WEIGHTS, "tuned.json", "metrics.json") if not (path / n).is_file()):
@@ -264,7 +263,11 @@ def load_tuned(
     if config["model_hash"] != (checksum := backbone_checksum(model)):
         there = f"{config['model']!r} with checksum {config['model_hash'][:12]}"
         raise StructureMismatchError(f"{path} was tuned on backbone {there}, not on this one with {checksum[:12]}")
-    task = _saved_task(path, config, tokenizer or tokenizer_of(model)) if task is None else task
+    if task is None and "form" not in config:
+        raise RunError(f"{path} was saved by an earlier version without the task's prompt; pass the task")
+    if task is None and (tokenizer := tokenizer or tokenizer_of(model)) is None:
+        raise RunError(f"no tokenizer came with this backbone; pass it: load_tuned({path}, model, tokenizer=…)")
+    task = task_of(config["form"], tokenizer) if task is None else task
     if (config["regression"], config["label_words"]) != (task.regression, list(task.label_words)):
         there = f"{config['task']!r} with label words {config['label_words'][:4]}"
         here = f"{task.name!r} with {list(task.label_words[:4])}"
@@ -280,25 +283,6 @@ def load_tuned(
     for name, tensor in tuned.tensors().items():
         tensor.copy_(saved[name])
     return tuned
-
-
-def _probe(task: Task) -> list[int]:
-    """Token numbers of the prompt and the label words; they tell tokenizers apart."""
-    return [] if task.tokenizer is None else list(task.tokenizer(" ".join([task.template, *task.label_words]))["input_ids"])
-
-
-def _saved_task(path: Path, config: Mapping[str, Any], tokenizer: Any) -> Task:
-    """The task of a tuned model without its rows."""
-    if "form" not in config:
-        raise RunError(f"{path} was saved by an earlier version without the task's prompt; pass the task")
-    if tokenizer is None:
-        raise RunError(f"no tokenizer came with this backbone; pass it: load_tuned({path}, model, tokenizer=…)")
-    parts = {name: tuple(v) if isinstance(v, list) else v for name, v in config["form"].items() if name != "probe"}
-    words = {"label_words": tuple(config["label_words"]), "regression": config["regression"]}
-    task = Task(config["task"], (), (), (), tokenizer=tokenizer, **words, **parts)
-    if config["form"]["probe"] != _probe(task):
-        raise StructureMismatchError(f"{path} was tuned with another tokenizer than this one; pass the backbone's own")
-    return task
 
 
 def _make_learner(

@@ -1,11 +1,17 @@
-"""What is wrapped around a model, and what a supernet is put into: it works as on a plain model, or is refused by name."""
+"""What is wrapped around a model, and what a supernet is put into: it works, or is refused by name."""
 
 import pytest
 import torch
 from tiny import tiny_batch, tiny_bert, tiny_llama, tiny_t5
 from toy import short_task, toy_tokenizer
-from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
-from transformers import pipeline
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 from tuned import structure_of, tuned_at_random
 
 from s3pet import attach, retrain
@@ -18,9 +24,9 @@ def test_a_compiled_model_is_refused_and_a_supernet_can_be_compiled():
     model, batch = tiny_t5(), tiny_batch(tiny_t5())
     structure = structure_of(model, "lora")
     compiled = torch.compile(model, backend="eager")
-    for call in (lambda m: attach(m, structure), lambda m: retrain(m, short_task(), structure), lambda m: retrain(m, short_task(), "full")):  # fmt: skip
+    for call in (attach, lambda m, s: retrain(m, short_task(), s), lambda m, s: retrain(m, short_task(), "full")):
         with pytest.raises(BackboneError, match=r"compiled.*model._orig_mod"):
-            call(compiled)
+            call(compiled, structure)
     supernet = Supernet(model, structure)
     for tensor in supernet.tensors().values():
         tensor.normal_(std=0.1)
@@ -34,6 +40,7 @@ def test_a_compiled_model_is_refused_and_a_supernet_can_be_compiled():
         attach(model, structure)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # 2026-11: PEFT 0.21
 def test_a_model_in_pefts_hands_is_refused():
     peft = pytest.importorskip("peft", reason="PEFT is not installed")
     model, structure = tiny_t5(), structure_of(tiny_t5(), "lnfit")
@@ -53,7 +60,9 @@ class Packed(torch.nn.Linear):
 
     def __init__(self, linear):
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
-        self.weight = torch.nn.Parameter(torch.zeros(linear.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+        self.weight = torch.nn.Parameter(
+            torch.zeros(linear.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False
+        )
 
 
 def test_parameters_of_packed_weights_are_counted_as_unpacked():
@@ -110,9 +119,11 @@ def test_a_trainer_trains_the_modules_of_a_supernet_and_nothing_else(tmp_path):
 
     supernet = Supernet(model, structure_of(model, "lora", "bitfit"))
     start = {key: t.clone() for key, t in supernet.tensors().items()}
-    args = TrainingArguments(str(tmp_path), max_steps=3, learning_rate=1e-2, report_to=[], disable_tqdm=True, use_cpu=True,
-                             save_strategy="no", per_device_train_batch_size=8)  # fmt: skip
-    trainer = Trainer(supernet, args, DataCollatorWithPadding(tokenizer), Dataset.from_list(rows), Dataset.from_list(rows))
+    options = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
+    args = TrainingArguments(str(tmp_path), max_steps=3, learning_rate=1e-2, per_device_train_batch_size=8, **options)
+    trainer = Trainer(
+        supernet, args, DataCollatorWithPadding(tokenizer), Dataset.from_list(rows), Dataset.from_list(rows)
+    )
     trainer.train()
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert any(not torch.equal(t, start[key]) for key, t in supernet.tensors().items())

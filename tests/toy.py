@@ -78,4 +78,6 @@ def short_task(n_labels=2, regression=False):
     data = {"train": rows[:24], "validation": rows[24:32], "test": rows[32:]}
     if regression:
         return load_task(data, toy_tokenizer(), regression=True, label_words=("0", "1", "2"))
-    return load_task(data, toy_tokenizer(), label_words=WORDS[:n_labels], label_names=["bad", "good", "fair"][:n_labels])
+    return load_task(
+        data, toy_tokenizer(), label_words=WORDS[:n_labels], label_names=["bad", "good", "fair"][:n_labels]
+    )

@@ -29,7 +29,7 @@ def new_folder(path: str | Path, last: str, what: str, overwrite: bool) -> Itera
         raise RunError(f"{path} cannot be a folder for a {what}: {error}") from error
     try:
         yield temporary
-        files = sorted((file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()))
+        files = sorted(file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file())
         for old in path.glob("*.safetensors*"):
             if Path(old.name) not in files:
                 old.unlink()

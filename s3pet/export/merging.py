@@ -5,9 +5,9 @@
     BitFit   b ← b + δb, in a bias that is created where there is none
     BitFit on a norm without a bias: in the linear maps that read it, b ← b + c · W δb
 
-c is the factor between the output of the norm and what the linear map reads: 1, or on T5's head d_model^-0.5. Readers and
-factors are measured in a forward pass, not looked up. A bias on attention keys that cannot act is left out. An adapter
-is no linear map of what is there already, so it cannot be merged.
+c is the factor between the output of the norm and what the linear map reads: 1, or on T5's head d_model^-0.5. Readers
+and factors are measured in a forward pass, not looked up. A bias on attention keys that cannot act is left out. An
+adapter is not a change of weights that are there, so it cannot be merged.
 
 A bias where the architecture has none is exact in memory, but ``from_pretrained`` would build the model without it.
 Where the config has a switch for it (Llama's ``attention_bias`` and ``mlp_bias``), the switch is set and the other
@@ -225,7 +225,9 @@ def _compare(logits: list[Tensor], expected: list[Tensor]) -> float:
     difference = max(float((one - other).abs().max()) for one, other in zip(logits, expected, strict=True))
     scale = max(1.0, *(float(other.abs().max()) for other in expected))
     if not difference <= torch.finfo(logits[0].dtype).eps ** 0.5 * scale:
-        what = f"merging changed the logits by up to {difference:.2g}; something reads a norm in a way that is not linear"
+        what = (
+            f"merging changed the logits by up to {difference:.2g}; something reads a norm in a way that is not linear"
+        )
         raise ExportError(f"{what}. Use tuned.save and load_tuned, or retrain a structure without BitFit on norms")
     return difference
 

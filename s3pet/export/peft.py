@@ -38,7 +38,7 @@ from s3pet.tuning import TunedModel
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 TASK_TYPES = {"encoder-decoder": "SEQ_2_SEQ_LM", "decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
-_PLAIN = {"use_dora": (False,), "lora_bias": (False,), "bias": ("none",), "target_parameters": (), "megatron_config": (),
+_PLAIN = {"use_dora": (False,), "lora_bias": (False,), "bias": ("none",), "target_parameters": (),
           "layer_replication": (), "trainable_token_indices": (), "alora_invocation_tokens": ()}  # fmt: skip
 _KEY = re.compile(
     r"base_model\.model\.(?P<path>.+?)(?:\.(?P<lora>lora_[AB])(?:\.default)?|\.ln_tuning_layers(?:\.default)?"
@@ -146,11 +146,15 @@ def from_peft(path: str | Path, model: nn.Module) -> Adapter:
         match = _KEY.fullmatch(key)
         if match is None:
             raise ExportError(f"{path}: {key!r} is a tensor of PEFT that has no counterpart here; LoRA and norms have")
-        where = next((p for p in (match["path"], match["path"].removeprefix(own), own + match["path"]) if p in sites), "")
+        where = next(
+            (p for p in (match["path"], match["path"].removeprefix(own), own + match["path"]) if p in sites), ""
+        )
         if where:
             places[where, match["lora"] or match["name"]] = tensor
             scales[where] = _scale(config, match["path"])
-        elif any(re.search(rf"(^|\.){re.escape(name)}(\.|$)", match["path"]) for name in config["modules_to_save"] or ()):
+        elif any(
+            re.search(rf"(^|\.){re.escape(name)}(\.|$)", match["path"]) for name in config["modules_to_save"] or ()
+        ):
             head[key.removeprefix(PREFIX)] = tensor
         else:
             raise StructureMismatchError(f"{path} has modules on {match['path']}, which {type(model).__name__} has not")
@@ -165,8 +169,13 @@ def from_peft(path: str | Path, model: nn.Module) -> Adapter:
         else:
             before = getattr(modules[where], name, None)
             if sites[where] != "norm" or before is None or before.shape != tensor.shape:
-                raise StructureMismatchError(f"{path} has {name} {tuple(tensor.shape)} on {where}, which has no such tensor")
-            delta, pet = tensor.to(torch.float32) - before.detach().cpu().float(), "lnfit" if name == "weight" else "bitfit"
+                raise StructureMismatchError(
+                    f"{path} has {name} {tuple(tensor.shape)} on {where}, which has no such tensor"
+                )
+            delta, pet = (
+                tensor.to(torch.float32) - before.detach().cpu().float(),
+                "lnfit" if name == "weight" else "bitfit",
+            )
             if pet == "lnfit" or bool(delta.any()):
                 wanted.append((where, pet, None))
                 weights[where, pet] = {"w" if pet == "lnfit" else "b": delta}

@@ -33,7 +33,11 @@ PETS_OF = {  # their name: ours, its rank by their options, and the only values 
     "BitFitParallel": ("bitfit", lambda options: None, {}),
     "BitFitSequential": ("bitfit", lambda options: None, {}),
     "LNFit": ("lnfit", lambda options: None, {}),
-    "LowRankAdapter": ("lowrank_adapter", lambda options: int(options.get("low_rank_rank", 1)), {"reduction_factor": 32}),
+    "LowRankAdapter": (
+        "lowrank_adapter",
+        lambda options: int(options.get("low_rank_rank", 1)),
+        {"reduction_factor": 32},
+    ),
     "Adapter": ("adapter", lambda options: int(options.get("bottleneck_dim", 24)), {}),
 }
 
@@ -112,7 +116,9 @@ def _gates(path: Path, text: str, model: nn.Module, budget: BudgetLike | None) -
     space = Space(structure.candidates, "s3delta", structure.model_id, n_parameters(model))
     if bool((wrong := (sizes - space.costs).abs() > 1).any()):  # seven decimals of 2^20 parameters
         n = int(wrong.nonzero()[0])
-        what = f"{structure.names[n]} costs {structure.candidates[n].n_params} parameters here, {sizes[n]:.0f} in {path}"
+        what = (
+            f"{structure.names[n]} costs {structure.candidates[n].n_params} parameters here, {sizes[n]:.0f} in {path}"
+        )
         raise StructureMismatchError(f"{what}; load the backbone of that search")
     expected = Budget(round(float((prob * space.costs).sum())), space.backbone_params)
     return gate_table(space, alpha, prob, (expected if budget is None else parse_budget(space, budget)).n_params)

@@ -14,7 +14,6 @@ import json
 import math
 import random
 import re
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -63,7 +62,7 @@ class Task:
         regression: True if labels are numbers.
         tokenizer: the backbone's tokenizer.
         notes: how the splits were made.
-        columns, fields, template: text columns of a row, their names in the prompt, and the prompt of its source.
+        columns, fields, template: text columns of a row, their names in the prompt, and the prompt.
     """
 
     name: str
@@ -101,39 +100,6 @@ class Task:
         rows = [[[e.segments, e.source, e.label] for e in part] for part in (self.train, self.validation, self.test)]
         text = json.dumps([rows, self.label_words, self.metrics], ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-    def form(self) -> dict[str, Any]:
-        """Return what reads and labels new rows, without the rows: what a saved model keeps of its task, as JSON."""
-        names = ("label_names", "metrics", "columns", "fields", "template")
-        values = {name: getattr(self, name) for name in names}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-    def read(self, records: Iterable[Any]) -> tuple[Example, ...]:
-        """Return new rows as examples whose labels are unknown.
-
-        Args:
-            records: texts, tuples of texts in the order of the task's columns, mappings with these columns (other
-                columns, such as a label, are ignored), examples (returned as they are), or a table of pandas.
-
-        Raises:
-            TaskError: one text instead of several records, a missing column, or something that is not a text.
-        """
-        if isinstance(records, str | Mapping):
-            raise TaskError(f"task {self.name!r}: expected a list of records; pass [{reprlib.repr(records)}]")
-        examples, columns = [], list(self.columns)
-        for n, record in enumerate(records.to_dict("records") if hasattr(records, "iterrows") else records, 1):
-            if isinstance(record, Example):
-                examples.append(record)
-                continue
-            texts = (record,) if isinstance(record, str) else record
-            if isinstance(texts, Sequence) and len(texts) == len(columns):
-                record = dict(zip(columns, texts, strict=True))
-            if not isinstance(record, Mapping) or not columns:
-                what = f"record {n} is {reprlib.repr(record)}; expected a dict with columns {columns}"
-                raise TaskError(f"task {self.name!r}: {what}, or a tuple of {len(columns)} texts in this order")
-            where = f"task {self.name!r}: record {n}"
-            examples.append(_example(where, record, self.columns, self.fields, self.template, math.nan))
-        return tuple(examples)
 
     def search_split(self, seed: int = 0) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
         """Return two halves of the training split, ``(search_train, search_val)``; the same for the same seed.
@@ -342,7 +308,9 @@ def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_valid
         notes.append("the published test rows have no labels and are not used")
     rows = {
         split: [
-            _example(f"{split} row {i}", row, columns, fields, template, encode_label(f"{split} row {i}", label, index))
+            make_example(
+                f"{split} row {i}", row, columns, fields, template, encode_label(f"{split} row {i}", label, index)
+            )
             for i, (row, label) in enumerate(zip(part, labels[split], strict=True), 1)
         ]
         for split, part in parts.items()
@@ -363,9 +331,10 @@ def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_valid
     return Task(name, train, validation, test, words, names, metrics, regression, tokenizer, tuple(notes), *prompt)
 
 
-def _example(
+def make_example(
     where: str, row: Row, columns: Sequence[str], fields: Sequence[str], template: str, label: int | float
 ) -> Example:
+    """Return a row as an example; a column without a text is a TaskError that names ``where`` the row is."""
     texts = [read_text(where, row, column) for column in columns]
     by_field = dict(zip(fields, texts, strict=True))
     source = _FIELD.sub(lambda match: by_field[match[1]], template)  # in one pass: braces in a text stay text

@@ -14,10 +14,14 @@ from s3pet.errors import RunError
 from s3pet.export import push_to_hub, save_folder
 
 
-@pytest.mark.parametrize(("make_model", "what"), [(tiny_t5, "structure"), (tiny_bert, "structure"), (tiny_bert, "head")])
+@pytest.mark.parametrize(
+    ("make_model", "what"), [(tiny_t5, "structure"), (tiny_bert, "structure"), (tiny_bert, "head")]
+)
 def test_the_folder_opens_again_and_its_card_says_what_it_is(make_model, what, tmp_path):
     model = make_model()
-    tuned = tuned_at_random(model, structure_of(model, "lora", "bitfit") if what == "structure" else what, short_task(3))
+    tuned = tuned_at_random(
+        model, structure_of(model, "lora", "bitfit") if what == "structure" else what, short_task(3)
+    )
     tuned.metrics["test"] = 0.4321
     save_folder(tuned, tmp_path / "out", base="somebody/model")
     again = load_tuned(tmp_path / "out", model, tokenizer=toy_tokenizer())
@@ -25,7 +29,13 @@ def test_the_folder_opens_again_and_its_card_says_what_it_is(make_model, what, t
     text = (tmp_path / "out" / "README.md").read_text()
     _, header, body = text.split("---", 2)
     assert yaml.safe_load(header)["base_model"] == "somebody/model"
-    words = ["bad, good, fair", "| test | accuracy | 0.4321 |", "seed 0", 'load_backbone("somebody/model")', "load_tuned("]
+    words = [
+        "bad, good, fair",
+        "| test | accuracy | 0.4321 |",
+        "seed 0",
+        'load_backbone("somebody/model")',
+        "load_tuned(",
+    ]
     assert not [word for word in words if word not in body]
     code = re.search(r"```python\n(.*?)\n```", body, re.S)[1]
     assert len(code.splitlines()) == 2
@@ -58,5 +68,5 @@ def test_pushing_goes_through_huggingface_hub(tmp_path, monkeypatch):
     assert push_to_hub(tuned, "me/mine", token="abc") == "https://hub/me/mine"
     assert calls == ["abc", ("me/mine", {"private": True, "exist_ok": True})]
     monkeypatch.setattr(Api, "create_repo", lambda *args, **options: (_ for _ in ()).throw(OSError("no\nnetwork")))
-    with pytest.raises(RunError, match="'me/mine' could not be pushed: no network.*save_folder"):
+    with pytest.raises(RunError, match=r"'me/mine' could not be pushed: no network.*save_folder"):
         push_to_hub(tuned, "me/mine")

@@ -59,7 +59,8 @@ def test_peft_loads_it_with_equal_logits(family, what, tmp_path):
     loaded = peft.PeftModel.from_pretrained(base if head is None else classifier(base, 3), tmp_path / "out").eval()
     torch.testing.assert_close(logits(loaded, batch), expected, rtol=0, atol=5e-5 * float(expected.abs().max()))
     again = from_peft(tmp_path / "out", FAMILIES[family]())
-    assert logits(again.supernet, batch).allclose(logits(tuned.model, batch), rtol=0, atol=1e-4)
+    own = logits(tuned.model, batch)
+    torch.testing.assert_close(logits(again.supernet, batch), own, rtol=0, atol=5e-5 * float(own.abs().max()))
     assert {key.partition(".")[0] for key in again.head} == (set() if head is None else {"classifier"})
     if what == "lora":
         assert again.structure.names == structure.names
@@ -101,7 +102,8 @@ def test_what_cannot_go_is_named_and_merge_is_offered(make_model, pets, named, t
 
 @pytest.mark.parametrize("make_model", [tiny_t5, tiny_roberta, tiny_llama])
 @pytest.mark.parametrize(
-    "options", [{"lora_alpha": 5}, {"use_rslora": True}, {"rank_pattern": {"0.*": 2}, "alpha_pattern": {"1.*": 3}}, None]
+    "options",
+    [{"lora_alpha": 5}, {"use_rslora": True}, {"rank_pattern": {"0.*": 2}, "alpha_pattern": {"1.*": 3}}, None],
 )
 def test_adapters_of_peft_are_read(make_model, options, tmp_path):
     model, generator = make_model(), torch.Generator().manual_seed(1)
@@ -119,7 +121,9 @@ def test_adapters_of_peft_are_read(make_model, options, tmp_path):
     wrapped.save_pretrained(tmp_path)
     adapter, batch = from_peft(tmp_path, model), tiny_batch(model)
     expected = logits(wrapped, batch)
-    torch.testing.assert_close(logits(adapter.supernet, batch), expected, rtol=0, atol=5e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        logits(adapter.supernet, batch), expected, rtol=0, atol=5e-5 * float(expected.abs().max())
+    )
     assert (expected - logits(model, batch)).abs().max() > 0.01
     assert adapter.structure.origin["kind"] == "peft" and not adapter.head
     assert {c.pet for c in adapter.structure} >= ({"lnfit"} if options is None else {"lora", "lnfit"})
@@ -139,7 +143,12 @@ def test_foreign_and_damaged_folders_are_named_errors(tmp_path):
         ({}, {first: torch.ones(1, 31)}, StructureMismatchError, "lack or misshape"),
         ({}, {first: None}, StructureMismatchError, "lacks lora_A of encoder.block.0.layer.0.SelfAttention.q"),
         ({}, {first.replace("block.0", "block.7"): torch.ones(1, 32)}, StructureMismatchError, "block.7.*has not"),
-        ({}, {"base_model.model.encoder.final_layer_norm.weight": torch.ones(7)}, StructureMismatchError, "no such tensor"),
+        (
+            {},
+            {"base_model.model.encoder.final_layer_norm.weight": torch.ones(7)},
+            StructureMismatchError,
+            "no such tensor",
+        ),
     ]
     for options, extra, error, message in cases:
         (tmp_path / "adapter_config.json").write_text(json.dumps(config | options))

@@ -11,7 +11,14 @@ from s3pet.errors import ExportError, RunError, StructureMismatchError
 from s3pet.structure import select_mask
 
 LORA, BITFIT, LNFIT = {"Lora": {"lora_r": 1}}, {"BitFitParallel": {}}, {"LNFit": {}}
-LINEAR = ("SelfAttention.q", "SelfAttention.k", "SelfAttention.v", "SelfAttention.o", "DenseReluDense.wi", "DenseReluDense.wo")
+LINEAR = (
+    "SelfAttention.q",
+    "SelfAttention.k",
+    "SelfAttention.v",
+    "SelfAttention.o",
+    "DenseReluDense.wi",
+    "DenseReluDense.wo",
+)
 MIXED = [
     {name: {"parallel": LORA, "sequential": BITFIT} for name in LINEAR}
     | {name: {"parallel": LNFIT, "sequential": BITFIT} for name in ("layer_norm", "final_layer_norm")},
@@ -75,7 +82,11 @@ def test_gates_become_a_table(tmp_path):
     [
         ([{"SelfAttention.q": {"parallel": {"Compacter": {}}}}], ExportError, "'Compacter' has no counterpart here"),
         ([{"SelfAttention.q": {"parallel": {"Lora": {"lora_alpha": 8}}}}], ExportError, "{'lora_alpha': 8}"),
-        ([{"SelfAttention.qq": {"parallel": LORA}}], StructureMismatchError, r"called 'SelfAttention.qq' \(1 such names\)"),
+        (
+            [{"SelfAttention.qq": {"parallel": LORA}}],
+            StructureMismatchError,
+            r"called 'SelfAttention.qq' \(1 such names\)",
+        ),
         ([{"lm_head": {"sequential": BITFIT}}], StructureMismatchError, "no place for bitfit on lm_head"),
         ([{"SelfAttention.q": {"after": LORA}}], RunError, "'after'; expected parallel or sequential"),
         ([{"SelfAttention.q": ["Lora"]}], RunError, "is no structure"),
@@ -91,12 +102,12 @@ def test_what_does_not_fit_is_named(configs, error, message, tmp_path):
 
 def test_other_models_and_files_are_refused(tmp_path):
     wi = write(tmp_path / "a.json", [{"DenseReluDense.wi": {"parallel": LORA}}])
-    with pytest.raises(StructureMismatchError, match="A gated T5 has no DenseReluDense.wi"):
+    with pytest.raises(StructureMismatchError, match=r"A gated T5 has no DenseReluDense.wi"):
         from_s3delta(wi, tiny_t5(gated=True))
     with pytest.raises(StructureMismatchError, match="no module of this BertModel"):
         from_s3delta(wi, tiny_bert())
     path = gates_file(tmp_path / "g.txt", make_space(meta_t5("small"), "mixed"), [0.5] * 220)
-    with pytest.raises(StructureMismatchError, match="costs|no place"):
+    with pytest.raises(StructureMismatchError, match=r"costs|no place"):
         from_s3delta(path, meta_t5("base"))
     for file, text in (("b.txt", "nothing"), ("c.txt", "|a|b|")):
         with pytest.raises(RunError, match=r"no structure \(.json\) or final_alphas.txt"):
