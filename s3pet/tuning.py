@@ -88,7 +88,8 @@ class TunedModel:
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """``model.generate`` of transformers, with the PET modules on."""
-        return self.model.generate(*args, **kwargs)
+        generate: Any = self.model.generate
+        return generate(*args, **kwargs)
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         """The task's metrics on examples, the main one first."""

@@ -265,7 +265,7 @@ def classifier_of(tuned: TunedModel, model: Any) -> Any:
             classifier = AutoModelForSequenceClassification.from_config(config)
     except ValueError:  # no such class
         return None
-    head = getattr(classifier, "classifier", None)
+    head: Any = getattr(classifier, "classifier", None)
     out = head if isinstance(head, nn.Linear) else getattr(head, "out_proj", None)
     if out is None:
         return None

@@ -78,8 +78,8 @@ def _places(config: Mapping[str, Any], model: nn.Module) -> Iterator[Place]:
     """The modules of one config, in ``named_modules()`` order."""
     used = set()
     for path, _ in model.named_modules():
-        key = next((key for key in config if path == key or path.endswith(f".{key}")), None)
-        for insert, types in config[key].items() if key is not None else ():
+        key = next((key for key in config if path == key or path.endswith(f".{key}")), "")
+        for insert, types in config.get(key, {}).items():
             if insert not in ("parallel", "sequential"):
                 raise ValueError(f"{key} has {insert!r}; expected parallel or sequential")
             for name, options in types.items():
@@ -112,7 +112,7 @@ def _gates(path: Path, text: str, model: nn.Module, budget: BudgetLike | None) -
         raise ValueError("no line of the form |name |insert |type |size |alpha |p")
     places = [(key, pet, rank) for (key, pet), (_, _, _, rank) in rows.items()]
     structure = structure_at(model, places, {"kind": "s3delta", "from": path.name})
-    sizes, alpha, prob = (torch.tensor([rows[c.path, c.pet][n] for c in structure]).double() for n in (0, 1, 2))
+    sizes, alphas, probs = (torch.tensor([rows[c.path, c.pet][n] for c in structure]).double() for n in (0, 1, 2))
     space = Space(structure.candidates, "s3delta", structure.model_id, n_parameters(model))
     if bool((wrong := (sizes - space.costs).abs() > 1).any()):  # seven decimals of 2^20 parameters
         n = int(wrong.nonzero()[0])
@@ -120,5 +120,5 @@ def _gates(path: Path, text: str, model: nn.Module, budget: BudgetLike | None) -
             f"{structure.names[n]} costs {structure.candidates[n].n_params} parameters here, {sizes[n]:.0f} in {path}"
         )
         raise StructureMismatchError(f"{what}; load the backbone of that search")
-    expected = Budget(round(float((prob * space.costs).sum())), space.backbone_params)
-    return gate_table(space, alpha, prob, (expected if budget is None else parse_budget(space, budget)).n_params)
+    expected = Budget(round(float((probs * space.costs).sum())), space.backbone_params)
+    return gate_table(space, alphas, probs, (expected if budget is None else parse_budget(space, budget)).n_params)

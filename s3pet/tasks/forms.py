@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from s3pet.errors import TaskError
@@ -21,7 +21,9 @@ def form_of(task: Task) -> dict[str, Any]:
 
 def task_of(form: Mapping[str, Any], tokenizer: Any) -> Task:
     """Return the task of a form, with no rows; a tokenizer other than the one that it was used with is a TaskError."""
-    values = {name: tuple(form[name]) if isinstance(form[name], list) else form[name] for name in _FIELDS}
+    values: dict[str, Any] = {
+        name: tuple(form[name]) if isinstance(form[name], list) else form[name] for name in _FIELDS
+    }
     task = Task(train=(), validation=(), test=(), tokenizer=tokenizer, **values)
     if _probe(task) != form["probe"]:
         raise TaskError(f"task {task.name!r} was used with another tokenizer than this one; pass the backbone's own")
@@ -33,7 +35,7 @@ def _probe(task: Task) -> list[int]:
     return [] if task.tokenizer is None else list(task.tokenizer(text)["input_ids"])
 
 
-def read_records(task: Task, records: Iterable[Any]) -> tuple[Example, ...]:
+def read_records(task: Task, records: Any) -> tuple[Example, ...]:
     """Return new rows as examples whose labels are unknown.
 
     Args:
@@ -46,8 +48,9 @@ def read_records(task: Task, records: Iterable[Any]) -> tuple[Example, ...]:
     """
     if isinstance(records, str | Mapping):
         raise TaskError(f"task {task.name!r}: expected a list of records; pass [{reprlib.repr(records)}]")
-    examples, columns = [], list(task.columns)
-    rows: Any = records.to_dict("records") if hasattr(records, "iterrows") else records
+    examples, columns, rows = list[Example](), list(task.columns), records
+    if hasattr(rows, "iterrows"):
+        rows = rows.to_dict("records")
     for n, record in enumerate(rows, 1):
         if isinstance(record, Example):
             examples.append(record)
