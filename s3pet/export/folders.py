@@ -13,11 +13,11 @@ from s3pet.errors import RunError
 
 
 @contextmanager
-def new_folder(path: str | Path, last: str, what: str, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside ``path``; at the end its files are moved there, the one named ``last`` at last.
+def new_folder(path: str | Path, last: str, what: str, overwrite: bool, *old: str) -> Iterator[Path]:
+    """A temporary folder inside ``path``; at the end its files are moved up, the one named ``last`` at last.
 
-    Raises RunError if ``path`` holds ``last`` and ``overwrite`` is not set, or it cannot be a folder. Files that are
-    only in the old folder stay, but for old weights (``*.safetensors`` and their index).
+    Raises RunError if ``path`` holds ``last`` and ``overwrite`` is not set, or it cannot be a folder. Of the files that
+    are only in the old folder, those that fit the patterns ``old`` are removed and the others stay.
     """
     path = Path(path)
     if (path / last).exists() and not overwrite:
@@ -29,12 +29,10 @@ def new_folder(path: str | Path, last: str, what: str, overwrite: bool) -> Itera
         raise RunError(f"{path} cannot be a folder for a {what}: {error}") from error
     try:
         yield temporary
-        files = sorted(file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file())
-        for old in path.glob("*.safetensors*"):
-            if Path(old.name) not in files:
-                old.unlink()
-        for file in sorted(files, key=lambda file: file == Path(last)):
-            (path / file).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(temporary / file, path / file)
+        files = sorted((file.name for file in temporary.iterdir()), key=lambda name: name == last)
+        for stale in {file for pattern in old for file in path.glob(pattern) if file.name not in files}:
+            stale.unlink()
+        for name in files:
+            os.replace(temporary / name, path / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -58,7 +58,7 @@ def save_folder(tuned: TunedModel, path: str | Path, *, base: str | None = None,
     ``base`` is the hub id of the backbone, for the card; None: the name it was loaded by. Raises RunError if the folder
     holds a card and ``overwrite`` is not set.
     """
-    with new_folder(path, "README.md", "tuned model with a card", overwrite) as folder:
+    with new_folder(path, "README.md", "tuned model with a card", overwrite, "structure.*") as folder:
         tuned.save(folder)
         if tuned.structure is not None and len(tuned.structure):
             save_figure(plot_structure(tuned.structure), folder / "structure", ["png"], alt=repr(tuned.structure))

@@ -63,7 +63,7 @@ class Merged(NamedTuple):
 
         Raises ExportError if ``from_pretrained`` would lose biases, and RunError if the folder holds a model.
         """
-        with new_folder(path, "config.json", "model", overwrite) as folder:
+        with new_folder(path, "config.json", "model", overwrite, "model*.safetensors*", HEAD) as folder:
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             if self.head is not None:

@@ -120,7 +120,7 @@ def to_peft(tuned: TunedModel, path: str | Path, *, overwrite: bool = False) -> 
         config |= {"r": common, "lora_alpha": LORA_ALPHA, "lora_dropout": 0.0, "bias": "none"}
         config |= {"rank_pattern": {prefix + name: rank for name, rank in ranks.items() if rank != common}}
         config |= {"alpha_pattern": {}, "fan_in_fan_out": any(isinstance(modules[name], Conv1D) for name in ranks)}
-    with new_folder(path, CONFIG, "PEFT adapter", overwrite) as folder:
+    with new_folder(path, CONFIG, "PEFT adapter", overwrite, HEAD) as folder:
         save_file({PREFIX + name: t.cpu().contiguous() for name, t in state.items()}, folder / WEIGHTS)
         if head:
             save_file({name: t.cpu().contiguous() for name, t in head.items()}, folder / HEAD)

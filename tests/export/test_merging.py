@@ -74,7 +74,11 @@ def test_all_modules_together_are_saved_and_loaded_with_equal_logits(make_model,
     assert torch.equal(logits(again, batch), logits(merged.model, batch))
     with pytest.raises(RunError, match="holds a model; choose another folder or pass overwrite=True"):
         merged.save(tmp_path / "out")
+    (tmp_path / "out" / "model-00001-of-00002.safetensors").write_text("of the old model")
+    (tmp_path / "out" / "notes.txt").write_text("the user's")
     merged.save(tmp_path / "out", overwrite=True)
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"notes.txt", "model.safetensors"} <= names and "model-00001-of-00002.safetensors" not in names
     assert not [*(tmp_path / "out").glob(".part*")]
     if make_model is tiny_llama:
         assert again.config.attention_bias and again.config.mlp_bias, "the biases have a place in the config"
