@@ -166,20 +166,13 @@ class Supernet(nn.Module):
             self._active = before
 
     def forward(  # inputs are named, because a Trainer drops columns that are not
-        self,
-        *args: Any,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        pixel_values=None,
-        labels=None,
-        **rest,
+        self, *args, input_ids=None, attention_mask=None, token_type_ids=None, pixel_values=None, labels=None, **more
     ) -> Any:
         """The output of the backbone, with the candidates on for this call."""
         named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         named |= {"pixel_values": pixel_values, "labels": labels}
         with nullcontext() if self._flags else self:
-            return self.model(*args, **{name: value for name, value in named.items() if value is not None}, **rest)
+            return self.model(*args, **{name: value for name, value in named.items() if value is not None}, **more)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """What the backbone generates with the candidates on."""

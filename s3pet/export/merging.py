@@ -67,7 +67,7 @@ class Merged(NamedTuple):
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             if self.head is not None:
-                save_file({k: t.cpu().contiguous() for k, t in self.head.state_dict().items()}, folder / HEAD)
+                save_file({name: tensor.cpu() for name, tensor in self.head.state_dict().items()}, folder / HEAD)
         return Path(path)
 
 
@@ -101,6 +101,8 @@ def merge(tuned: TunedModel) -> Merged:
         if objective.head is not None:
             classifier, head = classifier_of(tuned, model), copy.deepcopy(objective.head.out)
             if classifier is not None:
+                refusal = {key: value for key, value in vars(model).items() if key == "save_pretrained"}
+                classifier.__dict__ |= refusal
                 model, head = classifier, None
                 difference = _compare([model(**batch).logits for batch in batches], scores)
     return Merged(model.eval(), difference, head, tuned.task.tokenizer)
@@ -239,12 +241,12 @@ def probes(tuned: TunedModel) -> Iterator[dict[str, Tensor]]:
     vocabulary = objective.model.get_input_embeddings().num_embeddings
     lengths = [min(length, objective.settings.max_length) for length in (12, 7, 3, 12)]
     draw = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
-    for rows in ([{"input_ids": ids, "target": 0} for ids in draw], objective.encode(tuned.task.validation[:8])):
-        if rows:
-            batch = {name: tensor for name, tensor in objective.collate(rows).items() if name != "target"}
-            if objective.model.config.is_encoder_decoder:
-                batch["decoder_input_ids"] = batch["input_ids"][:, :5]
-            yield batch
+    some = tuned.task.validation[:8]
+    for rows in [[{"input_ids": ids, "target": 0} for ids in draw], *([objective.encode(some)] if some else [])]:
+        batch = {name: tensor for name, tensor in objective.collate(rows).items() if name != "target"}
+        if objective.model.config.is_encoder_decoder:
+            batch["decoder_input_ids"] = batch["input_ids"][:, :5]
+        yield batch
 
 
 def classifier_of(tuned: TunedModel, model: Any) -> Any:

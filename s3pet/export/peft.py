@@ -76,7 +76,8 @@ def to_peft(tuned: TunedModel, path: str | Path, *, overwrite: bool = False) -> 
     modules, tensors = dict(supernet.model.named_modules()), supernet.tensors()
     active = [c for c in tuned.structure if not c.inert]
     norms = {c.path for c in active if c.pet == "lnfit" or (c.pet == "bitfit" and c.role.endswith(".norm"))}
-    fits = {c.name: c.pet in ("lora", "lnfit") or (c.path in norms and _bias(modules[c.path])) for c in active}
+    biased = {name for name, module in modules.items() if getattr(module, "bias", None) is not None}
+    fits = {c.name: c.pet in ("lora", "lnfit") or c.path in norms & biased for c in active}
     if not active or not all(fits.values()):
         names = ", ".join([name for name, takes in fits.items() if not takes][:3]) or "a structure without effect"
         what = f"one PEFT adapter cannot hold {names} ({len(fits) - sum(fits.values())} in all)"
@@ -99,7 +100,7 @@ def to_peft(tuned: TunedModel, path: str | Path, *, overwrite: bool = False) -> 
     _check_exact([*modules], [*ranks], sorted(norms))
     kind, saved, prefix, head = backbone_kind(supernet.model), sorted(norms), "", dict[str, Tensor]()
     if objective.head is not None:
-        head = {f"{name}": tensor for name, tensor in objective.head.out.state_dict().items()}
+        head = objective.head.out.state_dict()
         classifier = classifier_of(tuned, copy.deepcopy(supernet.model))
         if classifier is not None:
             own_name = f"{classifier.base_model_prefix}."
@@ -117,13 +118,13 @@ def to_peft(tuned: TunedModel, path: str | Path, *, overwrite: bool = False) -> 
         "modules_to_save": (saved if ranks else [name for name in saved if name == "classifier"]) or None,
     }
     if ranks:
-        config |= {"r": common, "lora_alpha": LORA_ALPHA, "lora_dropout": 0.0, "bias": "none"}
-        config |= {"rank_pattern": {prefix + name: rank for name, rank in ranks.items() if rank != common}}
-        config |= {"alpha_pattern": {}, "fan_in_fan_out": any(isinstance(modules[name], Conv1D) for name in ranks)}
+        config |= {"r": common, "lora_alpha": LORA_ALPHA, "lora_dropout": 0.0, "bias": "none", "alpha_pattern": {}}
+        config["rank_pattern"] = {prefix + name: rank for name, rank in ranks.items() if rank != common}
+        config["fan_in_fan_out"] = any(isinstance(modules[name], Conv1D) for name in ranks)
     with new_folder(path, CONFIG, "PEFT adapter", overwrite, HEAD) as folder:
         save_file({PREFIX + name: t.cpu().contiguous() for name, t in state.items()}, folder / WEIGHTS)
         if head:
-            save_file({name: t.cpu().contiguous() for name, t in head.items()}, folder / HEAD)
+            save_file({name: tensor.cpu() for name, tensor in head.items()}, folder / HEAD)
         (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     return Path(path)
 
@@ -146,18 +147,15 @@ def from_peft(path: str | Path, model: nn.Module) -> Adapter:
         match = _KEY.fullmatch(key)
         if match is None:
             raise ExportError(f"{path}: {key!r} is a tensor of PEFT that has no counterpart here; LoRA and norms have")
-        where = next(
-            (p for p in (match["path"], match["path"].removeprefix(own), own + match["path"]) if p in sites), ""
-        )
+        there = match["path"]
+        where = next((p for p in (there, there.removeprefix(own), own + there) if p in sites), "")
         if where:
             places[where, match["lora"] or match["name"]] = tensor
-            scales[where] = _scale(config, match["path"])
-        elif any(
-            re.search(rf"(^|\.){re.escape(name)}(\.|$)", match["path"]) for name in config["modules_to_save"] or ()
-        ):
+            scales[where] = _scale(config, there)
+        elif any(f".{name}." in f".{there}." for name in config["modules_to_save"] or ()):
             head[key.removeprefix(PREFIX)] = tensor
         else:
-            raise StructureMismatchError(f"{path} has modules on {match['path']}, which {type(model).__name__} has not")
+            raise StructureMismatchError(f"{path} has modules on {there}, which {type(model).__name__} has not")
     wanted, weights = list[Place](), dict[tuple[str, str], dict[str, Tensor]]()
     for (where, name), tensor in places.items():
         if name.startswith("lora"):
@@ -167,26 +165,18 @@ def from_peft(path: str | Path, model: nn.Module) -> Adapter:
             wanted.append((where, "lora", len(a)))
             weights[where, "lora"] = {"A": a, "B": b * (scales[where] * len(a) / LORA_ALPHA)}
         else:
-            before = getattr(modules[where], name, None)
-            if sites[where] != "norm" or before is None or before.shape != tensor.shape:
-                raise StructureMismatchError(
-                    f"{path} has {name} {tuple(tensor.shape)} on {where}, which has no such tensor"
-                )
-            delta, pet = (
-                tensor.to(torch.float32) - before.detach().cpu().float(),
-                "lnfit" if name == "weight" else "bitfit",
-            )
+            before, shape = getattr(modules[where], name, None), tuple(tensor.shape)
+            if sites[where] != "norm" or before is None or before.shape != shape:
+                raise StructureMismatchError(f"{path} has {name} {shape} on {where}, which has no such tensor")
+            pet, own_name = ("lnfit", "w") if name == "weight" else ("bitfit", "b")
+            delta = tensor.float() - before.detach().cpu().float()
             if pet == "lnfit" or bool(delta.any()):
                 wanted.append((where, pet, None))
-                weights[where, pet] = {"w" if pet == "lnfit" else "b": delta}
+                weights[where, pet] = {own_name: delta}
     structure = structure_at(model, list(dict.fromkeys(wanted)), {"kind": "peft", "from": Path(path).name})
     supernet = Supernet(model, structure)
     supernet.load({f"{c.name}/{k}": t for c in structure for k, t in weights[c.path, c.pet].items()})
     return Adapter(structure, supernet, head)
-
-
-def _bias(module: nn.Module) -> bool:
-    return getattr(module, "bias", None) is not None
 
 
 def _check_exact(names: list[str], targets: list[str], saved: list[str]) -> None:
