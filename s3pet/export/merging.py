@@ -63,7 +63,8 @@ class Merged(NamedTuple):
 
         Raises ExportError if ``from_pretrained`` would lose biases, and RunError if the folder holds a model.
         """
-        with new_folder(path, "config.json", "model", overwrite, "model*.safetensors*", HEAD) as folder:
+        old = ("model*.safetensors*", HEAD)
+        with quiet_transformers(), new_folder(path, "config.json", "model", overwrite, *old) as folder:
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             if self.head is not None:

@@ -76,10 +76,10 @@ def from_s3delta(path: str | Path, model: nn.Module, *, budget: BudgetLike | Non
 
 def _places(config: Mapping[str, Any], model: nn.Module) -> Iterator[Place]:
     """The modules of one config, in ``named_modules()`` order."""
-    used = set()
+    used, nothing = set[str](), dict[str, Any]()
     for path, _ in model.named_modules():
         key = next((key for key in config if path == key or path.endswith(f".{key}")), "")
-        for insert, types in config.get(key, {}).items():
+        for insert, types in config.get(key, nothing).items():
             if insert not in ("parallel", "sequential"):
                 raise ValueError(f"{key} has {insert!r}; expected parallel or sequential")
             for name, options in types.items():
