@@ -28,17 +28,14 @@ from s3pet.result import gate_table
 from s3pet.space import Space
 from s3pet.structure import Structure, parse_budget
 
-PETS_OF = {  # their name: ours, its rank by their options, and the only values of other options that compute the same
-    "Lora": ("lora", lambda options: int(options.get("lora_r", 8)), {"lora_alpha": 16, "lora_dropout": 0.0}),
-    "BitFitParallel": ("bitfit", lambda options: None, {}),
-    "BitFitSequential": ("bitfit", lambda options: None, {}),
-    "LNFit": ("lnfit", lambda options: None, {}),
-    "LowRankAdapter": (
-        "lowrank_adapter",
-        lambda options: int(options.get("low_rank_rank", 1)),
-        {"reduction_factor": 32},
-    ),
-    "Adapter": ("adapter", lambda options: int(options.get("bottleneck_dim", 24)), {}),
+PETS_OF: dict[str, tuple[str, str | None, int, dict[str, Any]]] = {
+    # their name: ours, the option with the rank and its default, the only values of others that compute the same
+    "Lora": ("lora", "lora_r", 8, {"lora_alpha": 16, "lora_dropout": 0.0}),
+    "BitFitParallel": ("bitfit", None, 0, {}),
+    "BitFitSequential": ("bitfit", None, 0, {}),
+    "LNFit": ("lnfit", None, 0, {}),
+    "LowRankAdapter": ("lowrank_adapter", "low_rank_rank", 1, {"reduction_factor": 32}),
+    "Adapter": ("adapter", "bottleneck_dim", 24, {}),
 }
 
 
@@ -76,10 +73,10 @@ def from_s3delta(path: str | Path, model: nn.Module, *, budget: BudgetLike | Non
 
 def _places(config: Mapping[str, Any], model: nn.Module) -> Iterator[Place]:
     """The modules of one config, in ``named_modules()`` order."""
-    used, nothing = set[str](), dict[str, Any]()
+    used = set()
     for path, _ in model.named_modules():
         key = next((key for key in config if path == key or path.endswith(f".{key}")), "")
-        for insert, types in config.get(key, nothing).items():
+        for insert, types in config.get(key, {}).items():
             if insert not in ("parallel", "sequential"):
                 raise ValueError(f"{key} has {insert!r}; expected parallel or sequential")
             for name, options in types.items():
@@ -95,10 +92,10 @@ def _places(config: Mapping[str, Any], model: nn.Module) -> Iterator[Place]:
 def _pet(name: str, options: Mapping[str, Any]) -> tuple[str, int | None]:
     if name not in PETS_OF:
         raise ExportError(f"the authors' {name!r} has no counterpart here; known are {', '.join(PETS_OF)}")
-    pet, rank, only = PETS_OF[name]
+    pet, option, default, only = PETS_OF[name]
     if wrong := {key: options[key] for key, value in only.items() if options.get(key, value) != value}:
         raise ExportError(f"{name} with {wrong} computes something else than {pet} here; expected {only}")
-    return pet, rank(options)
+    return pet, None if option is None else int(options.get(option, default))
 
 
 def _gates(path: Path, text: str, model: nn.Module, budget: BudgetLike | None) -> pd.DataFrame:
