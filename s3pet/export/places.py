@@ -34,5 +34,6 @@ def structure_at(model: nn.Module, places: Sequence[Place], origin: Mapping[str,
         hint = nearest(missing[0].split(" on ")[1], {path for path, _, _ in candidates})
         what = f"{type(model).__name__} has no place for {', '.join(missing[:3])} ({len(missing)} in all; {hint})"
         raise StructureMismatchError(f"{what}. Load the backbone that the file was made for")
-    chosen = tuple(c for key, c in candidates.items() if key in set(places))
+    wanted = set(places)
+    chosen = tuple(c for key, c in candidates.items() if key in wanted)
     return Structure(chosen, space.model_id, origin=dict(origin), layers=layers_of(find_sites(model)))
