@@ -29,6 +29,7 @@ _MODULES = {
     "tuning": ("retrain", "load_tuned"),
     "transfer": ("average_gates", "retarget_gates"),
     "studies": ("compare",),
+    "export": ("merge", "to_peft", "from_peft", "from_s3delta"),
     "plots": ("plot_gates", "plot_structure", "save_figure", "describe"),
     "errors": ("S3PetError",),
 }
@@ -39,6 +40,7 @@ __all__ = sorted(_MODULE_OF)
 if TYPE_CHECKING:
     from s3pet.backbones import load_backbone
     from s3pet.errors import S3PetError
+    from s3pet.export import from_peft, from_s3delta, merge, to_peft
     from s3pet.gates import Budget
     from s3pet.plots import describe, plot_gates, plot_structure, save_figure
     from s3pet.result import load_run

@@ -117,10 +117,45 @@ def load_backbone(
         raise BackboneError(f"backbone {name!r} lacks {len(lacking)} weights, {lacking[:3]} …; its file is incomplete")
     model.s3pet_pooler_is_fresh = bool(missing)
     model.s3pet_id = "/".join(Path(where).resolve().parts[-2:]) if name not in EMBEDDED and is_folder else name
-    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
+    model.s3pet_tokenizer = _with_padding(tokenizer)
     model.requires_grad_(False).eval()
     return Backbone(model.to(device) if device is not None else model, tokenizer)
+
+
+def tokenizer_of(model: Any) -> Any:
+    """Return the tokenizer that was loaded with the backbone, or lies where its weights came from; None if nowhere."""
+    from transformers import AutoTokenizer
+
+    where = getattr(getattr(model, "config", None), "_name_or_path", "")
+    if (tokenizer := getattr(model, "s3pet_tokenizer", None)) is not None or not where:
+        return tokenizer
+    try:
+        return _with_padding(AutoTokenizer.from_pretrained(where))
+    except (OSError, ValueError, LookupError, TypeError):  # moved away, or weights only
+        return None
+
+
+def _with_padding(tokenizer: Any) -> Any:
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model itself; refuse wrappers in which modules would be placed wrongly or not act at all.
+
+    Raises BackboneError for a compiled model (its compiled code does not see modules that are attached later) and for
+    one with modules of PEFT (their places have other names); the message says what to pass instead.
+    """
+    if hasattr(model, "_orig_mod") or any(part._compiled_call_impl is not None for part in model.modules()):
+        what = "this model is compiled, and compiled code does not see modules that are attached later"
+        raise BackboneError(
+            f"{what}; pass the model as it was before torch.compile (model._orig_mod), and compile last"
+        )
+    if getattr(model, "peft_config", None) or getattr(model, "_hf_peft_config_loaded", False):
+        how = "model.merge_and_unload(), or model.unload() to drop them; s3pet.from_peft reads a saved adapter"
+        raise BackboneError(f"this model holds modules of PEFT; pass {how}")
+    return model
 
 
 def backbone_kind(model: nn.Module) -> str:
@@ -131,8 +166,18 @@ def backbone_kind(model: nn.Module) -> str:
 
 
 def n_parameters(model: nn.Module) -> int:
-    """Count the parameters of a model; shared (tied) parameters count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Count the parameters of a model; shared (tied) ones count once, the packed weight of a linear map as unpacked."""
+    import torch
+
+    total = sum(parameter.numel() for parameter in model.parameters())
+    for part in model.modules():  # 4-bit weights lie in smaller tensors, or in buffers that are no parameters
+        widths: Any = (getattr(part, "in_features", None), getattr(part, "out_features", None))
+        if all(isinstance(width, int) for width in widths):
+            own = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+            weight: Any = getattr(part, "weight", None)
+            if own and not (isinstance(weight, torch.nn.Parameter) and weight.is_floating_point()):
+                total += widths[0] * widths[1] - (weight.numel() if isinstance(weight, torch.nn.Parameter) else 0)
+    return total
 
 
 def backbone_checksum(model: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""The command line: ``python -m s3pet search | retrain | compare | study | space | demo``.
+"""The command line: ``python -m s3pet search | retrain | export | compare | study | space | demo``.
 
 Options for settings are made from the library's own records, so that command line and library cannot differ.
 """
@@ -68,6 +68,12 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("structure", help=f"structure.json, a run folder, or one of {', '.join(NAMES)}")
     command.add_argument("--budget", help="of a run folder: select the structure at this budget instead")
     command.add_argument("--out", type=Path, help="folder for the tuned model")
+    command = add(_export)
+    command.add_argument("kind", choices=("merge", "peft"), help="a plain model, or an adapter of PEFT")
+    command.add_argument("tuned", type=Path, help="folder of a tuned model")
+    command.add_argument("out", type=Path, help="folder to write")
+    command.add_argument("--model", default="pocket-t5", help="the backbone: embedded, local folder, or hub id")
+    command.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
     command = add(_compare, Recipe, skip="seed")
     command.add_argument("runs", nargs="+", type=Path, help="run folders, one per search seed")
     command.add_argument("--random", type=int, default=5, help="number of random structures of the same budget")
@@ -137,6 +143,18 @@ def _retrain(args: argparse.Namespace) -> None:
     tuned = s3pet.retrain(model, task, structure, out=args.out, **_settings(args, Recipe))
     shown = ("metric", "validation", "test", "n_params", "head_params", "best_step")
     print(*(f"{name:<12} {tuned.metrics[name]}" for name in shown), f"{'cost':<12} {tuned.cost}", sep="\n")
+
+
+def _export(args: argparse.Namespace) -> None:
+    """Write a tuned model as a plain model or as an adapter of PEFT."""
+    tuned = s3pet.load_tuned(args.tuned, s3pet.load_backbone(args.model).model)
+    if args.kind == "peft":
+        s3pet.to_peft(tuned, args.out, overwrite=args.overwrite)
+    else:
+        merged = s3pet.merge(tuned)
+        merged.save(args.out, overwrite=args.overwrite)
+        print(f"The logits differ by at most {merged.difference:.2g}.")
+    print(f"It is saved in {args.out}.")
 
 
 def _compare(args: argparse.Namespace) -> None:

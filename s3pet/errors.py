@@ -55,7 +55,7 @@ class StudyError(S3PetError, ValueError):
 
 
 class ExportError(S3PetError, ValueError):
-    """A structure that cannot be written in the requested format."""
+    """A structure or model that cannot be written in, or read from, another library's format."""
 
 
 class PlotError(S3PetError, ValueError):

@@ -12,6 +12,7 @@ first teaches that a label word comes next, and a small structure may learn noth
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -197,11 +198,16 @@ class Objective(nn.Module):
 
         Raises SearchError if a score is NaN or infinite, as after a training that diverged.
         """
-        if not examples:
-            return []
+        return self.decide(self.score_rows(examples, rows, batch_size=batch_size)) if examples else []
+
+    @torch.no_grad()
+    def score_rows(
+        self, examples: Sequence[Example], rows: Sequence[Row] | None = None, *, batch_size: int = 128
+    ) -> Tensor:
+        """The :meth:`scores` of examples (one or more) [n, n_labels], in their order; raises as :meth:`predict`."""
         encoded = self.encode(examples) if rows is None else rows
         order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
-        predictions: list[float] = []
+        parts: list[Tensor] = []
         with preserved(self, self.model):
             self.model.eval()
             self.eval()
@@ -211,8 +217,8 @@ class Objective(nn.Module):
                 self.scored += len(scores)
                 if not bool(torch.isfinite(scores).all()):  # the argmax of NaN is 0, a plausible class
                     raise SearchError(f"scores on task {self.task.name!r} are NaN or infinite, so nothing is predicted")
-                predictions += self.decide(scores)
-        return [value for _, value in sorted(zip(order, predictions, strict=True))]  # in the order of the rows
+                parts.append(scores)
+        return torch.cat(parts)[torch.tensor(order).argsort().to(parts[0].device)]  # in the order of the rows
 
     def decide(self, scores: Tensor) -> list[float]:
         """Class index (or value) of each row by its scores [batch, n_labels]."""
@@ -230,6 +236,8 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def _target(self, example: Example) -> int | float:
+        if math.isnan(example.label):  # a row to be predicted
+            return 0
         if not self.task.regression or self.head is not None:
             return example.label
         values = self.task.label_values  # a text-to-text backbone writes the nearest printed value
@@ -320,7 +328,7 @@ class Encoder(Objective):
             out = nn.Linear(config.hidden_size, task.n_labels)
             nn.init.normal_(out.weight, std=getattr(config, "initializer_range", 0.02))
             nn.init.zeros_(out.bias)
-        if task.regression:  # start at the mean; otherwise the first hundred steps learn little else
+        if task.regression and task.train:  # start at the mean; otherwise the first hundred steps learn little else
             nn.init.constant_(out.bias, sum(float(example.label) for example in task.train) / len(task.train))
         self.head = nn.Sequential(OrderedDict(dropout=nn.Dropout(dropout), out=out)).to(self.device)
 

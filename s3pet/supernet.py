@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s3pet.backbones import unwrapped
 from s3pet.errors import SearchError, StructureMismatchError
 from s3pet.modules import PETS, pet_module
 from s3pet.space import Candidate
@@ -38,8 +39,11 @@ MARK = "_s3pet_attached"
 class Supernet(nn.Module):
     """Candidates on a frozen backbone. Calling it runs the backbone with the candidates on.
 
+    It also serves as ``model=`` of Hugging Face's pipelines and Trainer, which then trains the PET tensors: what it
+    does not have itself (``config``, …) is the backbone's. To save it as a plain model, merge it.
+
     Args:
-        model: the backbone; it is frozen while the supernet is attached.
+        model: the backbone, frozen while the supernet is attached; BackboneError if it is compiled or PEFT's.
         candidates: a space, a structure (StructureMismatchError if it does not fit the model), or other candidates.
         seed: of the fresh PET tensors. The tensors of a candidate depend only on the seed and its name, so the same
             candidate starts the same in every structure.
@@ -52,10 +56,10 @@ class Supernet(nn.Module):
 
     def __init__(self, model: nn.Module, candidates: Iterable[Candidate], *, seed: int = 0):
         super().__init__()
+        self.__dict__["model"] = unwrapped(model)
         if isinstance(candidates, Structure):
             candidates.check(model)
         self.candidates = tuple(candidates)
-        self.__dict__["model"] = model
         device = next(model.parameters()).device
         numbered = [(n, name, t) for n, c in enumerate(self.candidates) for name, t in fresh_tensors(c, seed).items()]
         self.keys = [f"{self.candidates[n].name}/{name}" for n, name, _ in numbered]
@@ -84,6 +88,7 @@ class Supernet(nn.Module):
             raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
         try:
             setattr(self.model, MARK, True)
+            self.model.__dict__["save_pretrained"] = self.save_pretrained  # it would leave the candidates out
             for parameter in self.model.parameters():
                 self._flags.append((parameter, parameter.requires_grad))
                 parameter.requires_grad_(False)
@@ -107,7 +112,8 @@ class Supernet(nn.Module):
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
         self._flags, self._last_forward = [], None
-        self.model.__dict__.pop(MARK, None)
+        for name in (MARK, "save_pretrained"):
+            self.model.__dict__.pop(name, None)
 
     def __enter__(self) -> Supernet:
         return self if self._flags else self.attach()
@@ -159,10 +165,34 @@ class Supernet(nn.Module):
         finally:
             self._active = before
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(  # inputs are named, because a Trainer drops columns that are not
+        self, *args, input_ids=None, attention_mask=None, token_type_ids=None, pixel_values=None, labels=None, **more
+    ) -> Any:
         """The output of the backbone, with the candidates on for this call."""
+        named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        named |= {"pixel_values": pixel_values, "labels": labels}
         with nullcontext() if self._flags else self:
-            return self.model(*args, **kwargs)
+            return self.model(*args, **{name: value for name, value in named.items() if value is not None}, **more)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """What the backbone generates with the candidates on."""
+        with nullcontext() if self._flags else self:
+            return self.model.generate(*args, **kwargs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Refused with SearchError: the file of a backbone has no place for candidates."""
+        raise SearchError("a supernet is not saved as a plain model: see s3pet.merge and s3pet.to_peft, or tuned.save")
+
+    push_to_hub = save_pretrained
+
+    def __getattr__(self, name: str) -> Any:
+        """What the supernet does not have itself, such as ``config``, is the backbone's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or "model" not in self.__dict__:
+                raise
+        return getattr(self.__dict__["model"], name)
 
     def tensors(self) -> dict[str, Tensor]:
         """PET tensors by name; they share memory with the supernet's."""

@@ -14,24 +14,27 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from s3pet.backbones import backbone_checksum, n_parameters, preserved
-from s3pet.errors import RunError, SearchError, StructureMismatchError
+from s3pet.backbones import backbone_checksum, n_parameters, preserved, tokenizer_of, unwrapped
+from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError
 from s3pet.objective import ObjectiveSettings, make_objective
 from s3pet.records import Cost, versions, write_json
 from s3pet.result import prepare_folder
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet, is_attached
 from s3pet.tasks import Example, Task
+from s3pet.tasks.forms import form_of, read_records, task_of
 from s3pet.trainer import Bar, Learner, Recipe, train
 
 REFERENCES = ("full", "head", "zero-shot")
@@ -63,14 +66,35 @@ class TunedModel:
         """What the retraining cost: passes, rows, seconds, peak memory."""
         return Cost.of(self.metrics)
 
-    def predict(self, examples: Sequence[Example]) -> list[float]:
-        """Class index (or value) of each example; raises SearchError if a score is not finite."""
+    def predict(self, records: Iterable[Any], *, proba: bool = False) -> list[Any] | pd.DataFrame:
+        """Label name (or value) of each record; with ``proba`` a table with the probability of each label instead.
+
+        Args:
+            records: new texts, or other records as in :func:`s3pet.tasks.forms.read_records`; they need no labels.
+            proba: return a DataFrame, [n_records, n_labels], with the label names as columns.
+
+        Raises:
+            TaskError: records that the task cannot read, or ``proba`` of a regression. SearchError: a score is NaN.
+        """
+        examples, names = read_records(self.task, records), self.task.label_names
+        if proba and self.task.regression:
+            raise TaskError(f"task {self.task.name!r} is a regression, which has values and no probabilities")
         with self.learner.attached():
-            return self.learner.objective.predict(examples)
+            if not proba:
+                values = self.learner.objective.predict(examples)
+                return values if self.task.regression else [names[int(value)] for value in values]
+            scores = self.learner.objective.score_rows(examples) if examples else torch.zeros(0, len(names))
+        return pd.DataFrame(scores.softmax(-1).cpu().numpy(), columns=list(names))
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """``model.generate`` of transformers, with the PET modules on."""
+        generate: Any = self.model.generate
+        return generate(*args, **kwargs)
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         """The task's metrics on examples, the main one first."""
-        return self.task.score(self.predict(examples), [example.label for example in examples])
+        with self.learner.attached():
+            return self.learner.objective.evaluate(examples)
 
     def tensors(self) -> dict[str, Tensor]:
         """Trained tensors by name: those of the PET modules and the head, or all for ``"full"``."""
@@ -197,6 +221,7 @@ def tune(
         "task_hash": task.fingerprint,
         "label_words": list(task.label_words),
         "regression": task.regression,
+        "form": form_of(task),
         "objective": asdict(objective.settings),
         **asdict(recipe),
         "lr": lr,
@@ -210,18 +235,28 @@ def tune(
     return tuned
 
 
-def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
-    """Open a saved tuned model on its backbone; warns if it was tuned on other rows than the task has.
+def load_tuned(path: str | Path, model: nn.Module, task: Task | None = None, *, tokenizer: Any = None) -> TunedModel:
+    """Open a saved tuned model on its backbone.
+
+    Args:
+        path, model: the folder, and the backbone it was tuned on.
+        task: only to score its rows again; warns if it was tuned on others. None: the task without rows, as it was
+            saved (prompt, label words, metrics), is enough to predict.
+        tokenizer: of the backbone; None: the one that was loaded with it.
 
     Raises:
-        RunError: no complete tuned model there, or one whose modules belong to another library.
-        StructureMismatchError: another backbone, or a task with other labels.
+        RunError: no complete tuned model there, one whose modules belong to another library, or no tokenizer.
+        StructureMismatchError: another backbone, or a task with other labels. TaskError: another tokenizer.
     """
     path = Path(path)
     if missing := ", ".join(n for n in (WEIGHTS, "tuned.json", "metrics.json") if not (path / n).is_file()):
         raise RunError(f"{path} holds no tuned model: {missing} missing. Make one: tuned.save({path})")
-    config, metrics = (json.loads((path / f"{name}.json").read_text(encoding="utf-8")) for name in ("tuned", "metrics"))
-    kind, file = config["structure"], path / "structure.json"
+    try:
+        texts = [(path / f"{name}.json").read_text(encoding="utf-8") for name in ("tuned", "metrics")]
+        (config, metrics), saved = map(json.loads, texts), load_file(path / WEIGHTS)
+        kind, file = config["structure"], path / "structure.json"
+    except (ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise RunError(f"{path} holds damaged files of a tuned model: {error}") from error
     if "model_hash" not in config:
         raise RunError(f"{path} was saved by an earlier version that did not record the backbone; tune it again")
     if not file.is_file() and kind not in REFERENCES:
@@ -229,16 +264,21 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task) -> TunedModel:
     if config["model_hash"] != (checksum := backbone_checksum(model)):
         there = f"{config['model']!r} with checksum {config['model_hash'][:12]}"
         raise StructureMismatchError(f"{path} was tuned on backbone {there}, not on this one with {checksum[:12]}")
+    if task is None and "form" not in config:
+        raise RunError(f"{path} was saved by an earlier version without the task's prompt; pass the task")
+    if task is None and (tokenizer := tokenizer or tokenizer_of(model)) is None:
+        raise RunError(f"no tokenizer came with this backbone; pass it: load_tuned({path}, model, tokenizer=…)")
+    task = task_of(config["form"], tokenizer) if task is None else task
     if (config["regression"], config["label_words"]) != (task.regression, list(task.label_words)):
         there = f"{config['task']!r} with label words {config['label_words'][:4]}"
         here = f"{task.name!r} with {list(task.label_words[:4])}"
         raise StructureMismatchError(f"{path} was tuned on task {there}, not on {here}; load that task")
-    if config["task_hash"] != task.fingerprint:
+    if task.train and config["task_hash"] != task.fingerprint:
         warnings.warn(f"{path} was tuned on other rows of {config['task']!r}; its metrics are of those", stacklevel=2)
     structure = Structure.from_json(file, model) if file.is_file() else None
     what = kind if structure is None else structure
     learner = _make_learner(model, task, what, ObjectiveSettings.of(config["objective"]), config["seed"])
-    tuned, saved = TunedModel(learner.target, task, structure, learner, metrics, config), load_file(path / WEIGHTS)
+    tuned = TunedModel(learner.target, task, structure, learner, metrics, config)
     if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in tuned.tensors().items()}:
         raise StructureMismatchError(f"{path / WEIGHTS} does not hold the tensors of its structure; tune it again")
     for name, tensor in tuned.tensors().items():
@@ -254,7 +294,7 @@ def _make_learner(
         raise SearchError(f"structure {structure!r} is neither a Structure nor one of {', '.join(REFERENCES)}")
     if is_attached(model):
         raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
-    target = copy.deepcopy(model).eval() if structure == "full" else model
+    target = copy.deepcopy(unwrapped(model)).eval() if structure == "full" else model
     objective = make_objective(target, task, settings, seed=seed)
     if structure == "full":
         target.requires_grad_(False)

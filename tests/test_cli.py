@@ -7,8 +7,10 @@ from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
-from tiny import tiny_t5
+import torch
+from tiny import tiny_batch, tiny_t5
 from toy import toy_rows, toy_tokenizer
+from tuned import structure_of, tuned_at_random
 
 import s3pet
 from s3pet.cli import main
@@ -17,7 +19,7 @@ from s3pet.objective import ObjectiveSettings
 from s3pet.searcher import Settings
 from s3pet.tuning import Recipe
 
-COMMANDS = ("search", "retrain", "compare", "study", "space", "demo")
+COMMANDS = ("search", "retrain", "export", "compare", "study", "space", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +218,21 @@ def test_python_m_s3pet(monkeypatch, capsys):
         runpy.run_module("s3pet", run_name="__main__")
     assert exit_code.value.code == 0
     assert capsys.readouterr().out == f"s3pet {s3pet.__version__}\n"
+
+
+def test_a_tuned_model_leaves_without_its_data(folders, tmp_path, capsys):
+    model, tokenizer = s3pet.load_backbone(folders / "model")
+    task = s3pet.load_task(folders / "task", tokenizer)
+    tuned = tuned_at_random(model, structure_of(model, "lora", "lnfit"), task)
+    tuned.save(tmp_path / "tuned")
+    command = ["export", "merge", str(tmp_path / "tuned"), str(tmp_path / "out"), "--model", str(folders / "model")]
+    assert main(command) == 0
+    assert "The logits differ by at most" in capsys.readouterr().out
+    plain, _ = s3pet.load_backbone(tmp_path / "out")
+    batch = tiny_batch(model)
+    torch.testing.assert_close(plain(**batch).logits, tuned.model(**batch).logits, rtol=0, atol=1e-3)
+    assert main(command) == 2
+    assert "holds a model; choose another folder or pass --overwrite" in capsys.readouterr().err
+    assert main(["export", "peft", *command[2:]]) == 0
+    assert {"adapter_config.json", "model.safetensors"} <= {file.name for file in (tmp_path / "out").iterdir()}
+    assert s3pet.load_tuned(tmp_path / "tuned", model).predict(["w1 w2"]) == tuned.predict(["w1 w2"])

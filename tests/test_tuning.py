@@ -1,10 +1,12 @@
 """Retraining: only what should be trained is trained, every exit leaves the model as it was, saved models reload."""
 
+import copy
 import json
 import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -15,9 +17,10 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from s3pet import Structure, attach, load_task, load_tuned, make_space, manual_structure, random_structure, retrain
 from s3pet.backbones import backbone_checksum
-from s3pet.errors import RunError, SearchError, StructureMismatchError
+from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError
 from s3pet.objective import Objective, Stream, make_objective
 from s3pet.supernet import Supernet
+from s3pet.tasks.forms import read_records
 from s3pet.trainer import PetTrainer
 from s3pet.tuning import Learner, Recipe
 
@@ -460,3 +463,88 @@ def test_a_folder_is_tried_before_the_work_and_files_are_swapped(tmp_path, monke
     assert load_tuned(tmp_path / "run", model, task).predict(task.test) == other.predict(task.test)
     tuned.save(tmp_path / "run", overwrite=True)
     assert load_tuned(tmp_path / "run", model, task).structure == tuned.structure
+
+
+def pair_task():
+    rows = [{"left": "w1 w2", "right": f"w{k}", "label": ("good", "bad", "fair")[k % 3]} for k in range(24)]
+    data = {"train": rows, "validation": rows[:8], "test": rows[:8]}
+    words = {"label_words": ("w9", "w8", "w7"), "label_names": ("good", "bad", "fair")}
+    return load_task(data, toy_tokenizer(), text_columns=("left", "right"), **words)
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert, tiny_llama])
+def test_new_texts_get_label_names_and_a_saved_model_needs_no_data(make_model, tmp_path):
+    model, task = make_model(), pair_task()
+    tuned = retrain(
+        model, task, manual_structure(model, "lora_all"), out=tmp_path, objective={"max_length": 24}, **QUICK
+    )
+    records = [("w1 w2", "w3"), {"left": "w5", "right": "w6 w7", "label": None}, task.test[0]]
+    names = tuned.predict(records)
+    indices = tuned.learner.objective.predict  # not attached: the plain backbone
+    with tuned.learner.attached():
+        assert names == [task.label_names[int(i)] for i in indices(read_records(task, records))]
+    assert tuned.predict([("w1 w2", f"w{k}") for k in range(8)]) == tuned.predict(task.test), "labels do not matter"
+    probabilities = tuned.predict(records, proba=True)
+    assert [*probabilities] == ["good", "bad", "fair"] and probabilities.sum(axis=1).to_numpy() == pytest.approx(1)
+    assert [*probabilities.idxmax(axis=1)] == names
+    assert tuned.predict([]) == [] and tuned.predict([], proba=True).shape == (0, 3)
+    model.s3pet_tokenizer = toy_tokenizer()
+    again = load_tuned(tmp_path, model)
+    assert again.predict(records, proba=True).equals(probabilities)
+    assert again.learner.objective.settings == tuned.learner.objective.settings
+    assert again.evaluate(task.test) == tuned.evaluate(task.test)
+    with pytest.raises(TaskError, match="rows without labels cannot be scored"):
+        again.evaluate(read_records(task, records[:1]))
+
+
+def test_a_saved_regression_gives_values_without_data(tmp_path):
+    model, task = tiny_bert(), toy_regression()
+    tuned = retrain(model, task, "head", out=tmp_path, **QUICK)
+    again = load_tuned(tmp_path, model, tokenizer=toy_tokenizer())
+    assert again.predict(["w1 w2", "w3"]) == tuned.predict([{"sentence1": "w1 w2"}, ("w3",)])
+    with pytest.raises(TaskError, match="no probabilities"):
+        again.predict(["w1"], proba=True)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ("w1 w2", r"expected a list of records; pass \['w1 w2'\]"),
+        ({"left": "w1", "right": "w2"}, "expected a list of records"),
+        (["w1"], r"record 1 is 'w1'; expected a dict with columns \['left', 'right'\], or a tuple of 2 texts"),
+        ([("w1", "w2"), ("w1", "w2", "w3")], "record 2 is"),
+        ([{"left": "w1"}], "record 1: column 'right' is missing"),
+        ([("w1", None)], "column 'right' holds None; expected a text"),
+        ([3], "record 1 is 3"),
+    ],
+)
+def test_records_that_cannot_be_read_are_named(records, message):
+    with pytest.raises(TaskError, match=message):
+        read_records(pair_task(), records)
+
+
+def test_a_table_is_read_by_rows():
+    table = pd.DataFrame({"left": ["w1", "w3"], "right": ["w2", "w4"]})
+    task = pair_task()
+    assert read_records(task, table) == read_records(task, [("w1", "w2"), ("w3", "w4")])
+
+
+def test_a_folder_says_what_it_lacks(tmp_path):
+    model, task = tiny_t5(), toy_task()
+    retrain(model, task, manual_structure(model, "lnfit"), out=tmp_path, **QUICK)
+    with pytest.raises(RunError, match="no tokenizer came with this backbone; pass it"):
+        load_tuned(tmp_path, model)
+    other = copy.deepcopy(toy_tokenizer())
+    other.add_tokens(["no yes"])
+    with pytest.raises(TaskError, match="another tokenizer"):
+        load_tuned(tmp_path, model, tokenizer=other)
+    config = json.loads((tmp_path / "tuned.json").read_text())
+    del config["form"]
+    (tmp_path / "tuned.json").write_text(json.dumps(config))
+    assert load_tuned(tmp_path, model, task).predict(task.test)
+    with pytest.raises(RunError, match="without the task's prompt; pass the task"):
+        load_tuned(tmp_path, model, tokenizer=toy_tokenizer())
+    for name in ("weights.safetensors", "tuned.json"):
+        (tmp_path / name).write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00damaged")
+        with pytest.raises(RunError, match="holds damaged files of a tuned model"):
+            load_tuned(tmp_path, model, task)

@@ -69,3 +69,15 @@ def toy_regression():
     ]
     data = {"train": rows[:60], "validation": rows[60:80], "test": rows[80:]}
     return load_task(data, toy_tokenizer(), metrics=["pearson"], regression=True, label_words=("0", "1", "2"))
+
+
+@functools.cache
+def short_task(n_labels=2, regression=False):
+    """24 / 8 / 8 rows, for what is not about learning."""
+    rows = [{"sentence1": f"w{k} w{3 * k % 40} w1", "label": k % n_labels} for k in range(40)]
+    data = {"train": rows[:24], "validation": rows[24:32], "test": rows[32:]}
+    if regression:
+        return load_task(data, toy_tokenizer(), regression=True, label_words=("0", "1", "2"))
+    return load_task(
+        data, toy_tokenizer(), label_words=WORDS[:n_labels], label_names=["bad", "good", "fair"][:n_labels]
+    )

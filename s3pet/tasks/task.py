@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,7 +41,7 @@ class Example:
     Attributes:
         segments: one or two texts, for encoders.
         source: the text-to-text input, with the prompt.
-        label: class index, or the value for regression.
+        label: class index, or the value for regression; NaN if it is unknown.
     """
 
     segments: tuple[str, ...]
@@ -61,6 +62,7 @@ class Task:
         regression: True if labels are numbers.
         tokenizer: the backbone's tokenizer.
         notes: how the splits were made.
+        columns, fields, template: text columns of a row, their names in the prompt, and the prompt.
     """
 
     name: str
@@ -73,6 +75,9 @@ class Task:
     regression: bool = False
     tokenizer: PreTrainedTokenizerBase | None = None
     notes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+    template: str = ""
 
     @property
     def metric(self) -> str:
@@ -142,6 +147,8 @@ class Task:
             raise TaskError(
                 f"task {self.name!r}: {len(predictions)} predictions for {len(labels)} labels; pass one each"
             )
+        if any(math.isnan(label) for label in labels):
+            raise TaskError(f"task {self.name!r}: rows without labels cannot be scored")
         return {name: compute_metric(name, predictions, labels) for name in self.metrics}
 
     def __repr__(self) -> str:
@@ -301,7 +308,9 @@ def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_valid
         notes.append("the published test rows have no labels and are not used")
     rows = {
         split: [
-            _example(f"{split} row {i}", row, columns, fields, template, encode_label(f"{split} row {i}", label, index))
+            make_example(
+                f"{split} row {i}", row, columns, fields, template, encode_label(f"{split} row {i}", label, index)
+            )
             for i, (row, label) in enumerate(zip(part, labels[split], strict=True), 1)
         ]
         for split, part in parts.items()
@@ -318,12 +327,14 @@ def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_valid
     if len(rows["train"]) < _LEAST:
         raise TaskError(f"{len(rows['train'])} training rows are too few; a search needs {_LEAST}")
     train, validation, test = (tuple(rows[split]) for split in ("train", "validation", "test"))
-    return Task(name, train, validation, test, words, names, metrics, regression, tokenizer, tuple(notes))
+    prompt = (tuple(columns), tuple(fields), template)
+    return Task(name, train, validation, test, words, names, metrics, regression, tokenizer, tuple(notes), *prompt)
 
 
-def _example(
+def make_example(
     where: str, row: Row, columns: Sequence[str], fields: Sequence[str], template: str, label: int | float
 ) -> Example:
+    """Return a row as an example; a column without a text is a TaskError that names ``where`` the row is."""
     texts = [read_text(where, row, column) for column in columns]
     by_field = dict(zip(fields, texts, strict=True))
     source = _FIELD.sub(lambda match: by_field[match[1]], template)  # in one pass: braces in a text stay text

@@ -1,0 +1,108 @@
+"""A tuned model as a folder for the Hugging Face hub: what ``tuned.save`` writes (kilobytes), a card, and a map.
+
+The backbone is named, not copied. :func:`s3pet.load_tuned` opens the folder.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from s3pet.errors import RunError
+from s3pet.export.folders import new_folder
+from s3pet.plots import plot_structure, save_figure
+from s3pet.tuning import TunedModel
+
+CARD = """---
+library_name: s3pet
+base_model: {base}
+tags: [s3pet, parameter-efficient-tuning]
+---
+
+# {base} tuned on {task}
+
+{what}; {n_params:,} parameters in PET modules, {head_params:,} in the head.
+
+```python
+model, tokenizer = s3pet.load_backbone("{base}")
+tuned = s3pet.load_tuned("this-folder", model)  # then tuned.predict(["new text", …])
+```
+
+Labels: {labels}. A text-to-text backbone reads `{template}`.
+
+One training with seed {seed}, {steps} steps, learning rate {lr}; other seeds score differently.
+
+| split | metric | score |
+|---|---|---|
+{scores}
+{structure}
+Backbone checksum {model_hash}; {versions}.
+"""
+STRUCTURE = """
+## Structure
+
+Origin: {origin}; budget: {budget}.
+
+![Map of the structure](structure.png)
+
+| stack | role | module | number |
+|---|---|---|---|
+{rows}
+"""
+
+
+def save_folder(tuned: TunedModel, path: str | Path, *, base: str | None = None, overwrite: bool = False) -> Path:
+    """Write the folder of a tuned model with its card.
+
+    ``base`` is the hub id of the backbone, for the card; None: the name it was loaded by. Raises RunError if the folder
+    holds a card and ``overwrite`` is not set.
+    """
+    with new_folder(path, "README.md", "tuned model with a card", overwrite, "structure.*") as folder:
+        tuned.save(folder)
+        if tuned.structure is not None and len(tuned.structure):
+            save_figure(plot_structure(tuned.structure), folder / "structure", ["png"], alt=repr(tuned.structure))
+        (folder / "README.md").write_text(card(tuned, base or tuned.config["model"]), encoding="utf-8")
+    return Path(path)
+
+
+def push_to_hub(
+    tuned: TunedModel, repo_id: str, *, base: str | None = None, private: bool = True, token: str | None = None
+) -> str:
+    """Upload what :func:`save_folder` writes to a model repository, made if it is not there; returns its address.
+
+    Raises RunError if the hub cannot be reached or refuses. Without a ``token``, that of ``hf auth login`` is used.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save_folder(tuned, folder, base=base)
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"s3pet: {tuned!r}"))
+        except (OSError, ValueError, RuntimeError) as error:  # the hub's own errors are among them
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(f"{repo_id!r} could not be pushed: {reason}. s3pet.export.save_folder writes it") from error
+
+
+def card(tuned: TunedModel, base: str) -> str:
+    """The model card: Markdown with a YAML header."""
+    metrics, structure, words = tuned.metrics, tuned.structure, tuned.config["label_words"]
+    splits, part = [split for split in ("validation", "test") if split in metrics], ""
+    if structure is not None and len(structure):
+        counts = Counter((c.stack, c.role, c.pet) for c in structure)
+        rows = "\n".join(f"| {' | '.join(place)} | {count} |" for place, count in counts.items())
+        origin = ", ".join(f"{k} {v}" for k, v in structure.origin.items() if isinstance(v, str | int)) or "custom"
+        part = STRUCTURE.format(origin=origin, budget=structure.budget or "none", rows=rows)
+    return CARD.format(
+        **{name: tuned.config[name] for name in ("task", "seed", "steps", "lr", "model_hash")},
+        **{name: metrics[name] for name in ("n_params", "head_params")},
+        base=base,
+        what=tuned.config["structure"] if structure is None else structure,
+        labels=", ".join(tuned.task.label_names) or f"values from {words[0]} to {words[-1]}",
+        template=tuned.task.template,
+        scores="\n".join(f"| {split} | {metrics['metric']} | {metrics[split]:.4f} |" for split in splits),
+        structure=part,
+        versions=", ".join(f"{name} {number}" for name, number in tuned.config["versions"].items()),
+    )

@@ -1,0 +1,282 @@
+"""A tuned model as a plain model of transformers, without any extra computation.
+
+    LoRA     W ← W + s · B A       (of GPT-2's Conv1D: transposed)
+    LNFit    w ← w + δw
+    BitFit   b ← b + δb, in a bias that is created where there is none
+    BitFit on a norm without a bias: in the linear maps that read it, b ← b + c · W δb
+
+c is the factor between the output of the norm and what the linear map reads: 1, or on T5's head d_model^-0.5. Readers
+and factors are measured in a forward pass, not looked up. A bias on attention keys that cannot act is left out. An
+adapter is not a change of weights that are there, so it cannot be merged.
+
+A bias where the architecture has none is exact in memory, but ``from_pretrained`` would build the model without it.
+Where the config has a switch for it (Llama's ``attention_bias`` and ``mlp_bias``), the switch is set and the other
+biases it brings are zeros; where it has none (T5), the model refuses to be saved.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+from transformers.pytorch_utils import Conv1D
+
+from s3pet.backbones import preserved, quiet_transformers
+from s3pet.errors import ExportError
+from s3pet.export.folders import new_folder
+from s3pet.modules import LORA_ALPHA
+from s3pet.space import Candidate
+from s3pet.supernet import Supernet, is_attached
+from s3pet.tuning import REFERENCES, TunedModel
+
+HEAD = "head.safetensors"
+
+
+class Merged(NamedTuple):
+    """A plain model that computes what a tuned one does.
+
+    Attributes:
+        model: of transformers, on its own weights. An encoder whose task head reads the pooler has the head in it
+            (``…ForSequenceClassification``, with the label names in its config).
+        difference: largest absolute difference of its logits to the tuned model's, measured when it was merged.
+        head: None, or the linear map of an encoder whose pooling ("mean", "first") no class of transformers has; it
+            reads the pooled ``last_hidden_state`` of ``model``.
+        tokenizer: of the backbone.
+    """
+
+    model: Any
+    difference: float
+    head: nn.Linear | None
+    tokenizer: Any
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write model and tokenizer for ``from_pretrained`` and ``pipeline``; a separate head in ``head.safetensors``.
+
+        Raises ExportError if ``from_pretrained`` would lose biases, and RunError if the folder holds a model.
+        """
+        old = ("model*.safetensors*", HEAD)
+        with quiet_transformers(), new_folder(path, "config.json", "model", overwrite, *old) as folder:
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            if self.head is not None:
+                save_file({name: tensor.cpu() for name, tensor in self.head.state_dict().items()}, folder / HEAD)
+        return Path(path)
+
+
+@torch.no_grad()
+def merge(tuned: TunedModel) -> Merged:
+    """Put the trained tensors of a tuned model into the weights of a copy of its backbone, and compare the two.
+
+    Logits are compared on random tokens and, where the task has rows, on some of these. The backbone and the tuned
+    model stay as they are. Ways to tune without a structure (``"full"``, ``"head"``) give the plain model, too.
+
+    Raises:
+        ExportError: adapters, which are named; quantised or shared weights; modules of another library; an attached
+            supernet; or logits that differ by more than rounding.
+    """
+    objective, target = tuned.learner.objective, tuned.learner.target
+    if tuned.structure is None and tuned.config["structure"] not in REFERENCES:
+        raise ExportError(f"modules of {tuned.config['structure']} are another library's; merge them with it")
+    backbone = target.model if isinstance(target, Supernet) else target
+    if is_attached(backbone):
+        raise ExportError("a supernet is attached to this model; leave the `with` or detach it, then merge")
+    model, batches = copy.deepcopy(backbone), [*probes(tuned)]
+    with preserved(model, backbone, objective):
+        for part in (model, backbone, objective):
+            part.eval()
+        if isinstance(target, Supernet):
+            merge_into(model, target.candidates, target.tensors(), batches[0])
+        with tuned.learner.attached():
+            expected = [backbone(**batch)[0] for batch in batches]
+            scores = [] if objective.head is None else [objective.scores(batch) for batch in batches]
+        difference, head = _compare([model(**batch)[0] for batch in batches], expected), None
+        if objective.head is not None:
+            classifier, head = classifier_of(tuned, model), copy.deepcopy(objective.head.out)
+            if classifier is not None:
+                refusal = {key: value for key, value in vars(model).items() if key == "save_pretrained"}
+                classifier.__dict__ |= refusal
+                model, head = classifier, None
+                difference = _compare([model(**batch).logits for batch in batches], scores)
+    return Merged(model.eval(), difference, head, tuned.task.tokenizer)
+
+
+def merge_into(
+    model: nn.Module, candidates: Iterable[Candidate], tensors: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+) -> None:
+    """Add PET tensors, named as a supernet names them, to the weights of a model in place; raises as :func:`merge`.
+
+    ``batch`` is any input of the model; a forward pass of it shows which linear maps read which norm.
+    """
+    candidates, modules = tuple(candidates), dict(model.named_modules())
+    if adapters := [c.name for c in candidates if c.pet not in ("lora", "lnfit", "bitfit")]:
+        what = f"adapters cannot be merged into weights: {', '.join(adapters[:3])} ({len(adapters)} in all)"
+        raise ExportError(f"{what}. Use tuned.save and load_tuned, or retrain a structure without them")
+    owners = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
+    biases, created = dict[str, Tensor](), set[str]()
+    for c in candidates:
+        module: Any = modules[c.path]
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+            raise ExportError(f"{c.path} is quantised ({type(module).__name__}); load the backbone in a float type")
+        if owners[id(weight)] > 1 and c.pet != "bitfit":
+            raise ExportError(f"the weight of {c.path} is shared with another module, which merging would change, too")
+        if c.pet == "lora":
+            a, b = (tensors[f"{c.name}/{name}"].double() for name in ("A", "B"))
+            delta = (LORA_ALPHA / len(a)) * b @ a
+            _add(module, "weight", delta.T if isinstance(module, Conv1D) else delta)
+        elif c.pet == "lnfit":
+            _add(module, "weight", tensors[f"{c.name}/w"])
+        elif not c.inert and (isinstance(module, nn.LayerNorm) or not c.role.endswith(".norm")):
+            created |= _add(module, "bias", tensors[f"{c.name}/b"], c.path)
+        elif not c.inert and getattr(module, "bias", None) is not None:
+            _add(module, "bias", tensors[f"{c.name}/b"])
+        elif not c.inert:
+            biases[c.path] = tensors[f"{c.name}/b"]
+    for path, factors in _readers(model, biases, batch).items():
+        for reader, factor in factors.items():
+            linear: Any = modules[reader]
+            weight = linear.weight.T if isinstance(linear, Conv1D) else linear.weight
+            created |= _add(linear, "bias", factor * F.linear(biases[path].to(weight.dtype), weight), reader)
+    if created:
+        _declare(model, created)
+
+
+def _add(module: Any, name: str, delta: Tensor, path: str = "") -> set[str]:
+    """Add to a parameter in at least float32, or create it; the name of what was created."""
+    old = getattr(module, name, None)
+    if old is not None:
+        old.copy_(old.to(torch.promote_types(old.dtype, torch.float32)) + delta.to(old.device))
+        return set()
+    weight = module.weight
+    copied = delta.to(weight.device, weight.dtype, copy=True)  # never the tuned model's own tensor
+    module.register_parameter(name, nn.Parameter(copied, weight.requires_grad))
+    return {f"{path}.{name}"}
+
+
+def _readers(model: Any, norms: Iterable[str], batch: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Linear maps that read the output of these norms, each with the factor between the two."""
+    outputs, inputs, hooks = dict[str, Tensor](), dict[str, Tensor](), []
+
+    def note(module: nn.Module, args: tuple, output: Tensor, path: str) -> None:
+        if path in norms:
+            outputs.setdefault(path, output)
+        elif args:
+            inputs.setdefault(path, args[0])
+
+    for path, module in model.named_modules() if norms else ():
+        if path in norms or isinstance(module, (nn.Linear, Conv1D)):
+            hooks.append(module.register_forward_hook(partial(note, path=path)))
+    try:
+        if hooks:
+            model(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    readers: dict[str, dict[str, float]] = {norm: {} for norm in norms}
+    for norm, output in outputs.items():
+        y, tolerance = output.double(), torch.finfo(output.dtype).eps ** 0.5
+        for path, x in inputs.items():
+            factor = float((x * y).sum() / y.square().sum()) if x.shape == y.shape else 0.0
+            if factor and bool((x - factor * y).norm() <= tolerance * x.double().norm()):
+                readers[norm][path] = factor
+    if lonely := [norm for norm, factors in readers.items() if not factors]:
+        raise ExportError(f"BitFit on {lonely[0]} cannot be merged: the norm has no bias, and no linear map reads it")
+    return readers
+
+
+def _declare(model: Any, created: set[str]) -> None:
+    """Set the switches of the config that give the created biases a place, or let the model refuse to be saved."""
+
+    def names(**switches: bool) -> set[str]:
+        config = copy.deepcopy(model.config)
+        for switch, value in switches.items():
+            setattr(config, switch, value)
+        with torch.device("meta"), quiet_transformers():
+            return {*type(model)(config).state_dict()}
+
+    plain = names()
+    brings = {k: names(**{k: True}) - plain for k, v in model.config.to_dict().items() if v is False and "bias" in k}
+    switches = {k: True for k, extra in brings.items() if extra & created}
+    extra = names(**switches) - plain
+    if homeless := sorted(created - plain - extra):
+        model.save_pretrained = partial(_refuse, homeless)
+        return
+    for switch in switches:
+        setattr(model.config, switch, True)
+    for name in extra - created:
+        linear = model.get_submodule(name.removesuffix(".bias"))
+        _add(linear, "bias", torch.zeros(linear.out_features), name)
+
+
+def _refuse(names: list[str], *args: Any, **kwargs: Any) -> None:
+    """Instead of ``save_pretrained`` of a model whose created biases ``from_pretrained`` would not load."""
+    what = f"from_pretrained would lose {len(names)} biases of this model ({', '.join(names[:3])}, …)"
+    how = "use it in memory, keep it by tuned.save and load_tuned, or retrain with LoRA and LNFit only"
+    raise ExportError(f"{what}: its architecture has no place for them. So {how}")
+
+
+def _compare(logits: list[Tensor], expected: list[Tensor]) -> float:
+    difference = max(float((one - other).abs().max()) for one, other in zip(logits, expected, strict=True))
+    scale = max(1.0, *(float(other.abs().max()) for other in expected))
+    if not difference <= torch.finfo(logits[0].dtype).eps ** 0.5 * scale:
+        what = (
+            f"merging changed the logits by up to {difference:.2g}; something reads a norm in a way that is not linear"
+        )
+        raise ExportError(f"{what}. Use tuned.save and load_tuned, or retrain a structure without BitFit on norms")
+    return difference
+
+
+def probes(tuned: TunedModel) -> Iterator[dict[str, Tensor]]:
+    """Inputs of the backbone: random tokens in rows of different lengths; then rows of the task, if it has any."""
+    objective: Any = tuned.learner.objective
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = objective.model.get_input_embeddings().num_embeddings
+    lengths = [min(length, objective.settings.max_length) for length in (12, 7, 3, 12)]
+    draw = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
+    some = tuned.task.validation[:8]
+    for rows in [[{"input_ids": ids, "target": 0} for ids in draw], *([objective.encode(some)] if some else [])]:
+        batch = {name: tensor for name, tensor in objective.collate(rows).items() if name != "target"}
+        if objective.model.config.is_encoder_decoder:
+            batch["decoder_input_ids"] = batch["input_ids"][:, :5]
+        yield batch
+
+
+def classifier_of(tuned: TunedModel, model: Any) -> Any:
+    """The encoder (taken over, not copied) with the task head as a model for sequence classification, or None.
+
+    None if the head reads something else than the pooler, or transformers has no such class with that pooler.
+    """
+    objective: Any = tuned.learner.objective
+    encoder, task = getattr(model, "base_model", model), tuned.task
+    config = copy.deepcopy(encoder.config)
+    config.num_labels, names = task.n_labels, task.label_names or ("value",)
+    config.id2label, config.label2id = dict(enumerate(names)), {name: n for n, name in enumerate(names)}
+    config.problem_type = "regression" if task.regression else "single_label_classification"
+    if objective.settings.pooling != "pooler":
+        return None
+    try:
+        with torch.device("meta"), quiet_transformers():
+            classifier = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:  # no such class
+        return None
+    head: Any = getattr(classifier, "classifier", None)
+    out = head if isinstance(head, nn.Linear) else getattr(head, "out_proj", None)
+    if out is None:
+        return None
+    head.to_empty(device=objective.device).to(encoder.dtype).requires_grad_(False)
+    out.load_state_dict(objective.head.out.state_dict())
+    if out is not head:  # RoBERTa: the pooler is a part of the head
+        head.dense.load_state_dict(encoder.pooler.dense.state_dict())
+        encoder.pooler = None
+    encoder.config = config
+    setattr(classifier, classifier.base_model_prefix, encoder)
+    return classifier.eval()

@@ -1,0 +1,69 @@
+"""A task without its rows: what reads and names new rows, as JSON, and the reading of new rows."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from s3pet.errors import TaskError
+from s3pet.tasks.task import Example, Task, make_example
+
+_FIELDS = ("name", "label_words", "label_names", "metrics", "regression", "columns", "fields", "template")
+
+
+def form_of(task: Task) -> dict[str, Any]:
+    """Return all of a task but its rows and notes, and the numbers of some tokens, which tell tokenizers apart."""
+    values = {name: getattr(task, name) for name in _FIELDS}
+    return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()} | {"probe": _probe(task)}
+
+
+def task_of(form: Mapping[str, Any], tokenizer: Any) -> Task:
+    """Return the task of a form, with no rows; a tokenizer other than the one that it was used with is a TaskError."""
+    values: dict[str, Any] = {
+        name: tuple(form[name]) if isinstance(form[name], list) else form[name] for name in _FIELDS
+    }
+    task = Task(train=(), validation=(), test=(), tokenizer=tokenizer, **values)
+    if _probe(task) != form["probe"]:
+        raise TaskError(f"task {task.name!r} was used with another tokenizer than this one; pass the backbone's own")
+    return task
+
+
+def _probe(task: Task) -> list[int]:
+    text = " ".join([task.template, *task.label_words])
+    return [] if task.tokenizer is None else list(task.tokenizer(text)["input_ids"])
+
+
+def read_records(task: Task, records: Any) -> tuple[Example, ...]:
+    """Return new rows as examples whose labels are unknown.
+
+    Args:
+        task: of whose form they are.
+        records: texts, tuples of texts in the order of the task's columns, mappings with these columns (other columns,
+            such as a label, are ignored), examples (returned as they are), or a table of pandas.
+
+    Raises:
+        TaskError: one text instead of several records, a missing column, or something that is not a text.
+    """
+    if isinstance(records, str | Mapping):
+        raise TaskError(f"task {task.name!r}: expected a list of records; pass [{reprlib.repr(records)}]")
+    examples, columns, rows = list[Example](), list(task.columns), records
+    if hasattr(rows, "iterrows"):
+        rows = rows.to_dict("records")
+    for n, record in enumerate(rows, 1):
+        if isinstance(record, Example):
+            examples.append(record)
+            continue
+        texts = (record,) if isinstance(record, str) else record
+        row = (
+            dict(zip(columns, texts, strict=True))
+            if isinstance(texts, Sequence) and len(texts) == len(columns)
+            else record
+        )
+        if not isinstance(row, Mapping) or not columns:
+            what = f"record {n} is {reprlib.repr(record)}; expected a dict with columns {columns}"
+            raise TaskError(f"task {task.name!r}: {what}, or a tuple of {len(columns)} texts in this order")
+        where = f"task {task.name!r}: record {n}"
+        examples.append(make_example(where, row, task.columns, task.fields, task.template, math.nan))
+    return tuple(examples)
