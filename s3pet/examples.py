@@ -61,7 +61,8 @@ def _inputs(model: nn.Module, rows: int) -> Iterator[dict[str, Tensor]]:
     height, width = image if isinstance(image, (list, tuple)) else (image, image)
     bins = read("num_mel_bins", "input_feat_per_channel", default=80)
     is_spectrogram = read("frequency_stride") is not None
-    samples = math.prod(read("conv_stride", default=(320,))) * FRAMES + sum(read("conv_kernel", default=(400,)))
+    strides = read("conv_stride")  # of the feature encoder of a model that reads waveforms
+    samples = FRAMES * math.prod(strides) + 400 if isinstance(strides, (list, tuple)) else FRAMES * 320
     batch = {
         "input_ids": ids.to(device),
         "decoder_input_ids": written.to(device),

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from s3pet.backbones import n_parameters
 from s3pet.errors import SpaceError, UnknownSiteError, nearest
 from s3pet.modules import PETS, pet_module
-from s3pet.sites import LeftOut, Site, find_sites, survey
+from s3pet.sites import LeftOut, Site, survey
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,9 @@ class Space(Candidates):
     def __repr__(self) -> str:
         counts = {pet: sum(c.pet == pet for c in self) for pet in PETS}
         parts = ", ".join(f"{count} {pet}" for pet, count in counts.items() if count)
-        rest = "".join(f"; {note}" for note in (f"{len(self.left_out)} places left out", *self.notes)[not self.left_out :])
+        rest = "".join(
+            f"; {note}" for note in (f"{len(self.left_out)} places left out", *self.notes)[not self.left_out :]
+        )
         return f"Space({self.name!r}: {len(self)} candidates ({parts}), {self.n_params:,} parameters{rest})"
 
 
@@ -273,9 +275,7 @@ def make_space(
             left_out += (LeftOut(site.path, asked if is_cross else "no rule of this space covers it"),)
     model_id = getattr(model, "s3pet_id", None) or getattr(getattr(model, "config", None), "_name_or_path", "")
     name = rules if isinstance(rules, str) else "custom"
-    return Space(
-        tuple(ordered), name, model_id or type(model).__name__, n_parameters(model), left_out, tuple(notes)
-    )
+    return Space(tuple(ordered), name, model_id or type(model).__name__, n_parameters(model), left_out, tuple(notes))
 
 
 def _matching(rule: Rule, sites: Sequence[Site], cross_attention: bool) -> list[int]:

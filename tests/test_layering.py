@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "s3pet"
 CORE = (
-    *("modules", "families", "space", "gates", "structure", "supernet", "bilevel"),
+    *("modules", "examples", "layers", "probe", "sites", "space", "gates", "structure", "supernet", "bilevel"),
     *("objective", "searcher", "result", "trainer", "tuning", "transfer"),
 )
 WINGS = ("widgets", "studies", "export")
