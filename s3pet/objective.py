@@ -162,7 +162,7 @@ class Objective(nn.Module):
             part.training |= isinstance(part, GradientCheckpointingLayer) and part.gradient_checkpointing
 
     def run(self, call: Any = None, **inputs: Any) -> Any:
-        """Output of the backbone (or of ``call``, a part of it) at the chosen precision; inputs it lacks are dropped."""
+        """Output of the backbone (or of ``call``, a part of it) at the chosen precision; unknown inputs are dropped."""
         call = call or self.model
         names = inspect.signature(call.forward).parameters  # FNet takes no mask
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values()):

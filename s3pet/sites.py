@@ -123,11 +123,11 @@ def survey(model: nn.Module, example: Mapping[str, Any] | None = None) -> Survey
     linears = [path for path, part in parts.items() if part.kind == "linear"]
     layers, homes = find_layers(model, linears, lambda rest: _linear_role(rest)[0])
     if not layers:
-        what = "; ".join(f"{n} × {reason}" for reason, n in Counter(left.values()).most_common(3))
-        what = f"no list of layers with linear maps in it ({len(linears)} linear maps in all; {what})"
+        what = f"no list of layers with linear maps in it ({len(linears)} linear maps in all{_counted(left)})"
         raise BackboneError(f"{type(model).__name__} has {what}, so there is no search space")
     if any(parameter.is_meta for parameter in model.parameters()):
-        return _in_all_layers(survey(with_weights(model, [*homes.values()]), example), modules, homes.values())
+        alike = [home for home in homes.values() if f"{home}.1" in layers and _are_alike(home, modules, parts)]
+        return _in_all_layers(survey(with_weights(model, alike), example), modules, alike)
     base = f"{getattr(model, 'base_model_prefix', '')}."
     body = base if backbone_kind(model) == "encoder" and base[:-1] in modules and base != "." else ""
     for path, part in list(parts.items()):
@@ -144,12 +144,13 @@ def survey(model: nn.Module, example: Mapping[str, Any] | None = None) -> Survey
     returned = run(model, parts.values(), above - parts.keys(), example)
     left |= {path: part.reason for path, part in parts.items() if part.reason is not None}
     working = sorted((part for part in parts.values() if part.reason is None), key=lambda part: part.first)
-    if not working:
-        raise BackboneError(
-            f"no linear map or norm of {type(model).__name__} can have PET modules: {Counter(left.values())}"
-        )
+    if not any(part.rest for part in working):
+        what = f"no linear map or norm in the layers of {type(model).__name__} can have PET modules"
+        raise BackboneError(f"{what}{_counted(left)}")
     _name(working, homes)
-    sites = [_site(part) for part in working] + _blocks(working, layers, returned)
+    sites = [
+        Site(part.address, *part.place, part.kind, *part.widths, part.calls, part.inert) for part in working
+    ] + _blocks(working, layers, returned)
     raw = _raw_matrices(modules, parts.keys() | left.keys())
     return Survey(_sorted(sites, modules), tuple(LeftOut(path, left[path]) for path in modules if path in left) + raw)
 
@@ -201,23 +202,24 @@ def _raw_matrices(modules: Mapping[str, nn.Module], known: Set[str]) -> tuple[Le
     return tuple(LeftOut(name, "a raw matrix, not the weight of a linear map") for name in names)
 
 
+def _counted(left: Mapping[str, str]) -> str:
+    return "".join(f"; {n} × {reason}" for reason, n in Counter(left.values()).most_common(3))
+
+
 def _output_embeddings(model: Any) -> nn.Module | None:
     return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-
-
-def _site(part: Part) -> Site:
-    return Site(
-        _address(part), part.path, part.stack, part.layer, part.role, part.kind, *part.widths, part.calls, part.inert
-    )
-
-
-def _address(part: Part) -> str:
-    return ".".join(str(word) for word in (part.stack, part.layer, part.role) if word is not None)
 
 
 def _sorted(sites: Iterable[Site], modules: Mapping[str, Any]) -> tuple[Site, ...]:
     numbers = {path: number for number, path in enumerate(modules)}
     return tuple(sorted(sites, key=lambda site: (numbers[site.path], site.kind == "block")))
+
+
+def _are_alike(home: str, modules: Mapping[str, nn.Module], parts: Mapping[str, Part]) -> bool:
+    """Whether all layers of a list, but perhaps the first, have the same linear maps and norms."""
+    layers = [{p.removeprefix(f"{home}.{n}."): part.widths for p, part in parts.items() if p.startswith(f"{home}.{n}.")}
+              for n in range(1, len(modules[home]._modules))]  # fmt: skip
+    return all(layer == layers[0] for layer in layers)
 
 
 def _in_all_layers(two: Survey, modules: Mapping[str, nn.Module], homes: Iterable[str]) -> Survey:
@@ -281,6 +283,10 @@ def _name(parts: Sequence[Part], homes: Mapping[str, str]) -> None:
             differing = [w for w in own if not all(w in other for other in words)]
             differing += [] if differing and differing[-1] == own[-1] else [name]
             part.role = ".".join([block, *(w for w in differing if w != block)])
+    addresses = Counter(part.address for part in parts)
+    for part in parts:
+        if addresses[part.address] > 1:
+            part.role = f"{part.block}.{part.rest}"
 
 
 def _n_common(one: Sequence[str], two: Sequence[str]) -> int:
@@ -343,5 +349,5 @@ def _blocks(parts: Sequence[Part], layers: Mapping[str, Layer], returned: Mappin
         is_expert = re.search(r"\d", part.role) is not None  # one of many; a router is not as wide as its layer
         if not is_expert and (home not in returned or returned[home].width == d):
             address, path = f"{stack}.{number}.{block}", (same or [part.path])[0]
-            sites.append(Site(address, path, stack, number, block, "block", d, d, part.calls, last=_address(part)))
+            sites.append(Site(address, path, stack, number, block, "block", d, d, part.calls, last=part.address))
     return sites

@@ -27,6 +27,7 @@ from s3pet.backbones import n_parameters
 from s3pet.errors import SpaceError, UnknownSiteError, nearest
 from s3pet.modules import PETS, pet_module
 from s3pet.sites import LeftOut, Site, survey
+from s3pet.sites import find_sites as find_sites
 
 
 @dataclass(frozen=True)
