@@ -96,6 +96,7 @@ TEXT = {
     "mpnet": ("MPNetModel", ENCODER),
     "ibert": ("IBertModel", ENCODER),
     "fnet": ("FNetModel", ENCODER),
+    "squeezebert": ("SqueezeBertModel", ENCODER | {"embedding_size": 32}),
     "funnel": ("FunnelModel", {"vocab_size": 64, "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48,
                                "block_sizes": [1, 1], "num_decoder_layers": 1}),
     "xlnet": ("XLNetModel", {"vocab_size": 64, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}),
@@ -185,6 +186,7 @@ OTHER = {
     "swin": ("SwinModel", {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4, "image_size": 32,
                            "patch_size": 4}),
     "convnext": ("ConvNextModel", {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "image_size": 32}),
+    "resnet": ("ResNetModel", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}),
     "clip": ("CLIPModel", {
         "text_config": ENCODER | {"max_position_embeddings": 32, "projection_dim": 16, "eos_token_id": 1},
         "vision_config": IMAGE | {"projection_dim": 16}, "projection_dim": 16}),
