@@ -140,7 +140,7 @@ TEXT = {
         "new_decoder_architecture": True, "num_kv_heads": 2}),
     "dbrx": ("DbrxForCausalLM", SPECIAL | {
         "vocab_size": 64, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 80,
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32}}),
     "llama": ("LlamaForCausalLM", DECODER),
     "llama-bare": ("LlamaModel", DECODER),
