@@ -231,8 +231,8 @@ def _in_all_layers(two: Survey, modules: Mapping[str, nn.Module], homes: Iterabl
     sites = []
     for site in two.sites:
         for path, n in same_in_all_layers(site.path, counts):
-            address, last = (name and name.replace(".1.", f".{n}.", 1) for name in (site.address, site.last))
-            sites.append(site if n is None else replace(site, path=path, layer=n, address=address, last=last))
+            address, last = (name.replace(".1.", f".{n}.", 1) for name in (site.address, site.last or ""))
+            sites.append(site if n is None else replace(site, path=path, layer=n, address=address, last=last or None))
     return Survey(_sorted(sites, modules), tuple(left_out))
 
 
