@@ -154,6 +154,8 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     try:
         with preserved(model):
             model.requires_grad_(False).eval()
+            for module in model.modules():
+                module._forward_hooks.clear()  # the user's own need not see this pass
             yield
     finally:
         for module, attributes, tables in before:
