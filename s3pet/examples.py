@@ -61,12 +61,13 @@ def _inputs(model: nn.Module, rows: int) -> Iterator[dict[str, Tensor]]:
     height, width = image if isinstance(image, (list, tuple)) else (image, image)
     bins = read("num_mel_bins", "input_feat_per_channel", default=80)
     is_spectrogram = read("frequency_stride") is not None
+    frames = (rows, read("num_frames")) if "tubelet_size" in dict(_settings(config)) else (rows,)  # of a video
     strides = read("conv_stride")  # of the feature encoder of a model that reads waveforms
     samples = FRAMES * math.prod(strides) + 400 if isinstance(strides, (list, tuple)) else FRAMES * 320
     batch = {
         "input_ids": ids.to(device),
         "decoder_input_ids": written.to(device),
-        "pixel_values": noise(rows, read("num_channels", "in_channels", "in_chans", default=3), height, width),
+        "pixel_values": noise(*frames, read("num_channels", "in_channels", "in_chans", default=3), height, width),
         "input_values": noise(rows, read("max_length"), bins) if is_spectrogram else noise(rows, samples),
     }
     place = read("image_token_id", "image_token_index")  # an image takes the place of such tokens

@@ -77,7 +77,10 @@ def _names(model: nn.Module, paths: Sequence[str]) -> list[str]:
     causal, masked = (getattr(modeling_auto, f"MODEL_FOR_{kind}_LM_MAPPING_NAMES") for kind in ("CAUSAL", "MASKED"))
     is_decoder = backbone_kind(model) == "decoder" or (model_type in causal and model_type not in masked)
     words = [re.findall("encoder|decoder", path) for path in paths]
-    names = [word[-1] if word else "decoder" if is_decoder else "encoder" for word in words]
+    usual = "decoder" if is_decoder else "encoder"
+    names = [word[-1] if word else usual for word in words]
+    if len(set(names)) < len(names):  # an encoder that serves as decoder
+        names = [word[0] if word else usual for word in words]
     if len(set(names)) < len(names):
         split = [path.split(".") for path in paths]
         own = [[word for word in path if not all(word in other for other in split)] for path in split]

@@ -22,7 +22,7 @@ SPACE_ONLY = {"fsmt"}  # makes no decoder inputs from labels, so the tasks canno
 SITES = {  # sites of models that read no text
     "vit": 21, "vit-classifier": 21, "deit": 21, "beit": 21, "dinov2": 21, "vit-mae": 21, "siglip-vision": 22,
     "clip-vision": 22, "swin": 23, "convnext": 8, "clip": 43, "llava": 34, "whisper": 54, "speech-to-text": 54,
-    "wav2vec2": 22, "hubert": 22, "wavlm": 14, "ast": 21,
+    "wav2vec2": 22, "hubert": 22, "wavlm": 14, "ast": 21, "vivit": 21, "segformer": 25,
 }  # fmt: skip
 
 

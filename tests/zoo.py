@@ -187,6 +187,12 @@ OTHER = {
                            "patch_size": 4}),
     "convnext": ("ConvNextModel", {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "image_size": 32}),
     "resnet": ("ResNetModel", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}),
+    "vivit": ("VivitModel", {
+        "image_size": 16, "num_frames": 4, "tubelet_size": [2, 8, 8], "hidden_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "intermediate_size": 48}),
+    "segformer": ("SegformerModel", {
+        "num_encoder_blocks": 2, "depths": [1, 1], "hidden_sizes": [16, 32], "num_attention_heads": [1, 2],
+        "sr_ratios": [2, 1], "patch_sizes": [7, 3], "strides": [4, 2], "mlp_ratios": [2, 2]}),
     "clip": ("CLIPModel", {
         "text_config": ENCODER | {"max_position_embeddings": 32, "projection_dim": 16, "eos_token_id": 1},
         "vision_config": IMAGE | {"projection_dim": 16}, "projection_dim": 16}),
