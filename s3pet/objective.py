@@ -12,6 +12,7 @@ first teaches that a label word comes next, and a small structure may learn noth
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -162,9 +163,13 @@ class Objective(nn.Module):
             part.training |= isinstance(part, GradientCheckpointingLayer) and part.gradient_checkpointing
 
     def run(self, call: Any = None, **inputs: Any) -> Any:
-        """Output of the backbone (or of ``call``, a part of it) at the chosen precision."""
+        """Output of the backbone (or of ``call``, a part of it) at the chosen precision; unknown inputs are dropped."""
+        call = call or self.model
+        names = inspect.signature(call.forward).parameters  # FNet takes no mask
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values()):
+            inputs = {name: value for name, value in inputs.items() if name in names}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            return (call or self.model)(**inputs)
+            return call(**inputs)
 
     @property
     def device(self) -> torch.device:

@@ -1,7 +1,7 @@
-"""Where a PET module may go: module names → sites; sites × PET modules → candidates with costs.
+"""Which PET modules may go where: sites × PET modules → candidates with costs.
 
 A site's ``address`` is ``stack.layer.role`` (``encoder.3.attn.q``) in every family of architectures; its ``path`` is
-the dotted Hugging Face name (:mod:`s3pet.families`). Candidates have one canonical order, on T5 the paper's: all
+the dotted Hugging Face name (:mod:`s3pet.sites`). Candidates have one canonical order, on T5 the paper's: all
 projections and norms in ``named_modules()`` order (LoRA, LNFit, BitFit within one site), then the adapters on blocks.
 
 Departures from the authors' code: a bias on attention keys without rotary positions adds the same number to all scores
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral
 from typing import Any
 
@@ -24,33 +24,18 @@ import torch
 from torch import Tensor, nn
 
 from s3pet.backbones import n_parameters
-from s3pet.errors import BackboneError, SpaceError, UnknownSiteError, nearest
-from s3pet.families import bias_on_keys_matters, family_of
+from s3pet.errors import SpaceError, UnknownSiteError, nearest
 from s3pet.modules import PETS, pet_module
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place in a frozen backbone where PET modules may act.
-
-    ``layer`` is the index within the ``stack`` ("encoder" or "decoder"), None outside the layers. ``role`` is one of
-    ``attn.q`` … ``ffn.norm``, or ``attn``, ``cross``, ``ffn`` for a block's output, and ``kind`` accordingly "linear",
-    "norm" or "block". ``d_in`` and ``d_out`` are the widths of input and output, in features.
-    """
-
-    address: str
-    path: str
-    stack: str
-    layer: int | None
-    role: str
-    kind: str
-    d_in: int
-    d_out: int
+from s3pet.sites import LeftOut, Site, survey
+from s3pet.sites import find_sites as find_sites
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Site × PET module × size. ``n_params`` is its cost; ``redundant`` names a candidate that can add the same."""
+    """Site × PET module × size. ``n_params`` is its cost; ``redundant`` names a candidate that can add the same.
+
+    ``calls`` says how often a forward pass runs its site: more than once where layers share their weights.
+    """
 
     site: str
     path: str
@@ -64,6 +49,7 @@ class Candidate:
     d_out: int
     inert: bool = False
     redundant: str | None = None
+    calls: int = 1
 
     @property
     def name(self) -> str:
@@ -79,8 +65,9 @@ class Candidate:
     def from_row(cls, row: Mapping[str, Any]) -> Candidate:
         """From one row of a table or JSON object. Missing values become None; other columns are ignored."""
         values: Any = {f.name: None if pd.isna(row[f.name]) else row[f.name] for f in fields(cls) if f.name in row}
-        numbers = [name for name in ("layer", "rank", "n_params", "d_in", "d_out") if values.get(name) is not None]
-        return cls(**{**values, **{n: int(values[n]) for n in numbers}, "inert": bool(values.get("inert"))})
+        names = ("layer", "rank", "n_params", "d_in", "d_out", "calls")
+        numbers = {name: int(values[name]) for name in names if values.get(name) is not None}
+        return cls(**{"calls": 1} | {**values, **numbers, "inert": bool(values.get("inert"))})
 
 
 class Candidates:
@@ -106,7 +93,7 @@ class Candidates:
 
     def table(self) -> pd.DataFrame:
         """One row for each candidate, its fields as columns; ``layer`` and ``rank`` are Int64."""
-        table = pd.DataFrame([asdict(c) for c in self], columns=[field.name for field in fields(Candidate)])
+        table = pd.DataFrame([asdict(c) for c in self], columns=[f.name for f in fields(Candidate)])
         return table.astype({"layer": "Int64", "rank": "Int64", "inert": bool})
 
 
@@ -118,8 +105,9 @@ class Rule:
         pet: name of the PET module.
         roles: patterns of roles (``"attn.[qv]"``, ``"*.norm"``); None: every role that the module fits, without the
             cross-attention projections and blocks unless the space asks for them.
-        stacks, layers: patterns of stacks; layer indices, None for all.
+        stacks, layers: patterns of stacks; layer indices, ``range(4, 8)`` or one number, None for all.
         ranks: sizes, at least 1, one candidate each; None: the module's default.
+        exclude: patterns of roles that the rule leaves out.
     """
 
     pet: str
@@ -127,13 +115,15 @@ class Rule:
     stacks: tuple[str, ...] = ("*",)
     layers: tuple[int, ...] | None = None
     ranks: tuple[int, ...] | None = None
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.pet, str):
             raise SpaceError(f"pet of a rule must be the name of a PET module, not {self.pet!r}")
-        for name, kind in (("roles", str), ("stacks", str), ("layers", Integral), ("ranks", Integral)):
+        kinds = {"roles": str, "stacks": str, "layers": Integral, "ranks": Integral, "exclude": str}
+        for name, kind in kinds.items():
             value: Any = getattr(self, name)
-            if value is None and name != "stacks":
+            if (value is None and name not in ("stacks", "exclude")) or (name == "exclude" and value == ()):
                 continue
             single = isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable)
             values = (value,) if single else tuple(value)
@@ -145,25 +135,30 @@ class Rule:
 
     def covers(self, place: Site | Candidate) -> bool:
         """Whether stack, layer and role are among those of the rule."""
-        layer = self.layers is None or place.layer in self.layers
-        stack = any(fnmatch.fnmatchcase(place.stack, pattern) for pattern in self.stacks)
-        return layer and stack and any(fnmatch.fnmatchcase(place.role, pattern) for pattern in self.roles or ("*",))
+        patterns = ((place.stack, self.stacks), (place.role, self.roles or ("*",)), (place.role, self.exclude))
+        stack, role, excluded = (any(fnmatch.fnmatchcase(word, p) for p in group) for word, group in patterns)
+        return stack and role and not excluded and (self.layers is None or place.layer in self.layers)
 
 
 Rules = Sequence[Rule | Mapping[str, Any]]
-LAST_PROJECTION = {"attn": "attn.o", "cross": "cross.o", "ffn": "ffn.out"}  # of each block, by role
 _MIXED = ("lora", "lnfit", "bitfit", "lowrank_adapter")
 SPACES = {"mixed": tuple(Rule(pet) for pet in _MIXED), "lora": (Rule("lora"),)}
 
 
 @dataclass(frozen=True)
 class Space(Candidates):
-    """All candidates of a search, in canonical order. Budgets given as fractions refer to ``backbone_params``."""
+    """All candidates of a search, in canonical order. Budgets given as fractions refer to ``backbone_params``.
+
+    ``left_out`` has a ``path`` and a ``reason`` for each linear map, norm, raw matrix and head of the model that is not
+    in it (``pd.DataFrame(space.left_out)`` is a table); ``notes`` names the rules of a named space that match nothing.
+    """
 
     candidates: tuple[Candidate, ...]
     name: str
     model_id: str
     backbone_params: int
+    left_out: tuple[LeftOut, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def costs(self) -> Tensor:
@@ -178,7 +173,10 @@ class Space(Candidates):
     def __repr__(self) -> str:
         counts = {pet: sum(c.pet == pet for c in self) for pet in PETS}
         parts = ", ".join(f"{count} {pet}" for pet, count in counts.items() if count)
-        return f"Space({self.name!r}: {len(self)} candidates ({parts}), {self.n_params:,} parameters)"
+        rest = "".join(
+            f"; {note}" for note in (f"{len(self.left_out)} places left out", *self.notes)[not self.left_out :]
+        )
+        return f"Space({self.name!r}: {len(self)} candidates ({parts}), {self.n_params:,} parameters{rest})"
 
 
 def layers_of(places: Iterable[Candidate | Site]) -> dict[str, int]:
@@ -212,45 +210,31 @@ def counterparts(space: Space, by: str, layers: Mapping[str, int]) -> Callable[[
     return find
 
 
-def find_sites(model: nn.Module) -> tuple[Site, ...]:
-    """All sites of a model, in ``named_modules()`` order (no weights needed); BackboneError if there are none."""
-    family, sites = family_of(model), []
-    patterns = family.compiled()
-    for path, module in model.named_modules():
-        for pattern, role in patterns:
-            if match := pattern.fullmatch(path):
-                groups: dict[str, Any] = {"stack": family.stack, "layer": None} | match.groupdict()
-                stack, layer = groups["stack"], int(groups["layer"]) if groups["layer"] else None
-                kind = "norm" if role.endswith(".norm") else "linear" if "." in role else "block"
-                address = ".".join(str(part) for part in (stack, layer, role) if part is not None)
-                sites.append(Site(address, path, stack, layer, role, kind, *_widths(module, kind, model)))
-    if not sites:
-        raise BackboneError(f"{type(model).__name__} has none of the module names of its family")
-    return tuple(sites)
-
-
-def _widths(module: Any, kind: str, model: Any) -> tuple[int, int]:
-    if isinstance(module, nn.Linear):
-        return (module.out_features,) * 2 if kind == "block" else (module.in_features, module.out_features)
-    if kind == "norm":
-        return (module.weight.shape[-1],) * 2
-    return (getattr(model.config, "d_model", None) or model.config.hidden_size,) * 2
-
-
 def make_space(
-    model: nn.Module, rules: str | Rules = "mixed", *, keep_inert: bool = False, cross_attention: bool = False
+    model: nn.Module,
+    rules: str | Rules = "mixed",
+    *,
+    keep_inert: bool = False,
+    cross_attention: bool = False,
+    example: Mapping[str, Any] | None = None,
 ) -> Space:
-    """The candidates of a search.
+    """The candidates of a search, for any transformer.
+
+    Sites are found by structure and checked by one forward and backward pass (:mod:`s3pet.sites`). What is in no space
+    is listed in ``space.left_out`` with the reason.
 
     Args:
-        model: the backbone.
-        rules: ``"mixed"`` (S³PET-M), ``"lora"`` (S³PET-L), or a list of rules, also as mappings (from a JSON file).
+        model: the backbone, left exactly as it was.
+        rules: ``"mixed"`` (S³PET-M), ``"lora"`` (S³PET-L), or a list of rules, also as mappings (from a JSON file). A
+            rule of a named space that matches nothing is skipped, and ``space.notes`` says so.
         keep_inert: keep candidates that cannot change the model's output (a bias on attention keys).
         cross_attention: for rules without ``roles``, add cross-attention, which is not in the paper's spaces.
+        example: keyword arguments of one forward pass of the model; None: a small batch is made from its config.
 
     Raises:
         SpaceError: unknown name, malformed rule, a layer out of range, or a rule that matches nothing.
-        UnknownSiteError: unknown PET module or role. BackboneError: unknown family of models.
+        UnknownSiteError: unknown PET module or role.
+        BackboneError: no sites, or the model cannot be run; the message says what was tried.
     """
     if isinstance(rules, str) and rules not in SPACES:
         raise SpaceError(f"space {rules!r} is not known; {nearest(rules, SPACES)}, or give a list of rules")
@@ -261,44 +245,57 @@ def make_space(
         raise SpaceError(f"a rule is a Rule or a mapping such as {{'pet': 'lora', 'layers': [0]}}: {error}") from error
     if not chosen:
         raise SpaceError("a space needs at least one rule, such as Rule('lora')")
-    sites, keys_matter = find_sites(model), bias_on_keys_matters(model)
+    (sites, left_out), notes = survey(model, example), list[str]()
     candidates: dict[tuple, Candidate] = {}  # by canonical order
     for rule in chosen:
+        fits = pet_module(rule.pet).fits
+        if isinstance(rules, str) and not any(site.kind in fits for site in sites):
+            notes.append(f"nothing for {rule.pet}: this model has no {' or '.join(fits)} site")
+            continue
         for i in _matching(rule, sites, cross_attention):
             s, pet = sites[i], pet_module(rule.pet)
-            inert = rule.pet == "bitfit" and s.role.endswith(".k") and not keys_matter
+            inert = rule.pet == "bitfit" and s.inert
             if inert and not keep_inert:
                 continue
             for rank in rule.ranks or (pet.default_rank,):
                 where, cost = (s.address, s.path, s.stack, s.layer, s.role), pet.cost(s.d_in, s.d_out, rank or 1)
                 order = (s.kind == "block", i, [*PETS].index(rule.pet), rank or 0)
-                candidates[order] = Candidate(*where, rule.pet, rank, cost, s.d_in, s.d_out, inert)
+                candidates[order] = Candidate(*where, rule.pet, rank, cost, s.d_in, s.d_out, inert, calls=s.calls)
     if not candidates:
-        raise SpaceError("every candidate of these rules is inert (a bias on attention keys); use keep_inert=True")
+        what = "; ".join(notes) or "every candidate of these rules is inert (a bias on attention keys)"
+        raise SpaceError(f"{what}; use keep_inert=True, or other rules")
     ordered = [candidates[order] for order in sorted(candidates)]
     biases = {c.site: c.name for c in ordered if c.pet == "bitfit"}  # add at the same place as the bias of an adapter
-    for n, c in enumerate(ordered):
-        ordered[n] = replace(c, redundant=biases.get(c.site.removesuffix(c.role) + LAST_PROJECTION.get(c.role, "")))
-    model_id = getattr(model, "s3pet_id", None) or getattr(model.config, "_name_or_path", "") or type(model).__name__
-    return Space(tuple(ordered), rules if isinstance(rules, str) else "custom", model_id, n_parameters(model))
+    last = {site.address: site.last for site in sites}
+    ordered = [replace(c, redundant=biases.get(last[c.site] or "")) for c in ordered]
+    used = {c.path for c in ordered}
+    for site in sites:
+        if site.kind != "block" and site.path not in used:
+            asked = "cross-attention is not in the paper's spaces; cross_attention=True adds it"
+            is_cross = site.role.startswith("cross") and not cross_attention
+            left_out += (LeftOut(site.path, asked if is_cross else "no rule of this space covers it"),)
+    model_id = getattr(model, "s3pet_id", None) or getattr(getattr(model, "config", None), "_name_or_path", "")
+    name = rules if isinstance(rules, str) else "custom"
+    return Space(tuple(ordered), name, model_id or type(model).__name__, n_parameters(model), left_out, tuple(notes))
 
 
 def _matching(rule: Rule, sites: Sequence[Site], cross_attention: bool) -> list[int]:
     """Indices of the sites that the rule matches; raises an error if it, or one of its layers, matches none."""
     if rule.ranks and pet_module(rule.pet).default_rank is None:
         raise SpaceError(f"{rule.pet} has no size, so a rule for it cannot have ranks={rule.ranks}")
+    roles = sorted({site.role for site in sites})
+    for pattern in (*(rule.roles or ()), *rule.exclude):
+        if not fnmatch.filter(roles, pattern):
+            raise UnknownSiteError(f"no site of this model has role {pattern!r}; {nearest(pattern, roles)}")
     fitting = [i for i, site in enumerate(sites) if site.kind in pet_module(rule.pet).fits]
     if rule.roles is None and not cross_attention:
         fitting = [i for i in fitting if sites[i].kind == "norm" or not sites[i].role.startswith("cross")]
     in_any_layer = replace(rule, layers=None)
     indices = [i for i in fitting if in_any_layer.covers(sites[i])]
     if not indices:
-        roles = sorted({site.role for site in sites})
-        for pattern in rule.roles or ():
-            if not fnmatch.filter(roles, pattern):
-                raise UnknownSiteError(f"no site of this model has role {pattern!r}; {nearest(pattern, roles)}")
         fits = ", ".join(sorted({sites[i].role for i in fitting})) or "nothing here"
-        raise SpaceError(f"{rule} matches no site; {rule.pet} fits on {fits}")
+        stacks = ", ".join(sorted({site.stack for site in sites}))
+        raise SpaceError(f"{rule} matches no site; {rule.pet} fits on {fits}; stacks here: {stacks}")
     missing = sorted({*(rule.layers or ())} - {sites[i].layer for i in indices})
     if missing:
         ranges = [f"{stack} has layers 0 to {n - 1}" for stack, n in layers_of(sites[i] for i in indices).items()]

@@ -1,13 +1,18 @@
 """Spaces: the paper's counts and order on T5, every family, inert candidates proven inert."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from tiny import FAMILIES, meta_t5, tiny_batch, tiny_bert, tiny_t5
+from zoo import zoo_model
 
 from s3pet import Rule, make_space
 from s3pet.errors import BackboneError, SpaceError, UnknownSiteError
-from s3pet.space import Candidate, find_sites
+from s3pet.modules import PETS, norm_form
+from s3pet.sites import find_sites
+from s3pet.space import Candidate
 from s3pet.supernet import attach
 
 
@@ -199,10 +204,124 @@ def test_single_values_and_lists_are_kept_as_tuples():
     assert type(Rule("lora", ranks=np.array([4])).ranks[0]) is int
 
 
-def test_unknown_family_says_what_is_known():
-    model = torch.nn.Linear(2, 2)
-    with pytest.raises(BackboneError, match="known: t5"):
+def test_a_model_without_layers_says_what_it_has():
+    with pytest.raises(BackboneError, match=r"Linear has no list of layers with linear maps in it \(1 linear maps"):
+        make_space(torch.nn.Linear(2, 2))
+
+
+class Layer(torch.nn.Module):
+    """A layer whose widths, calls and outputs are not those that its names suggest."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(6)
+        self.up, self.down = torch.nn.Linear(6, 8), torch.nn.Linear(8, 6)
+        self.unused, self.matrix = torch.nn.Linear(6, 6), torch.nn.Parameter(torch.ones(6, 6))
+        self.group = torch.nn.GroupNorm(2, 6)
+
+    def forward(self, x):
+        return x + self.down(self.up(self.norm(x)) @ torch.eye(8)) @ self.matrix
+
+
+class Stack(torch.nn.Module):
+    """No transformer of a known family: no config, one input ``x`` of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(Layer() for _ in range(3))
+        self.head = torch.nn.Linear(6, 2)
+
+    def forward(self, x, times=2):
+        for block in self.blocks:
+            for _ in range(times):
+                x = block(x)
+        return self.head(x)
+
+
+def test_any_module_with_layers_has_a_space_if_it_is_told_how_to_run_it():
+    model = Stack()
+    with pytest.raises(BackboneError, match=r"could not be run.*Pass keyword arguments of one forward pass.*example="):
         make_space(model)
+    space = make_space(model, example={"x": torch.randn(2, 5, 6)})
+    assert {c.site for c in space if c.layer == 2} == {"encoder.2.ffn.norm", "encoder.2.ffn.in", "encoder.2.ffn.out",
+                                                       "encoder.2.ffn"}  # fmt: skip
+    assert space.table().calls.eq(2).all(), "each layer runs twice"
+    reasons = dict(space.left_out)
+    assert reasons["blocks.0.unused"] == "not reached by the batch"
+    assert "neither a LayerNorm nor an RMSNorm" in reasons["blocks.0.group"]
+    assert "raw matrix" in reasons["blocks.0.matrix"] and "outside the layers" in reasons["head"]
+    assert "places left out" in repr(space) and len(space.left_out) == 10
+
+
+def test_what_the_rules_leave_out_is_listed_with_the_rest():
+    space = make_space(tiny_t5(), "lora")
+    reasons = dict(space.left_out)
+    assert "cross_attention=True" in reasons["decoder.block.0.layer.1.EncDecAttention.q"]
+    assert reasons["encoder.final_layer_norm"] == "no rule of this space covers it"
+    assert reasons["lm_head"] == "the output head"
+    assert not {c.path for c in space} & set(reasons)
+
+
+def test_a_named_space_skips_what_a_model_does_not_have_and_a_rule_of_the_user_does_not():
+    model = Stack()
+    for layer in model.blocks:
+        layer.norm = torch.nn.Identity()
+    example = {"x": torch.randn(2, 5, 6)}
+    space = make_space(model, example=example)
+    assert space.notes == ("nothing for lnfit: this model has no norm site",) and space.notes[0] in repr(space)
+    with pytest.raises(SpaceError, match="lnfit fits on nothing here"):
+        make_space(model, [Rule("lnfit")], example=example)
+
+
+def test_rules_exclude_roles_and_take_ranges_of_layers():
+    model = tiny_t5()
+    roles = {c.role for c in make_space(model, [Rule("lora", exclude=("ffn.*", "attn.k"))])}
+    assert roles == {"attn.q", "attn.v", "attn.o"}
+    assert {c.layer for c in make_space(model, [Rule("lora", layers=range(1, 2))])} == {1}
+    with pytest.raises(UnknownSiteError, match=r"no site of this model has role 'atn.k'; nearest: 'attn.k'"):
+        make_space(model, [Rule("lora", exclude="atn.k")])
+    with pytest.raises(SpaceError, match="no site in layer 2, 3"):
+        make_space(model, [Rule("lora", layers=range(4))])
+
+
+class Centred(torch.nn.Module):
+    """x / rms(x) with the mean taken off first, and a weight that starts at zero: a LayerNorm by another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.eps = torch.nn.Parameter(torch.randn(8)), 1e-3
+
+    def forward(self, x):
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + self.eps).sqrt() * (1 + self.weight)
+
+
+def test_a_norm_is_known_by_what_it_computes():
+    class Wrong(Centred):  # its epsilon is another than it says
+        def forward(self, x):
+            return super().forward(10 * x)
+
+    assert norm_form(Centred()) == norm_form(torch.nn.LayerNorm(8, bias=False)) == "layer"
+    assert norm_form(torch.nn.RMSNorm(8)) == "rms"
+    assert norm_form(Wrong()) is norm_form(torch.nn.GroupNorm(2, 8)) is norm_form(torch.nn.Linear(8, 8)) is None
+    site, x = Centred(), torch.randn(4, 8)
+    raised = copy.deepcopy(site)
+    with torch.no_grad():
+        raised.weight += 0.5
+    delta = PETS["lnfit"].delta({"w": torch.full((8,), 0.5)}, x, site(x), site)
+    torch.testing.assert_close(site(x) + delta, raised(x))
+
+
+@pytest.mark.parametrize("make_model", [tiny_bert, lambda: zoo_model("deberta-v3"), lambda: zoo_model("gpt-j")])
+def test_inert_is_what_the_gradient_says(make_model):
+    model = make_model().double()
+    space = make_space(model, [Rule("bitfit")], keep_inert=True)
+    with attach(model, space) as supernet:
+        output = model(**tiny_batch(model))[0]
+        (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+        gradients = [float(weight.grad.abs().max()) for weight in supernet.weights]
+    for candidate, gradient in zip(space, gradients, strict=True):
+        assert candidate.inert == (gradient < 1e-6 * max(gradients)), candidate.name
 
 
 def test_candidates_survive_a_table():

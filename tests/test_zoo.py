@@ -1,0 +1,99 @@
+"""A walk through many architectures: each gets a space, is searched, retrained, saved and loaded with equal logits."""
+
+import copy
+import functools
+import gc
+
+import pytest
+import torch
+from toy import toy_rows, toy_tokenizer
+from zoo import OTHER, TEXT, zoo_model
+
+from s3pet import attach, load_task, load_tuned, make_space, retrain, search
+from s3pet.backbones import backbone_checksum
+from s3pet.errors import BackboneError
+
+NO_SITES = {
+    "ibert": "not called with one tensor alone",  # integers and their scale go from module to module
+    "squeezebert": "no list of layers with linear maps",  # convolutions, channels first
+    "resnet": "no list of layers with linear maps",
+}
+SPACE_ONLY = {"fsmt"}  # makes no decoder inputs from labels, so the tasks cannot be put to it
+SITES = {  # sites of models that read no text
+    "vit": 21, "vit-classifier": 21, "deit": 21, "beit": 21, "dinov2": 21, "vit-mae": 21, "siglip-vision": 22,
+    "clip-vision": 22, "swin": 23, "convnext": 8, "clip": 43, "llava": 34, "whisper": 54, "speech-to-text": 54,
+    "wav2vec2": 22, "hubert": 22, "wavlm": 14, "ast": 21, "vivit": 21, "segformer": 25,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_garbage_collection():
+    """The Trainer collects garbage at each start; what exists before it need not be looked at again."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@functools.cache
+def small_task():
+    """Eight rows; a tokenizer that gives ids and a mask alone, which all models take."""
+    tokenizer = copy.copy(toy_tokenizer())
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    data = {name: toy_rows(n, seed) for seed, (name, n) in enumerate([("train", 8), ("validation", 4), ("test", 4)])}
+    return load_task(data, tokenizer, label_words=("no", "yes"))
+
+
+def logits(tuned):
+    """Scores of the test rows."""
+    objective = tuned.learner.objective
+    objective.eval()
+    with torch.no_grad(), tuned.learner.attached():
+        return objective.scores(objective.collate(objective.encode(tuned.task.test)))
+
+
+def state_of(model):
+    """All that discovery must leave alone."""
+    modules = [(name, id(m), m.training, len(m._forward_hooks)) for name, m in model.named_modules()]
+    return (
+        modules,
+        [p.requires_grad for p in model.parameters()],
+        backbone_checksum(model),
+        torch.get_rng_state().tolist(),
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in TEXT if name not in NO_SITES])
+def test_a_text_model_from_space_to_saved_structure(name, tmp_path):
+    model, task = zoo_model(name), small_task()
+    before = state_of(model)
+    space = make_space(model, "mixed")
+    assert state_of(model) == before
+    assert {"lora", "bitfit"} <= {c.pet for c in space} and len(set(space.names)) == len(space)
+    assert not {item.path for item in space.left_out} & {c.path for c in space}
+    if name in SPACE_ONLY:
+        return
+    quick = {"steps": 3, "batch_size": 2}
+    result = search(model, task, space, budget=space.n_params // 3, progress=False, **quick)
+    tuned = retrain(model, task, result.structure(), evaluations=1, test=False, **quick)
+    tuned.save(tmp_path / "tuned")
+    again = load_tuned(tmp_path / "tuned", zoo_model(name), task)
+    torch.testing.assert_close(logits(again), logits(tuned), rtol=0, atol=1e-6)
+    assert backbone_checksum(model) == before[2]
+
+
+@pytest.mark.parametrize("name", NO_SITES)
+def test_a_model_without_sites_says_why(name):
+    with pytest.raises(BackboneError, match=NO_SITES[name]):
+        make_space(zoo_model(name))
+
+
+@pytest.mark.parametrize("name", [name for name in OTHER if name not in NO_SITES])
+def test_other_models_have_their_sites(name):
+    model = zoo_model(name)
+    before = state_of(model)
+    space = make_space(model, "mixed", keep_inert=True, cross_attention=True)
+    assert state_of(model) == before
+    assert len({candidate.site for candidate in space}) == SITES[name]
+    with attach(model, space):
+        assert sum(len(module._forward_hooks) > 0 for module in model.modules()) > 0
