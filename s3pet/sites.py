@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from s3pet.backbones import backbone_kind
+from s3pet.backbones import backbone_kind, unwrapped
 from s3pet.errors import BackboneError
 from s3pet.layers import Layer, find_layers, same_in_all_layers, with_weights
 from s3pet.modules import norm_form
@@ -116,8 +116,10 @@ def survey(model: nn.Module, example: Mapping[str, Any] | None = None) -> Survey
         example: keyword arguments of a forward pass; None: a batch of :func:`s3pet.examples.example_batches`.
 
     Raises:
-        BackboneError: no layers with linear maps, or the model cannot be run; the message says what was tried.
+        BackboneError: no layers with linear maps, a compiled or wrapped model, or one that cannot be run; the message
+            says what was tried.
     """
+    model = unwrapped(model)
     modules, left = dict(model.named_modules()), dict[str, str]()
     parts = {path: part for path, module in modules.items() if (part := _part(path, module, left))}
     linears = [path for path, part in parts.items() if part.kind == "linear"]

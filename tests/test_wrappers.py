@@ -14,7 +14,7 @@ from transformers import (
 )
 from tuned import structure_of, tuned_at_random
 
-from s3pet import attach, retrain
+from s3pet import attach, make_space, retrain
 from s3pet.backbones import n_parameters
 from s3pet.errors import BackboneError, SearchError
 from s3pet.supernet import Supernet
@@ -24,7 +24,8 @@ def test_a_compiled_model_is_refused_and_a_supernet_can_be_compiled():
     model, batch = tiny_t5(), tiny_batch(tiny_t5())
     structure = structure_of(model, "lora")
     compiled = torch.compile(model, backend="eager")
-    for call in (attach, lambda m, s: retrain(m, short_task(), s), lambda m, s: retrain(m, short_task(), "full")):
+    retrained = (lambda m, s: retrain(m, short_task(), s), lambda m, s: retrain(m, short_task(), "full"))
+    for call in (attach, *retrained, lambda m, s: make_space(m)):
         with pytest.raises(BackboneError, match=r"compiled.*model._orig_mod"):
             call(compiled, structure)
     supernet = Supernet(model, structure)
@@ -48,6 +49,8 @@ def test_a_model_in_pefts_hands_is_refused():
     inside = tiny_t5()
     inside.add_adapter(peft.LoraConfig(target_modules=["q"]))
     for one in (wrapped, inside):
+        with pytest.raises(BackboneError, match="modules of PEFT"):
+            make_space(one)
         with pytest.raises(BackboneError, match=r"modules of PEFT; pass model.merge_and_unload\(\)"):
             attach(one, structure)
     with attach(wrapped.merge_and_unload(), structure):
