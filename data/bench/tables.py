@@ -207,8 +207,8 @@ def races() -> list[dict[str, Any]]:
         row = {"choice": name, "rows of searches": f"{search_rows:,}", "rows of trainings": f"{spent:,.0f}"}
         for budget, share in ((675, "0.05 %"), (1351, "0.1 %")):
             own = [cells.get((budget, task), float("nan")) for task in bench.tasks]
-            row |= {f"{share} {task}": f"{score:.3f}" for task, score in zip(bench.tasks, own, strict=True)}
-            row[f"{share} mean"] = f"{np.mean(own):.3f}"
+            columns = dict(zip([*bench.tasks, "mean"], [*own, np.mean(own)], strict=True))
+            row |= {f"{share} {name}": "–" if np.isnan(v) else f"{v:.3f}" for name, v in columns.items()}
         table.append(row)
     return table
 
