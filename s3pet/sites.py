@@ -257,11 +257,12 @@ def _name(parts: Sequence[Part], homes: Mapping[str, str]) -> None:
     for part in parts:
         if part.layer is not None:
             layers.setdefault((part.stack, part.layer), []).append(part)
-    for layer in layers.values():
+    first = Counter((stack, layer[0].kind == "norm") for (stack, _), layer in layers.items())
+    for (stack, _), layer in layers.items():
         for part in layer:
             part.role = ".".join(_linear_role(part.rest)) if part.kind == "linear" else ""
         _name_fused(layer)
-        _name_norms(layer)
+        _name_norms(layer, first[stack, True] >= first[stack, False])  # the first layer may lack its first norm
     starts = {
         stack: min(p.first for p in parts if p.stack == stack) for stack in homes if any(stack == s for s, _ in layers)
     }
@@ -304,7 +305,7 @@ def _name_fused(layer: Sequence[Part]) -> None:
         roles["ffn.gate"].role = "ffn.in"
 
 
-def _name_norms(layer: Sequence[Part]) -> None:
+def _name_norms(layer: Sequence[Part], begins_with_norm: bool) -> None:
     """Roles of the norms in a layer, whose parts come in the order of their calls."""
 
     def around(part: Part) -> str | None:  # the block whose module holds the norm
@@ -312,7 +313,6 @@ def _name_norms(layer: Sequence[Part]) -> None:
         named = (block for block in BLOCKS if BLOCKS[block] and re.search(BLOCKS[block], home))
         return next(named, "ffn" if re.search("ff|mlp|feed_?forward|output", home) else None)
 
-    begins_with_norm = layer[0].kind == "norm"
     for n, norm in enumerate(layer):
         if norm.kind != "norm":
             continue

@@ -38,7 +38,7 @@ def run(**options):
 
 def test_a_view_hears_of_everything_and_may_stop_between_records():
     view = Spy(stop_at=7)
-    result = run(progress=view, steps=250)
+    result = run(progress=view, steps=250, warmup=20)
     assert (result.metrics["steps"], result.metrics["stopped"]) == (7, "stopped")
     assert view.events[0] == "start" and view.events[-2:] == ["end", "finish"]
     assert [event for event in view.events if isinstance(event, int)] == [*range(1, 8)]

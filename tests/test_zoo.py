@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import re
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from zoo import OTHER, TEXT, zoo_model
 from s3pet import attach, load_task, load_tuned, make_space, retrain, search
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import BackboneError
+from s3pet.sites import find_sites
 
 NO_SITES = {
     "ibert": "not called with one tensor alone",  # integers and their scale go from module to module
@@ -97,3 +99,13 @@ def test_other_models_have_their_sites(name):
     assert len({candidate.site for candidate in space}) == SITES[name]
     with attach(model, space):
         assert sum(len(module._forward_hooks) > 0 for module in model.modules()) > 0
+
+
+@pytest.mark.parametrize("name", ["modernbert", "bert", "gpt2", "llama"])
+def test_norms_have_the_same_role_in_all_layers(name):
+    roles = {}
+    for site in find_sites(zoo_model(name)):
+        if site.layer is not None and site.kind == "norm":
+            roles.setdefault(re.sub(r"\.\d+\.", ".N.", site.path), set()).add(site.role)
+    assert [len(own) for own in roles.values()] == [1] * len(roles)
+    assert {"attn.norm", "ffn.norm"} == set().union(*roles.values())

@@ -18,7 +18,7 @@ from matplotlib.ticker import NullFormatter
 
 from s3pet.errors import PlotError
 from s3pet.plots.frame import entry, finish_axes, in_order, rim
-from s3pet.plots.maps import LABELS, MAP_COLUMNS, ROLES, STACKS, cut_and_start, gate_cells
+from s3pet.plots.maps import LABELS, MAP_COLUMNS, STACKS, cut_and_start, gate_cells, place_of, roles_in_order
 from s3pet.plots.style import PALETTE, PET_COLOURS, PETS, as_table, figure_of, flag, new_axes, style, styled
 from s3pet.plots.words import candidate_names
 
@@ -47,7 +47,8 @@ def profile_shares(gates: Any, by: str = "layer", value: str = "chosen") -> pd.D
     table = table.assign(share=100 * weight / weight.sum(), uniform=100 * table["n_params"] / table["n_params"].sum())
     cells = gate_cells(table, "share", how="sum").rename(columns={"value": "share", "column": "layer"})
     cells["uniform"] = gate_cells(table, "uniform", how="sum")["value"]  # the same cells in the same order
-    order = {name: i for i, name in enumerate([*STACKS, *ROLES, *PETS])}
+    names = [*in_order(cells["stack"], STACKS), *roles_in_order(cells["role"]), *PETS]
+    order = {name: i for i, name in enumerate(names)}
     keys = ["x", "pet"] if by == "layer" else PROFILES[by]
     cells = cells.sort_values(keys, key=lambda names: names if names.name == "x" else names.map(order))
     return cells.groupby(PROFILES[by], sort=False)[["share", "uniform"]].sum().reset_index()
@@ -229,6 +230,6 @@ def plot_polarisation(results: Any, *, ax: Axes | None = None, title: str | None
 
 def _role(role: str) -> str:
     """A role in words: "attention q", "attn norm", "FFN block"."""
-    group, part = ROLES.get(role, ("", role))
+    group, part = place_of(role)
     part = part.replace("ffn", "FFN")
-    return {"": part, "norms": f"{part} norm", "block adapters": f"{part} block"}.get(group, f"{group} {part}")
+    return {"other": part, "norms": f"{part} norm", "block adapters": f"{part} block"}.get(group, f"{group} {part}")

@@ -8,7 +8,8 @@ squares and not seaborn's heat map because of the gaps between stacks and groups
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -28,10 +29,12 @@ from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_fo
 from s3pet.plots.style import PETS, as_table, figure_of, flag, new_axes, new_figure, style, styled, value_limits
 from s3pet.transfer import gate_difference
 
-_BLOCKS = (("attn", "attention", "q k v o"), ("cross", "cross-attention", "q k v o"), ("ffn", "FFN", "in gate out"))
+_ATTENTION, _FFN = "q k v qkv kv o", "in gate gate_in out"
+_BLOCKS = (("attn", "attention", _ATTENTION), ("cross", "cross-attention", _ATTENTION), ("ffn", "FFN", _FFN))
 ROLES = {f"{block}.{part}": (group, part) for block, group, parts in _BLOCKS for part in parts.split()}
 ROLES |= {f"{block}.norm": ("norms", block) for block in ("attn", "cross", "ffn", "embed", "final")}
 ROLES |= {block: ("block adapters", block) for block in ("attn", "cross", "ffn")}
+_GROUPS = ("attention", "cross-attention", "mixer", "FFN", "norms", "block adapters", "other")
 STACKS = ("encoder", "decoder")
 LABELS = {"prob": "gate probability", "alpha": "α", "share": "share of the parameters (%)", "n_params": "parameters"}
 LABELS |= {"margin": "margin: probability − cut", "frequency": "share of the searches that chose it"}
@@ -60,6 +63,27 @@ def _columns(table: pd.DataFrame) -> pd.Series:
     return layer.fillna(table["role"].astype("string").str.partition(".")[0]).astype(object)
 
 
+def place_of(role: str) -> tuple[str, str]:
+    """The group of a role on a map, and its name there: ``attn.q`` is q in attention, ``attn.post_norm`` a norm."""
+    block, _, part = role.partition(".")
+    groups = {block: group for block, group, _ in _BLOCKS} | {"mixer": "mixer"}
+    if role.endswith("norm"):
+        own = "norms", re.sub(r"[._]+", " ", role.removesuffix("norm")).strip()
+    else:
+        own = (
+            (groups[block], part)
+            if part and block in groups
+            else ("block adapters" if role in groups else "other", role)
+        )
+    return ROLES.get(role, own)
+
+
+def roles_in_order(roles: Iterable[str]) -> list[str]:
+    """Roles as a map lists them: by group, in the order of a layer, then by name."""
+    rank = {role: i for i, role in enumerate(ROLES)}
+    return sorted(set(roles), key=lambda role: (_GROUPS.index(place_of(role)[0]), rank.get(role, len(rank)), role))
+
+
 def make_grid(candidates: pd.DataFrame) -> Grid:
     """Lay out the map of a table with ``stack, layer, role, pet``; layers without a candidate have columns too."""
     columns: dict[tuple[str, str], float] = {}
@@ -71,8 +95,8 @@ def make_grid(candidates: pd.DataFrame) -> Grid:
         ordered = ["embed"] * ("embed" in names) + [str(layer) for layer in range(n_layers)] + after
         columns |= {(stack, name): start + i for i, name in enumerate(ordered)}
     rows, headers = dict[tuple[str, str], float](), dict[str, float]()
-    for role in in_order(candidates["role"], ROLES):
-        headers.setdefault(ROLES.get(role, ("other",))[0], len(rows) + HEADER * len(headers))
+    for role in roles_in_order(candidates["role"]):
+        headers.setdefault(place_of(role)[0], len(rows) + HEADER * len(headers))
         for pet in in_order(candidates.loc[candidates["role"] == role, "pet"], PETS):
             rows[role, pet] = len(rows) + HEADER * len(headers)
     return Grid(rows, columns, headers)
@@ -134,7 +158,7 @@ def _draw_frame(ax: Axes, grid: Grid, names: bool) -> None:
     font = font_for(height)
     every = next((n for n in (1, 2, 4, 5, 10) if n * width >= 1.6 * font), 20)  # so that numbers do not touch
     layers = {x: name for (_, name), x in grid.columns.items() if not name.isdigit() or int(name) % every == 0}
-    rows = [f"{ROLES.get(role, ('', role))[1].replace('ffn', 'FFN')}  {PETS.get(pet, pet)}" for role, pet in grid.rows]
+    rows = [f"{place_of(role)[1].replace('ffn', 'FFN')}  {PETS.get(pet, pet)}" for role, pet in grid.rows]
     ax.set_xticks([*layers], [*layers.values()])
     ax.set_yticks([*grid.rows.values(), *grid.headers.values()] * names, [*rows, *grid.headers] * names)
     for label in ax.get_yticklabels()[len(rows) :]:

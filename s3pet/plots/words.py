@@ -10,15 +10,23 @@ import pandas as pd
 
 from s3pet.errors import PlotError, nearest
 from s3pet.plots.frame import in_order
-from s3pet.plots.maps import MAP_COLUMNS, ROLES, cut_and_start
+from s3pet.plots.maps import MAP_COLUMNS, cut_and_start
 from s3pet.plots.style import PETS, as_table, flag
 from s3pet.utility import candidate_names as names_of
 from s3pet.utility import check_utility, disagreement, faithfulness
 
 FACTS = ["site", *MAP_COLUMNS, "rank", "n_params", "alpha", "prob", "chosen"]
 PARTS = {"q": "queries", "k": "keys", "v": "values", "o": "outputs", "in": "inputs", "out": "outputs", "gate": "gates"}
+PARTS |= {"qkv": "queries, keys and values", "kv": "keys and values", "gate_in": "gates and inputs"}
 MODULES = PETS | {"lowrank_adapter": "low-rank adapters", "adapter": "bottleneck adapters"}
-BLOCKS = {"attn": "attention", "cross": "cross-attention", "ffn": "FFN", "embed": "embedding", "final": "final"}
+BLOCKS = {
+    "attn": "attention",
+    "cross": "cross-attention",
+    "ffn": "FFN",
+    "mixer": "mixer",
+    "embed": "embedding",
+    "final": "final",
+}
 
 
 def candidate_names(gates: Any) -> pd.Series:
@@ -171,7 +179,9 @@ def _place(role: str) -> str:
     name = BLOCKS.get(block, block)
     if part == "norm":
         return f"{name} norms" if block in ("attn", "cross", "ffn") else f"{name} norm"
-    return f"{name} {PARTS.get(part, part)}" if role in ROLES and part else f"{name} blocks" if role in ROLES else role
+    if block not in BLOCKS:
+        return role
+    return f"{name} {PARTS.get(part, part.replace('_', ' '))}" if part else f"{name} blocks"
 
 
 def _layers(layers: pd.Series) -> str:

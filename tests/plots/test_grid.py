@@ -7,7 +7,7 @@ import pytest
 from gate_tables import make_gates
 
 from s3pet import plots
-from s3pet.plots.maps import HEADER
+from s3pet.plots.maps import HEADER, place_of, roles_in_order
 
 
 def test_grid_order_groups_and_stacks():
@@ -55,3 +55,20 @@ def test_value_limits_are_shared_and_symmetric_for_margins():
     low, high = plots.value_limits(one.assign(alpha=0.0), value="alpha")
     assert low < 0 < high
     assert plots.value_limits(one.assign(frequency=0.25), value="frequency") == (0, 1)
+
+
+def test_roles_that_no_table_knows_stand_with_their_like():
+    known = ["attn.q", "attn.qkv", "attn.o", "ffn.in", "ffn.gate_in", "ffn.out", "attn.norm", "ffn", "final.norm"]
+    new = ["attn.pos_proj", "attn.post_norm", "mixer.in", "mixer", "ffn.inner_norm", "pooling.x"]
+    ordered = roles_in_order([*new, *reversed(known)])
+    assert [role for role in ordered if role in known] == [
+        *("attn.q", "attn.qkv", "attn.o", "ffn.in", "ffn.gate_in", "ffn.out", "attn.norm", "final.norm", "ffn")
+    ]
+    assert ordered.index("attn.pos_proj") == ordered.index("attn.o") + 1 < ordered.index("mixer.in")
+    assert {role: place_of(role) for role in new} == {
+        "attn.pos_proj": ("attention", "pos_proj"), "attn.post_norm": ("norms", "attn post"),
+        "mixer.in": ("mixer", "in"), "mixer": ("block adapters", "mixer"),
+        "ffn.inner_norm": ("norms", "ffn inner"), "pooling.x": ("other", "pooling.x"),
+    }  # fmt: skip
+    groups = [place_of(role)[0] for role in ordered]
+    assert groups == sorted(groups, key=list(dict.fromkeys(groups)).index)  # each group once
