@@ -92,7 +92,8 @@ def norm_form(site: nn.Module) -> str | None:
     It is probed, not named: the output of an affine norm changes by its normalised input when the weight rises by one.
     """
     if site not in _FORMS:
-        _FORMS[site] = _probed_form(site)
+        with torch.device("cpu"):  # whatever the default is
+            _FORMS[site] = _probed_form(site)
     return _FORMS[site]
 
 

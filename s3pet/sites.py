@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -143,7 +144,8 @@ def survey(model: nn.Module, example: Mapping[str, Any] | None = None) -> Survey
             left[path] = "the output head" if is_head else "outside the layers (a head, a pooler or an embedding)"
             del parts[path]
     above = {path for path in modules if any(path == home or path.startswith(f"{home}.") for home in layers)}
-    returned = run(model, parts.values(), above - parts.keys(), example)
+    with torch.device("cpu"):  # whatever the default is; the batch goes to the model's device
+        returned = run(model, parts.values(), above - parts.keys(), example)
     left |= {path: part.reason for path, part in parts.items() if part.reason is not None}
     working = sorted((part for part in parts.values() if part.reason is None), key=lambda part: part.first)
     if not any(part.rest for part in working):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import FAMILIES, meta_t5, tiny_batch, tiny_bert, tiny_t5
+from transformers import T5ForConditionalGeneration
 from zoo import zoo_model
 
 from s3pet import Rule, make_space
@@ -328,3 +329,14 @@ def test_candidates_survive_a_table():
     space = make_space(tiny_t5(), "mixed", keep_inert=True)
     rows = space.table().to_dict("records")
     assert tuple(Candidate.from_row(row) for row in rows) == space.candidates
+
+
+def test_another_default_device_changes_nothing():
+    expected = make_space(tiny_t5(), "mixed").names
+    model = tiny_t5()
+    with torch.device("meta"):
+        there = make_space(T5ForConditionalGeneration(model.config), "mixed")
+    model = tiny_t5()
+    with torch.device("meta"):
+        here = make_space(model, "mixed")
+    assert there.names == here.names == expected

@@ -162,7 +162,7 @@ def settings_figure() -> Any:
 
 
 SEARCHES = {
-    ("ablation", "long"): "pocket, paper, 300 steps", ("ablation", "shared warm"): "pocket, warm-up, one size",
+    ("ablation", "long"): "pocket, paper, 300 steps", ("ablation", "shared warm"): "pocket, one size",
     ("pooling", "warm"): "MiniLM, 0.04%", ("steady", "small"): "MiniLM, 0.01%",
 }  # fmt: skip
 
