@@ -165,10 +165,16 @@ class Space(Candidates):
         """Trainable parameters of each candidate, float64 [n_candidates]."""
         return torch.tensor([candidate.n_params for candidate in self], dtype=torch.float64)
 
-    def without(self, names: Iterable[str]) -> Space:
-        """The space without these candidates, such as those that are inert for a task; its name stays."""
+    def without(self, names: Iterable[str], reason: str = "as asked") -> Space:
+        """The space without these candidates, such as those that are inert for a task; its name stays.
+
+        ``reason`` is noted in ``notes``. Raises SpaceError for a name that is not in the space.
+        """
         left_out = set(names)
-        return replace(self, candidates=tuple(c for c in self if c.name not in left_out))
+        if unknown := sorted(left_out - set(self.names)):
+            raise SpaceError(f"candidate {unknown[0]!r} is not in {self!r}; {nearest(unknown[0], self.names)}")
+        notes = (*self.notes, f"{len(left_out)} candidates left out: {reason}") if left_out else self.notes
+        return replace(self, candidates=tuple(c for c in self if c.name not in left_out), notes=notes)
 
     def __repr__(self) -> str:
         counts = {pet: sum(c.pet == pet for c in self) for pet in PETS}

@@ -49,7 +49,8 @@ def probe_inert(
     model and still be inert for a task: where all label words are one token, self-attention in the decoder has one key
     to read, and its queries and keys do nothing. Inert is what changes scores by less than a hundredth of the median
     over all candidates. Costs a forward pass of ``rows`` rows for each candidate. A candidate that these rows do not
-    reach (an expert, say) counts as inert; take more rows.
+    reach (an expert, say) counts as inert; take more rows. ``space.without(names, "inert for the task")`` leaves them
+    out and says so.
     """
     with preserved(model):
         learned = make_objective(model, task, objective, seed=seed).eval()

@@ -8,6 +8,7 @@ from tiny import tiny_bert, tiny_t5
 from toy import toy_task
 
 from s3pet import load_backbone, load_task, make_space, retrain
+from s3pet.errors import SpaceError
 from s3pet.objective import make_objective
 from s3pet.structure import Structure
 from s3pet.studies import interventions
@@ -41,7 +42,12 @@ def test_what_cannot_act_is_inert_and_nothing_else(make):
     assert any(c.inert for c in space)
     assert probe_inert(model, task, space) == expected
     assert not space.without(expected).table().inert.any()
-    assert len(space.without(expected)) == len(space) - len(expected)
+    left = space.without(expected, "inert for the task")
+    assert len(left) == len(space) - len(expected)
+    assert f"{len(expected)} candidates left out: inert for the task" in repr(left)
+    assert space.without([]) == space and "candidates left out" not in repr(space.without([]))
+    with pytest.raises(SpaceError, match=r"'encoder.0.attn.w:lora:1' is not in .*nearest"):
+        space.without(["encoder.0.attn.w:lora:1"])
 
 
 def test_queries_and_keys_of_the_decoder_do_nothing_where_labels_are_one_token():
