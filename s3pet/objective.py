@@ -28,6 +28,8 @@ from s3pet.backbones import backbone_kind, preserved
 from s3pet.errors import SearchError, TaskError
 from s3pet.records import check_fields
 from s3pet.tasks import Example, Task
+from s3pet.tasks.checks import check_ids
+from s3pet.tasks.tokens import Reader
 
 Batch = dict[str, Tensor]
 Row = dict[str, Any]
@@ -130,14 +132,12 @@ class Objective(nn.Module):
         self.__dict__["model"] = model
         self.task, self.tokenizer, self.settings = task, task.tokenizer, settings
         self.head, self.scored = None, 0
+        self.reader = Reader(task, model, settings.max_length, segments=isinstance(self, Encoder))
 
     def encode(self, examples: Sequence[Example]) -> list[Row]:
         """Tokenised rows: ``input_ids`` (a list of token numbers), ``target``, and what else the tokenizer gives."""
-        texts = [(example.source,) if self.head is None else example.segments for example in examples]
-        columns = [list(column) for column in zip(*texts, strict=True)]
-        encoded = self.tokenizer(*columns, truncation=True, max_length=self.settings.max_length)
-        rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-        return [{**row, "target": self._target(example)} for row, example in zip(rows, examples, strict=True)]
+        pairs = zip(self.reader(examples), examples, strict=True)
+        return [{**row, "target": self._target(example)} for row, example in pairs]
 
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
         """Log-likelihoods or logits [batch, n_labels], of a regression head values [batch, 1]; of any head weights."""
@@ -255,6 +255,7 @@ class SequenceToSequence(Objective):
     def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
         super().__init__(model, task, settings)
         words = self.tokenizer(text_target=list(task.label_words))["input_ids"]
+        check_ids(task, model, words)
         self.register_buffer("words", _pad(words, -100).to(self.device))  # [n_labels, length], with the end token
         self.n_distinct = _distinct_prefix(words, task)
 
@@ -283,12 +284,8 @@ class Causal(Objective):
         texts = [" " + word for word in task.label_words]
         encoded = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         self.words = [ids[: settings.max_length // 2] for ids in encoded]
+        self.reader = Reader(task, model, settings.max_length, words=self.words)
         self.n_distinct = _distinct_prefix(self.words, task)
-
-    def encode(self, examples: Sequence[Example]) -> list[Row]:
-        length = self.settings.max_length - max(map(len, self.words))  # the end of the prompt matters most
-        pairs = zip(self.tokenizer([example.source for example in examples])["input_ids"], examples, strict=True)
-        return [{"input_ids": ids[-length:], "target": self._target(example)} for ids, example in pairs]
 
     def _word_loss(self, batch: Batch) -> Tensor:
         logits, labels = self._continued(batch, [[int(word)] for word in batch["target"]])
@@ -382,7 +379,10 @@ def _distinct_prefix(words: Sequence[Sequence[int]], task: Task) -> int:
     for n in range(1, max(map(len, words)) + 1):
         if len({tuple(word[:n]) for word in words}) == len(words):
             return n
-    raise TaskError(f"label words {task.label_words} are not distinct tokens for this tokenizer")
+    same: Any = {word: ids for word, ids in zip(task.label_words, words, strict=True) if [*words].count(ids) > 1}
+    tokens = task.tokenizer.convert_ids_to_tokens(next(iter(same.values())))  # type: ignore[union-attr]
+    what = f"label words {[*same]} are not distinct tokens for this tokenizer"
+    raise TaskError(f"{what} (the first is {tokens}); pass others: load_task(…, label_words=…)")
 
 
 def _likelihood(logits: Tensor, labels: Tensor) -> Tensor:

@@ -5,16 +5,16 @@ What cannot work is a TaskError; what is only worth knowing is said once per tas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from s3pet.errors import TaskError
-from s3pet.tasks.labels import fill_template
 
 _POSITIONS = (
     *("position_embeddings", "embed_positions", "position_embedding", "positions_embed", "pos_embed", "wpe"),
     "char_position_embeddings",
 )
+_FIXED = ("gptj", "codegen", "ctrl", "mpt")  # whose positions are no module
 
 
 def note_empty_texts(rows: Mapping[str, Sequence[Any]], columns: Sequence[str]) -> list[str]:
@@ -39,8 +39,9 @@ def position_limit(model: Any) -> int | None:
         if name.rpartition(".")[2] in _POSITIONS and getattr(weight, "ndim", 0) == 2:
             # RoBERTa counts positions from the padding's number on, BART from an offset of 2
             limits.append(len(weight) - (getattr(part, "offset", 0) if padding is None else padding + 1))
-    declared = getattr(model.config, "max_position_embeddings", None)
-    return min([*limits, *([declared] if isinstance(declared, int) and declared > 0 else [])]) if limits else None
+    config, names = model.config, ("max_position_embeddings", "max_seq_len")
+    declared = [size for name in names if isinstance(size := getattr(config, name, None), int) and size > 0]
+    return min(limits + declared) if limits or config.model_type in _FIXED else None
 
 
 def check_ids(task: Any, model: Any, ids: Sequence[Sequence[int]]) -> None:
@@ -64,31 +65,3 @@ def start_token(task: Any) -> int:
         what = f"task {task.name!r}: a prompt has no tokens, and the tokenizer has no beginning-of-sequence token"
         raise TaskError(f"{what}; put words into the prompt: load_task(…, template='text: {{{task.fields[0]}}}')")
     return token
-
-
-def shorten(task: Any, examples: Sequence[Any], length: int, count: Callable[[list[str]], list[int]]) -> list[str]:
-    """Return prompts of at most ``length`` tokens, as ``count`` counts them: their longest texts are cut at the end.
-
-    The texts of a row are cut to the same number of characters, the largest that fits, so that the shorter ones stay
-    whole. A prompt that is too long without any text, or of a single text at its end, is returned as it is.
-    """
-
-    def write(limits: Sequence[int]) -> list[str]:
-        pairs = zip(examples, limits, strict=True)
-        texts = [[text[:limit].rstrip() for text in example.texts] for example, limit in pairs]
-        return [fill_template(task.template, task.fields, each) for each in texts]
-
-    if not examples or any(len(example.texts) != len(task.fields) for example in examples):
-        return [example.source for example in examples]
-    if len(task.fields) == 1 and task.template.endswith("}"):
-        return [example.source for example in examples]
-    low, high = [0] * len(examples), [max(map(len, example.texts)) for example in examples]
-    while any(b - a > 1 for a, b in zip(low, high, strict=True)):
-        middle = [(a + b) // 2 for a, b in zip(low, high, strict=True)]
-        fits = [n <= length for n in count(write(middle))]
-        low = [m if fit else a for a, m, fit in zip(low, middle, fits, strict=True)]
-        high = [b if fit else m for b, m, fit in zip(high, middle, fits, strict=True)]
-    return [
-        prompt if fit else example.source
-        for prompt, fit, example in zip(write(low), [n <= length for n in count(write(low))], examples, strict=True)
-    ]

@@ -3,8 +3,9 @@
 A task does not depend on a model: a text-to-text backbone reads ``source`` and answers with a label word; an encoder
 reads ``segments`` and gets a head. Choices (search, best checkpoint) are made on train and validation, and the test
 split is scored once. Without a test split that has labels, the published validation split becomes the test split and
-a new validation split is cut from train, as also where there is none. (The authors halve the public validation split with the seed of the run, so
-their test rows differ between seeds. Here they are the same for all seeds, so that scores can be compared.)
+a new validation split is cut from train, as also where there is none. (The authors halve the public validation split
+with the seed of the run, so their test rows differ between seeds. Here they are the same for all seeds, so that scores
+can be compared.)
 """
 
 from __future__ import annotations
