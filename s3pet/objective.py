@@ -16,7 +16,7 @@ import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -26,14 +26,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from s3pet.backbones import backbone_kind, preserved
 from s3pet.errors import SearchError, TaskError
-from s3pet.records import check_fields
+from s3pet.records import LATER, check_fields
 from s3pet.tasks import Example, Task
-from s3pet.tasks.checks import check_ids
+from s3pet.tasks.checks import distinct_prefix
 from s3pet.tasks.tokens import Reader
 
 Batch = dict[str, Tensor]
 Row = dict[str, Any]
 CHOICES = {"pooling": (None, "pooler", "first", "mean"), "loss": ("choice", "lm"), "precision": ("float32", "bfloat16")}
+CHOICES |= {"class_weights": (None, "balanced")}  # type: ignore[dict-item]
 POOL = 8  # number of batches whose rows are sorted by length together
 
 
@@ -49,22 +50,26 @@ class ObjectiveSettings:
         loss: of a text-to-text backbone, ``"choice"`` or ``"lm"``, see the description of the module.
         precision: of the backbone: ``"float32"`` runs it as it is, ``"bfloat16"`` under autocast. Trained tensors,
             heads and losses keep their type.
+        class_weights: ``"balanced"`` weighs the loss of each training row so that all classes count the same.
     """
 
     max_length: int = 128
     pooling: str | None = None
     loss: str = "choice"
     precision: str = "float32"
+    class_weights: str | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         check_fields(self, least={"max_length": 2}, choices=CHOICES)
+        if self.class_weights and self.loss == "lm":
+            raise SearchError("class_weights go with loss='choice', which compares the classes; 'lm' sees one word")
 
     @classmethod
     def of(cls, settings: ObjectiveSettings | Mapping[str, Any] | None) -> ObjectiveSettings:
         """Settings from a mapping of some fields; None gives the defaults. Raises SearchError for anything else."""
         if isinstance(settings, ObjectiveSettings):
             return settings
-        names = [field.name for field in fields(cls)]
+        names = [entry.name for entry in fields(cls)]
         if not isinstance(settings, Mapping | None) or not set(settings or {}) <= set(names):
             raise SearchError(f"objective must be a mapping of some of {', '.join(names)}; got {settings!r}")
         return cls(**(settings or {}))
@@ -124,6 +129,7 @@ class Objective(nn.Module):
     model: Any
     head: Any
     words: Any
+    class_weights: Any
 
     def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
         super().__init__()
@@ -133,6 +139,8 @@ class Objective(nn.Module):
         self.task, self.tokenizer, self.settings = task, task.tokenizer, settings
         self.head, self.scored = None, 0
         self.reader = Reader(task, model, settings.max_length, segments=isinstance(self, Encoder))
+        weights = torch.tensor(task.class_weights()) if settings.class_weights and task.train else None
+        self.register_buffer("class_weights", None if weights is None else weights.to(self.device), persistent=False)
 
     def encode(self, examples: Sequence[Example]) -> list[Row]:
         """Tokenised rows: ``input_ids`` (a list of token numbers), ``target``, and what else the tokenizer gives."""
@@ -153,7 +161,10 @@ class Objective(nn.Module):
         """Loss of each row [batch] by its scores [batch, n_labels], or their ``"mean"``; not the ``"lm"`` loss."""
         if self.task.regression and self.head is not None:
             return F.mse_loss(scores.squeeze(-1), target, reduction=reduction)
-        return F.cross_entropy(scores, target, reduction=reduction)
+        if self.settings.class_weights is None:
+            return F.cross_entropy(scores, target, reduction=reduction)
+        losses = F.cross_entropy(scores, target, self.class_weights, reduction="none")
+        return losses.mean() if reduction == "mean" else losses
 
     def prepare(self, dropout: bool) -> None:
         """Get backbone and head ready for training, with their dropout or without."""
@@ -255,9 +266,8 @@ class SequenceToSequence(Objective):
     def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
         super().__init__(model, task, settings)
         words = self.tokenizer(text_target=list(task.label_words))["input_ids"]
-        check_ids(task, model, words)
         self.register_buffer("words", _pad(words, -100).to(self.device))  # [n_labels, length], with the end token
-        self.n_distinct = _distinct_prefix(words, task)
+        self.n_distinct = distinct_prefix(task, model, words)
 
     def _word_loss(self, batch: Batch) -> Tensor:
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
@@ -285,7 +295,7 @@ class Causal(Objective):
         encoded = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         self.words = [ids[: settings.max_length // 2] for ids in encoded]
         self.reader = Reader(task, model, settings.max_length, words=self.words)
-        self.n_distinct = _distinct_prefix(self.words, task)
+        self.n_distinct = distinct_prefix(task, model, self.words)
 
     def _word_loss(self, batch: Batch) -> Tensor:
         logits, labels = self._continued(batch, [[int(word)] for word in batch["target"]])
@@ -372,17 +382,6 @@ def make_objective(
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, value)
-
-
-def _distinct_prefix(words: Sequence[Sequence[int]], task: Task) -> int:
-    """The smallest number of leading tokens in which all label words differ; TaskError if there is none."""
-    for n in range(1, max(map(len, words)) + 1):
-        if len({tuple(word[:n]) for word in words}) == len(words):
-            return n
-    same: Any = {word: ids for word, ids in zip(task.label_words, words, strict=True) if [*words].count(ids) > 1}
-    tokens = task.tokenizer.convert_ids_to_tokens(next(iter(same.values())))  # type: ignore[union-attr]
-    what = f"label words {[*same]} are not distinct tokens for this tokenizer"
-    raise TaskError(f"{what} (the first is {tokens}); pass others: load_task(…, label_words=…)")
 
 
 def _likelihood(logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 from s3pet.backbones import backbone_checksum, n_parameters, preserved, tokenizer_of, unwrapped
 from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError
 from s3pet.objective import ObjectiveSettings, make_objective
-from s3pet.records import Cost, versions, write_json
+from s3pet.records import Cost, recorded, versions, write_json
 from s3pet.result import prepare_folder
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet, is_attached
@@ -222,8 +222,8 @@ def tune(
         "label_words": list(task.label_words),
         "regression": task.regression,
         "form": form_of(task),
-        "objective": asdict(objective.settings),
-        **asdict(recipe),
+        "objective": recorded(objective.settings),
+        **recorded(recipe),
         "lr": lr,
         "dropout": learner.dropout,
         "versions": versions(),

@@ -13,7 +13,7 @@ from toy import toy_regression, toy_task, toy_tokenizer
 from s3pet.backbones import preserved
 from s3pet.errors import SearchError, TaskError
 from s3pet.objective import ObjectiveSettings, Stream, derive, make_objective
-from s3pet.records import check_fields
+from s3pet.records import check_fields, recorded
 from s3pet.tasks import load_task
 
 
@@ -319,6 +319,32 @@ def test_regression_by_head_and_by_words():
     words = make_objective(tiny_t5(), task)
     assert set(words.predict(task.test)) <= set(task.label_values)
     assert [task.label_values[row["target"]] for row in words.encode(task.test[:3])] == [e.label for e in task.test[:3]]
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert, tiny_llama])
+def test_balanced_class_weights_make_all_classes_count_the_same(make_model):
+    part = [{"sentence1": f"w{k}", "label": int(k % 5 == 0)} for k in range(20)]
+    task = load_task({"train": part, "validation": part, "test": part}, toy_tokenizer(), label_words=("no", "yes"))
+    plain, weighted = (make_objective(make_model(), task, {"class_weights": kind}) for kind in (None, "balanced"))
+    batch = plain.collate(plain.encode(task.train))
+    with torch.no_grad():
+        scores = plain.eval().scores(batch)
+        each = plain.losses(scores, batch["target"])
+        means = [each[batch["target"] == label].mean() for label in (0, 1)]
+        torch.testing.assert_close(weighted.losses(scores, batch["target"], "mean"), sum(means) / 2)
+        torch.testing.assert_close(weighted.losses(scores, batch["target"]).mean(), sum(means) / 2)
+    assert "class_weights" not in recorded(plain.settings), "keys of earlier runs stay"
+    assert recorded(weighted.settings)["class_weights"] == "balanced"
+    assert make_objective(make_model(), replace(task, train=()), {"class_weights": "balanced"}).class_weights is None
+
+
+def test_class_weights_need_classes_that_are_compared():
+    with pytest.raises(TaskError, match="a regression; class weights are for classes"):
+        make_objective(tiny_bert(), toy_regression(), {"class_weights": "balanced"})
+    with pytest.raises(SearchError, match="class_weights go with loss='choice'"):
+        make_objective(tiny_t5(), toy_task(), {"class_weights": "balanced", "loss": "lm"})
+    with pytest.raises(SearchError, match="class_weights='even' is not one of None, balanced"):
+        make_objective(tiny_t5(), toy_task(), {"class_weights": "even"})
 
 
 def test_a_task_without_tokenizer_says_how_to_give_one():

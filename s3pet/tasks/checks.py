@@ -65,3 +65,15 @@ def start_token(task: Any) -> int:
         what = f"task {task.name!r}: a prompt has no tokens, and the tokenizer has no beginning-of-sequence token"
         raise TaskError(f"{what}; put words into the prompt: load_task(…, template='text: {{{task.fields[0]}}}')")
     return token
+
+
+def distinct_prefix(task: Any, model: Any, words: Sequence[Sequence[int]]) -> int:
+    """Return the smallest number of leading tokens in which all label words differ; TaskError if there is none."""
+    check_ids(task, model, words)
+    for n in range(1, max(map(len, words)) + 1):
+        if len({tuple(word[:n]) for word in words}) == len(words):
+            return n
+    same: Any = {word: ids for word, ids in zip(task.label_words, words, strict=True) if [*words].count(ids) > 1}
+    tokens = task.tokenizer.convert_ids_to_tokens(next(iter(same.values())))
+    what = f"label words {[*same]} are not distinct tokens for this tokenizer"
+    raise TaskError(f"task {task.name!r}: {what} (the first is {tokens}); pass others: load_task(…, label_words=…)")

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -112,6 +113,16 @@ class Task:
         rows = [[[e.segments, e.source, e.label] for e in part] for part in (self.train, self.validation, self.test)]
         text = json.dumps([rows, self.label_words, self.metrics], ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def class_weights(self) -> list[float]:
+        """Return a weight per class, by which the training rows of each class count the same; TaskError of values.
+
+        Their mean over the training rows is 1: rows / (classes · rows of the class).
+        """
+        if self.regression:
+            raise TaskError(f"task {self.name!r} is a regression; class weights are for classes")
+        counts = Counter(example.label for example in self.train)
+        return [len(self.train) / (len(counts) * counts[k]) if counts[k] else 0.0 for k in range(self.n_labels)]
 
     def search_split(self, seed: int = 0) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
         """Return two halves of the training split, ``(search_train, search_val)``; the same for the same seed.

@@ -38,7 +38,6 @@ class Reader:
         self.capped = positions is not None and positions < max_length
         self.length = min(max_length, positions or max_length) - max(map(len, words), default=0)
         self._said = False
-        check_ids(task, model, words)
 
     def __call__(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """Rows of examples; TaskError if a token is not in the backbone's embedding, or there are no tokens at all."""
