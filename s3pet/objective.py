@@ -2,7 +2,7 @@
 
 A text-to-text backbone (encoder-decoder or decoder) learns to write the word of the right label. It is scored by
 comparing the likelihoods of all label words, each up to the token by which they can be told apart; where that is the
-first one, a single pass scores them all. Only PET tensors are trained. An encoder gets a head on its pooled
+first one, a single pass scores them all (of decoders always, see :mod:`s3pet.choices`). Only PET tensors are trained. An encoder gets a head on its pooled
 output; the head is trained too, and its parameters are reported beside the budget, never as part of it.
 
 A text-to-text backbone can be trained with one of two losses. ``"choice"`` is the cross-entropy over the likelihoods
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from s3pet.backbones import backbone_kind, preserved
+from s3pet.choices import WordTree
 from s3pet.errors import SearchError, TaskError
 from s3pet.records import LATER, check_fields
 from s3pet.tasks import Example, Task
@@ -124,6 +125,7 @@ class Objective(nn.Module):
         model, task: the backbone (not a submodule) and the task.
         settings: the settings used; ``pooling`` is never None for an encoder.
         head, scored: the task head of an encoder, else None; the number of rows predicted so far.
+        batch_size, n_sequences: sequences of a batch that is only scored, and how many one row needs.
     """
 
     model: Any
@@ -137,7 +139,7 @@ class Objective(nn.Module):
             raise TaskError(f"task {task.name!r} has no tokenizer; give one: load_task({task.name!r}, tokenizer)")
         self.__dict__["model"] = model
         self.task, self.tokenizer, self.settings = task, task.tokenizer, settings
-        self.head, self.scored = None, 0
+        self.head, self.scored, self.batch_size, self.n_sequences = None, 0, 128, 1
         self.reader = Reader(task, model, settings.max_length, segments=isinstance(self, Encoder))
         weights = torch.tensor(task.class_weights()) if settings.class_weights and task.train else None
         self.register_buffer("class_weights", None if weights is None else weights.to(self.device), persistent=False)
@@ -208,7 +210,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, examples: Sequence[Example], rows: Sequence[Row] | None = None, *, batch_size: int = 128
+        self, examples: Sequence[Example], rows: Sequence[Row] | None = None, *, batch_size: int | None = None
     ) -> list[float]:
         """Class index (or value) of each example; ``rows`` are the examples, already encoded.
 
@@ -218,12 +220,12 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def score_rows(
-        self, examples: Sequence[Example], rows: Sequence[Row] | None = None, *, batch_size: int = 128
+        self, examples: Sequence[Example], rows: Sequence[Row] | None = None, *, batch_size: int | None = None
     ) -> Tensor:
         """The :meth:`scores` of examples (one or more) [n, n_labels], in their order; raises as :meth:`predict`."""
         encoded = self.encode(examples) if rows is None else rows
         order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
-        parts: list[Tensor] = []
+        parts, batch_size = list[Tensor](), max(1, (batch_size or self.batch_size) // self.n_sequences)
         with preserved(self, self.model):
             self.model.eval()
             self.eval()
@@ -268,6 +270,7 @@ class SequenceToSequence(Objective):
         words = self.tokenizer(text_target=list(task.label_words))["input_ids"]
         self.register_buffer("words", _pad(words, -100).to(self.device))  # [n_labels, length], with the end token
         self.n_distinct = distinct_prefix(task, model, words)
+        self.n_sequences = len(words) if self.n_distinct > 1 else 1
 
     def _word_loss(self, batch: Batch) -> Tensor:
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
@@ -296,20 +299,21 @@ class Causal(Objective):
         self.words = [ids[: settings.max_length // 2] for ids in encoded]
         self.reader = Reader(task, model, settings.max_length, words=self.words)
         self.n_distinct = distinct_prefix(task, model, self.words)
+        self.tree = WordTree(self.words, self.n_distinct)
+        self.in_one_pass = self.tree.fits(self)
+        self.n_sequences = 1 if self.in_one_pass else len(self.words)
 
     def _word_loss(self, batch: Batch) -> Tensor:
         logits, labels = self._continued(batch, [[int(word)] for word in batch["target"]])
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
 
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        if self.n_distinct == 1:
-            logits = self.run(input_ids=batch["input_ids"], use_cache=False).logits
-            last = logits[torch.arange(len(logits), device=logits.device), batch["attention_mask"].sum(1) - 1]
-            return last.float().log_softmax(-1)[:, [word[0] for word in self.words]]
-        every = list(range(len(self.words)))
-        return _likelihood(*self._continued(batch, [every] * len(batch["target"]), self.n_distinct)).view(
-            -1, len(every)
-        )
+        return self.tree.scores(self, batch) if self.in_one_pass else self.scores_alone(batch)
+
+    def scores_alone(self, batch: Batch) -> Tensor:
+        """As :meth:`scores`, with a sequence for each word: slow, for backbones that cannot read a tree of words."""
+        every = [[*range(len(self.words))]] * len(batch["target"])
+        return _likelihood(*self._continued(batch, every, self.n_distinct)).view(len(every), -1)
 
     def _continued(self, batch: Batch, chosen: list[list[int]], n: int | None = None) -> tuple[Tensor, Tensor]:
         """Logits of each row's prompt with (n tokens of) its chosen words, and labels, −100 except on the word."""

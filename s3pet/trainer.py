@@ -41,7 +41,7 @@ class Recipe:
     """How a structure is trained; every field is a keyword of :func:`retrain`.
 
     Attributes:
-        steps, batch_size: optimiser steps, and examples per step.
+        steps, batch_size: optimiser steps, and examples per step; at most four times as many are scored at once.
         lr: learning rate of AdamW; None takes 3e-3 for PET modules and heads, 5e-4 for full fine-tuning.
         vector_lr: learning rate of BitFit and LNFit as a multiple of ``lr``; at 10 a step of AdamW changes the output
             of a bias about as much as that of a LoRA.

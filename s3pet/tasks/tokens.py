@@ -36,7 +36,7 @@ class Reader:
         self.task, self.model, self.segments, self.follows = task, model, segments, bool(words)
         positions = position_limit(model)
         self.capped = positions is not None and positions < max_length
-        self.length = min(max_length, positions or max_length) - max(map(len, words), default=0)
+        self.length = max(1, min(max_length, positions or max_length) - max(map(len, words), default=0))
         self._said = False
 
     def __call__(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
