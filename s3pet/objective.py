@@ -2,8 +2,9 @@
 
 A text-to-text backbone (encoder-decoder or decoder) learns to write the word of the right label. It is scored by
 comparing the likelihoods of all label words, each up to the token by which they can be told apart; where that is the
-first one, a single pass scores them all (of decoders always, see :mod:`s3pet.choices`). Only PET tensors are trained. An encoder gets a head on its pooled
-output; the head is trained too, and its parameters are reported beside the budget, never as part of it.
+first one, a single pass scores them all (of decoders nearly always, see :mod:`s3pet.choices`). Only PET tensors are
+trained. An encoder gets a head on its pooled output; the head is trained too, and its parameters are reported beside
+the budget, never as part of it.
 
 A text-to-text backbone can be trained with one of two losses. ``"choice"`` is the cross-entropy over the likelihoods
 of the label words, which is also how it is scored. ``"lm"`` is the authors' language-model loss on the right word; it
