@@ -2,8 +2,9 @@
 
 A text-to-text backbone (encoder-decoder or decoder) learns to write the word of the right label. It is scored by
 comparing the likelihoods of all label words, each up to the token by which they can be told apart; where that is the
-first one, a single pass scores them all. Only PET tensors are trained. An encoder gets a head on its pooled
-output; the head is trained too, and its parameters are reported beside the budget, never as part of it.
+first one, a single pass scores them all (of decoders nearly always, see :mod:`s3pet.choices`). Only PET tensors are
+trained. An encoder gets a head on its pooled output; the head is trained too, and its parameters are reported beside
+the budget, never as part of it.
 
 A text-to-text backbone can be trained with one of two losses. ``"choice"`` is the cross-entropy over the likelihoods
 of the label words, which is also how it is scored. ``"lm"`` is the authors' language-model loss on the right word; it
@@ -16,7 +17,7 @@ import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -25,13 +26,17 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from s3pet.backbones import backbone_kind, preserved
+from s3pet.choices import WordTree
 from s3pet.errors import SearchError, TaskError
-from s3pet.records import check_fields
+from s3pet.records import LATER, check_fields
 from s3pet.tasks import Example, Task
+from s3pet.tasks.checks import distinct_prefix
+from s3pet.tasks.tokens import Reader
 
 Batch = dict[str, Tensor]
 Row = dict[str, Any]
 CHOICES = {"pooling": (None, "pooler", "first", "mean"), "loss": ("choice", "lm"), "precision": ("float32", "bfloat16")}
+CHOICES |= {"class_weights": (None, "balanced")}  # type: ignore[dict-item]
 POOL = 8  # number of batches whose rows are sorted by length together
 
 
@@ -47,22 +52,26 @@ class ObjectiveSettings:
         loss: of a text-to-text backbone, ``"choice"`` or ``"lm"``, see the description of the module.
         precision: of the backbone: ``"float32"`` runs it as it is, ``"bfloat16"`` under autocast. Trained tensors,
             heads and losses keep their type.
+        class_weights: ``"balanced"`` weighs the loss of each training row so that all classes count the same.
     """
 
     max_length: int = 128
     pooling: str | None = None
     loss: str = "choice"
     precision: str = "float32"
+    class_weights: str | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         check_fields(self, least={"max_length": 2}, choices=CHOICES)
+        if self.class_weights and self.loss == "lm":
+            raise SearchError("class_weights go with loss='choice', which compares the classes; 'lm' sees one word")
 
     @classmethod
     def of(cls, settings: ObjectiveSettings | Mapping[str, Any] | None) -> ObjectiveSettings:
         """Settings from a mapping of some fields; None gives the defaults. Raises SearchError for anything else."""
         if isinstance(settings, ObjectiveSettings):
             return settings
-        names = [field.name for field in fields(cls)]
+        names = [entry.name for entry in fields(cls)]
         if not isinstance(settings, Mapping | None) or not set(settings or {}) <= set(names):
             raise SearchError(f"objective must be a mapping of some of {', '.join(names)}; got {settings!r}")
         return cls(**(settings or {}))
@@ -117,11 +126,13 @@ class Objective(nn.Module):
         model, task: the backbone (not a submodule) and the task.
         settings: the settings used; ``pooling`` is never None for an encoder.
         head, scored: the task head of an encoder, else None; the number of rows predicted so far.
+        batch_size, n_sequences: sequences of a batch that is only scored, and how many one row needs.
     """
 
     model: Any
     head: Any
     words: Any
+    class_weights: Any
 
     def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
         super().__init__()
@@ -129,15 +140,15 @@ class Objective(nn.Module):
             raise TaskError(f"task {task.name!r} has no tokenizer; give one: load_task({task.name!r}, tokenizer)")
         self.__dict__["model"] = model
         self.task, self.tokenizer, self.settings = task, task.tokenizer, settings
-        self.head, self.scored = None, 0
+        self.head, self.scored, self.batch_size, self.n_sequences = None, 0, 128, 1
+        self.reader = Reader(task, model, settings.max_length, segments=isinstance(self, Encoder))
+        weights = torch.tensor(task.class_weights()) if settings.class_weights and task.train else None
+        self.register_buffer("class_weights", None if weights is None else weights.to(self.device), persistent=False)
 
     def encode(self, examples: Sequence[Example]) -> list[Row]:
         """Tokenised rows: ``input_ids`` (a list of token numbers), ``target``, and what else the tokenizer gives."""
-        texts = [(example.source,) if self.head is None else example.segments for example in examples]
-        columns = [list(column) for column in zip(*texts, strict=True)]
-        encoded = self.tokenizer(*columns, truncation=True, max_length=self.settings.max_length)
-        rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-        return [{**row, "target": self._target(example)} for row, example in zip(rows, examples, strict=True)]
+        pairs = zip(self.reader(examples), examples, strict=True)
+        return [{**row, "target": self._target(example)} for row, example in pairs]
 
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
         """Log-likelihoods or logits [batch, n_labels], of a regression head values [batch, 1]; of any head weights."""
@@ -153,7 +164,10 @@ class Objective(nn.Module):
         """Loss of each row [batch] by its scores [batch, n_labels], or their ``"mean"``; not the ``"lm"`` loss."""
         if self.task.regression and self.head is not None:
             return F.mse_loss(scores.squeeze(-1), target, reduction=reduction)
-        return F.cross_entropy(scores, target, reduction=reduction)
+        if self.settings.class_weights is None:
+            return F.cross_entropy(scores, target, reduction=reduction)
+        losses = F.cross_entropy(scores, target, self.class_weights, reduction="none")
+        return losses.mean() if reduction == "mean" else losses
 
     def prepare(self, dropout: bool) -> None:
         """Get backbone and head ready for training, with their dropout or without."""
@@ -197,7 +211,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, examples: Sequence[Example], rows: Sequence[Row] | None = None, *, batch_size: int = 128
+        self, examples: Sequence[Example], rows: Sequence[Row] | None = None, *, batch_size: int | None = None
     ) -> list[float]:
         """Class index (or value) of each example; ``rows`` are the examples, already encoded.
 
@@ -207,12 +221,12 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def score_rows(
-        self, examples: Sequence[Example], rows: Sequence[Row] | None = None, *, batch_size: int = 128
+        self, examples: Sequence[Example], rows: Sequence[Row] | None = None, *, batch_size: int | None = None
     ) -> Tensor:
         """The :meth:`scores` of examples (one or more) [n, n_labels], in their order; raises as :meth:`predict`."""
         encoded = self.encode(examples) if rows is None else rows
         order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
-        parts: list[Tensor] = []
+        parts, batch_size = list[Tensor](), max(1, (batch_size or self.batch_size) // self.n_sequences)
         with preserved(self, self.model):
             self.model.eval()
             self.eval()
@@ -256,7 +270,8 @@ class SequenceToSequence(Objective):
         super().__init__(model, task, settings)
         words = self.tokenizer(text_target=list(task.label_words))["input_ids"]
         self.register_buffer("words", _pad(words, -100).to(self.device))  # [n_labels, length], with the end token
-        self.n_distinct = _distinct_prefix(words, task)
+        self.n_distinct = distinct_prefix(task, model, words)
+        self.n_sequences = len(words) if self.n_distinct > 1 else 1
 
     def _word_loss(self, batch: Batch) -> Tensor:
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
@@ -283,26 +298,23 @@ class Causal(Objective):
         texts = [" " + word for word in task.label_words]
         encoded = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         self.words = [ids[: settings.max_length // 2] for ids in encoded]
-        self.n_distinct = _distinct_prefix(self.words, task)
-
-    def encode(self, examples: Sequence[Example]) -> list[Row]:
-        length = self.settings.max_length - max(map(len, self.words))  # the end of the prompt matters most
-        pairs = zip(self.tokenizer([example.source for example in examples])["input_ids"], examples, strict=True)
-        return [{"input_ids": ids[-length:], "target": self._target(example)} for ids, example in pairs]
+        self.reader = Reader(task, model, settings.max_length, words=self.words)
+        self.n_distinct = distinct_prefix(task, model, self.words)
+        self.tree = WordTree(self.words, self.n_distinct)
+        self.in_one_pass = self.tree.fits(self)
+        self.n_sequences = 1 if self.in_one_pass else len(self.words)
 
     def _word_loss(self, batch: Batch) -> Tensor:
         logits, labels = self._continued(batch, [[int(word)] for word in batch["target"]])
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
 
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        if self.n_distinct == 1:
-            logits = self.run(input_ids=batch["input_ids"], use_cache=False).logits
-            last = logits[torch.arange(len(logits), device=logits.device), batch["attention_mask"].sum(1) - 1]
-            return last.float().log_softmax(-1)[:, [word[0] for word in self.words]]
-        every = list(range(len(self.words)))
-        return _likelihood(*self._continued(batch, [every] * len(batch["target"]), self.n_distinct)).view(
-            -1, len(every)
-        )
+        return self.tree.scores(self, batch) if self.in_one_pass else self.scores_alone(batch)
+
+    def scores_alone(self, batch: Batch) -> Tensor:
+        """As :meth:`scores`, with a sequence for each word: slow, for backbones that cannot read a tree of words."""
+        every = [[*range(len(self.words))]] * len(batch["target"])
+        return _likelihood(*self._continued(batch, every, self.n_distinct)).view(len(every), -1)
 
     def _continued(self, batch: Batch, chosen: list[list[int]], n: int | None = None) -> tuple[Tensor, Tensor]:
         """Logits of each row's prompt with (n tokens of) its chosen words, and labels, −100 except on the word."""
@@ -375,14 +387,6 @@ def make_objective(
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, value)
-
-
-def _distinct_prefix(words: Sequence[Sequence[int]], task: Task) -> int:
-    """The smallest number of leading tokens in which all label words differ; TaskError if there is none."""
-    for n in range(1, max(map(len, words)) + 1):
-        if len({tuple(word[:n]) for word in words}) == len(words):
-            return n
-    raise TaskError(f"label words {task.label_words} are not distinct tokens for this tokenizer")
 
 
 def _likelihood(logits: Tensor, labels: Tensor) -> Tensor:

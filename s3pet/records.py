@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral, Real
 from pathlib import Path
@@ -26,6 +26,7 @@ import torch
 from s3pet.errors import SearchError
 
 Choices = Mapping[str, Sequence[Any]]
+LATER = {"later": True}  # metadata of an option, None by default, that early runs did not have
 EXPECTED = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a string", NoneType: "None"}
 
 
@@ -54,6 +55,12 @@ def check_fields(
             raise SearchError(f"{name} must be >= {least[name]}, got {value}")
         if choices and name in choices and value not in choices[name]:
             raise SearchError(f"{name}={value!r} is not one of {', '.join(map(str, choices[name]))}")
+
+
+def recorded(record: Any) -> dict[str, Any]:
+    """Fields of a record of settings; one marked as ``later`` only if it is set, so that keys of earlier runs stay."""
+    values = {field.name: getattr(record, field.name) for field in fields(record) if not field.metadata.get("later")}
+    return values | {name: value for name, value in vars(record).items() if name not in values and value is not None}
 
 
 @dataclass

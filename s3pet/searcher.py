@@ -36,7 +36,7 @@ from s3pet.errors import SearchError
 from s3pet.gates import GRADIENT_MODES, Budget, BudgetLike, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
 from s3pet.objective import Batch, Stream, derive, make_objective
 from s3pet.progress import View, make_view
-from s3pet.records import Cost, check_fields, config_hash, versions
+from s3pet.records import Cost, check_fields, config_hash, recorded, versions
 from s3pet.result import RESULTS_VERSION, SearchResult, gate_table, load_state, prepare_folder, save_state
 from s3pet.space import Space
 from s3pet.structure import parse_budget, select_mask
@@ -312,7 +312,7 @@ def search(
             "space_hash": config_hash({"candidates": space.names}),
             "budget": parsed.n_params,
             **asdict(chosen),
-            "objective": asdict(searcher.objective.settings),
+            "objective": recorded(searcher.objective.settings),
             "results_version": RESULTS_VERSION,
             "versions": versions(),
         }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from s3pet.backbones import quiet_transformers
 from s3pet.errors import SearchError
 from s3pet.objective import Objective, Row, Stream
-from s3pet.records import Cost, check_fields
+from s3pet.records import LATER, Cost, check_fields
 from s3pet.supernet import Supernet
 
 
@@ -34,7 +41,7 @@ class Recipe:
     """How a structure is trained; every field is a keyword of :func:`retrain`.
 
     Attributes:
-        steps, batch_size: optimiser steps, and examples per step.
+        steps, batch_size: optimiser steps, and examples per step; at most four times as many are scored at once.
         lr: learning rate of AdamW; None takes 3e-3 for PET modules and heads, 5e-4 for full fine-tuning.
         vector_lr: learning rate of BitFit and LNFit as a multiple of ``lr``; at 10 a step of AdamW changes the output
             of a bias about as much as that of a LoRA.
@@ -44,6 +51,8 @@ class Recipe:
         dropout: whether the backbone and the head drop activations while training, at the rates of the model's
             config; None: in full fine-tuning only. A few thousand parameters do not overfit, and in a frozen backbone
             dropout is noise that they cannot remove.
+        patience: stop after this many evaluations in a row without a better validation score; None: run all ``steps``.
+            The learning rate falls as for all steps.
     """
 
     steps: int = 300
@@ -54,9 +63,12 @@ class Recipe:
     evaluations: int = 10
     seed: int = 0
     dropout: bool | None = None
+    patience: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
-        check_fields(self, ("steps", "batch_size", "lr", "vector_lr", "evaluations"), {"lr_warmup": 0, "seed": 0})
+        check_fields(
+            self, ("steps", "batch_size", "lr", "vector_lr", "evaluations", "patience"), {"lr_warmup": 0, "seed": 0}
+        )
         if self.lr_warmup > self.steps:
             raise SearchError(f"lr_warmup must be at most steps ({self.steps}), got {self.lr_warmup}")
         if self.seed >= 2**32:
@@ -182,7 +194,7 @@ def train(
             data_collator=learner.objective.collate,
             train_dataset=learner.objective.encode(task.train),
             eval_dataset=rows,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, *([EarlyStoppingCallback(recipe.patience)] if recipe.patience else [])],
             optimizers=(learner.optimizer(args, recipe.vector_lr), None),
         )
         trainer.remove_callback(PrinterCallback)

@@ -15,7 +15,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 from s3pet.backbones import backbone_checksum, n_parameters, preserved, tokenizer_of, unwrapped
 from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError
 from s3pet.objective import ObjectiveSettings, make_objective
-from s3pet.records import Cost, versions, write_json
+from s3pet.records import Cost, recorded, versions, write_json
 from s3pet.result import prepare_folder
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet, is_attached
@@ -184,6 +184,7 @@ def tune(
     """
     objective, started = learner.objective, time.perf_counter()
     task, target, rows = objective.task, learner.target, objective.encode(objective.task.validation)
+    objective.batch_size = min(objective.batch_size, 4 * recipe.batch_size)  # without gradients more rows fit
     kept, kind = (structure, "pet") if isinstance(structure, Structure) else (None, structure)
     lr = recipe.lr or DEFAULT_LR.get(kind)
     learner.dropout = kind == "full" if recipe.dropout is None else recipe.dropout
@@ -222,8 +223,8 @@ def tune(
         "label_words": list(task.label_words),
         "regression": task.regression,
         "form": form_of(task),
-        "objective": asdict(objective.settings),
-        **asdict(recipe),
+        "objective": recorded(objective.settings),
+        **recorded(recipe),
         "lr": lr,
         "dropout": learner.dropout,
         "versions": versions(),
@@ -278,6 +279,7 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task | None = None, *, 
     structure = Structure.from_json(file, model) if file.is_file() else None
     what = kind if structure is None else structure
     learner = _make_learner(model, task, what, ObjectiveSettings.of(config["objective"]), config["seed"])
+    learner.objective.batch_size = min(learner.objective.batch_size, 4 * config["batch_size"])
     tuned = TunedModel(learner.target, task, structure, learner, metrics, config)
     if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in tuned.tensors().items()}:
         raise StructureMismatchError(f"{path / WEIGHTS} does not hold the tensors of its structure; tune it again")

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "s3pet"
 CORE = (
     *("modules", "examples", "layers", "probe", "sites", "space", "gates", "structure", "supernet", "bilevel"),
-    *("objective", "searcher", "result", "trainer", "tuning", "transfer"),
+    *("choices", "objective", "searcher", "result", "trainer", "tuning", "transfer"),
 )
 WINGS = ("widgets", "studies", "export")
 LEVELS = [
@@ -65,8 +65,8 @@ def test_the_core_names_no_wing():
 def test_the_house_stays_small():
     lines = {file: len(source.splitlines()) for file, source in SOURCES.items()}
     assert not {file: n for file, n in lines.items() if n > 400}
-    assert sum(n for file, n in lines.items() if part_of(file) in CORE) <= 3822
-    assert sum(lines.values()) <= 13262  # it may shrink, not grow without a reason
+    assert sum(n for file, n in lines.items() if part_of(file) in CORE) <= 3927
+    assert sum(lines.values()) <= 13643  # it may shrink, not grow without a reason
 
 
 @pytest.mark.parametrize("file", SOURCES)

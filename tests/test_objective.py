@@ -9,11 +9,12 @@ import pytest
 import torch
 from tiny import tiny_bert, tiny_llama, tiny_roberta, tiny_t5
 from toy import toy_regression, toy_task, toy_tokenizer
+from zoo import zoo_model
 
 from s3pet.backbones import preserved
 from s3pet.errors import SearchError, TaskError
 from s3pet.objective import ObjectiveSettings, Stream, derive, make_objective
-from s3pet.records import check_fields
+from s3pet.records import check_fields, recorded
 from s3pet.tasks import load_task
 
 
@@ -273,6 +274,55 @@ def test_predictions_do_not_depend_on_batching_or_order(make_model):
     assert 0 <= objective.evaluate(task.test)["accuracy"] <= 1
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "opt", "gpt-neo"])
+def test_a_decoder_reads_a_prompt_once_for_all_label_words(name):
+    words = ("w1 w2", "w1 w3 w4", "w5", "w1 w3 w6", "w6 w2", "w6 w1")
+    task = replace(toy_task(), label_words=words, label_names=words)
+    model, lengths = zoo_model(name), []
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8 if parameter.ndim > 1 else 1)  # so that scores differ
+    examples = [replace(example, source=" ".join(["w7"] * (k + 3))) for k, example in enumerate(task.test[:5])]
+    objective = make_objective(model, task).eval()
+    batch = objective.collate(objective.encode(examples))
+    assert objective.n_distinct == 3 and objective.in_one_pass
+    head = next(part for part in model.modules() if getattr(part, "out_features", 0) == 64)
+    head.register_forward_hook(lambda part, inputs, output: lengths.append(inputs[0].shape[:2].numel()))
+    objective.scores(batch).square().mean().backward()
+    gradient = model.get_input_embeddings().weight.grad.clone()
+    model.zero_grad()
+    objective.scores_alone(batch).square().mean().backward()
+    torch.testing.assert_close(model.get_input_embeddings().weight.grad, gradient, rtol=1e-3, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(objective.scores(batch), objective.scores_alone(batch), rtol=1e-5, atol=1e-5)
+        assert float(objective.scores(batch).std(1).min()) > 0.01
+    if name != "opt":  # which has no logits_to_keep
+        assert lengths[0] == 5 * (5 + 3), "five ends of prompts and three inner nodes: w1, w1 w3, w6"
+
+
+@pytest.mark.parametrize("name", ["bloom", "mamba", "gemma3"])
+def test_a_decoder_that_cannot_read_a_tree_of_words_reads_each_alone(name):
+    words = ("w1 w2", "w1 w3", "w5")
+    model = zoo_model(name)
+    if name == "gemma3":
+        model.config.sliding_window = 64  # below the length of an input
+    objective = make_objective(model, replace(toy_task(), label_words=words, label_names=words))
+    assert (objective.in_one_pass, objective.n_sequences) == (False, 3)
+    assert len(objective.predict(toy_task().test[:4])) == 4
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, lambda: zoo_model("bloom")])
+def test_no_more_sequences_than_the_batch_size_are_scored_at_once(make_model, monkeypatch):
+    words = tuple(f"w1 w{k}" for k in range(2, 12))
+    objective = make_objective(make_model(), replace(toy_task(), label_words=words, label_names=words))
+    sizes, scores = [], objective.scores
+    monkeypatch.setattr(objective, "scores", lambda batch: sizes.append(len(batch["target"])) or scores(batch))
+    whole = objective.predict(toy_task().test[:24])
+    assert sizes == [12, 12], "128 // 10 rows, each with ten words"
+    objective.batch_size = 20
+    assert objective.predict(toy_task().test[:4]) == whole[:4] and sizes[2:] == [2, 2]
+
+
 @pytest.mark.parametrize("pooling", ["pooler", "first", "mean"])
 def test_the_head_is_the_standard_one_and_may_run_with_other_weights(pooling):
     model, task = tiny_bert(), toy_task()
@@ -319,6 +369,32 @@ def test_regression_by_head_and_by_words():
     words = make_objective(tiny_t5(), task)
     assert set(words.predict(task.test)) <= set(task.label_values)
     assert [task.label_values[row["target"]] for row in words.encode(task.test[:3])] == [e.label for e in task.test[:3]]
+
+
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert, tiny_llama])
+def test_balanced_class_weights_make_all_classes_count_the_same(make_model):
+    part = [{"sentence1": f"w{k}", "label": int(k % 5 == 0)} for k in range(20)]
+    task = load_task({"train": part, "validation": part, "test": part}, toy_tokenizer(), label_words=("no", "yes"))
+    plain, weighted = (make_objective(make_model(), task, {"class_weights": kind}) for kind in (None, "balanced"))
+    batch = plain.collate(plain.encode(task.train))
+    with torch.no_grad():
+        scores = plain.eval().scores(batch)
+        each = plain.losses(scores, batch["target"])
+        means = [each[batch["target"] == label].mean() for label in (0, 1)]
+        torch.testing.assert_close(weighted.losses(scores, batch["target"], "mean"), sum(means) / 2)
+        torch.testing.assert_close(weighted.losses(scores, batch["target"]).mean(), sum(means) / 2)
+    assert "class_weights" not in recorded(plain.settings), "keys of earlier runs stay"
+    assert recorded(weighted.settings)["class_weights"] == "balanced"
+    assert make_objective(make_model(), replace(task, train=()), {"class_weights": "balanced"}).class_weights is None
+
+
+def test_class_weights_need_classes_that_are_compared():
+    with pytest.raises(TaskError, match="a regression; class weights are for classes"):
+        make_objective(tiny_bert(), toy_regression(), {"class_weights": "balanced"})
+    with pytest.raises(SearchError, match="class_weights go with loss='choice'"):
+        make_objective(tiny_t5(), toy_task(), {"class_weights": "balanced", "loss": "lm"})
+    with pytest.raises(SearchError, match="class_weights='even' is not one of None, balanced"):
+        make_objective(tiny_t5(), toy_task(), {"class_weights": "even"})
 
 
 def test_a_task_without_tokenizer_says_how_to_give_one():

@@ -35,6 +35,7 @@ def test_candidates_on_minilm_change_nothing_at_first(minilm_path):
         assert torch.equal(model(**batch).last_hidden_state, before)
 
 
+@pytest.mark.filterwarnings("ignore:.*tokens and are cut:UserWarning")
 def test_a_real_language_model_is_searched_by_its_label_words(shared_dir):
     folder = shared_dir / "models" / "stories260K"
     if not folder.is_dir():

@@ -12,7 +12,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from safetensors.torch import load_file
 from tiny import tiny_batch, tiny_bert, tiny_classifier, tiny_llama, tiny_t5
-from toy import easy_task, toy_regression, toy_rows, toy_task, toy_tokenizer
+from toy import easy_task, short_task, toy_regression, toy_rows, toy_task, toy_tokenizer
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from s3pet import Structure, attach, load_task, load_tuned, make_space, manual_structure, random_structure, retrain
@@ -421,6 +421,7 @@ def test_another_backbone_or_task_is_refused_on_loading(tmp_path):
     assert retrain(model, task, empty, steps=2).metrics["n_params"] == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*tokens and are cut:UserWarning")
 def test_what_was_resolved_is_saved_and_used_again(tmp_path):
     model, task = tiny_bert(), toy_task()
     model.s3pet_pooler_is_fresh = True
@@ -548,3 +549,16 @@ def test_a_folder_says_what_it_lacks(tmp_path):
         (tmp_path / name).write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00damaged")
         with pytest.raises(RunError, match="holds damaged files of a tuned model"):
             load_tuned(tmp_path, model, task)
+
+
+def test_patience_stops_when_validation_no_longer_rises():
+    model, task = tiny_bert(), short_task()
+    options = {"steps": 40, "batch_size": 4, "evaluations": 20, "lr": 1e-9}
+    whole, short = (retrain(model, task, "head", patience=n, **options) for n in (None, 3))
+    assert len(whole.metrics["curve"]) == 20
+    assert [row["step"] for row in short.metrics["curve"]] == [2, 4, 6, 8], "the first one and three without a rise"
+    assert short.metrics["curve"] == whole.metrics["curve"][:4]
+    assert (short.config["patience"], "patience" in whole.config) == (3, False)
+    assert short.cost.passes == 8
+    with pytest.raises(SearchError, match="patience must be > 0, got 0"):
+        retrain(model, task, "head", patience=0)

@@ -11,7 +11,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 from s3pet.backbones import backbone_checksum, n_parameters
 from s3pet.errors import RunError, SearchError
 from s3pet.objective import ObjectiveSettings, make_objective
-from s3pet.records import config_hash
+from s3pet.records import config_hash, recorded
 from s3pet.result import RESULTS_VERSION
 from s3pet.structure import Structure
 from s3pet.studies.population import Member, Population
@@ -69,7 +68,7 @@ def compare(
     """
     path = Path(out) if out is not None else None
     finished = read_rows(path) if path is not None else {}
-    resolved = asdict(make_objective(model, task, objective).settings)
+    resolved = recorded(make_objective(model, task, objective).settings)
     backbone = backbone_checksum(model)
     plan = [
         (name, index, entry, seed)
@@ -82,7 +81,7 @@ def compare(
         kind, names = "reference", [str(entry)]
         if isinstance(entry, Structure):
             kind, names = str(entry.origin.get("kind", "custom")), list(entry.names)
-        chosen = asdict(Recipe(seed=seed, **recipe))
+        chosen = recorded(Recipe(seed=seed, **recipe))
         key = row_key(backbone=backbone, task=task.fingerprint, structure=names, recipe=chosen, objective=resolved)
         labels.append({"task": task.name, "structure": name, "kind": kind, "index": index, "seed": seed})
         keys.append(key)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from tqdm.auto import tqdm
 
 from s3pet.backbones import backbone_checksum, preserved
 from s3pet.objective import derive, make_objective
+from s3pet.records import recorded
 from s3pet.space import Candidate, Space
 from s3pet.studies.comparison import append_row, read_rows, row_key
 from s3pet.studies.population import Member, Population, blocks_before
@@ -103,7 +103,7 @@ def solo_utility(
     idle = set(probe_inert(model, task, space, objective=objective) if inert is None else inert)
     learned = make_objective(model, task, objective)
     known: dict[str, Any] = {"backbone": backbone_checksum(model), "task": task.fingerprint}
-    known |= {"recipe": asdict(Recipe(**chosen)), "objective": asdict(learned.settings)}
+    known |= {"recipe": recorded(Recipe(**chosen)), "objective": recorded(learned.settings)}
     with preserved(model):
         before = blocks_before(learned, model, space.candidates, learned.encode(task.train[:1])[0])
     active = sorted((c for c in space if c.name not in idle), key=lambda c: len(before[c.name]))

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from functools import lru_cache, partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 from s3pet.backbones import backbone_checksum, load_backbone
 from s3pet.errors import RunError, S3PetError, SearchError, StudyError
 from s3pet.objective import make_objective
-from s3pet.records import config_hash
+from s3pet.records import config_hash, recorded
 from s3pet.searcher import search as search_structure
 from s3pet.space import make_space
 from s3pet.structure import manual_structure, parse_budget, random_structure
@@ -71,7 +70,7 @@ def open_facts(study: Any, tasks: Sequence[str]) -> dict[str, Any]:
         "backbone": backbone_checksum(model),
         "backbone_params": space.backbone_params,
         "space": config_hash({"candidates": [candidate.name for candidate in space]}),  # as in the config of a search
-        "objective": asdict(make_objective(model, task, study.objective).settings),
+        "objective": recorded(make_objective(model, task, study.objective).settings),
         "tasks": noted,
     }
 

@@ -87,6 +87,8 @@ class Population:
         settings = ObjectiveSettings.of(objective)
         if settings.loss != "choice":
             raise SearchError(f"loss={settings.loss!r} cannot be told apart by row; members are trained by 'choice'")
+        if recipe.patience:
+            raise SearchError("members of a population train to the last step; patience= is for retrain")
         if not members:
             raise SearchError("a population needs at least one member")
         self.model, self.task, self.recipe, self.members = model, task, recipe, list(members)

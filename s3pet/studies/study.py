@@ -39,7 +39,7 @@ from typing import Any
 import pandas as pd
 
 from s3pet.gates import Budget
-from s3pet.records import write_json, write_table
+from s3pet.records import recorded, write_json, write_table
 from s3pet.result import RESULTS_VERSION, SearchResult, load_run
 from s3pet.searcher import make_settings
 from s3pet.studies.comparison import append_row, as_table, read_rows, row_key
@@ -152,7 +152,7 @@ class Study:
             backbone=facts["backbone"],
             task=tasks[row["task"]]["fingerprint"],
             structure=how,
-            recipe=asdict(Recipe(**self.recipe(row["task"]), seed=row["seed"], lr=row["lr"])),
+            recipe=recorded(Recipe(**self.recipe(row["task"]), seed=row["seed"], lr=row["lr"])),
             objective=facts["objective"],
         )
 

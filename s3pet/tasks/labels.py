@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 from s3pet.errors import TaskError
 from s3pet.tasks.rows import Row
 
+FIELD = re.compile(r"\{([^{}]+)\}")  # of a template
 Label = int | float | str | None
+MANY = 20  # distinct labels; more than these must repeat, or be declared, to be classes
 _USUAL_COLUMNS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
     ("question", "passage"), ("text1", "text2"), ("sentence1",), ("sentence",), ("text",), ("question",),
@@ -32,6 +34,16 @@ def choose_columns(row: Row, spec: Mapping[str, Any]) -> tuple[tuple[str, ...], 
     return columns, fields or columns
 
 
+def choose_label_column(row: Row, spec: Mapping[str, Any]) -> tuple[str, Sequence[str]]:
+    """Return the column of the labels, and the names of its classes where the data set has them (``classes``)."""
+    classes = spec.get("classes") or {}
+    usual = "label" if "label" in row or len(classes) != 1 else next(iter(classes))
+    column = spec.get("label_column") or usual
+    if column not in row:
+        raise TaskError(f"no column {column!r}; columns are {sorted(row)}. Pass label_column=…")
+    return column, classes.get(column, ())
+
+
 def read_text(where: str, row: Row, column: str) -> str:
     """Return the text of a cell without surrounding blanks. A number is text too; anything else is a TaskError."""
     value = row.get(column)
@@ -41,8 +53,19 @@ def read_text(where: str, row: Row, column: str) -> str:
     raise TaskError(f"{where}: column {column!r} {problem}; expected a text")
 
 
+def fill_template(template: str, fields: Sequence[str], texts: Sequence[str]) -> str:
+    """Return the prompt; in one pass, so that braces in a text stay text."""
+    by_field = dict(zip(fields, texts, strict=True))
+    return FIELD.sub(lambda match: by_field[match[1]], template)
+
+
 def read_label(where: str, value: Any) -> Label:
-    """Return a label as int, float or str, and None if it is missing: True, 1.0, "1" and 1 are all 1."""
+    """Return a label as int, float or str, and None if it is missing: True, 1.0, "1" and 1 are all 1.
+
+    A tensor or array without dimensions is the number in it. Anything else (a list, an image, …) is a TaskError.
+    """
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
     if isinstance(value, str):
         value = value.strip()
         return int(value) if re.fullmatch(r"-?[0-9]+", value) else value or None
@@ -51,9 +74,10 @@ def read_label(where: str, value: Any) -> Label:
     if isinstance(value, Real):
         number = float(value)
         return None if math.isnan(number) else int(number) if number.is_integer() else number
-    if value is not None:
-        raise TaskError(f"{where}: the label {reprlib.repr(value)} is neither a number nor a text")
-    return None
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas' missing cells
+        return None
+    kind = f"{reprlib.repr(value)} is a {type(value).__name__}, neither a number nor a text"
+    raise TaskError(f"{where}: the label {kind}. Pass label_column=… with one class (or, with regression=True, number)")
 
 
 def encode_label(where: str, label: Label, index: Mapping[Label, int] | None) -> int | float:
@@ -82,6 +106,7 @@ def find_classes(
     if {type(value) for value in values} not in ({int}, {str}):
         raise TaskError(f"labels must be all integers or all texts, not {shown}; pass regression=True for numbers")
     if not orders:
+        _check_undeclared(labels, values)
         orders = [sorted(values)]  # type: ignore[type-var]
         words = tuple(map(str, orders[0]))
     elif not any(isinstance(label, int) for label in listed):
@@ -96,6 +121,25 @@ def find_classes(
     return words, names, {label: position for position, label in enumerate(order)}
 
 
+def _check_undeclared(labels: Sequence[Label], values: Collection[Label]) -> None:
+    """Refuse labels that are hardly classes where nothing was declared: numbers, free texts, "nan"."""
+    texts = [value for value in values if isinstance(value, str)]
+    for n, label in enumerate(labels, 1):
+        if isinstance(label, str) and label.lower() == "nan":
+            raise TaskError(
+                f"train row {n}: the label is {label!r}; remove the row, or name this class in label_names=(…)"
+            )
+    if texts and all(_is_number(text) for text in texts) and any(float(text) % 1 for text in texts):
+        what = f"labels {sorted(texts)[:4]} are numbers with decimals; pass regression=True"
+    elif len(values) > MANY and 2 * len(values) > len(labels):
+        what = (
+            f"{len(values)} distinct labels in {len(labels)} rows are hardly classes; pass regression=True for numbers"
+        )
+    else:
+        return
+    raise TaskError(f"{what}, or label_names=(…) if they are the names of classes")
+
+
 def printed_values(values: Sequence[float], label_words: Sequence[Any] | None) -> tuple[str, ...]:
     """Return what a text-to-text backbone may write for a regression: the label words, or 26 steps over the values."""
     low, step = min(values), (max(values) - min(values)) / 25
@@ -105,11 +149,14 @@ def printed_values(values: Sequence[float], label_words: Sequence[Any] | None) -
     return words
 
 
-def _number(where: str, value: Any) -> float:
+def _is_number(value: Any) -> bool:
     try:
-        number = float(value)
+        return math.isfinite(float(value))
     except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
+        return False
+
+
+def _number(where: str, value: Any) -> float:
+    if not _is_number(value):
         raise TaskError(f"{where}: label {value!r} is not a number")
-    return number
+    return float(value)

@@ -13,7 +13,7 @@ from s3pet.tasks.benchmarks import HUB_NAMES
 
 Row = Mapping[str, Any]
 ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet")
-SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "valid": "validation", "test": "test"}
+SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 
 
 def read_folder(folder: Path, validation: str | None = None) -> dict[str, list[Row]]:
@@ -47,10 +47,19 @@ def read_hub(name: str) -> dict[str, list[Row]]:
     return {split: list(rows) for split, rows in data.items()}
 
 
-def name_splits(splits: Mapping[str, list[Row]], validation: str | None = None) -> dict[str, list[Row]]:
-    """Return the rows of ``"train"``, ``"validation"`` and, if there is such a split, ``"test"``.
+def read_split(rows: Any) -> list[Row]:
+    """Read a list of dicts, a ``Dataset``, a table of pandas or a file; texts and numbers are those of Python."""
+    if isinstance(rows, str | Path):
+        return _read_file(Path(rows))
+    if hasattr(rows, "iterrows"):
+        return rows.to_dict("records")
+    return list(rows)
 
-    A split that is missing, empty or there twice is a TaskError, and so is a row that is not a dict.
+
+def name_splits(splits: Mapping[str, list[Row]], validation: str | None = None) -> dict[str, list[Row]]:
+    """Return the rows of ``"train"``, ``"validation"`` and ``"test"``; one of the last two may be absent.
+
+    A split that is empty or there twice is a TaskError, and so is a row that is not a dict.
     """
     parts: dict[str, list[Row]] = {}
     for name, rows in splits.items():
@@ -60,7 +69,7 @@ def name_splits(splits: Mapping[str, list[Row]], validation: str | None = None) 
             raise TaskError(f"{sorted(splits)} hold {split!r} under two names; keep one")
         if split is not None:
             parts[split] = rows
-    for split in dict.fromkeys(["train", "validation", *parts]):
+    for split in dict.fromkeys(["train", *([] if "test" in parts else ["validation"]), *parts]):
         if not parts.get(split):
             raise TaskError(f"split {split!r} is empty or absent; the splits are {sorted(splits)}")
         for row in parts[split]:
@@ -73,6 +82,8 @@ def _read_file(path: Path) -> list[Any]:
     """Read parquet, JSON lines, CSV, or TSV as GLUE writes it (no quoting). Every cell of a CSV or TSV is a string."""
     import pandas as pd
 
+    if path.suffix not in ENDINGS or not path.is_file():
+        raise TaskError(f"{path} is not a file of {', '.join(ENDINGS)}")
     try:
         if path.suffix == ".jsonl":
             return list(_read_json_lines(path))

@@ -3,8 +3,9 @@
 A task does not depend on a model: a text-to-text backbone reads ``source`` and answers with a label word; an encoder
 reads ``segments`` and gets a head. Choices (search, best checkpoint) are made on train and validation, and the test
 split is scored once. Without a test split that has labels, the published validation split becomes the test split and
-a new validation split is cut from train. (The authors halve the public validation split with the seed of the run, so
-their test rows differ between seeds. Here they are the same for all seeds, so that scores can be compared.)
+a new validation split is cut from train, as also where there is none. (The authors halve the public validation split
+with the seed of the run, so their test rows differ between seeds. Here they are the same for all seeds, so that scores
+can be compared.)
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import hashlib
 import json
 import math
 import random
-import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,14 +24,24 @@ from typing import TYPE_CHECKING, Any
 from s3pet.backbones import embedded_path
 from s3pet.errors import BackboneError, TaskError, UnknownTaskError, nearest
 from s3pet.tasks.benchmarks import BENCHMARKS, HUB_NAMES
-from s3pet.tasks.labels import choose_columns, encode_label, find_classes, printed_values, read_label, read_text
+from s3pet.tasks.checks import note_empty_texts
+from s3pet.tasks.labels import (
+    FIELD,
+    choose_columns,
+    choose_label_column,
+    encode_label,
+    fill_template,
+    find_classes,
+    printed_values,
+    read_label,
+    read_text,
+)
 from s3pet.tasks.metrics import choose_metrics, compute_metric
-from s3pet.tasks.rows import Row, name_splits, read_folder, read_hub
+from s3pet.tasks.rows import Row, name_splits, read_folder, read_hub, read_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FIELD = re.compile(r"\{([^{}]+)\}")
 _LEAST = 4  # training rows a task needs: two in each half of the search
 
 
@@ -42,11 +53,13 @@ class Example:
         segments: one or two texts, for encoders.
         source: the text-to-text input, with the prompt.
         label: class index, or the value for regression; NaN if it is unknown.
+        texts: the text of each column, to shorten a prompt that is too long; empty: its end is cut.
     """
 
     segments: tuple[str, ...]
     source: str
     label: int | float
+    texts: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,16 @@ class Task:
         rows = [[[e.segments, e.source, e.label] for e in part] for part in (self.train, self.validation, self.test)]
         text = json.dumps([rows, self.label_words, self.metrics], ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def class_weights(self) -> list[float]:
+        """Return a weight per class, by which the training rows of each class count the same; TaskError of values.
+
+        Their mean over the training rows is 1: rows / (classes · rows of the class).
+        """
+        if self.regression:
+            raise TaskError(f"task {self.name!r} is a regression; class weights are for classes")
+        counts = Counter(example.label for example in self.train)
+        return [len(self.train) / (len(counts) * counts[k]) if counts[k] else 0.0 for k in range(self.n_labels)]
 
     def search_split(self, seed: int = 0) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
         """Return two halves of the training split, ``(search_train, search_val)``; the same for the same seed.
@@ -189,10 +212,11 @@ def load_task(
     Arguments are stronger than ``task.json`` or the table of benchmarks, and these are stronger than what the rows say.
 
     Args:
-        source: ``"pocket/<name>"``, ``"glue/<name>"``, ``"superglue/<name>"``; or a folder with files ``train``,
-            ``validation`` (or ``dev``) and perhaps ``test`` (.jsonl, .csv, .parquet, or .tsv without quoting as in
-            GLUE) and perhaps a ``task.json`` with any of the options below; or a mapping of split names to
-            ``datasets.Dataset`` objects or lists of dicts. A folder with the name of a GLUE task is read as that task.
+        source: ``"pocket/<name>"``, ``"glue/<name>"``, ``"superglue/<name>"``; or a folder with files ``train`` and
+            ``test`` or ``validation`` (``val``, ``dev``), or all three (.jsonl, .csv, .parquet, or .tsv without
+            quoting as in GLUE) and perhaps a ``task.json`` with any of the options below; or a mapping of split names
+            to ``datasets.Dataset`` objects, tables of pandas, lists of dicts, or files. A folder with the name of a
+            GLUE task is read as that task.
         tokenizer: the backbone's tokenizer.
         path: read a benchmark task from this folder instead of the hub.
         n_train: use at most this many training rows (after validation was cut), drawn with ``seed``.
@@ -204,7 +228,7 @@ def load_task(
         metric: the main metric: accuracy, f1, f1_macro, matthews, pearson or spearman.
         metrics: all metrics, the main one first.
         text_columns: columns with the texts; None: found by their usual names.
-        label_column: None: ``"label"``.
+        label_column: None: ``"label"``, or else the only column of named classes (``ClassLabel``) of a ``Dataset``.
         regression: True if labels are numbers; None: decided by the metric.
         name: name of the task in saved runs.
 
@@ -244,10 +268,9 @@ def _locate(source: Any, path: str | Path | None) -> tuple[str, dict[str, Any], 
     if path is not None:
         raise TaskError(f"path= goes with a benchmark's name such as 'glue/rte'; pass the folder instead of {source!r}")
     if isinstance(source, Mapping):
-        column = (getattr(source.get("train"), "features", None) or {}).get("label")  # of a datasets.Dataset
-        names = getattr(column, "names", None)
-        rows = {str(split): list(rows) for split, rows in source.items()}
-        return "data", {"label_names": names, "label_words": names} if names else {}, rows
+        features = getattr(source.get("train"), "features", None) or {}  # of a datasets.Dataset
+        classes = {column: names for column, kind in features.items() if (names := getattr(kind, "names", None))}
+        return "data", {"classes": classes}, {str(split): read_split(rows) for split, rows in source.items()}
     if not isinstance(source, str | Path):
         kind = type(source).__name__
         raise TaskError(f"a {kind} is not a task; pass a name, a folder, or {{'train': rows, 'validation': rows}}")
@@ -283,12 +306,11 @@ def _template(name: str, fields: Sequence[str]) -> str:
 def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_validation: int | None, seed: int) -> Task:
     """Read all rows, find the classes, and make the splits."""
     parts = name_splits(splits, spec.get("validation"))
-    label_column = spec.get("label_column") or "label"
-    if label_column not in parts["train"][0]:
-        raise TaskError(f"no column {label_column!r}; columns are {sorted(parts['train'][0])}. Pass label_column=…")
+    label_column, names = choose_label_column(parts["train"][0], spec)
+    spec = {"label_words": names, "label_names": names} | spec if names else spec
     columns, fields = choose_columns(parts["train"][0], spec)
     template = spec.get("template") or _template(name, fields)
-    if not (used := set(_FIELD.findall(template))) or used - set(fields):
+    if not (used := set(FIELD.findall(template))) or used - set(fields):
         raise TaskError(
             f"template {template!r} must name text columns and nothing else; text columns are {list(fields)}"
         )
@@ -304,6 +326,10 @@ def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_valid
     if all(label is None or (label == -1 and -1 not in (index or ())) for label in labels.get("test", [0])):
         if not spec.get("hidden_test"):
             raise TaskError("no test row has a label (−1 or empty); add the labels, or leave the test split out")
+        if "validation" not in parts:
+            raise TaskError(
+                "the test rows have no labels, and there is no validation split; add one of them with labels"
+            )
         del parts["test"]
         notes.append("the published test rows have no labels and are not used")
     rows = {
@@ -315,15 +341,17 @@ def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_valid
         ]
         for split, part in parts.items()
     }
+    notes += note_empty_texts(rows, columns)
     if regression:
         words = printed_values([example.label for example in rows["train"]], spec.get("label_words"))
-    if "test" in rows:
+    if "test" in rows and "validation" in rows:
         notes.append("splits are used as given")
     else:
-        rows["test"] = rows["validation"]
+        origin = "the test split as given" if "test" in rows else "the published validation split"
+        rows.setdefault("test", rows.get("validation", []))
         rows["train"], rows["validation"] = _cut(rows["train"], n_validation, f"{seed}-validation", not regression)
         count = len(rows["validation"])
-        notes.append(f"test is the published validation split; validation is {count} rows cut from train, seed {seed}")
+        notes.append(f"test is {origin}; validation is {count} rows cut from train, seed {seed}")
     if len(rows["train"]) < _LEAST:
         raise TaskError(f"{len(rows['train'])} training rows are too few; a search needs {_LEAST}")
     train, validation, test = (tuple(rows[split]) for split in ("train", "validation", "test"))
@@ -335,10 +363,9 @@ def make_example(
     where: str, row: Row, columns: Sequence[str], fields: Sequence[str], template: str, label: int | float
 ) -> Example:
     """Return a row as an example; a column without a text is a TaskError that names ``where`` the row is."""
-    texts = [read_text(where, row, column) for column in columns]
-    by_field = dict(zip(fields, texts, strict=True))
-    source = _FIELD.sub(lambda match: by_field[match[1]], template)  # in one pass: braces in a text stay text
-    return Example((" ".join(texts[:-1]), texts[-1]) if len(texts) > 2 else tuple(texts), source, label)
+    texts = tuple(read_text(where, row, column) for column in columns)
+    segments = (" ".join(texts[:-1]), texts[-1]) if len(texts) > 2 else texts
+    return Example(segments, fill_template(template, fields, texts), label, texts)
 
 
 def _cut(rows: list[Example], count: int | None, key: str, stratify: bool) -> tuple[list[Example], list[Example]]:

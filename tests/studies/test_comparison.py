@@ -105,6 +105,7 @@ def test_finished_rows_are_not_computed_again(two_random, monkeypatch):
     assert not calls and set(renamed["structure"]) == {"drawn"} and renamed["score"].equals(first["score"])
 
 
+@pytest.mark.filterwarnings("ignore:.*tokens and are cut:UserWarning")
 def test_whatever_decides_a_row_is_in_its_key(two_random, monkeypatch):
     model, task, structures, path, _ = two_random
     calls = count_retrainings(monkeypatch)

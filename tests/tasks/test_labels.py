@@ -2,7 +2,10 @@
 
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 from task_data import data, write
 
 from s3pet.errors import TaskError
@@ -112,3 +115,51 @@ def test_regression_values(tmp_path):
     with pytest.raises(TaskError, match="two or more distinct numbers"):
         load_task(data(labels=(1.0,)), regression=True)
     assert load_task(data()).label_values == ()
+
+
+def labelled(labels, **options):
+    splits = {s: [{"text": f"{s} {i}", "label": label} for i, label in enumerate(labels)] for s in ("train", "test")}
+    return load_task(splits, **options)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, np.int64])
+def test_a_tensor_or_array_with_one_number_is_that_number(kind):
+    assert labelled([kind(k % 2) for k in range(20)]).fingerprint == labelled([k % 2 for k in range(20)]).fingerprint
+
+
+@pytest.mark.parametrize("value", [[0, 1], torch.tensor([0, 1]), np.zeros((2, 2)), {"answer": 1}, b"x", object()])
+def test_a_label_of_another_kind_says_what_to_declare(value):
+    with pytest.raises(TaskError, match=r"test row 3: the label .* is a \w+, neither .*label_column=…"):
+        load_task({"train": [{"text": f"{k}", "label": k % 2} for k in range(20)],
+                   "test": [{"text": f"{k}", "label": value if k == 2 else 0} for k in range(4)]})  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [pd.NA, pd.NaT, np.float32("nan"), torch.tensor(math.nan)])
+def test_every_kind_of_missing_label_names_its_row(value):
+    with pytest.raises(TaskError, match="train row 2 has no label"):
+        labelled([0, value, *[0, 1] * 8])
+
+
+def test_numbers_and_free_texts_are_no_classes_unless_declared():
+    with pytest.raises(TaskError, match="train row 3: the label is 'NaN'; remove the row, or name this class"):
+        labelled(["pos", "neg", "NaN"] * 5)
+    with pytest.raises(TaskError, match=r"\['0.5', '1.5'\] are numbers with decimals; pass regression=True"):
+        labelled(["0.5", "1.5"] * 8)
+    with pytest.raises(TaskError, match="30 distinct labels in 30 rows are hardly classes"):
+        labelled([f"a summary of text {k}" for k in range(30)])
+    with pytest.raises(TaskError, match="40 distinct labels in 40 rows are hardly classes; pass regression=True"):
+        labelled(range(40))
+    assert labelled(["0.5", "1.5"] * 8, label_names=("0.5", "1.5")).n_labels == 2
+    assert labelled(["0.5", "1.5"] * 8, regression=True).regression
+    assert labelled(range(40), label_words=[f"{k}" for k in range(40)]).n_labels == 40
+    assert labelled([k % 40 for k in range(80)]).n_labels == 40
+
+
+def test_rows_with_an_empty_text_are_named_once_and_one_without_any_text_is_refused():
+    part = [{"sentence1": f"{k}", "sentence2": "" if k in (3, 5) else "b", "label": k % 2} for k in range(12)]
+    task = load_task({"train": part, "validation": part[:4], "test": part[:3]})
+    where = "train row 4 (sentence2), train row 6 (sentence2), validation row 4 (sentence2)"
+    assert task.notes[0] == f"3 rows have an empty text: {where}"
+    part[7]["sentence1"] = part[7]["sentence2"] = " "
+    with pytest.raises(TaskError, match="train row 8 has no text in 'sentence1' or 'sentence2'; remove the row"):
+        load_task({"train": part, "validation": part[:4]})

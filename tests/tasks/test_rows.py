@@ -1,6 +1,7 @@
 """Rows: every file format gives the same rows, and a broken file or split is named."""
 
 import datasets
+import pandas as pd
 import pytest
 from task_data import data, rows, write
 
@@ -156,3 +157,42 @@ def test_empty_cells_and_words_like_na_stay_text(tmp_path):
         (folder / f"test.{ending}").write_text("\n".join(mark.join(line) for line in [*lines, ("a", "b", "")]))
         with pytest.raises(TaskError, match="test row 4 has no label"):
             load_task(folder)
+
+
+@pytest.mark.parametrize("kind", ["frame", "dataset", "torch", "csv", "parquet"])
+def test_every_kind_of_split_gives_the_same_task(tmp_path, kind):
+    splits = data()
+    if kind in ("csv", "parquet"):
+        write(tmp_path, splits, ending=kind)
+        parts = {split: tmp_path / f"{split}.{kind}" for split in splits}
+    elif kind == "frame":
+        parts = {split: pd.DataFrame(part) for split, part in splits.items()}
+    else:
+        parts = {split: datasets.Dataset.from_list(part) for split, part in splits.items()}
+        parts = {split: part.with_format(kind) for split, part in parts.items()} if kind == "torch" else parts
+    assert load_task(parts) == load_task(splits)
+    with pytest.raises(TaskError, match=r"nowhere\.csv is not a file of \.jsonl"):
+        load_task({"train": tmp_path / "nowhere.csv", "test": []})
+
+
+def test_train_and_test_are_enough_and_validation_has_several_names(tmp_path):
+    splits = data(100)
+    del splits["validation"]
+    task = load_task(splits)
+    assert [len(part) for part in (task.train, task.validation, task.test)] == [90, 10, 8]
+    assert task.notes == ("test is the test split as given; validation is 10 rows cut from train, seed 0",)
+    assert load_task(write(tmp_path / "data", splits)).fingerprint == load_task(splits, name="data").fingerprint
+    for name in ("val", "dev", "valid"):
+        assert load_task(splits | {name: rows(6)}).validation == load_task(splits | {"validation": rows(6)}).validation
+    with pytest.raises(TaskError, match="there is no validation split"):
+        load_task("glue/sst2", path=write(tmp_path / "b", {"train": rows(40), "test": [{"sentence": "?"}] * 5}))
+
+
+@pytest.mark.parametrize("option", [{}, {"label_column": "topic"}])
+def test_label_names_come_from_the_column_of_the_labels(option):
+    features = datasets.Features({"text": datasets.Value("string"), "topic": datasets.ClassLabel(names=["no", "yes"])})
+    part = [{"text": f"{k}", "topic": k % 2} for k in range(20)]
+    task = load_task({s: datasets.Dataset.from_list(part, features=features) for s in ("train", "test")}, **option)
+    assert (task.label_names, task.label_words) == (("no", "yes"), ("no", "yes"))
+    with pytest.raises(TaskError, match="no column 'label'"):
+        load_task({"train": part, "test": part})

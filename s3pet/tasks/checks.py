@@ -1,0 +1,79 @@
+"""Check the texts of a task, its tokenizer and a backbone against each other, before the first pass.
+
+What cannot work is a TaskError; what is only worth knowing is said once per task, never once per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from s3pet.errors import TaskError
+
+_POSITIONS = (
+    *("position_embeddings", "embed_positions", "position_embedding", "positions_embed", "pos_embed", "wpe"),
+    "char_position_embeddings",
+)
+_FIXED = ("gptj", "codegen", "ctrl", "mpt")  # whose positions are no module
+
+
+def note_empty_texts(rows: Mapping[str, Sequence[Any]], columns: Sequence[str]) -> list[str]:
+    """Return a note that names rows with an empty text, if there are any; a row without any text is a TaskError."""
+    places = []
+    for split, examples in rows.items():
+        for n, example in enumerate(examples, 1):
+            empty = [column for column, text in zip(columns, example.texts, strict=True) if not text]
+            if empty and len(empty) == len(columns):
+                raise TaskError(f"{split} row {n} has no text in {' or '.join(map(repr, columns))}; remove the row")
+            places += [f"{split} row {n} ({', '.join(empty)})"] if empty else []
+    more = ", …" if len(places) > 3 else ""
+    return [f"{len(places)} rows have an empty text: {', '.join(places[:3])}{more}"] if places else []
+
+
+def position_limit(model: Any) -> int | None:
+    """Return the number of tokens for which a model (of an encoder-decoder the encoder) has positions; None: any."""
+    stack, limits = model.get_encoder() if model.config.is_encoder_decoder else model, list[int]()
+    for name, part in stack.named_modules():
+        weight: Any = getattr(part, "weight", None)
+        padding = getattr(part, "padding_idx", None)
+        if name.rpartition(".")[2] in _POSITIONS and getattr(weight, "ndim", 0) == 2:
+            # RoBERTa counts positions from the padding's number on, BART from an offset of 2
+            limits.append(len(weight) - (getattr(part, "offset", 0) if padding is None else padding + 1))
+    config, names = model.config, ("max_position_embeddings", "max_seq_len")
+    declared = [size for name in names if isinstance(size := getattr(config, name, None), int) and size > 0]
+    return min(limits + declared) if limits or config.model_type in _FIXED else None
+
+
+def check_ids(task: Any, model: Any, ids: Sequence[Sequence[int]]) -> None:
+    """Raise TaskError if a token's number is not in the embedding of the backbone."""
+    try:
+        n_tokens = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except (AttributeError, NotImplementedError):  # CANINE reads characters, without a vocabulary
+        return
+    highest = max((number for row in ids for number in row), default=0)
+    if isinstance(n_tokens, int) and highest >= n_tokens:
+        token = f"token {task.tokenizer.convert_ids_to_tokens(highest)!r} has number {highest}"
+        what = f"{token}, but the backbone's embedding ends at {n_tokens - 1}"
+        raise TaskError(f"task {task.name!r}: {what}; load the task with the tokenizer that came with this backbone")
+
+
+def start_token(task: Any) -> int:
+    """Return the token that stands for an empty prompt; TaskError if the tokenizer has none."""
+    names = ("bos_token_id", "cls_token_id", "eos_token_id")
+    token = next((number for name in names if (number := getattr(task.tokenizer, name, None)) is not None), None)
+    if token is None:
+        what = f"task {task.name!r}: a prompt has no tokens, and the tokenizer has no beginning-of-sequence token"
+        raise TaskError(f"{what}; put words into the prompt: load_task(…, template='text: {{{task.fields[0]}}}')")
+    return token
+
+
+def distinct_prefix(task: Any, model: Any, words: Sequence[Sequence[int]]) -> int:
+    """Return the smallest number of leading tokens in which all label words differ; TaskError if there is none."""
+    check_ids(task, model, words)
+    for n in range(1, max(map(len, words)) + 1):
+        if len({tuple(word[:n]) for word in words}) == len(words):
+            return n
+    same: Any = {word: ids for word, ids in zip(task.label_words, words, strict=True) if [*words].count(ids) > 1}
+    tokens = task.tokenizer.convert_ids_to_tokens(next(iter(same.values())))
+    what = f"label words {[*same]} are not distinct tokens for this tokenizer"
+    raise TaskError(f"task {task.name!r}: {what} (the first is {tokens}); pass others: load_task(…, label_words=…)")
