@@ -34,6 +34,7 @@ from s3pet.backbones import preserved, quiet_transformers
 from s3pet.errors import ExportError
 from s3pet.export.folders import new_folder
 from s3pet.modules import LORA_ALPHA
+from s3pet.own import Own
 from s3pet.space import Candidate
 from s3pet.supernet import Supernet, is_attached
 from s3pet.tuning import REFERENCES, TunedModel
@@ -84,6 +85,8 @@ def merge(tuned: TunedModel) -> Merged:
             supernet; or logits that differ by more than rounding.
     """
     objective, target = tuned.learner.objective, tuned.learner.target
+    if isinstance(objective, Own):
+        raise ExportError(f"merge does not know the head and inputs of {objective.name}; use tuned.save and load_tuned")
     if tuned.structure is None and tuned.config["structure"] not in REFERENCES:
         raise ExportError(f"modules of {tuned.config['structure']} are another library's; merge them with it")
     backbone = target.model if isinstance(target, Supernet) else target
