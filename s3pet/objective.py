@@ -65,7 +65,7 @@ class ObjectiveSettings:
             return settings
         names = [field.name for field in fields(cls)]
         if not isinstance(settings, Mapping | None) or not set(settings or {}) <= set(names):
-            own = "An object of your own (see s3pet.own) goes to search, retrain and load_tuned only"
+            own = "An object of your own (s3pet.objectives) goes to search, retrain and load_tuned only"
             raise SearchError(f"objective must be a mapping of some of {', '.join(names)}; got {settings!r}. {own}")
         return cls(**(settings or {}))
 
@@ -334,7 +334,7 @@ def make_objective(
     chosen, kind = ObjectiveSettings.of(settings), backbone_kind(model)
     if not isinstance(task, Task):
         what = f"a {type(task).__name__} is not a task of texts and labels, which load_task makes"
-        raise TaskError(f"{what}; rows of another form need objective=, an object: see s3pet.own and s3pet.objectives")
+        raise TaskError(f"{what}; rows of another form need objective=, an object: see s3pet.objectives")
     if task.tokenizer is None:
         raise TaskError(f"task {task.name!r} has no tokenizer; give one: load_task({task.name!r}, tokenizer)")
     if kind == "encoder":

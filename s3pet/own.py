@@ -1,20 +1,7 @@
-"""An objective of the user's own: any object with four methods, on any model.
+"""An objective of the user's own, :class:`s3pet.objectives.OwnObjective`, as searches and retraining use one.
 
-    class Own:
-        def encode(self, rows): ...          # rows of a task → encoded rows, one each (kept in memory)
-        def collate(self, rows): ...         # encoded rows → a mapping of tensors
-        def loss(self, model, batch): ...    # → a scalar tensor; batch is what collate returned, on the model's device
-        def predict(self, model, batch): ... # → one prediction a row, as the task's metrics read it
-
-    search(model, task, space, budget="0.1%", objective=Own())
-    retrain(model, task, structure, objective=Own())
-
-Optional: ``heads(model)``, called once at the start, names submodules of the model that are trained too (their trained
-copies are in place whenever ``loss`` and ``predict`` run; the model keeps its own). ``settings`` is a mapping for the
-config of a run: plain numbers, texts and lists that decide the result. :mod:`s3pet.objectives` has ready ones.
-
-What needs scores of labels (populations, races, interventions, one-pass selectors) or knows the head (merging, PEFT,
-cards) takes the objectives of :mod:`s3pet.objective` only, and refuses others.
+If it names heads, submodules of the model that are trained too, copies of them are trained; they are in place whenever
+``loss`` and ``predict`` run, and the model keeps its own.
 """
 
 from __future__ import annotations
@@ -23,35 +10,18 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from s3pet.backbones import preserved
 from s3pet.errors import SearchError, TaskError, nearest
-from s3pet.objective import Objective, ObjectiveSettings, make_objective, row_length
+from s3pet.objective import Objective, ObjectiveSettings, make_objective
+from s3pet.objectives.protocol import has_methods
+from s3pet.streams import row_length
 from s3pet.tasks import Task
 from s3pet.tasks.plain import RowTask
-
-METHODS = ("encode", "collate", "loss", "predict")
-
-
-@runtime_checkable
-class OwnObjective(Protocol):
-    """What an objective must be able to do; see the description of the module."""
-
-    def encode(self, rows: Sequence[Any]) -> Sequence[Any]:
-        """Encoded rows, one for each row of a task."""
-
-    def collate(self, rows: Sequence[Any]) -> Mapping[str, Any]:
-        """One batch of encoded rows."""
-
-    def loss(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
-        """Mean loss of a batch, a scalar that can be differentiated."""
-
-    def predict(self, model: Any, batch: Mapping[str, Any]) -> Sequence[Any]:
-        """One prediction for each row of a batch."""
 
 
 class Own(Objective):
@@ -66,6 +36,9 @@ class Own(Objective):
     def __init__(self, model: nn.Module, task: Any, own: Any):
         super().__init__(model, task, ObjectiveSettings())
         self.__dict__["own"] = own
+        if isinstance(own, nn.Module) and any(weight.requires_grad for weight in own.parameters()):
+            how = "make them a submodule of the model and name it in heads(model)"
+            raise SearchError(f"{self.name} has parameters of its own, which would not be trained; {how}")
         self.heads = tuple(own.heads(model)) if hasattr(own, "heads") else ()
         modules = dict(model.named_modules())
         if unknown := [path for path in self.heads if path not in modules or not path]:
@@ -188,14 +161,5 @@ def objective_of(model: nn.Module, task: Any, objective: Any = None, *, seed: in
 
 
 def checked(objective: Any) -> Any:
-    """An object with the four methods, or settings; SearchError for anything else, which says what it lacks."""
-    if isinstance(objective, type) and _methods(objective):
-        raise SearchError(f"objective {objective.__name__} is a class; pass an object of it: {objective.__name__}(…)")
-    methods = set() if objective is None else _methods(objective)
-    if lacking := ", ".join(name for name in METHODS if methods and name not in methods):
-        raise SearchError(f"objective {type(objective).__name__} lacks the methods {lacking}; see s3pet.own")
-    return objective if methods else ObjectiveSettings.of(objective)
-
-
-def _methods(objective: Any) -> set[str]:
-    return {name for name in METHODS if callable(getattr(objective, name, None))}
+    """An object with the methods of an objective, or settings; SearchError for anything else, which says why."""
+    return objective if has_methods(objective) else ObjectiveSettings.of(objective)

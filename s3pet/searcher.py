@@ -35,7 +35,8 @@ from s3pet.backbones import backbone_checksum, preserved
 from s3pet.errors import SearchError
 from s3pet.gates import GRADIENT_MODES, Budget, BudgetLike, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
 from s3pet.objective import Batch, ObjectiveSettings
-from s3pet.own import OwnObjective, objective_of
+from s3pet.objectives import OwnObjective
+from s3pet.own import objective_of
 from s3pet.progress import View, make_view
 from s3pet.records import Cost, check_fields, config_hash, versions
 from s3pet.result import RESULTS_VERSION, SearchResult, gate_table, load_state, prepare_folder, save_state
@@ -280,7 +281,7 @@ def search(
         budget: trainable PET parameters, any form that :meth:`s3pet.Budget.parse` reads.
         settings: ``"default"``, or ``"paper"`` for dropout in the frozen backbone, as the authors have it.
         objective: how the backbone learns the task: :class:`s3pet.objective.ObjectiveSettings` or a mapping, or an
-            object of your own, see :mod:`s3pet.own`.
+            object of your own, see :mod:`s3pet.objectives`.
         out: run folder; with it, the search writes checkpoints and continues where it was cut off.
         overwrite: replace a finished run in ``out``, and start an unfinished one anew.
         progress: show a live figure with a stop button in a notebook and a bar elsewhere; or a :class:`View`.

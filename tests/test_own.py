@@ -347,12 +347,18 @@ class Wrong(Lacking):
     loss = predict = lambda self, model, batch: torch.zeros(2)
 
 
+class Parametric(torch.nn.Linear, Wrong):
+    def __init__(self):
+        super().__init__(2, 2)
+
+
 def test_objects_that_are_no_objectives_are_refused():
     model, task, objective = own_loss_case()
     for wrong, message in [
         (Lacking(), "objective Lacking lacks the methods loss, predict"),
         (ModelLoss, r"objective ModelLoss is a class; pass an object of it: ModelLoss\(…\)"),
         (3, "objective must be a mapping"),
+        (Parametric(), "Parametric has parameters of its own, which would not be trained"),
         (Wrong(), "no submodule 'clasifier' to be its head; nearest: 'classifier'"),
     ]:
         with pytest.raises(SearchError, match=message):

@@ -1,4 +1,4 @@
-"""Ready objectives for ``search`` and ``retrain``: the model's own loss and head, tags, label sets, texts, images.
+"""Ready objectives for ``search`` and ``retrain``, and how to write one.
 
     objective=ModelLoss()                     # rows are the model's inputs: question answering, multiple choice
     objective=TokenClassification(tokenizer, names=("O", "PER"))  # AutoModelForTokenClassification
@@ -6,12 +6,22 @@
     objective=Generation(tokenizer)                               # T5, BART, or a decoder: writes the target text
     objective=ImageClassification(processor)                      # AutoModelForImageClassification
 
-Each is an object of the kind that :mod:`s3pet.own` describes, and goes with a :class:`s3pet.tasks.plain.RowTask`. The
-head that the model brings is trained; its parameters are reported beside the budget, never as part of it.
+They go with a :class:`s3pet.tasks.plain.RowTask`. The head that the model brings is trained; its parameters are
+reported beside the budget, never as part of it. One of your own is any object with four methods:
+
+    class Mine:
+        def encode(self, rows): ...           # rows of a task → encoded rows, one each
+        def collate(self, rows): ...          # encoded rows → a mapping of tensors
+        def loss(self, model, batch): ...     # → a scalar tensor
+        def predict(self, model, batch): ...  # → one prediction a row, as the task's metrics read it
+
+What needs scores of labels (populations, races, interventions, one-pass selectors) or knows the head (merging, PEFT,
+cards) takes the objectives of :mod:`s3pet.objective` only, and refuses these.
 """
 
 from s3pet.objectives.generation import Generation
 from s3pet.objectives.heads import ModelLoss
 from s3pet.objectives.labels import ImageClassification, MultiLabel, TokenClassification
+from s3pet.objectives.protocol import OwnObjective
 
-__all__ = ["Generation", "ImageClassification", "ModelLoss", "MultiLabel", "TokenClassification"]
+__all__ = ["Generation", "ImageClassification", "ModelLoss", "MultiLabel", "OwnObjective", "TokenClassification"]

@@ -96,7 +96,7 @@ class ModelLoss:
             return [divmod(int(place), both.shape[-1]) for place in best]
         if (logits := getattr(output, "logits", None)) is None:
             what = f"{type(model).__name__} returns no logits"
-            raise SearchError(f"{what}; write an objective of your own, see s3pet.own")
+            raise SearchError(f"{what}; write an objective of your own, see s3pet.objectives")
         if logits.ndim == 2 and logits.shape[-1] == 1:
             return logits[:, 0].tolist()
         classes = logits.argmax(-1).tolist()
