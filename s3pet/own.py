@@ -86,7 +86,7 @@ class Own(Objective):
         raise SearchError(f"{self.name} is an objective of your own, which has no scores of labels")
 
     def loss(self, batch: Any, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        with self._with_head(head_weights):
+        with self.with_head(head_weights):
             value = self.own.loss(self.model, batch["inputs"])
         if not isinstance(value, Tensor) or value.ndim:
             what = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
@@ -100,7 +100,7 @@ class Own(Objective):
         predictions: list[Any] = [None] * len(encoded)
         check = self.model.register_forward_hook(self._check_output)
         try:
-            with preserved(self, self.model), self._with_head():
+            with preserved(self, self.model), self.with_head():
                 self.model.eval()
                 for start in range(0, len(order), batch_size):
                     part = order[start : start + batch_size]
@@ -127,7 +127,7 @@ class Own(Objective):
         return type(self.own).__name__
 
     @contextmanager
-    def _with_head(self, weights: Sequence[Tensor] | None = None) -> Iterator[None]:
+    def with_head(self, weights: Sequence[Tensor] | None = None) -> Iterator[None]:
         """Put the trained tensors of the head into the model."""
         before = [slots[leaf] for slots, leaf in self._slots]
         try:

@@ -6,15 +6,18 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from PIL import Image
 from tiny import tiny_bert, tiny_llama, tiny_t5
 from toy import WORDS, easy_task, short_task, toy_tokenizer
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
+    T5ForConditionalGeneration,
 )
 from zoo import zoo_model
 
@@ -192,8 +195,11 @@ def test_from_rows_to_a_tuned_model_that_is_loaded_again(case, tmp_path):
     loaded = load_tuned(tmp_path / "tuned", same, task, objective=objective)
     assert loaded.predict(task.test) == tuned.predict(task.test)
     assert loaded.evaluate(task.test)["score"] == pytest.approx(tuned.metrics["test"], abs=1e-6)
-    one_by_one = [tuned.predict([row])[0] for row in task.test]
-    assert one_by_one == (pytest.approx(tuned.predict(task.test)) if case == "similarity" else tuned.predict(task.test))
+    expected = pytest.approx(tuned.predict(task.test), abs=1e-5) if case == "similarity" else tuned.predict(task.test)
+    assert [tuned.predict([row])[0] for row in task.test] == expected
+    merged, batch = merge(tuned), objective.collate(objective.encode(task.test))
+    with torch.no_grad():
+        assert merged.difference < 1e-4 and objective.predict(merged.model, batch) == expected
 
 
 @pytest.mark.parametrize("structure", ["full", "head", "zero-shot"])
@@ -391,7 +397,7 @@ def test_scores_that_are_not_finite_give_no_prediction():
 def test_what_an_own_objective_cannot_do_is_refused(tmp_path):
     tuned = tune("own loss", out=tmp_path / "tuned")
     model, task, objective = own_loss_case()
-    for call in (merge, lambda t: to_peft(t, tmp_path / "peft"), lambda t: save_folder(t, tmp_path / "card")):
+    for call in (lambda t: to_peft(t, tmp_path / "peft"), lambda t: save_folder(t, tmp_path / "card")):
         with pytest.raises(ExportError, match="ModelLoss"):
             call(tuned)
     with pytest.raises(SearchError, match=r"An object of your own .* goes to search, retrain and load_tuned only"):
@@ -401,3 +407,19 @@ def test_what_an_own_objective_cannot_do_is_refused(tmp_path):
             load_tuned(tmp_path / "tuned", model, **options)
     with pytest.raises(StructureMismatchError, match="was tuned with objective"):
         load_tuned(tmp_path / "tuned", model, task, objective=ModelLoss(padding={"input_ids": 3}))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_a_text_writer_leaves_as_an_adapter_and_as_a_plain_model(tmp_path):
+    tuned = tune("t5")
+    model, task, objective = CASES["t5"]()
+    batch = objective.collate(objective.encode(task.test))
+    merge(tuned).save(tmp_path / "plain")
+    plain = T5ForConditionalGeneration.from_pretrained(tmp_path / "plain").eval()
+    assert AutoTokenizer.from_pretrained(tmp_path / "plain").vocab_size == toy_tokenizer().vocab_size
+    adapted = PeftModel.from_pretrained(model, to_peft(tuned, tmp_path / "peft")).eval()
+    with torch.no_grad(), tuned.learner.attached():
+        expected = float(tuned.learner.objective.loss(tuned.learner.objective.collate(objective.encode(task.test))))
+    with torch.no_grad():
+        for other in (plain, adapted):
+            assert float(objective.loss(other, batch)) == pytest.approx(expected, rel=1e-5)

@@ -15,8 +15,8 @@ reported beside the budget, never as part of it. One of your own is any object w
         def loss(self, model, batch): ...     # → a scalar tensor
         def predict(self, model, batch): ...  # → one prediction a row, as the task's metrics read it
 
-What needs scores of labels (populations, races, interventions, one-pass selectors) or knows the head (merging, PEFT,
-cards) takes the objectives of :mod:`s3pet.objective` only, and refuses these.
+What needs scores of labels (populations, races, interventions, one-pass selectors), PEFT files of a model with a head,
+and cards take the objectives of :mod:`s3pet.objective` only, and refuse these. ``merge`` takes both.
 """
 
 from s3pet.objectives.generation import Generation
