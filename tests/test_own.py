@@ -18,6 +18,7 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     T5ForConditionalGeneration,
+    T5ForQuestionAnswering,
 )
 from zoo import zoo_model
 
@@ -26,6 +27,7 @@ from s3pet.backbones import backbone_checksum
 from s3pet.errors import ExportError, RunError, SearchError, StructureMismatchError, TaskError
 from s3pet.export import save_folder
 from s3pet.objectives import Generation, ImageClassification, ModelLoss, MultiLabel, TokenClassification
+from s3pet.objectives.heads import own_heads
 from s3pet.own import objective_of
 from s3pet.structure import random_structure
 from s3pet.studies.population import Population
@@ -209,6 +211,19 @@ def test_references_of_an_own_head(structure, tmp_path):
     tuned = retrain(model, task, structure, objective=objective, out=tmp_path, **STEPS)
     assert backbone_checksum(model) == before and tuned.metrics["head_params"] == 66
     assert load_tuned(tmp_path, model, task, objective=objective).predict(task.test) == tuned.predict(task.test)
+
+
+def test_heads_are_what_lies_beside_the_base_model():
+    for model, heads in [
+        (tiny_bert(), ()),
+        (tiny_t5(), ()),
+        (tiny_llama(), ()),
+        (zoo_model("bert-mlm"), ()),
+        (T5ForQuestionAnswering(tiny_t5().config), ("qa_outputs",)),
+        (zoo_model("llama-classifier"), ("score",)),
+        (BertForQuestionAnswering(BertConfig(**SMALL)), ("qa_outputs",)),
+    ]:
+        assert own_heads(model) == heads
 
 
 def test_rows_to_predict_need_no_labels():

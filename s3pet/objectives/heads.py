@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import MODEL_MAPPING
 
 from s3pet.errors import SearchError, TaskError
 from s3pet.objectives.columns import IGNORED, padded
@@ -116,8 +117,12 @@ def own_heads(model: Any) -> tuple[str, ...]:
 
     ``qa_outputs``, ``classifier`` or ``score``; none for T5 and for decoders with a language-model head.
     """
-    base, embedding = getattr(model, "base_model", model), model.get_output_embeddings()
-    if base is model:
-        return ()
-    beside = [(name, part) for name, part in model.named_children() if part is not base and [*part.parameters()]]
-    return tuple(name for name, part in beside if embedding is None or all(p is not embedding for p in part.modules()))
+    base, embedding, inner = getattr(model, "base_model", model), model.get_output_embeddings(), set[str]()
+    if base is model:  # a bare model, or one whose base model is not a part by itself, as T5ForQuestionAnswering
+        bare: Any = MODEL_MAPPING.get(type(getattr(model, "config", None)), None)
+        if bare is None:
+            return ()
+        with torch.device("meta"):
+            inner = {name for name, _ in bare(model.config).named_children()}
+    beside = [(n, part) for n, part in model.named_children() if n not in inner and part is not base]
+    return tuple(n for n, part in beside if [*part.parameters()] and all(p is not embedding for p in part.modules()))
