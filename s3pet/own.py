@@ -119,6 +119,7 @@ class Own(Objective):
     def evaluate(self, examples: Sequence[Any], rows: Any = None) -> dict[str, float]:
         task = self.task
         labels = task.labels(examples) if isinstance(task, RowTask) else [example.label for example in examples]
+        labels = self.own.labels(labels) if hasattr(self.own, "labels") else labels
         return task.score(self.predict(examples, rows), labels)
 
     @property
@@ -155,7 +156,7 @@ def objective_of(model: nn.Module, task: Any, objective: Any = None, *, seed: in
     if isinstance(objective, ObjectiveSettings):
         return make_objective(model, task, objective, seed=seed)
     if not isinstance(task, Task | RowTask):
-        how = "s3pet.tasks.plain.RowTask(name, train, validation, test, metrics={…})"
+        how = "s3pet.tasks.RowTask(name, train, validation, test, metrics={…})"
         raise TaskError(f"a {type(task).__name__} is not a task; pass load_task(…) or {how}")
     return Own(model, task, objective)
 

@@ -124,7 +124,7 @@ def tags_case():
 
 
 def moods_case():
-    rows = [{"text": text, "labels": ["fun", "sad", "new"][: k % 4]} for k, text in enumerate(sentences(24))]
+    rows = [{"text": text, "labels": ["fun", 1, "new"][: k % 4]} for k, text in enumerate(sentences(24))]
     model = bert(BertForSequenceClassification, 3)
     return model, task_of(rows, f1_micro), MultiLabel(toy_tokenizer(), names=("fun", "sad", "new"))
 
@@ -211,6 +211,24 @@ def test_references_of_an_own_head(structure, tmp_path):
     tuned = retrain(model, task, structure, objective=objective, out=tmp_path, **STEPS)
     assert backbone_checksum(model) == before and tuned.metrics["head_params"] == 66
     assert load_tuned(tmp_path, model, task, objective=objective).predict(task.test) == tuned.predict(task.test)
+
+
+def test_numbers_and_names_of_labels_are_the_same_labels():
+    tokenizer, names = toy_tokenizer(), ("O", "PER")
+    assert TokenClassification(tokenizer, names=names).labels([[1, "O"], []]) == [["PER", "O"], []]
+    assert MultiLabel(tokenizer, names=names).labels([[1, "O"], [1]]) == [["O", "PER"], ["PER"]]
+    assert ImageClassification(pixels, names=names).labels([1, "O"]) == ["PER", "O"]
+    assert ImageClassification(pixels).labels([1, 0]) == [1, 0]
+
+
+@pytest.mark.parametrize("order", ["unrolled", "unrolled_exact"])
+def test_second_orders_pass_through_an_own_head(order):
+    _, task, objective = own_loss_case()
+    model = BertForSequenceClassification(BertConfig(**SMALL, attn_implementation="eager")).eval()
+    space = make_space(model, "lora")
+    options = {"objective": objective, "order": order, "progress": False} | STEPS
+    result = search(model, task, space, budget=space.n_params // 3, **options)
+    assert float(result.gates["alpha"].abs().max()) > 0 and result.metrics["stopped"] is None
 
 
 def test_heads_are_what_lies_beside_the_base_model():

@@ -6,8 +6,8 @@
     objective=Generation(tokenizer)                               # T5, BART, or a decoder: writes the target text
     objective=ImageClassification(processor)                      # AutoModelForImageClassification
 
-They go with a :class:`s3pet.tasks.plain.RowTask`. The head that the model brings is trained; its parameters are
-reported beside the budget, never as part of it. One of your own is any object with four methods:
+They go with a :class:`s3pet.tasks.RowTask`. The head that the model brings is trained, from the weights it has; its
+parameters are reported beside the budget, never as part of it. One of your own is any object with four methods:
 
     class Mine:
         def encode(self, rows): ...           # rows of a task → encoded rows, one each

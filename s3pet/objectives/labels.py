@@ -73,6 +73,10 @@ class TokenClassification(ModelLoss):
             predictions.append([self.names[tag] if self.names and tag is not None else tag for tag in tags])
         return predictions
 
+    def labels(self, values: Sequence[Any]) -> list[Any]:
+        """Tags as predictions have them: names, if there are any."""
+        return [[_named("a tag", tag, self.names) for tag in row] for row in values]
+
 
 class MultiLabel(ModelLoss):
     """Any number of labels for each text: the binary cross-entropy of every label.
@@ -84,18 +88,18 @@ class MultiLabel(ModelLoss):
     A prediction is the list of names whose probability is above one half.
 
     Args:
-        tokenizer, names: of the model; one name for each of its outputs, in their order. text, labels: columns; text
-            may be two, such as ``("premise", "hypothesis")``, and labels are lists of names or numbers, not vectors of
+        tokenizer, names: of the model; one name for each of its outputs, in their order. text, target: columns; text
+            may be two, such as ``("premise", "hypothesis")``, and targets are lists of names or numbers, not vectors of
             0 and 1. max_length: tokens of an input; longer ones are cut.
     """
 
     def __init__(
-        self, tokenizer: Any, *, names: Sequence[str], text: str | Sequence[str] = "text", labels: str = "labels",
+        self, tokenizer: Any, *, names: Sequence[str], text: str | Sequence[str] = "text", target: str = "labels",
         max_length: int = 128, head: Sequence[str] | None = None,
     ):  # fmt: skip
         super().__init__(padding={"input_ids": tokenizer.pad_token_id or 0}, head=head)
         self.tokenizer, self.names, self.max_length = tokenizer, tuple(names), max_length
-        self.text, self.labels = (text,) if isinstance(text, str) else tuple(text), labels
+        self.text, self.target = (text,) if isinstance(text, str) else tuple(text), target
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -110,11 +114,11 @@ class MultiLabel(ModelLoss):
         for n, row in enumerate(rows, 1):
             texts = [read_text(n, row, column) for column in self.text]
             entry = dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
-            if self.labels in row:
-                if not isinstance(row[self.labels], list | tuple):
-                    what = f"column {self.labels!r} must be a list of names or numbers, which may be empty"
-                    raise TaskError(f"row {n}: {what}; got {row[self.labels]!r}")
-                chosen = {class_number(f"row {n}: a label", label, self.names) for label in row[self.labels]}
+            if self.target in row:
+                if not isinstance(row[self.target], list | tuple):
+                    what = f"column {self.target!r} must be a list of names or numbers, which may be empty"
+                    raise TaskError(f"row {n}: {what}; got {row[self.target]!r}")
+                chosen = {class_number(f"row {n}: a label", label, self.names) for label in row[self.target]}
                 entry["labels"] = [float(k in chosen) for k in range(len(self.names))]
             encoded.append(entry)
         return encoded
@@ -126,6 +130,11 @@ class MultiLabel(ModelLoss):
     def predict(self, model: Any, batch: Mapping[str, Tensor]) -> list[Any]:
         logits = self.output(model, batch, targets=False).logits
         return [[name for name, on in zip(self.names, row, strict=True) if on] for row in (logits > 0).tolist()]
+
+    def labels(self, values: Sequence[Any]) -> list[Any]:
+        """Label sets as predictions have them: names in the order of the model's outputs."""
+        chosen = [{class_number("a label", label, self.names) for label in row} for row in values]
+        return [[name for k, name in enumerate(self.names) if k in row] for row in chosen]
 
 
 class ImageClassification(ModelLoss):
@@ -180,6 +189,15 @@ class ImageClassification(ModelLoss):
     def predict(self, model: Any, batch: Mapping[str, Tensor]) -> list[Any]:
         classes = super().predict(model, batch)
         return [self.names[number] for number in classes] if self.names else classes
+
+    def labels(self, values: Sequence[Any]) -> list[Any]:
+        """Labels as predictions have them: names, if there are any."""
+        return [_named("a label", value, self.names) for value in values]
+
+
+def _named(where: str, value: Any, names: Sequence[str]) -> Any:
+    number = class_number(where, value, names)
+    return names[number] if names else number
 
 
 def _check_outputs(model: Any, names: Sequence[str]) -> None:

@@ -15,8 +15,9 @@ METHODS = ("encode", "collate", "loss", "predict")
 class OwnObjective(Protocol):
     """How any model learns any rows: four methods.
 
-    Two more attributes are optional. ``heads(model)``, called once at the start, names submodules of the model that are
-    trained too. ``settings`` is a mapping of plain numbers, texts and lists that decide the result; it is part of the
+    Three more attributes are optional. ``heads(model)``, called once at the start, names submodules of the model that
+    are trained too, from the weights that they have. ``labels(values)`` returns the labels of a task in the form of
+    predictions. ``settings`` is a mapping of plain numbers, texts and lists that decide the result; it is part of the
     config of a run.
 
     Rows are batched by the length of their ``input_ids``, if they are mappings with such a column.
