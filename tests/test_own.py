@@ -22,7 +22,7 @@ from transformers import (
 )
 from zoo import zoo_model
 
-from s3pet import load_tuned, make_space, merge, retrain, search, to_peft
+from s3pet import compare, load_tuned, make_space, merge, retrain, search, to_peft
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import ExportError, RunError, SearchError, StructureMismatchError, TaskError
 from s3pet.export import save_folder
@@ -231,6 +231,17 @@ def test_second_orders_pass_through_an_own_head(order):
     assert float(result.gates["alpha"].abs().max()) > 0 and result.metrics["stopped"] is None
 
 
+def test_a_search_with_an_own_head_continues_from_its_checkpoint(tmp_path):
+    model, task, objective = own_loss_case()
+    space = make_space(model, "lora")
+    options = {"budget": space.n_params // 3, "objective": objective, "progress": False, "batch_size": 4, "steps": 14}
+    whole = search(model, task, space, **options)
+    with pytest.raises(ZeroDivisionError):
+        search(model, task, space, out=tmp_path, callbacks=[lambda searcher: 1 / (13 - searcher.step)], **options)
+    assert (tmp_path / "checkpoint").is_dir()
+    assert search(model, task, space, out=tmp_path, **options).gates.equals(whole.gates)
+
+
 def test_heads_are_what_lies_beside_the_base_model():
     for model, heads in [
         (tiny_bert(), ()),
@@ -435,6 +446,8 @@ def test_what_an_own_objective_cannot_do_is_refused(tmp_path):
             call(tuned)
     with pytest.raises(SearchError, match=r"An object of your own .* goes to search, retrain and load_tuned only"):
         Population(model, task, [], Recipe(), objective)
+    with pytest.raises(SearchError, match=r"An object of your own .* goes to search, retrain and load_tuned only"):
+        compare(model, task, {"mine": tuned.structure}, objective=objective)
     for options in ({}, {"task": task}, {"objective": objective}, {"task": task, "objective": Similarity(None)}):
         with pytest.raises(RunError, match=r"was tuned with ModelLoss; use load_tuned\(…, task, objective=ModelLoss"):
             load_tuned(tmp_path / "tuned", model, **options)
