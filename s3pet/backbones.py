@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -180,17 +180,18 @@ def n_parameters(model: nn.Module) -> int:
     return total
 
 
-def backbone_checksum(model: nn.Module) -> str:
+def backbone_checksum(model: nn.Module, heads: Sequence[str] = ()) -> str:
     """Return the SHA-256 (hexadecimal) of all parameters and buffers with their names, shapes and types.
 
-    Tied weights count once. A pooler whose weights are not in the checkpoint (``s3pet_pooler_is_fresh``) is left out.
+    Tied weights count once. A pooler whose weights are not in the checkpoint (``s3pet_pooler_is_fresh``) is left out,
+    and so are ``heads``, names of submodules that are trained and saved elsewhere.
     """
     import torch
 
     digest = hashlib.sha256()
     fresh = getattr(model, "s3pet_pooler_is_fresh", False)
     for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()], key=lambda pair: pair[0]):
-        if not (fresh and "pooler" in name):
+        if not (fresh and "pooler" in name) and not name.startswith(tuple(f"{head}." for head in heads)):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -28,16 +28,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from s3pet.backbones import backbone_kind, preserved
 from s3pet.choices import WordTree
 from s3pet.errors import SearchError, TaskError
-from s3pet.records import LATER, check_fields
+from s3pet.records import LATER, check_fields, recorded
+from s3pet.streams import Row, row_length
+from s3pet.streams import Stream as Stream
+from s3pet.streams import derive as derive
 from s3pet.tasks import Example, Task
 from s3pet.tasks.checks import distinct_prefix
 from s3pet.tasks.tokens import Reader
 
 Batch = dict[str, Tensor]
-Row = dict[str, Any]
 CHOICES = {"pooling": (None, "pooler", "first", "mean"), "loss": ("choice", "lm"), "precision": ("float32", "bfloat16")}
 CHOICES |= {"class_weights": (None, "balanced")}  # type: ignore[dict-item]
-POOL = 8  # number of batches whose rows are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -73,50 +74,9 @@ class ObjectiveSettings:
             return settings
         names = [entry.name for entry in fields(cls)]
         if not isinstance(settings, Mapping | None) or not set(settings or {}) <= set(names):
-            raise SearchError(f"objective must be a mapping of some of {', '.join(names)}; got {settings!r}")
+            own = "An object of your own (s3pet.objectives) goes to search, retrain and load_tuned only"
+            raise SearchError(f"objective must be a mapping of some of {', '.join(names)}; got {settings!r}. {own}")
         return cls(**(settings or {}))
-
-
-class Stream:
-    """Shuffled batches of rows of similar length; the batch of a step depends only on the seed and the step.
-
-    Shuffled rows are sorted by length within pools of a few batches, to avoid padding, and the batches are shuffled
-    again. Every row comes once an epoch, with different rows each time; one batch of an epoch may be smaller.
-    """
-
-    def __init__(self, rows: Sequence[Row], batch_size: int, seed: int):
-        self.rows, self.size, self.seed = rows, min(batch_size, len(rows)), seed
-        self._epoch, self._batches = -1, list[list[int]]()
-
-    def __call__(self, step: int) -> list[Row]:
-        """Rows of the batch at this step."""
-        return [self.rows[row] for row in self.indices(step)]
-
-    def indices(self, step: int) -> list[int]:
-        """Row numbers of the batch at this step."""
-        epoch, index = divmod(step, -(-len(self.rows) // self.size))
-        if epoch != self._epoch:
-            self._epoch, self._batches = epoch, self._shuffled(derive(self.seed, epoch))
-        return self._batches[index]
-
-    def _shuffled(self, seed: int) -> list[list[int]]:
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.rows), generator=generator).tolist()
-        pool = self.size * max(1, min(POOL, len(order) // (4 * self.size)))  # at least four pools, so that rows mix
-        batches = []
-        for start in range(0, len(order), pool):
-            rows = sorted(order[start : start + pool], key=lambda row: len(self.rows[row]["input_ids"]))
-            batches += [rows[first : first + self.size] for first in range(0, len(rows), self.size)]
-        return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
-
-
-def derive(*numbers: int) -> int:
-    """A well-mixed 62-bit seed from integers."""
-    state = 0x9E3779B97F4A7C15
-    for number in numbers:
-        state = ((state ^ (number + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9) % 2**64
-        state ^= state >> 31
-    return state % 2**62
 
 
 class Objective(nn.Module):
@@ -127,17 +87,17 @@ class Objective(nn.Module):
         settings: the settings used; ``pooling`` is never None for an encoder.
         head, scored: the task head of an encoder, else None; the number of rows predicted so far.
         batch_size, n_sequences: sequences of a batch that is only scored, and how many one row needs.
+        heads: submodules of the model that the head stands for; none, if it is a fresh one.
     """
 
     model: Any
     head: Any
     words: Any
     class_weights: Any
+    heads: tuple[str, ...] = ()
 
-    def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
+    def __init__(self, model: nn.Module, task: Any, settings: ObjectiveSettings):
         super().__init__()
-        if task.tokenizer is None:
-            raise TaskError(f"task {task.name!r} has no tokenizer; give one: load_task({task.name!r}, tokenizer)")
         self.__dict__["model"] = model
         self.task, self.tokenizer, self.settings = task, task.tokenizer, settings
         self.head, self.scored, self.batch_size, self.n_sequences = None, 0, 128, 1
@@ -168,6 +128,14 @@ class Objective(nn.Module):
             return F.cross_entropy(scores, target, reduction=reduction)
         losses = F.cross_entropy(scores, target, self.class_weights, reduction="none")
         return losses.mean() if reduction == "mean" else losses
+
+    def declared(self) -> dict[str, Any]:
+        """What decides this objective, for the config of a run."""
+        return recorded(self.settings)
+
+    def unfreeze(self) -> None:
+        """Let the whole backbone be trained."""
+        self.model.requires_grad_(True)
 
     def prepare(self, dropout: bool) -> None:
         """Get backbone and head ready for training, with their dropout or without."""
@@ -225,7 +193,7 @@ class Objective(nn.Module):
     ) -> Tensor:
         """The :meth:`scores` of examples (one or more) [n, n_labels], in their order; raises as :meth:`predict`."""
         encoded = self.encode(examples) if rows is None else rows
-        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
+        order = sorted(range(len(encoded)), key=lambda index: row_length(encoded[index]))
         parts, batch_size = list[Tensor](), max(1, (batch_size or self.batch_size) // self.n_sequences)
         with preserved(self, self.model):
             self.model.eval()
@@ -373,9 +341,14 @@ def make_objective(
         settings, seed: a record, or a mapping of some of its fields; the seed of a fresh head.
 
     Raises:
-        SearchError: bad settings, or settings that this backbone does not use. TaskError: no tokenizer.
+        SearchError: bad settings, or settings that this backbone does not use. TaskError: no tokenizer, or no task.
     """
     chosen, kind = ObjectiveSettings.of(settings), backbone_kind(model)
+    if not isinstance(task, Task):
+        what = f"a {type(task).__name__} is not a task of texts and labels, which load_task makes"
+        raise TaskError(f"{what}; rows of another form need objective=, an object: see s3pet.objectives")
+    if task.tokenizer is None:
+        raise TaskError(f"task {task.name!r} has no tokenizer; give one: load_task({task.name!r}, tokenizer)")
     if kind == "encoder":
         if chosen.loss != "choice":
             raise SearchError(f"loss={chosen.loss!r} is for text-to-text backbones; an encoder learns by its head")

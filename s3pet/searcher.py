@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,18 @@ from s3pet import bilevel
 from s3pet.backbones import backbone_checksum, preserved
 from s3pet.errors import SearchError
 from s3pet.gates import GRADIENT_MODES, Budget, BudgetLike, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
-from s3pet.objective import Batch, Stream, derive, make_objective
+from s3pet.objective import Batch, ObjectiveSettings
+from s3pet.objectives import OwnObjective
+from s3pet.own import objective_of
 from s3pet.progress import View, make_view
-from s3pet.records import Cost, check_fields, config_hash, recorded, versions
+from s3pet.records import Cost, check_fields, config_hash, versions
 from s3pet.result import RESULTS_VERSION, SearchResult, gate_table, load_state, prepare_folder, save_state
 from s3pet.space import Space
+from s3pet.streams import Stream, derive
 from s3pet.structure import parse_budget, select_mask
 from s3pet.supernet import Supernet
 from s3pet.tasks import Task
+from s3pet.tasks.plain import RowTask
 
 Callback = Callable[["Searcher"], Any]
 
@@ -103,10 +107,10 @@ class Searcher:
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, space: Space, budget: Budget, settings: Settings, objective: Any = None
+        self, model: nn.Module, task: Any, space: Space, budget: Budget, settings: Settings, objective: Any = None
     ):
         self.settings, self.space, self.budget = settings, space, budget
-        self.objective = make_objective(model, task, objective, seed=settings.seed)
+        self.objective = objective_of(model, task, objective, seed=settings.seed)
         self.supernet = Supernet(model, space, seed=settings.seed)
         self.train, self.val = (
             Stream(self.objective.encode(half), settings.batch_size, derive(settings.seed, tag))
@@ -257,12 +261,12 @@ class Searcher:
 
 def search(
     model: nn.Module,
-    task: Task,
+    task: Task | RowTask,
     space: Space,
     *,
     budget: BudgetLike,
     settings: str = "default",
-    objective: Any = None,
+    objective: ObjectiveSettings | Mapping[str, Any] | OwnObjective | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: bool | View = True,
@@ -276,7 +280,8 @@ def search(
         task: its training split is halved into search_train and search_val; no other split is used.
         budget: trainable PET parameters, any form that :meth:`s3pet.Budget.parse` reads.
         settings: ``"default"``, or ``"paper"`` for dropout in the frozen backbone, as the authors have it.
-        objective: how the backbone learns the task: :class:`s3pet.objective.ObjectiveSettings` or a mapping.
+        objective: how the backbone learns the task: :class:`s3pet.objective.ObjectiveSettings` or a mapping, or an
+            object of your own, see :mod:`s3pet.objectives`.
         out: run folder; with it, the search writes checkpoints and continues where it was cut off.
         overwrite: replace a finished run in ``out``, and start an unfinished one anew.
         progress: show a live figure with a stop button in a notebook and a bar elsewhere; or a :class:`View`.
@@ -304,7 +309,7 @@ def search(
         searcher = Searcher(model, task, space, parsed, chosen, objective)
         config = {
             "model": space.model_id,
-            "model_hash": backbone_checksum(model),
+            "model_hash": backbone_checksum(model, searcher.objective.heads),
             "backbone_params": space.backbone_params,
             "task": task.name,
             "task_hash": task.fingerprint,
@@ -312,7 +317,7 @@ def search(
             "space_hash": config_hash({"candidates": space.names}),
             "budget": parsed.n_params,
             **asdict(chosen),
-            "objective": recorded(searcher.objective.settings),
+            "objective": searcher.objective.declared(),
             "results_version": RESULTS_VERSION,
             "versions": versions(),
         }

@@ -28,13 +28,16 @@ from transformers import TrainerCallback
 
 from s3pet.backbones import backbone_checksum, n_parameters, preserved, tokenizer_of, unwrapped
 from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError
-from s3pet.objective import ObjectiveSettings, make_objective
+from s3pet.objective import ObjectiveSettings
+from s3pet.objectives import OwnObjective
+from s3pet.own import Own, checked, objective_of
 from s3pet.records import Cost, recorded, versions, write_json
 from s3pet.result import prepare_folder
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet, is_attached
 from s3pet.tasks import Example, Task
 from s3pet.tasks.forms import form_of, read_records, task_of
+from s3pet.tasks.plain import RowTask
 from s3pet.trainer import Bar, Learner, Recipe, train
 
 REFERENCES = ("full", "head", "zero-shot")
@@ -55,7 +58,7 @@ class TunedModel:
     """
 
     model: nn.Module
-    task: Task
+    task: Any
     structure: Structure | None
     learner: Learner
     metrics: dict[str, Any]
@@ -70,12 +73,18 @@ class TunedModel:
         """Label name (or value) of each record; with ``proba`` a table with the probability of each label instead.
 
         Args:
-            records: new texts, or other records as in :func:`s3pet.tasks.forms.read_records`; they need no labels.
+            records: new texts, or other records as in :func:`s3pet.tasks.forms.read_records`; they need no labels. For
+                an objective of your own, rows that it encodes; what it predicts is returned.
             proba: return a DataFrame, [n_records, n_labels], with the label names as columns.
 
         Raises:
             TaskError: records that the task cannot read, or ``proba`` of a regression. SearchError: a score is NaN.
         """
+        if isinstance(self.learner.objective, Own):
+            if proba:
+                raise TaskError(f"{self.config['objective']['own']} predicts no probabilities; call without proba")
+            with self.learner.attached():
+                return self.learner.objective.predict(list(records))
         examples, names = read_records(self.task, records), self.task.label_names
         if proba and self.task.regression:
             raise TaskError(f"task {self.task.name!r} is a regression, which has values and no probabilities")
@@ -125,10 +134,10 @@ class TunedModel:
 
 def retrain(
     model: nn.Module,
-    task: Task,
+    task: Task | RowTask,
     structure: Structure | str,
     *,
-    objective: ObjectiveSettings | Mapping[str, Any] | None = None,
+    objective: ObjectiveSettings | Mapping[str, Any] | OwnObjective | None = None,
     out: str | Path | None = None,
     progress: bool = False,
     test: bool = True,
@@ -140,10 +149,11 @@ def retrain(
     Returns a tuned model whose ``metrics`` hold the task's main metric as ``validation`` and ``test``.
 
     Args:
-        model, task: the backbone, left as it was after any exit, and the task, with its tokenizer.
+        model, task: the backbone, left as it was after any exit, and the task, with its tokenizer if it needs one.
         structure: a structure, ``"full"``, ``"head"`` (for a text-to-text backbone the same as zero-shot) or
             ``"zero-shot"``.
-        objective: :class:`s3pet.objective.ObjectiveSettings`, or a mapping of some of its fields.
+        objective: :class:`s3pet.objective.ObjectiveSettings`, or a mapping of some of its fields; or an object of your
+            own, see :mod:`s3pet.objectives`.
         out, progress: folder to save the tuned model to; show a bar.
         test: score the test split; use False while something is still to be chosen.
         callbacks: Hugging Face callbacks, for early stopping, logging and the like.
@@ -154,10 +164,10 @@ def retrain(
         SearchError: bad settings, an attached supernet, or training diverged (then the attribute ``tuned`` of the error
             is the best model scored before, or None).
     """
-    chosen, settings = Recipe(**recipe), ObjectiveSettings.of(objective)
+    chosen, objective = Recipe(**recipe), checked(objective)
     if out is not None:
         prepare_folder(out, "tuned model", overwrite=False)
-    learner = _make_learner(model, task, structure, settings, chosen.seed)
+    learner = _make_learner(model, task, structure, objective, chosen.seed)
     tuned = tune(learner, model, chosen, structure, progress=progress, test=test, callbacks=callbacks)
     if out is not None:
         tuned.save(out)
@@ -217,13 +227,13 @@ def tune(
     config = {
         "structure": kind if kept is None else kept.origin.get("kind", "custom"),
         "model": getattr(model, "s3pet_id", type(model).__name__),
-        "model_hash": backbone_checksum(model),
+        "model_hash": backbone_checksum(model, objective.heads),
         "task": task.name,
         "task_hash": task.fingerprint,
         "label_words": list(task.label_words),
         "regression": task.regression,
-        "form": form_of(task),
-        "objective": recorded(objective.settings),
+        "form": form_of(task) if isinstance(task, Task) else None,
+        "objective": objective.declared(),
         **recorded(recipe),
         "lr": lr,
         "dropout": learner.dropout,
@@ -236,7 +246,14 @@ def tune(
     return tuned
 
 
-def load_tuned(path: str | Path, model: nn.Module, task: Task | None = None, *, tokenizer: Any = None) -> TunedModel:
+def load_tuned(
+    path: str | Path,
+    model: nn.Module,
+    task: Task | RowTask | None = None,
+    *,
+    tokenizer: Any = None,
+    objective: OwnObjective | None = None,
+) -> TunedModel:
     """Open a saved tuned model on its backbone.
 
     Args:
@@ -244,9 +261,11 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task | None = None, *, 
         task: only to score its rows again; warns if it was tuned on others. None: the task without rows, as it was
             saved (prompt, label words, metrics), is enough to predict.
         tokenizer: of the backbone; None: the one that was loaded with it.
+        objective: the object that it was tuned with, if it was one of your own; it needs the task, too.
 
     Raises:
-        RunError: no complete tuned model there, one whose modules belong to another library, or no tokenizer.
+        RunError: no complete tuned model there, one whose modules belong to another library, no tokenizer, or not the
+            objective that it was tuned with.
         StructureMismatchError: another backbone, or a task with other labels. TaskError: another tokenizer.
     """
     path = Path(path)
@@ -262,7 +281,11 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task | None = None, *, 
         raise RunError(f"{path} was saved by an earlier version that did not record the backbone; tune it again")
     if not file.is_file() and kind not in REFERENCES:
         raise RunError(f"{path} was tuned by {kind}, whose modules are another library's; tune it again instead")
-    if config["model_hash"] != (checksum := backbone_checksum(model)):
+    own = config["objective"].get("own")
+    if own != (None if objective is None else type(objective).__qualname__) or (own and task is None):
+        how = f"load_tuned(…, task, objective={own}(…))" if own else "load_tuned without objective="
+        raise RunError(f"{path} was tuned with {own or 'an objective of s3pet, whose settings it holds'}; use {how}")
+    if config["model_hash"] != (checksum := backbone_checksum(model, config["objective"].get("head", ()))):
         there = f"{config['model']!r} with checksum {config['model_hash'][:12]}"
         raise StructureMismatchError(f"{path} was tuned on backbone {there}, not on this one with {checksum[:12]}")
     if task is None and "form" not in config:
@@ -274,12 +297,14 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task | None = None, *, 
         there = f"{config['task']!r} with label words {config['label_words'][:4]}"
         here = f"{task.name!r} with {list(task.label_words[:4])}"
         raise StructureMismatchError(f"{path} was tuned on task {there}, not on {here}; load that task")
-    if task.train and config["task_hash"] != task.fingerprint:
+    if len(task.train) and config["task_hash"] != task.fingerprint:
         warnings.warn(f"{path} was tuned on other rows of {config['task']!r}; its metrics are of those", stacklevel=2)
     structure = Structure.from_json(file, model) if file.is_file() else None
     what = kind if structure is None else structure
-    learner = _make_learner(model, task, what, ObjectiveSettings.of(config["objective"]), config["seed"])
+    learner = _make_learner(model, task, what, objective or config["objective"], config["seed"])
     learner.objective.batch_size = min(learner.objective.batch_size, 4 * config["batch_size"])
+    if own and (declared := learner.objective.declared()) != config["objective"]:
+        raise StructureMismatchError(f"{path} was tuned with objective {config['objective']}, not with {declared}")
     tuned = TunedModel(learner.target, task, structure, learner, metrics, config)
     if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in tuned.tensors().items()}:
         raise StructureMismatchError(f"{path / WEIGHTS} does not hold the tensors of its structure; tune it again")
@@ -289,7 +314,7 @@ def load_tuned(path: str | Path, model: nn.Module, task: Task | None = None, *, 
 
 
 def _make_learner(
-    model: nn.Module, task: Task, structure: Structure | str, settings: ObjectiveSettings, seed: int
+    model: nn.Module, task: Task | RowTask, structure: Structure | str, settings: Any, seed: int
 ) -> Learner:
     """Fresh tensors on the backbone, or for ``"full"`` on a copy of it."""
     if not isinstance(structure, Structure) and structure not in REFERENCES:
@@ -297,9 +322,9 @@ def _make_learner(
     if is_attached(model):
         raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
     target = copy.deepcopy(unwrapped(model)).eval() if structure == "full" else model
-    objective = make_objective(target, task, settings, seed=seed)
+    objective = objective_of(target, task, settings, seed=seed)
     if structure == "full":
         target.requires_grad_(False)
-        objective.model.requires_grad_(True)
+        objective.unfreeze()
         return Learner(objective, backbone=target)
     return Learner(objective, Supernet(model, structure if isinstance(structure, Structure) else (), seed=seed))

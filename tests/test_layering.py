@@ -11,11 +11,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "s3pet"
 CORE = (
     *("modules", "examples", "layers", "probe", "sites", "space", "gates", "structure", "supernet", "bilevel"),
-    *("choices", "objective", "searcher", "result", "trainer", "tuning", "transfer"),
+    *("streams", "choices", "objective", "own", "searcher", "result", "trainer", "tuning", "transfer"),
 )
 WINGS = ("widgets", "studies", "export")
 LEVELS = [
-    *[("errors",), ("progress", "records"), ("backbones",), ("tasks",)],
+    *[("errors",), ("progress", "records"), ("backbones",), ("tasks",), ("objectives",)],
     *[CORE, ("utility",), ("plots",), WINGS, ("__init__",), ("cli",), ("__main__",)],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
@@ -58,15 +58,15 @@ def test_there_are_no_circles():
 
 def test_the_core_names_no_wing():
     for file, source in SOURCES.items():
-        if part_of(file) in {"errors", "backbones", "tasks", *CORE}:
+        if part_of(file) in {"errors", "backbones", "tasks", "objectives", *CORE}:
             assert not [wing for wing in ("plots", *WINGS) if f"s3pet.{wing}" in source], file
 
 
 def test_the_house_stays_small():
     lines = {file: len(source.splitlines()) for file, source in SOURCES.items()}
     assert not {file: n for file, n in lines.items() if n > 400}
-    assert sum(n for file, n in lines.items() if part_of(file) in CORE) <= 3927
-    assert sum(lines.values()) <= 13643  # it may shrink, not grow without a reason
+    assert sum(n for file, n in lines.items() if part_of(file) in CORE) <= 4155
+    assert sum(lines.values()) <= 14675  # it may shrink, not grow without a reason
 
 
 @pytest.mark.parametrize("file", SOURCES)

@@ -9,8 +9,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from s3pet.errors import RunError
+from s3pet.errors import ExportError, RunError
 from s3pet.export.folders import new_folder
+from s3pet.own import Own
 from s3pet.plots import plot_structure, save_figure
 from s3pet.tuning import TunedModel
 
@@ -56,8 +57,10 @@ def save_folder(tuned: TunedModel, path: str | Path, *, base: str | None = None,
     """Write the folder of a tuned model with its card.
 
     ``base`` is the hub id of the backbone, for the card; None: the name it was loaded by. Raises RunError if the folder
-    holds a card and ``overwrite`` is not set.
+    holds a card and ``overwrite`` is not set, and ExportError for an objective of your own.
     """
+    if isinstance(objective := tuned.learner.objective, Own):
+        raise ExportError(f"a card cannot say how to load {objective.name}, your own objective; use tuned.save")
     with new_folder(path, "README.md", "tuned model with a card", overwrite, "structure.*") as folder:
         tuned.save(folder)
         if tuned.structure is not None and len(tuned.structure):

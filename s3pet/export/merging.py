@@ -17,6 +17,7 @@ biases it brings are zeros; where it has none (T5), the model refuses to be save
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -34,6 +35,7 @@ from s3pet.backbones import preserved, quiet_transformers
 from s3pet.errors import ExportError
 from s3pet.export.folders import new_folder
 from s3pet.modules import LORA_ALPHA
+from s3pet.own import Own
 from s3pet.space import Candidate
 from s3pet.supernet import Supernet, is_attached
 from s3pet.tuning import REFERENCES, TunedModel
@@ -46,11 +48,11 @@ class Merged(NamedTuple):
 
     Attributes:
         model: of transformers, on its own weights. An encoder whose task head reads the pooler has the head in it
-            (``…ForSequenceClassification``, with the label names in its config).
+            (``…ForSequenceClassification``, with the label names in its config); a model's own head is in it, too.
         difference: largest absolute difference of its logits to the tuned model's, measured when it was merged.
         head: None, or the linear map of an encoder whose pooling ("mean", "first") no class of transformers has; it
             reads the pooled ``last_hidden_state`` of ``model``.
-        tokenizer: of the backbone.
+        tokenizer: of the backbone; None if the task has none.
     """
 
     model: Any
@@ -66,7 +68,8 @@ class Merged(NamedTuple):
         old = ("model*.safetensors*", HEAD)
         with quiet_transformers(), new_folder(path, "config.json", "model", overwrite, *old) as folder:
             self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
             if self.head is not None:
                 save_file({name: tensor.cpu() for name, tensor in self.head.state_dict().items()}, folder / HEAD)
         return Path(path)
@@ -76,25 +79,36 @@ class Merged(NamedTuple):
 def merge(tuned: TunedModel) -> Merged:
     """Put the trained tensors of a tuned model into the weights of a copy of its backbone, and compare the two.
 
-    Logits are compared on random tokens and, where the task has rows, on some of these. The backbone and the tuned
-    model stay as they are. Ways to tune without a structure (``"full"``, ``"head"``) give the plain model, too.
+    Logits are compared on random tokens and, where the task has rows, on some of these; with an objective of your own,
+    on what its loss passes to the model. The backbone and the tuned model stay as they are. Ways to tune without a
+    structure (``"full"``, ``"head"``) give the plain model, too.
 
     Raises:
         ExportError: adapters, which are named; quantised or shared weights; modules of another library; an attached
             supernet; or logits that differ by more than rounding.
     """
-    objective, target = tuned.learner.objective, tuned.learner.target
+    objective: Any = tuned.learner.objective
+    target = tuned.learner.target
     if tuned.structure is None and tuned.config["structure"] not in REFERENCES:
         raise ExportError(f"modules of {tuned.config['structure']} are another library's; merge them with it")
     backbone = target.model if isinstance(target, Supernet) else target
     if is_attached(backbone):
         raise ExportError("a supernet is attached to this model; leave the `with` or detach it, then merge")
-    model, batches = copy.deepcopy(backbone), [*probes(tuned)]
+    own = isinstance(objective, Own)
+    model, batches = copy.deepcopy(backbone), [own_probe(tuned)] if own else [*probes(tuned)]
     with preserved(model, backbone, objective):
         for part in (model, backbone, objective):
             part.eval()
         if isinstance(target, Supernet):
             merge_into(model, target.candidates, target.tensors(), batches[0])
+        if own:
+            with tuned.learner.attached(), objective.with_head():
+                expected = _numbers(backbone(**batches[0]))
+            heads = objective.head.children() if objective.heads else ()
+            for path, trained in zip(objective.heads, heads, strict=True):
+                model.get_submodule(path).load_state_dict(trained.state_dict())
+            difference = _compare(_numbers(model(**batches[0])), expected)
+            return Merged(model.eval(), difference, None, getattr(objective.own, "tokenizer", tuned.task.tokenizer))
         with tuned.learner.attached():
             expected = [backbone(**batch)[0] for batch in batches]
             scores = [] if objective.head is None else [objective.scores(batch) for batch in batches]
@@ -248,6 +262,30 @@ def probes(tuned: TunedModel) -> Iterator[dict[str, Tensor]]:
         if objective.model.config.is_encoder_decoder:
             batch["decoder_input_ids"] = batch["input_ids"][:, :5]
         yield batch
+
+
+def own_probe(tuned: TunedModel) -> dict[str, Any]:
+    """What an objective of the user's own passes to the backbone in the loss of some rows."""
+    objective: Any = tuned.learner.objective
+    names, calls = list(inspect.signature(objective.model.forward).parameters), list[dict[str, Any]]()
+
+    def note(module: nn.Module, args: tuple, named: dict[str, Any]) -> None:
+        calls.append({**dict(zip(names, args, strict=False)), **named})
+
+    hook = objective.model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        objective.loss(objective.collate(objective.encode(tuned.task.validation[:8])))
+    finally:
+        hook.remove()
+    if not calls:
+        raise ExportError(f"{objective.name}.loss does not call the model, so a merged one cannot be compared")
+    return calls[0]
+
+
+def _numbers(output: Any) -> list[Tensor]:
+    """The tensors of a model's output: logits, and the loss if labels were passed."""
+    parts = output.values() if isinstance(output, Mapping) else output
+    return [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
 
 
 def classifier_of(tuned: TunedModel, model: Any) -> Any:

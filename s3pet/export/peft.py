@@ -71,6 +71,9 @@ def to_peft(tuned: TunedModel, path: str | Path, *, overwrite: bool = False) -> 
         RunError: the folder holds an adapter and ``overwrite`` is not set.
     """
     objective, supernet = tuned.learner.objective, tuned.learner.target
+    if objective.heads:
+        what = f"PEFT has no place for the head of {objective.name}, {', '.join(objective.heads)}"
+        raise ExportError(f"{what}; use tuned.save and load_tuned")
     if tuned.structure is None or not isinstance(supernet, Supernet):
         raise ExportError(f"{tuned.config['structure']!r} has no structure; PEFT takes one with LoRA or norms")
     modules, tensors = dict(supernet.model.named_modules()), supernet.tensors()

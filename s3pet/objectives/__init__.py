@@ -1,0 +1,27 @@
+"""Ready objectives for ``search`` and ``retrain``, and how to write one.
+
+    objective=ModelLoss()                     # rows are the model's inputs: question answering, multiple choice
+    objective=TokenClassification(tokenizer, names=("O", "PER"))  # AutoModelForTokenClassification
+    objective=MultiLabel(tokenizer, names=("fun", "sad"))         # AutoModelForSequenceClassification
+    objective=Generation(tokenizer)                               # T5, BART, or a decoder: writes the target text
+    objective=ImageClassification(processor)                      # AutoModelForImageClassification
+
+They go with a :class:`s3pet.tasks.RowTask`. The head that the model brings is trained, from the weights it has; its
+parameters are reported beside the budget, never as part of it. One of your own is any object with four methods:
+
+    class Mine:
+        def encode(self, rows): ...           # rows of a task → encoded rows, one each
+        def collate(self, rows): ...          # encoded rows → a mapping of tensors
+        def loss(self, model, batch): ...     # → a scalar tensor
+        def predict(self, model, batch): ...  # → one prediction a row, as the task's metrics read it
+
+What needs scores of labels (populations, races, interventions, one-pass selectors), PEFT files of a model with a head,
+and cards take the objectives of :mod:`s3pet.objective` only, and refuse these. ``merge`` takes both.
+"""
+
+from s3pet.objectives.generation import Generation
+from s3pet.objectives.heads import ModelLoss
+from s3pet.objectives.labels import ImageClassification, MultiLabel, TokenClassification
+from s3pet.objectives.protocol import OwnObjective
+
+__all__ = ["Generation", "ImageClassification", "ModelLoss", "MultiLabel", "OwnObjective", "TokenClassification"]
