@@ -35,7 +35,7 @@ class TaskError(S3PetError, ValueError):
 
 
 class BackboneError(S3PetError, ValueError):
-    """A backbone that cannot be loaded, or in which no sites are found."""
+    """A backbone that cannot be loaded, or that has no sites."""
 
 
 class StructureMismatchError(S3PetError, ValueError):

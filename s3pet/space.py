@@ -179,9 +179,8 @@ class Space(Candidates):
     def __repr__(self) -> str:
         counts = {pet: sum(c.pet == pet for c in self) for pet in PETS}
         parts = ", ".join(f"{count} {pet}" for pet, count in counts.items() if count)
-        rest = "".join(
-            f"; {note}" for note in (f"{len(self.left_out)} places left out", *self.notes)[not self.left_out :]
-        )
+        places = [f"{n} place{'s' * (n > 1)} left out"] if (n := len(self.left_out)) else []
+        rest = "".join(f"; {note}" for note in (*places, *self.notes))
         return f"Space({self.name!r}: {len(self)} candidates ({parts}), {self.n_params:,} parameters{rest})"
 
 

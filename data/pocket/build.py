@@ -127,12 +127,12 @@ def collate(pairs: list[Pair]) -> dict[str, torch.Tensor]:
 def skill_accuracy(model: T5ForConditionalGeneration, tests: dict[str, dict[str, torch.Tensor]]) -> dict[str, float]:
     """Share of right label words per skill, on held-out sentences."""
     model.eval()
-    found = {}
+    shares = {}
     for name, batch in tests.items():
         picks = model(**batch).logits[:, 0].argmax(-1)
-        found[name] = round(float((picks == batch["labels"][:, 0]).float().mean()), 3)
+        shares[name] = round(float((picks == batch["labels"][:, 0]).float().mean()), 3)
     model.train()
-    return found
+    return shares
 
 
 def pretrain(model: T5ForConditionalGeneration, ids: dict[str, int], steps: int, seed: int) -> list[dict]:

@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 PAGES = (HERE / "RESULTS.md", HERE.parents[1] / "README.md")
 TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NUMBER = re.compile(r"<!--=([^ >]+)-->[^<]*<!--/-->")
-TASKS = {"qnli": "QNLI", "sst2": "SST-2", "stsb": "STS-B"}  # of MiniLM: those on which structures can be told apart
+TASKS = {"qnli": "QNLI", "sst2": "SST-2", "stsb": "STS-B"}  # of MiniLM: those on which structures can be phrase apart
 FORMS = {"difference": "+.3f", "kept": ".0%", "overlap": ".2f", "overlap_other": ".2f", "chance": ".2f"}
 FORMS |= {"rank": ".2f", "rank_other": ".2f", "searches": ".0f", "pairs": ".0f", "cost": ".1f"}
 
@@ -57,28 +57,30 @@ def text(name: str, value: float) -> str:
 def cell(row: Any, difference: bool = True) -> str:
     """A difference with its interval, p (the smallest possible p) and, for a mean over tasks, p after Holm."""
     half = (row["difference_high"] - row["difference_low"]) / 2 if difference else np.nan
-    told = f"{text('difference', row['difference'])}±{half:.3f} " if difference else ""
-    told += f"p={text('p', row['p'])} ({text('p_floor', row['p_floor'])})"
-    return told + (f" Holm={text('p_holm', row['p_holm'])}" if np.isfinite(row["p_holm"]) else "")
+    phrase = f"{text('difference', row['difference'])}±{half:.3f} " if difference else ""
+    phrase += f"p={text('p', row['p'])} ({text('p_floor', row['p_floor'])})"
+    return phrase + (f" Holm={text('p_holm', row['p_holm'])}" if np.isfinite(row["p_holm"]) else "")
 
 
 def compare(table: pd.DataFrame, one: str, other: str, **places: Any) -> pd.DataFrame:
     """The differences one − other of each task that both have, and of the mean over these tasks, paired by seed."""
     both = table[table["structure"].isin([one, other])]
     both = both[both.groupby("task")["structure"].transform("nunique").eq(2)]
-    found = pd.concat([summary(both, baseline=other), over_tasks(both, baseline=other)])
-    scores = found[found["structure"].eq(other)].set_index("task")["score"]
-    return found[found["structure"].eq(one)].assign(other_score=lambda part: part["task"].map(scores), **places)
+    differences = pd.concat([summary(both, baseline=other), over_tasks(both, baseline=other)])
+    scores = differences[differences["structure"].eq(other)].set_index("task")["score"]
+    return differences[differences["structure"].eq(one)].assign(
+        other_score=lambda part: part["task"].map(scores), **places
+    )
 
 
-def corrected(found: pd.DataFrame) -> pd.DataFrame:
+def corrected(differences: pd.DataFrame) -> pd.DataFrame:
     """Holm's correction over the means over tasks: the family of a question. ``p_every`` is over all rows instead."""
-    found = found.reset_index(drop=True).assign(p_every=holm(found["p"]))
-    return found.assign(p_holm=holm(found["p"].where(found["task"].str.startswith("mean"))))
+    differences = differences.reset_index(drop=True).assign(p_every=holm(differences["p"]))
+    return differences.assign(p_holm=holm(differences["p"].where(differences["task"].str.startswith("mean"))))
 
 
-def means(found: pd.DataFrame) -> pd.DataFrame:
-    return found[found["task"].str.startswith("mean")].set_index("at")
+def means(differences: pd.DataFrame) -> pd.DataFrame:
+    return differences[differences["task"].str.startswith("mean")].set_index("at")
 
 
 RULES = {"random": "random", "even": "even LoRA", "norms": "five norms"}  # what needs no search
@@ -108,8 +110,8 @@ def worth() -> pd.DataFrame:
 
 
 def worth_table() -> pd.DataFrame:
-    found, lines = worth()[lambda table: table["at"].ne("one-rate")], {}
-    for row in found[~(found["at"].str.contains("×") & found["task"].isin(TASKS))].to_dict("records"):
+    differences, lines = worth()[lambda table: table["at"].ne("one-rate")], {}
+    for row in differences[~(differences["at"].str.contains("×") & differences["task"].isin(TASKS))].to_dict("records"):
         task = TASKS.get(row["task"], "mean")
         if row["against"] in RULES:
             line = lines.setdefault((row["at"], task), {"budget": row["at"], "task": task})
@@ -119,12 +121,14 @@ def worth_table() -> pd.DataFrame:
 
 
 def worth_figure() -> Any:
-    found = worth()[lambda table: table["against"].isin(RULES) & table["at"].str.endswith("%")]
-    tasks = found["task"].replace(TASKS).str.replace("mean.*", "mean of tasks", regex=True)
-    kinds = found["against"].map({"random": "random", "even": "heuristic", "norms": "manual"})
-    found = found.assign(kind=kinds, structure="searched − " + found["against"].map(RULES), task=tasks)
-    axes = plot_differences(found.assign(baseline=found["against"]), p="p")
-    for ax, at in zip(axes, found["at"].unique(), strict=True):
+    differences = worth()[lambda table: table["against"].isin(RULES) & table["at"].str.endswith("%")]
+    tasks = differences["task"].replace(TASKS).str.replace("mean.*", "mean of tasks", regex=True)
+    kinds = differences["against"].map({"random": "random", "even": "heuristic", "norms": "manual"})
+    differences = differences.assign(
+        kind=kinds, structure="searched − " + differences["against"].map(RULES), task=tasks
+    )
+    axes = plot_differences(differences.assign(baseline=differences["against"]), p="p")
+    for ax, at in zip(axes, differences["at"].unique(), strict=True):
         ax.set_title(at)
     return axes[0]
 
@@ -151,14 +155,18 @@ def settings() -> pd.DataFrame:
 
 
 def settings_table() -> pd.DataFrame:
-    found = means(settings()).loc[[*SETTINGS][:11]]
-    scores = found["score"].map("{:.3f}".format)
-    return pd.DataFrame({"changed": found.index.map(SETTINGS), "accuracy": scores, "change": found.apply(cell, axis=1)})
+    differences = means(settings()).loc[[*SETTINGS][:11]]
+    scores = differences["score"].map("{:.3f}".format)
+    return pd.DataFrame(
+        {"changed": differences.index.map(SETTINGS), "accuracy": scores, "change": differences.apply(cell, axis=1)}
+    )
 
 
 def settings_figure() -> Any:
-    found = settings()[lambda table: table["at"].isin(SETTINGS)]
-    return plot_ranking(found.assign(structure=found["at"].map(SETTINGS), baseline="the paper's settings, 150 steps"))
+    differences = settings()[lambda table: table["at"].isin(SETTINGS)]
+    return plot_ranking(
+        differences.assign(structure=differences["at"].map(SETTINGS), baseline="the paper's settings, 150 steps")
+    )
 
 
 SEARCHES = {
@@ -193,12 +201,12 @@ def agreed() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def agreed_table() -> pd.DataFrame:
-    found = agreed()[0]
-    told = found.apply(lambda row: cell(row, difference=False), axis=1)
+    differences = agreed()[0]
+    phrase = differences.apply(lambda row: cell(row, difference=False), axis=1)
     names = ["overlap, same task", "other tasks", "chance", "gates, same task", "other tasks "]
     columns = ["overlap", "overlap_other", "chance", "rank", "rank_other"]
-    table = found[columns].map("{:.2f}".format).set_axis(names, axis=1)
-    return pd.concat([found[["search", "searches"]], table, told.rename("p")], axis=1)
+    table = differences[columns].map("{:.2f}".format).set_axis(names, axis=1)
+    return pd.concat([differences[["search", "searches"]], table, phrase.rename("p")], axis=1)
 
 
 def agreed_figure() -> Any:
@@ -252,19 +260,23 @@ def recipe() -> pd.DataFrame:
 
 
 def recipe_table() -> pd.DataFrame:
-    found = recipe()
-    table = found[[*TASKS, "size"]].map("{:.3f}".format).set_axis([*TASKS.values(), "mean"], axis=1)
-    told = [cell(row) if np.isfinite(row["p"]) else "" for row in found.to_dict("records")]
-    return pd.concat([found["at"].map(CHANGES).rename("differs in"), found["pairs"], table], axis=1).assign(change=told)
+    differences = recipe()
+    table = differences[[*TASKS, "size"]].map("{:.3f}".format).set_axis([*TASKS.values(), "mean"], axis=1)
+    phrase = [cell(row) if np.isfinite(row["p"]) else "" for row in differences.to_dict("records")]
+    return pd.concat([differences["at"].map(CHANGES).rename("differs in"), differences["pairs"], table], axis=1).assign(
+        change=phrase
+    )
 
 
 def recipe_figure() -> Any:
-    found = changes().assign(size=lambda table: table["change"].abs(), name=lambda table: table["at"].map(CHANGES))
+    differences = changes().assign(
+        size=lambda table: table["change"].abs(), name=lambda table: table["at"].map(CHANGES)
+    )
     ax = plt.subplots(figsize=(5.6, 3.0), layout="constrained")[1]
     look = {"showfliers": False, "whis": (5, 95), "showmeans": True, "linewidth": 0.8, "palette": "colorblind"}
     look["meanprops"] = {"marker": "|", "markeredgecolor": "black", "markersize": 7}
-    found = found.assign(task=found["task"].replace(TASKS))
-    sns.boxplot(found, x="size", y="name", hue="task", gap=0.15, ax=ax, **look)
+    differences = differences.assign(task=differences["task"].replace(TASKS))
+    sns.boxplot(differences, x="size", y="name", hue="task", gap=0.15, ax=ax, **look)
     ax.set(xlabel="absolute change of the test score", ylabel="")
     return ax
 
@@ -290,11 +302,11 @@ def transfer() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def transfer_table() -> pd.DataFrame:
-    found, table = transfer()
+    differences, table = transfer()
     scores = table.groupby(["structure", "task"])["score"].mean().unstack().loc[[*CARRIED, "full"], [*TASKS]]
     lines = scores.map(lambda score: text("score", score)).set_axis([*TASKS.values()], axis=1)
-    lines["− fine-tuning"] = means(found).loc[[*CARRIED]].apply(cell, axis=1)
-    lines["share"] = means(found).loc[[*CARRIED], "kept"].map("{:.0%}".format)
+    lines["− fine-tuning"] = means(differences).loc[[*CARRIED]].apply(cell, axis=1)
+    lines["share"] = means(differences).loc[[*CARRIED], "kept"].map("{:.0%}".format)
     return lines.fillna("").rename(CARRIED | {"full": "fine-tuning"}).rename_axis("structure").reset_index()
 
 
@@ -315,8 +327,8 @@ QUESTIONS = {  # with the format in which the figure is small
 @cache
 def numbers() -> dict[str, str]:
     """Every number that a text may use, as printed: question/row/task/column, and a few more."""
-    found, values = {"worth": worth(), "settings": settings(), "agreed": agreed()[0], "recipe": recipe()}, {}
-    for question, table in (found | {"transfer": transfer()[0]}).items():
+    differences, values = {"worth": worth(), "settings": settings(), "agreed": agreed()[0], "recipe": recipe()}, {}
+    for question, table in (differences | {"transfer": transfer()[0]}).items():
         for row in table.to_dict("records"):
             place = [question, row["at"], *([row["against"]] if "against" in row else []), row["task"].split()[0]]
             for column, value in row.items():
