@@ -57,7 +57,7 @@ NOW: dict[str, dict[str, Any]] = {  # searches made here
 }
 BRIEF = {"steps": 100}  # three of them cost one "adamw"
 COUNTS = {  # for each task and budget
-    "random": 30,
+    "random": 35,
     "covered": 20,
     "searched": 20,
     "even": 8,
