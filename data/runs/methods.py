@@ -31,7 +31,7 @@ from s3pet.trainer import Recipe
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parents[1] / "runs" / "methods"
-TASKS, BUDGETS, SEEDS = ("number", "ending", "sentiment"), ("0.1%", "0.05%"), range(10, 13)
+TASKS, BUDGETS, SEEDS = ("number", "ending", "sentiment"), ("0.1%", "0.05%"), range(10, 14)
 RATE, RATES = 1e-2, (3e-3, 1e-2, 3e-2)
 RECIPE: dict[str, Any] = {"steps": 250, "batch_size": 8, "lr_warmup": 25, "evaluations": 3}
 SEARCH = 300  # steps of the default search

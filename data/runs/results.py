@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 PAGES = (HERE / "RESULTS.md", HERE.parents[1] / "README.md")
 TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NUMBER = re.compile(r"<!--=([^ >]+)-->[^<]*<!--/-->")
-TASKS = {"qnli": "QNLI", "sst2": "SST-2", "stsb": "STS-B"}  # of MiniLM: those on which structures can be phrase apart
+TASKS = {"qnli": "QNLI", "sst2": "SST-2", "stsb": "STS-B"}  # of MiniLM: those on which structures differ
 FORMS = {"difference": "+.3f", "kept": ".0%", "overlap": ".2f", "overlap_other": ".2f", "chance": ".2f"}
 FORMS |= {"rank": ".2f", "rank_other": ".2f", "searches": ".0f", "pairs": ".0f", "cost": ".1f"}
 
@@ -133,40 +133,58 @@ def worth_figure() -> Any:
     return axes[0]
 
 
-# structures of the ablation, and what differs from 150 steps of settings="paper"; in the table, the first eleven
-SETTINGS = {
-    "shared warm long": "warm-up, one size, 2× steps", "shared warm": "warm-up, one size",
-    "warm long": "warm-up, 2× steps", "long": "2× steps", "warm": "warm-up", "shared": "one size",
-    "fast": "3× size", "slow": "⅓ size", "unrolled": "second order", "hard": "hard samples",
-    "cool": "cool samples (τ=0.3)", "constant": "no decay of the rates", "both": "α from all rows",
-    "shrunk": "gates start open", "implicit": "exact gradient of the shift", "short": "½ steps",
+WAYS = {  # ways of choosing a structure on the pocket; those without a search first
+    "random": "one at random", "covered": "one covered at random", "one-pass gradient": "one-pass gradient",
+    "even LoRA": "even LoRA", "even LoRA without inert places": "even LoRA, inert places out", "AdaLoRA": "AdaLoRA",
+    "brief search": "search, 100 steps", "search": "search, 300 steps (default)",
+    "race of 8 covered": "race of 8 covered", "race of 16 random and covered": "race of 16, random and covered",
+    "race of 12 after a brief search": "race of 12 after 100 steps",
+    "race of 8 after a search": "race of 8 after 300 steps",
 }  # fmt: skip
+PAIRS = [  # what is compared: each way that decides something with the rule, and races with and without gates
+    *((name, "even LoRA") for name in [*WAYS][5:]),
+    *[("search", "covered"), ("race of 8 after a search", "race of 8 covered")],
+    *[("race of 12 after a brief search", "search"), ("race of 16 random and covered", "search")],
+]
 
 
 @cache
-def settings() -> pd.DataFrame:
-    """All searches of the ablation beside its reference; on MiniLM, one of them beside 300 steps of it."""
-    table = once("ablation")
-    table = table[table["kind"].isin(["searched", "average"])]
-    names = [name for name in table["structure"].unique() if name != "default 0.1%"]
-    parts = [compare(table, name, "default 0.1%", at=name.removesuffix(" 0.1%")) for name in names]
-    real = compare(once("minilm"), "searched warm 0.01%", "searched default 0.01%", at="minilm")
-    return corrected(pd.concat([*parts, real]))
+def tried() -> pd.DataFrame:
+    """The rows of ``methods.csv``, without dropout, of the budgets that all tasks and ways have."""
+    return pd.read_csv(HERE / "methods.csv").rename(columns={"method": "structure"}).assign(index=0)
 
 
-def settings_table() -> pd.DataFrame:
-    differences = means(settings()).loc[[*SETTINGS][:11]]
-    scores = differences["score"].map("{:.3f}".format)
-    return pd.DataFrame(
-        {"changed": differences.index.map(SETTINGS), "accuracy": scores, "change": differences.apply(cell, axis=1)}
-    )
+@cache
+def ways() -> pd.DataFrame:
+    """The pairs, at each budget."""
+    parts = [
+        compare(table, one, other, at=f"{budget}/{one}", against=other)
+        for budget, table in tried().groupby("budget", sort=False)
+        for one, other in PAIRS
+    ]
+    return corrected(pd.concat(parts))
 
 
-def settings_figure() -> Any:
-    differences = settings()[lambda table: table["at"].isin(SETTINGS)]
-    return plot_ranking(
-        differences.assign(structure=differences["at"].map(SETTINGS), baseline="the paper's settings, 150 steps")
-    )
+def ways_table() -> pd.DataFrame:
+    table, differences, lines = tried(), means(ways()), []
+    for name, phrase in WAYS.items():
+        part = table[table["structure"].eq(name)]
+        rows_used = (part["rows_searched"] + part["rows_trained"]).mean()
+        line = {"choice": phrase, "rows": f"{rows_used:,.0f}"}
+        for budget, scores in part.groupby("budget", sort=False):
+            by_task = scores.groupby("task")["score"].mean()
+            line |= {f"{budget} {task}": text("score", score) for task, score in by_task.items()}
+            line[f"{budget} mean"] = text("score", by_task.mean())
+            against = differences.query("at == @budget + '/' + @name and against == 'even LoRA'")
+            line[f"{budget} − even LoRA"] = cell(against.iloc[0]) if len(against) else ""
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def ways_figure() -> Any:
+    differences = ways()[lambda table: table["against"].eq("even LoRA") & table["at"].str.startswith("0.1%")]
+    names = differences["at"].str.partition("/")[2].map(WAYS)
+    return plot_ranking(differences.assign(structure=names, baseline="even LoRA"))
 
 
 SEARCHES = {
@@ -318,7 +336,7 @@ def transfer_figure() -> Any:
 
 
 QUESTIONS = {  # with the format in which the figure is small
-    "worth": (worth_table, worth_figure, "svg"), "settings": (settings_table, settings_figure, "svg"),
+    "worth": (worth_table, worth_figure, "svg"), "ways": (ways_table, ways_figure, "svg"),
     "agreed": (agreed_table, agreed_figure, "png"), "recipe": (recipe_table, recipe_figure, "svg"),
     "transfer": (transfer_table, transfer_figure, "png"),
 }  # fmt: skip
@@ -327,7 +345,7 @@ QUESTIONS = {  # with the format in which the figure is small
 @cache
 def numbers() -> dict[str, str]:
     """Every number that a text may use, as printed: question/row/task/column, and a few more."""
-    differences, values = {"worth": worth(), "settings": settings(), "agreed": agreed()[0], "recipe": recipe()}, {}
+    differences, values = {"worth": worth(), "ways": ways(), "agreed": agreed()[0], "recipe": recipe()}, {}
     for question, table in (differences | {"transfer": transfer()[0]}).items():
         for row in table.to_dict("records"):
             place = [question, row["at"], *([row["against"]] if "against" in row else []), row["task"].split()[0]]
