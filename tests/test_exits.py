@@ -11,7 +11,7 @@ from toy import toy_task
 from s3pet import attach, make_space, manual_structure, random_structure, retrain, search
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import S3PetError
-from s3pet.objective import Objective
+from s3pet.objectives import Objective
 from s3pet.space import Space
 from s3pet.studies.selectors import sensitivity
 from s3pet.supernet import Supernet

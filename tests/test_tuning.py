@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from s3pet import Structure, attach, load_task, load_tuned, make_space, manual_structure, random_structure, retrain
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError
-from s3pet.objective import Objective, Stream, make_objective
+from s3pet.objectives import Objective, Stream, make_objective
 from s3pet.supernet import Supernet
 from s3pet.tasks.forms import read_records
 from s3pet.trainer import PetTrainer

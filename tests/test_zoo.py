@@ -12,8 +12,8 @@ from zoo import OTHER, TEXT, zoo_model
 
 from s3pet import attach, load_task, load_tuned, make_space, retrain, search
 from s3pet.backbones import backbone_checksum
+from s3pet.backbones.sites import find_sites
 from s3pet.errors import BackboneError
-from s3pet.sites import find_sites
 
 NO_SITES = {
     "ibert": "not called with one tensor alone",  # integers and their scale go from module to module

@@ -35,7 +35,7 @@ from s3pet.backbones import preserved, quiet_transformers
 from s3pet.errors import ExportError
 from s3pet.export.folders import new_folder
 from s3pet.modules import LORA_ALPHA
-from s3pet.own import Own
+from s3pet.objectives.own import Own
 from s3pet.space import Candidate
 from s3pet.supernet import Supernet, is_attached
 from s3pet.tuning import REFERENCES, TunedModel

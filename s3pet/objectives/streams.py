@@ -1,4 +1,4 @@
-"""Batches of rows: shuffled, of similar length, and a function of the seed and the step alone."""
+"""Batches of encoded rows, of similar length; those to be trained on depend only on the seed and the step."""
 
 from __future__ import annotations
 

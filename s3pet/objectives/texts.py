@@ -1,10 +1,10 @@
-"""A task on a backbone: batches, loss and predictions.
+"""A task of texts and labels on a backbone: batches, loss and predictions.
 
 A text-to-text backbone (encoder-decoder or decoder) learns to write the word of the right label. It is scored by
 comparing the likelihoods of all label words, each up to the token by which they can be told apart; where that is the
-first one, a single pass scores them all (of decoders nearly always, see :mod:`s3pet.choices`). Only PET tensors are
-trained. An encoder gets a head on its pooled output; the head is trained too, and its parameters are reported beside
-the budget, never as part of it.
+first one, a single pass scores them all (of decoders nearly always, see :mod:`s3pet.objectives.choices`). Only PET
+tensors are trained. An encoder gets a head on its pooled output; the head is trained too, and its parameters are
+reported beside the budget, never as part of it.
 
 A text-to-text backbone can be trained with one of two losses. ``"choice"`` is the cross-entropy over the likelihoods
 of the label words, which is also how it is scored. ``"lm"`` is the authors' language-model loss on the right word; it
@@ -26,12 +26,10 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from s3pet.backbones import backbone_kind, preserved
-from s3pet.choices import WordTree
 from s3pet.errors import SearchError, TaskError
+from s3pet.objectives.choices import WordTree
+from s3pet.objectives.streams import Row, row_length
 from s3pet.records import LATER, check_fields, recorded
-from s3pet.streams import Row, row_length
-from s3pet.streams import Stream as Stream
-from s3pet.streams import derive as derive
 from s3pet.tasks import Example, Task
 from s3pet.tasks.checks import distinct_prefix
 from s3pet.tasks.tokens import Reader

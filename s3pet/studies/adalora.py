@@ -26,7 +26,7 @@ from s3pet.backbones import preserved
 from s3pet.errors import BudgetError, SearchError
 from s3pet.gates import Budget
 from s3pet.modules import LORA_ALPHA
-from s3pet.objective import Objective, ObjectiveSettings, make_objective
+from s3pet.objectives.texts import Objective, ObjectiveSettings, make_objective
 from s3pet.space import Space, make_space
 from s3pet.structure import parse_budget, select_mask
 from s3pet.supernet import is_attached

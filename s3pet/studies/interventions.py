@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from s3pet.backbones import backbone_checksum, preserved
-from s3pet.objective import derive, make_objective
+from s3pet.objectives.streams import derive
+from s3pet.objectives.texts import make_objective
 from s3pet.records import recorded
 from s3pet.space import Candidate, Space
 from s3pet.studies.comparison import append_row, read_rows, row_key

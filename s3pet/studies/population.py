@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from s3pet.backbones import preserved
 from s3pet.errors import SearchError
 from s3pet.modules import PETS
-from s3pet.objective import Batch, Objective, ObjectiveSettings, Row, Stream, derive, make_objective
+from s3pet.objectives.streams import Row, Stream, derive
+from s3pet.objectives.texts import Batch, Objective, ObjectiveSettings, make_objective
 from s3pet.searcher import CLIP
 from s3pet.space import Candidate
 from s3pet.supernet import MARK, fresh_tensors, is_attached

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from s3pet.backbones import preserved
 from s3pet.errors import SearchError, SpaceError, nearest
 from s3pet.gates import Budget
-from s3pet.objective import Stream, derive, make_objective
+from s3pet.objectives.streams import Stream, derive
+from s3pet.objectives.texts import make_objective
 from s3pet.records import config_hash
 from s3pet.result import SearchResult
 from s3pet.space import Candidate, Space
@@ -56,7 +57,7 @@ def sensitivity(
         model: left exactly as it was. task: only its training split is used. space: the candidates.
         score: ``"gradient"`` or ``"fisher"``.
         batches, batch_size: how many batches of how many rows, ≥ 1. seed: of batches, fresh tensors and head.
-        objective: a :class:`s3pet.objective.ObjectiveSettings`, or a mapping of its fields.
+        objective: a :class:`s3pet.objectives.ObjectiveSettings`, or a mapping of its fields.
 
     Returns:
         float64 [n_candidates] on the CPU, ≥ 0; larger is more sensitive. Not divided by the cost.
