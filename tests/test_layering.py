@@ -10,8 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "s3pet"
 CORE = (
-    *("modules", "examples", "layers", "probe", "sites", "space", "gates", "structure", "supernet", "bilevel"),
-    *("streams", "choices", "objective", "own", "searcher", "result", "trainer", "tuning", "transfer"),
+    *("modules", "space", "gates", "structure", "supernet", "bilevel"),
+    *("searcher", "result", "trainer", "tuning", "transfer"),
 )
 WINGS = ("widgets", "studies", "export")
 LEVELS = [

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from s3pet.backbones.frozen import CAUSAL
 from s3pet.errors import BackboneError, nearest
 
-if TYPE_CHECKING:  # importing this module does not import torch: s3pet.tasks needs only embedded_path
+if TYPE_CHECKING:  # s3pet.tasks reads from this room without torch
     import torch
 
 EMBEDDED = {"pocket-t5": "model", "pocket-t5-deep": "model-deep"}

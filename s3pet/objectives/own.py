@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from s3pet.backbones import preserved
 from s3pet.errors import SearchError, TaskError, nearest
-from s3pet.objectives.streams import row_length
+from s3pet.objectives.streams import in_batches
 from s3pet.objectives.texts import Objective, ObjectiveSettings, make_objective
 from s3pet.tasks import Task
 from s3pet.tasks.plain import RowTask
@@ -121,14 +121,12 @@ class Own(Objective):
     @torch.no_grad()
     def predict(self, examples: Sequence[Any], rows: Any = None, *, batch_size: int | None = None) -> list[Any]:
         encoded = self.encode(examples) if rows is None else rows
-        order = sorted(range(len(encoded)), key=lambda index: row_length(encoded[index]))
-        predictions, batch_size = list[Any]([None] * len(encoded)), batch_size or min(32, self.batch_size)
+        predictions = list[Any]([None] * len(encoded))
         check = self.model.register_forward_hook(self._check_output)
         try:
             with preserved(self, self.model), self.with_head():
                 self.model.eval()
-                for start in range(0, len(order), batch_size):
-                    part = order[start : start + batch_size]
+                for part in in_batches(encoded, batch_size or min(32, self.batch_size)):
                     batch = self.collate([encoded[index] for index in part])["inputs"]
                     values = list(self.own.predict(self.model, batch))
                     if len(values) != len(part):

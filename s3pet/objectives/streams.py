@@ -44,6 +44,12 @@ class Stream:
         return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
 
 
+def in_batches(rows: Sequence[Any], size: int) -> list[list[int]]:
+    """Numbers of all rows, the shortest first, in batches of this size."""
+    order = sorted(range(len(rows)), key=lambda number: row_length(rows[number]))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 def derive(*numbers: int) -> int:
     """A well-mixed 62-bit seed from integers."""
     state = 0x9E3779B97F4A7C15

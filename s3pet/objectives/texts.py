@@ -28,7 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from s3pet.backbones import backbone_kind, preserved
 from s3pet.errors import SearchError, TaskError
 from s3pet.objectives.choices import WordTree
-from s3pet.objectives.streams import Row, row_length
+from s3pet.objectives.streams import Row, in_batches
 from s3pet.records import LATER, check_fields, recorded
 from s3pet.tasks import Example, Task
 from s3pet.tasks.checks import distinct_prefix
@@ -191,19 +191,19 @@ class Objective(nn.Module):
     ) -> Tensor:
         """The :meth:`scores` of examples (one or more) [n, n_labels], in their order; raises as :meth:`predict`."""
         encoded = self.encode(examples) if rows is None else rows
-        order = sorted(range(len(encoded)), key=lambda index: row_length(encoded[index]))
-        parts, batch_size = list[Tensor](), max(1, (batch_size or self.batch_size) // self.n_sequences)
+        batches = in_batches(encoded, max(1, (batch_size or self.batch_size) // self.n_sequences))
+        parts = list[Tensor]()
         with preserved(self, self.model):
             self.model.eval()
             self.eval()
-            for start in range(0, len(order), batch_size):
-                batch = self.collate([encoded[index] for index in order[start : start + batch_size]])
-                scores = self.scores(batch).float()
+            for numbers in batches:
+                scores = self.scores(self.collate([encoded[number] for number in numbers])).float()
                 self.scored += len(scores)
                 if not bool(torch.isfinite(scores).all()):  # the argmax of NaN is 0, a plausible class
                     raise SearchError(f"scores on task {self.task.name!r} are NaN or infinite, so nothing is predicted")
                 parts.append(scores)
-        return torch.cat(parts)[torch.tensor(order).argsort().to(parts[0].device)]  # in the order of the rows
+        order = torch.tensor([number for numbers in batches for number in numbers])
+        return torch.cat(parts)[order.argsort().to(parts[0].device)]  # in the order of the rows
 
     def decide(self, scores: Tensor) -> list[float]:
         """Class index (or value) of each row by its scores [batch, n_labels]."""

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from s3pet.backbones import preserved
 from s3pet.errors import SearchError
 from s3pet.modules import PETS
-from s3pet.objectives.streams import Row, Stream, derive
+from s3pet.objectives.streams import Row, Stream, derive, in_batches
 from s3pet.objectives.texts import Batch, Objective, ObjectiveSettings, make_objective
 from s3pet.searcher import CLIP
 from s3pet.space import Candidate
@@ -212,17 +212,16 @@ class Population:
     ) -> tuple[Tensor, list[float]]:
         """Losses of the rows [members, rows] and the main metric of each member, NaN where a score is not finite."""
         encoded = self.objective.encode(examples) if rows is None else rows
-        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
-        size, parts, losses = max(1, ROWS // len(self.members)), [], []
+        batches, parts, losses = in_batches(encoded, max(1, ROWS // len(self.members))), [], []
         self.model.eval()
         self.objective.eval()
-        for start in range(0, len(order), size):
-            chunk = [encoded[index] for index in order[start : start + size]]
+        for numbers in batches:
+            chunk = [encoded[number] for number in numbers]
             scores, target = self._scores([chunk] * len(self.members), self._best_theta if best else self.theta)
             self.objective.scored += len(scores)
             losses.append(self.objective.losses(scores, target).view(len(self.members), -1))
             parts.append(scores.view(len(self.members), -1, scores.shape[-1]))
-        back = torch.tensor(order).argsort()
+        back = torch.tensor([number for numbers in batches for number in numbers]).argsort()
         scores = torch.cat(parts, 1)[:, back]
         labels, metrics = [example.label for example in examples], []
         for own in scores:
