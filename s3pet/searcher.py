@@ -51,10 +51,7 @@ Callback = Callable[["Searcher"], Any]
 
 CLIP = 2.0  # largest norm of the gradient of the weights, and of α (the authors')
 HISTORY = ["step", "loss_train", "loss_val", "lr", "alpha_lr"]
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {"dropout": True},
-}
+PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": {"dropout": True}}
 
 
 @dataclass(frozen=True)
@@ -332,10 +329,9 @@ def search(
     view.finish(result)
     if stopped == "diverged":
         where = f", saved in {folder}" if folder else ""
-        what = (
-            f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite. Lower lr ({chosen.lr})"
-        )
-        error = SearchError(f"{what} or alpha_lr ({chosen.alpha_lr}). The last good state is error.result{where}")
+        what = f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite"
+        how = f"Lower lr ({chosen.lr}) or alpha_lr ({chosen.alpha_lr})"
+        error = SearchError(f"{what}. {how}. The last good state is error.result{where}")
         error.result = result  # type: ignore[attr-defined]
         raise error
     return result

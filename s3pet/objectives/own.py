@@ -123,20 +123,17 @@ class Own(Objective):
         encoded = self.encode(examples) if rows is None else rows
         predictions = list[Any]([None] * len(encoded))
         check = self.model.register_forward_hook(self._check_output)
-        try:
-            with preserved(self, self.model), self.with_head():
-                self.model.eval()
-                for part in in_batches(encoded, batch_size or min(32, self.batch_size)):
-                    batch = self.collate([encoded[index] for index in part])["inputs"]
-                    values = list(self.own.predict(self.model, batch))
-                    if len(values) != len(part):
-                        what = f"one prediction for each of {len(part)} rows; got {len(values)}"
-                        raise TaskError(f"{self.name}.predict must return {what}")
-                    self.scored += len(part)
-                    for index, value in zip(part, values, strict=True):
-                        predictions[index] = value
-        finally:
-            check.remove()
+        with check, preserved(self, self.model), self.with_head():
+            self.model.eval()
+            for part in in_batches(encoded, batch_size or min(32, self.batch_size)):
+                batch = self.collate([encoded[index] for index in part])["inputs"]
+                values = list(self.own.predict(self.model, batch))
+                if len(values) != len(part):
+                    what = f"one prediction for each of {len(part)} rows; got {len(values)}"
+                    raise TaskError(f"{self.name}.predict must return {what}")
+                self.scored += len(part)
+                for index, value in zip(part, values, strict=True):
+                    predictions[index] = value
         return predictions
 
     def evaluate(self, examples: Sequence[Any], rows: Any = None) -> dict[str, float]:

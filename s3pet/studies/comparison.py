@@ -114,12 +114,11 @@ def measure_together(
     model: nn.Module, task: Task, runs: Sequence[tuple[Any, int]], objective: Any, recipe: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """What :func:`measure` returns, of several (structure, seed) trained at once; costs are shared out evenly."""
-    started, rest = time.perf_counter(), {name: value for name, value in recipe.items() if name != "lr"}
-    lr = recipe.get("lr") or DEFAULT_LR["pet"]
+    started, lr = time.perf_counter(), recipe.get("lr") or DEFAULT_LR["pet"]
     for structure, _ in runs:
         structure.check(model)
     members = [Member(structure.candidates, lr, seed) for structure, seed in runs]
-    with Population(model, task, members, Recipe(**rest), objective) as population:
+    with Population(model, task, members, Recipe(**recipe), objective) as population:
         population.train()
         _, scores = population.evaluate(task.test, best=True)
     rows = []

@@ -196,9 +196,8 @@ def _train_alone(
     model: nn.Module, task: Task, chunk: Sequence[Candidate], seed: int, recipe: dict[str, Any], objective: Any
 ) -> list[dict[str, Any]]:
     """Losses of all validation rows and the score, after training each candidate of a chunk alone (none: the head)."""
-    rest = {name: value for name, value in recipe.items() if name != "lr"}
     members = [Member((c,), recipe["lr"], seed) for c in chunk] or [Member((), recipe["lr"], seed)]
-    with Population(model, task, members, Recipe(**rest), objective) as population:
+    with Population(model, task, members, Recipe(**recipe), objective) as population:
         if len(population.theta):
             while population.step < population.recipe.steps:
                 population.advance()
