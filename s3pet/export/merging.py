@@ -116,8 +116,8 @@ def merge(tuned: TunedModel) -> Merged:
         if objective.head is not None:
             classifier, head = classifier_of(tuned, model), copy.deepcopy(objective.head.out)
             if classifier is not None:
-                refusal = {key: value for key, value in vars(model).items() if key == "save_pretrained"}
-                classifier.__dict__ |= refusal
+                if "save_pretrained" in vars(model):  # it refuses
+                    classifier.save_pretrained = model.save_pretrained
                 model, head = classifier, None
                 difference = _compare([model(**batch).logits for batch in batches], scores)
     return Merged(model.eval(), difference, head, tuned.task.tokenizer)
