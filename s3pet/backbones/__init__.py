@@ -14,15 +14,6 @@ from s3pet.backbones.loading import (
 )
 
 __all__ = [
-    "Backbone",
-    "backbone_checksum",
-    "backbone_kind",
-    "embedded_path",
-    "list_backbones",
-    "load_backbone",
-    "n_parameters",
-    "preserved",
-    "quiet_transformers",
-    "tokenizer_of",
-    "unwrapped",
-]
+    "Backbone", "backbone_checksum", "backbone_kind", "embedded_path", "list_backbones", "load_backbone",
+    "n_parameters", "preserved", "quiet_transformers", "tokenizer_of", "unwrapped",
+]  # fmt: skip

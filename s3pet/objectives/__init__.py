@@ -30,16 +30,6 @@ from s3pet.objectives.streams import Stream, derive
 from s3pet.objectives.texts import Objective, ObjectiveSettings, make_objective
 
 __all__ = [
-    "Generation",
-    "ImageClassification",
-    "ModelLoss",
-    "MultiLabel",
-    "Objective",
-    "ObjectiveSettings",
-    "OwnObjective",
-    "Stream",
-    "TokenClassification",
-    "derive",
-    "make_objective",
-    "objective_of",
-]
+    "Generation", "ImageClassification", "ModelLoss", "MultiLabel", "Objective", "ObjectiveSettings", "OwnObjective",
+    "Stream", "TokenClassification", "derive", "make_objective", "objective_of",
+]  # fmt: skip

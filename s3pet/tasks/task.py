@@ -330,15 +330,11 @@ def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_valid
             )
         del parts["test"]
         notes.append("the published test rows have no labels and are not used")
-    rows = {
-        split: [
-            make_example(
-                f"{split} row {i}", row, columns, fields, template, encode_label(f"{split} row {i}", label, index)
-            )
-            for i, (row, label) in enumerate(zip(part, labels[split], strict=True), 1)
-        ]
-        for split, part in parts.items()
-    }
+    rows: dict[str, list[Example]] = {split: [] for split in parts}
+    for split, part in parts.items():
+        for i, (row, label) in enumerate(zip(part, labels[split], strict=True), 1):
+            where, value = f"{split} row {i}", encode_label(f"{split} row {i}", label, index)
+            rows[split].append(make_example(where, row, columns, fields, template, value))
     notes += note_empty_texts(rows, columns)
     if regression:
         words = printed_values([example.label for example in rows["train"]], spec.get("label_words"))
