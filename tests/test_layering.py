@@ -67,7 +67,7 @@ def test_the_house_stays_small():
     assert not {file: n for file, n in lines.items() if n > 400}
     assert sum("/" not in file for file in lines) <= 18  # the others have a room
     assert sum(n for file, n in lines.items() if part_of(file) in CORE) <= 2677
-    assert sum(lines.values()) <= 14671  # it may shrink, not grow without a reason
+    assert sum(lines.values()) <= 14673  # it may shrink, not grow without a reason
 
 
 @pytest.mark.parametrize("file", SOURCES)
@@ -91,7 +91,7 @@ def test_public_things_have_docstrings(file):
 
 def test_importing_is_quiet_and_lazy():
     code = (
-        "import sys, warnings; warnings.simplefilter('error'); import s3pet; "
+        "import sys, warnings; warnings.simplefilter('error'); import s3pet.backbones, s3pet.tasks; "
         "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'seaborn', 'pandas', 'ipywidgets'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )

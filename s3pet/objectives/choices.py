@@ -29,8 +29,9 @@ class WordTree:
         row = {prefix: index for index, prefix in enumerate([(), *nodes])}  # 0 is the end of the prompt
         self.tokens = torch.tensor([node[-1] for node in nodes], dtype=torch.long)
         self.depth = torch.tensor([len(node) - 1 for node in nodes], dtype=torch.long)
-        above = [[a == b[: len(a)] for a in nodes] for b in nodes]
-        self.above = torch.tensor(above, dtype=torch.bool).view(len(nodes), len(nodes))
+        self.above = torch.tensor([[a == b[: len(a)] for a in nodes] for b in nodes], dtype=torch.bool).view(
+            len(nodes), len(nodes)
+        )
         steps = [[(row[word[:k]], word[k]) if k < len(word) else (0, -1) for k in range(n)] for word in cut]
         self.places, self.targets = torch.tensor(steps).unbind(-1)  # [n_words, n]; target -1: after the word's end
 
@@ -57,8 +58,9 @@ class WordTree:
         else:
             logits = objective.run(**inputs, use_cache=False).logits[:, keep]
         end = logits[torch.arange(rows, device=device), torch.searchsorted(last, ends - 1)]
-        table = torch.cat([end[:, None], logits[:, len(last) :]], 1)  # [batch, 1 + nodes, vocab]
-        table = table.float().log_softmax(-1)
+        table = (
+            torch.cat([end[:, None], logits[:, len(last) :]], 1).float().log_softmax(-1)
+        )  # [batch, 1 + nodes, vocab]
         places, targets = self.places.to(device), self.targets.to(device)
         return table[:, places, targets.clamp(min=0)].masked_fill(targets < 0, 0.0).sum(-1)
 
