@@ -12,7 +12,7 @@ from typing import Any
 
 import s3pet
 from s3pet.errors import RunError, S3PetError
-from s3pet.objective import ObjectiveSettings
+from s3pet.objectives.texts import ObjectiveSettings
 from s3pet.searcher import Settings
 from s3pet.structure import MANUAL
 from s3pet.studies.report import show, write_figures

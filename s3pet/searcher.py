@@ -34,14 +34,14 @@ from s3pet import bilevel
 from s3pet.backbones import backbone_checksum, preserved
 from s3pet.errors import SearchError
 from s3pet.gates import GRADIENT_MODES, Budget, BudgetLike, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
-from s3pet.objective import Batch, ObjectiveSettings
 from s3pet.objectives import OwnObjective
-from s3pet.own import objective_of
+from s3pet.objectives.own import objective_of
+from s3pet.objectives.streams import Stream, derive
+from s3pet.objectives.texts import Batch, ObjectiveSettings
 from s3pet.progress import View, make_view
 from s3pet.records import Cost, check_fields, config_hash, versions
 from s3pet.result import RESULTS_VERSION, SearchResult, gate_table, load_state, prepare_folder, save_state
 from s3pet.space import Space
-from s3pet.streams import Stream, derive
 from s3pet.structure import parse_budget, select_mask
 from s3pet.supernet import Supernet
 from s3pet.tasks import Task
@@ -51,10 +51,7 @@ Callback = Callable[["Searcher"], Any]
 
 CLIP = 2.0  # largest norm of the gradient of the weights, and of α (the authors')
 HISTORY = ["step", "loss_train", "loss_val", "lr", "alpha_lr"]
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {"dropout": True},
-}
+PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": {"dropout": True}}
 
 
 @dataclass(frozen=True)
@@ -280,7 +277,7 @@ def search(
         task: its training split is halved into search_train and search_val; no other split is used.
         budget: trainable PET parameters, any form that :meth:`s3pet.Budget.parse` reads.
         settings: ``"default"``, or ``"paper"`` for dropout in the frozen backbone, as the authors have it.
-        objective: how the backbone learns the task: :class:`s3pet.objective.ObjectiveSettings` or a mapping, or an
+        objective: how the backbone learns the task: :class:`s3pet.objectives.ObjectiveSettings` or a mapping, or an
             object of your own, see :mod:`s3pet.objectives`.
         out: run folder; with it, the search writes checkpoints and continues where it was cut off.
         overwrite: replace a finished run in ``out``, and start an unfinished one anew.
@@ -332,10 +329,9 @@ def search(
     view.finish(result)
     if stopped == "diverged":
         where = f", saved in {folder}" if folder else ""
-        what = (
-            f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite. Lower lr ({chosen.lr})"
-        )
-        error = SearchError(f"{what} or alpha_lr ({chosen.alpha_lr}). The last good state is error.result{where}")
+        what = f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite"
+        how = f"Lower lr ({chosen.lr}) or alpha_lr ({chosen.alpha_lr})"
+        error = SearchError(f"{what}. {how}. The last good state is error.result{where}")
         error.result = result  # type: ignore[attr-defined]
         raise error
     return result

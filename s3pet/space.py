@@ -1,7 +1,7 @@
 """Which PET modules may go where: sites × PET modules → candidates with costs.
 
 A site's ``address`` is ``stack.layer.role`` (``encoder.3.attn.q``) in every family of architectures; its ``path`` is
-the dotted Hugging Face name (:mod:`s3pet.sites`). Candidates have one canonical order, on T5 the paper's: all
+the dotted Hugging Face name (:mod:`s3pet.backbones.sites`). Candidates have one canonical order, on T5 the paper's: all
 projections and norms in ``named_modules()`` order (LoRA, LNFit, BitFit within one site), then the adapters on blocks.
 
 Departures from the authors' code: a bias on attention keys without rotary positions adds the same number to all scores
@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from s3pet.backbones import n_parameters
+from s3pet.backbones.sites import LeftOut, Site, survey
+from s3pet.backbones.sites import find_sites as find_sites
 from s3pet.errors import SpaceError, UnknownSiteError, nearest
 from s3pet.modules import PETS, pet_module
-from s3pet.sites import LeftOut, Site, survey
-from s3pet.sites import find_sites as find_sites
 
 
 @dataclass(frozen=True)
@@ -225,8 +225,8 @@ def make_space(
 ) -> Space:
     """The candidates of a search, for any transformer.
 
-    Sites are found by structure and checked by one forward and backward pass (:mod:`s3pet.sites`). What is in no space
-    is listed in ``space.left_out`` with the reason.
+    Sites are found by structure and checked by one forward and backward pass (:mod:`s3pet.backbones.sites`). What is in
+    no space is listed in ``space.left_out`` with the reason.
 
     Args:
         model: the backbone, left exactly as it was.

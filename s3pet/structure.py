@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from s3pet.backbones.sites import find_sites, has_widths
 from s3pet.errors import BudgetError, SpaceError, StructureMismatchError, nearest
 from s3pet.gates import Budget, BudgetLike
 from s3pet.modules import PETS
 from s3pet.records import write_json
-from s3pet.sites import find_sites, has_widths
 from s3pet.space import Candidate, Candidates, Rule, Space, counterparts, layers_of, make_space
 
 FORMAT = "s3pet-structure"

@@ -31,9 +31,9 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from s3pet.backbones import quiet_transformers
 from s3pet.errors import SearchError
-from s3pet.objective import Objective
+from s3pet.objectives.streams import Row, Stream
+from s3pet.objectives.texts import Objective
 from s3pet.records import LATER, Cost, check_fields
-from s3pet.streams import Row, Stream
 from s3pet.supernet import Supernet
 
 

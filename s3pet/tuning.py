@@ -28,9 +28,9 @@ from transformers import TrainerCallback
 
 from s3pet.backbones import backbone_checksum, n_parameters, preserved, tokenizer_of, unwrapped
 from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError
-from s3pet.objective import ObjectiveSettings
 from s3pet.objectives import OwnObjective
-from s3pet.own import Own, checked, objective_of
+from s3pet.objectives.own import Own, checked, objective_of
+from s3pet.objectives.texts import ObjectiveSettings
 from s3pet.records import Cost, recorded, versions, write_json
 from s3pet.result import prepare_folder
 from s3pet.structure import Structure
@@ -152,7 +152,7 @@ def retrain(
         model, task: the backbone, left as it was after any exit, and the task, with its tokenizer if it needs one.
         structure: a structure, ``"full"``, ``"head"`` (for a text-to-text backbone the same as zero-shot) or
             ``"zero-shot"``.
-        objective: :class:`s3pet.objective.ObjectiveSettings`, or a mapping of some of its fields; or an object of your
+        objective: :class:`s3pet.objectives.ObjectiveSettings`, or a mapping of some of its fields; or an object of your
             own, see :mod:`s3pet.objectives`.
         out, progress: folder to save the tuned model to; show a bar.
         test: score the test split; use False while something is still to be chosen.

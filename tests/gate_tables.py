@@ -8,6 +8,9 @@ from types import SimpleNamespace
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.text import Text
+
+from s3pet import plots
 
 SPACES = {"t5-pocket": (4, 4, False), "bert-like": (6, 0, True), "t5-large": (24, 24, False)}
 
@@ -57,6 +60,12 @@ def centres(ax, gid: str) -> set:
     return {tuple(np.round(path.vertices[:4].mean(0), 6)) for artist in by_gid(ax, gid) for path in artist.get_paths()}
 
 
+def places(gates, rows) -> set:
+    """Where some rows of a gate table lie on its map."""
+    cells = plots.gate_cells(gates.assign(chosen=rows), grid=plots.make_grid(gates))
+    return {tuple(np.round(place, 6)) for place in cells.loc[cells["chosen"], ["x", "y"]].to_numpy()}
+
+
 def legend_texts(ax) -> list[str]:
     """Texts of a legend, each on one line."""
     return [text.get_text().replace("\n", " ") for text in ax.get_legend().get_texts()]
@@ -64,7 +73,7 @@ def legend_texts(ax) -> list[str]:
 
 def overlaps(texts) -> list[tuple[str, str]]:
     """Pairs of texts that overlap, in a figure that has been drawn."""
-    boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text()]
+    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in texts if text.get_text()]
     return [(a, b) for (a, one), (b, other) in itertools.combinations(boxes, 2) if one.overlaps(other)]
 
 

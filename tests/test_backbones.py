@@ -17,8 +17,15 @@ from transformers import (
     ViTModel,
 )
 
-from s3pet import backbones
-from s3pet.backbones import backbone_checksum, backbone_kind, embedded_path, list_backbones, load_backbone, n_parameters
+from s3pet.backbones import (
+    backbone_checksum,
+    backbone_kind,
+    embedded_path,
+    list_backbones,
+    load_backbone,
+    loading,
+    n_parameters,
+)
 from s3pet.errors import BackboneError
 
 
@@ -77,7 +84,7 @@ def test_device_and_attention(tmp_path):
 
 
 def test_the_embedded_backbone(tmp_path, monkeypatch):
-    monkeypatch.setattr(backbones, "embedded_path", lambda: tmp_path)
+    monkeypatch.setattr(loading, "embedded_path", lambda: tmp_path)
     assert list_backbones() == ["pocket-t5", "pocket-t5-deep"]
     with pytest.raises(BackboneError, match=r"model holds no config\.json"):
         load_backbone("pocket-t5")
@@ -91,7 +98,7 @@ def test_the_embedded_backbone(tmp_path, monkeypatch):
 def test_embedded_path_is_beside_or_inside_the_package(tmp_path, monkeypatch):
     package = tmp_path / "s3pet"
     package.mkdir()
-    monkeypatch.setattr(backbones, "__file__", str(package / "backbones.py"))
+    monkeypatch.setattr(loading, "__file__", str(package / "backbones" / "loading.py"))
     with pytest.raises(BackboneError, match="data/pocket"):
         embedded_path()
     for place in (package, tmp_path):  # a wheel; a checkout, which wins

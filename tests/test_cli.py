@@ -15,7 +15,7 @@ from tuned import structure_of, tuned_at_random
 import s3pet
 from s3pet.cli import main
 from s3pet.errors import RunError
-from s3pet.objective import ObjectiveSettings
+from s3pet.objectives import ObjectiveSettings
 from s3pet.searcher import Settings
 from s3pet.tuning import Recipe
 

@@ -1,35 +1,16 @@
 """Whatever ends a search, a retraining or a prediction: afterwards the model is what it was."""
 
-import random
-
-import numpy as np
 import pytest
 import torch
-from tiny import tiny_bert, tiny_t5
+from tiny import state_of, tiny_bert, tiny_t5
 from toy import toy_task
 
 from s3pet import attach, make_space, manual_structure, random_structure, retrain, search
-from s3pet.backbones import backbone_checksum
 from s3pet.errors import S3PetError
-from s3pet.objective import Objective
+from s3pet.objectives import Objective
 from s3pet.space import Space
 from s3pet.studies.selectors import sensitivity
 from s3pet.supernet import Supernet
-
-
-def state_of(model):
-    """All that must not change: tensors, flags, modes, hooks, attributes, and the global random state."""
-    modules = dict(model.named_modules())
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
-    return {
-        "tensors": backbone_checksum(model),
-        "gradients": [parameter.grad for parameter in model.parameters()],
-        "flags": [parameter.requires_grad for parameter in model.parameters()],
-        "modes": {name: module.training for name, module in modules.items()},
-        "hooks": {name: [len(getattr(module, hook)) for hook in hooks] for name, module in modules.items()},
-        "attributes": {name: sorted(vars(module)) for name, module in modules.items()},
-        "random": [torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()],  # noqa: NPY002
-    }
 
 
 def odd_model(make_model):

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from s3pet.backbones.norms import normalize
 from s3pet.errors import UnknownSiteError
-from s3pet.modules import PETS, normalize, pet_module
+from s3pet.modules import PETS, pet_module
 
 SIZES = {"lora": (48, 64), "bitfit": (48, 64), "lnfit": (64, 64), "lowrank_adapter": (64, 64), "adapter": (64, 64)}
 

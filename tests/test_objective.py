@@ -13,7 +13,7 @@ from zoo import zoo_model
 
 from s3pet.backbones import preserved
 from s3pet.errors import SearchError, TaskError
-from s3pet.objective import ObjectiveSettings, Stream, derive, make_objective
+from s3pet.objectives import ObjectiveSettings, Stream, derive, make_objective
 from s3pet.records import check_fields, recorded
 from s3pet.tasks import load_task
 

@@ -28,7 +28,7 @@ from s3pet.errors import ExportError, RunError, SearchError, StructureMismatchEr
 from s3pet.export import save_folder
 from s3pet.objectives import Generation, ImageClassification, ModelLoss, MultiLabel, TokenClassification
 from s3pet.objectives.heads import own_heads
-from s3pet.own import objective_of
+from s3pet.objectives.own import objective_of
 from s3pet.structure import random_structure
 from s3pet.studies.population import Population
 from s3pet.tasks.plain import RowTask, class_number, exact_match, f1_micro, rouge_l, word_accuracy

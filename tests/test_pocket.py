@@ -9,7 +9,7 @@ import torch
 
 from s3pet import load_backbone, load_task, make_space, retrain
 from s3pet.backbones import embedded_path
-from s3pet.objective import make_objective
+from s3pet.objectives import make_objective
 from s3pet.tasks import list_tasks
 
 POCKET = Path(__file__).resolve().parent.parent / "data" / "pocket"

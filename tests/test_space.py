@@ -10,9 +10,10 @@ from transformers import T5ForConditionalGeneration
 from zoo import zoo_model
 
 from s3pet import Rule, make_space
+from s3pet.backbones.norms import norm_form
+from s3pet.backbones.sites import find_sites
 from s3pet.errors import BackboneError, SpaceError, UnknownSiteError
-from s3pet.modules import PETS, norm_form
-from s3pet.sites import find_sites
+from s3pet.modules import PETS
 from s3pet.space import Candidate
 from s3pet.supernet import attach
 

@@ -15,7 +15,7 @@ from zoo import zoo_model
 
 from s3pet import load_task, make_space, manual_structure, retrain
 from s3pet.errors import TaskError
-from s3pet.objective import make_objective
+from s3pet.objectives import make_objective
 from s3pet.tasks.forms import read_records
 
 LONG = pytest.mark.filterwarnings("ignore:.*tokens and are cut:UserWarning")

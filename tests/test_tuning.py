@@ -11,14 +11,14 @@ import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from safetensors.torch import load_file
-from tiny import tiny_batch, tiny_bert, tiny_classifier, tiny_llama, tiny_t5
+from tiny import state_of, tiny_batch, tiny_bert, tiny_classifier, tiny_llama, tiny_t5
 from toy import easy_task, short_task, toy_regression, toy_rows, toy_task, toy_tokenizer
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from s3pet import Structure, attach, load_task, load_tuned, make_space, manual_structure, random_structure, retrain
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError
-from s3pet.objective import Objective, Stream, make_objective
+from s3pet.objectives import Objective, Stream, make_objective
 from s3pet.supernet import Supernet
 from s3pet.tasks.forms import read_records
 from s3pet.trainer import PetTrainer
@@ -270,15 +270,6 @@ def test_early_stopping_and_other_callbacks_are_hugging_faces():
     assert seen == [3, 6, 9] and [point["step"] for point in tuned.metrics["curve"]] == seen
     assert tuned.cost.passes == 9
     assert any("loss" in log for log in logs) and any("eval_accuracy" in log for log in logs)
-
-
-def state_of(model):
-    modes = [part.training for part in model.modules()]
-    flags = [parameter.requires_grad for parameter in model.parameters()]
-    hooks = [
-        (len(part._forward_hooks), len(part._forward_pre_hooks), "forward" in vars(part)) for part in model.modules()
-    ]
-    return backbone_checksum(model), modes, flags, hooks, torch.get_rng_state().tolist()
 
 
 @pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert, tiny_classifier])

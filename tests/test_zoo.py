@@ -7,13 +7,14 @@ import re
 
 import pytest
 import torch
+from tiny import state_of
 from toy import toy_rows, toy_tokenizer
 from zoo import OTHER, TEXT, zoo_model
 
 from s3pet import attach, load_task, load_tuned, make_space, retrain, search
 from s3pet.backbones import backbone_checksum
+from s3pet.backbones.sites import find_sites
 from s3pet.errors import BackboneError
-from s3pet.sites import find_sites
 
 NO_SITES = {
     "ibert": "not called with one tensor alone",  # integers and their scale go from module to module
@@ -52,17 +53,6 @@ def logits(tuned):
     objective.eval()
     with torch.no_grad(), tuned.learner.attached():
         return objective.scores(objective.collate(objective.encode(tuned.task.test)))
-
-
-def state_of(model):
-    """All that discovery must leave alone."""
-    modules = [(name, id(m), m.training, len(m._forward_hooks)) for name, m in model.named_modules()]
-    return (
-        modules,
-        [p.requires_grad for p in model.parameters()],
-        backbone_checksum(model),
-        torch.get_rng_state().tolist(),
-    )
 
 
 @pytest.mark.parametrize("name", [name for name in TEXT if name not in NO_SITES])

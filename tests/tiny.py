@@ -1,5 +1,8 @@
 """Tiny Hugging Face models built from configs in memory: every family the spaces know, and the paper's T5 sizes."""
 
+import random
+
+import numpy as np
 import torch
 from transformers import (
     BertConfig,
@@ -14,6 +17,8 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+from s3pet.backbones import backbone_checksum
 
 VOCABULARY = 64
 T5_SIZES = {  # d_model, d_ff, d_kv, layers per stack, heads
@@ -133,3 +138,19 @@ def meta_t5(size):
         )
     model.s3pet_id = f"t5-{size}"
     return model
+
+
+def state_of(model):
+    """All that must not change: modules, tensors, flags, modes, hooks, attributes, and the global random state."""
+    modules = dict(model.named_modules())
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+    return {
+        "modules": {name: id(module) for name, module in modules.items()},
+        "tensors": backbone_checksum(model),
+        "gradients": [parameter.grad for parameter in model.parameters()],
+        "flags": [parameter.requires_grad for parameter in model.parameters()],
+        "modes": {name: module.training for name, module in modules.items()},
+        "hooks": {name: [len(getattr(module, hook)) for hook in hooks] for name, module in modules.items()},
+        "attributes": {name: sorted(vars(module)) for name, module in modules.items()},
+        "random": [torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()],  # noqa: NPY002
+    }

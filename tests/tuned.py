@@ -13,6 +13,12 @@ def structure_of(model, *pets, keep=lambda candidate: True, **options):
     return Structure(tuple(c for c in space if keep(c)), space.model_id)
 
 
+def logits(model, batch):
+    """What the model returns first, without gradients."""
+    with torch.no_grad():
+        return model(**batch)[0]
+
+
 def tuned_at_random(model, structure, task=None, std=0.1, **options):
     """Trained for one step; then every trained tensor is drawn anew, none is zero."""
     tuned = retrain(model, task or short_task(), structure, steps=1, batch_size=4, evaluations=1, test=False, **options)

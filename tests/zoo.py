@@ -4,10 +4,8 @@ import torch
 import transformers
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
-ENCODER = {
-    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-    "max_position_embeddings": 80, "pad_token_id": 0,
-}  # fmt: skip
+BODY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+ENCODER = BODY | {"vocab_size": 64, "max_position_embeddings": 80, "pad_token_id": 0}
 DECODER = ENCODER | SPECIAL | {"num_key_value_heads": 2, "head_dim": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 SHORT = SPECIAL | {"vocab_size": 64, "n_positions": 80, "n_embd": 32, "n_layer": 2, "n_head": 4}
@@ -21,20 +19,17 @@ T5 = {
     "eos_token_id": 1, "decoder_start_token_id": 0,
 }  # fmt: skip
 XLM = {"vocab_size": 64, "emb_dim": 32, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 80, "pad_index": 0}
-IMAGE = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32,
-    "patch_size": 8,
-}  # fmt: skip
-SOUND = {
-    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-    "conv_dim": (16, 16), "conv_kernel": (4, 4), "conv_stride": (2, 2), "num_feat_extract_layers": 2,
+IMAGE = BODY | {"image_size": 32, "patch_size": 8}
+SOUND = BODY | {
+    "vocab_size": 64, "conv_dim": (16, 16), "conv_kernel": (4, 4), "conv_stride": (2, 2), "num_feat_extract_layers": 2,
     "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2,
 }  # fmt: skip
 RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16}
 V3 = RELATIVE | {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_buckets": 8}
-LATENT = {
+LATENT = DECODER | {
     "q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8,
-    "num_key_value_heads": 4,
+    "num_key_value_heads": 4, "head_dim": 4, "moe_intermediate_size": 16, "n_routed_experts": 4,
+    "num_experts_per_tok": 2, "first_k_dense_replace": 1,
 }  # fmt: skip
 WORDS = {"word_embed_proj_dim": 32, "ffn_dim": 48}
 
@@ -145,12 +140,8 @@ TEXT = {
     "llama": ("LlamaForCausalLM", DECODER),
     "llama-bare": ("LlamaModel", DECODER),
     "llama-classifier": ("LlamaForSequenceClassification", DECODER),
-    "deepseek-v2": ("DeepseekV2ForCausalLM", DECODER | LATENT | {
-        "head_dim": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2,
-        "first_k_dense_replace": 1}),
-    "deepseek-v3": ("DeepseekV3ForCausalLM", DECODER | LATENT | {
-        "head_dim": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2,
-        "topk_group": 1, "first_k_dense_replace": 1}),
+    "deepseek-v2": ("DeepseekV2ForCausalLM", LATENT),
+    "deepseek-v3": ("DeepseekV3ForCausalLM", LATENT | {"n_group": 2, "topk_group": 1}),
     "phi": ("PhiForCausalLM", DECODER),
     "mixtral": ("MixtralForCausalLM", DECODER | {"num_local_experts": 4}),
     "qwen3-moe": ("Qwen3MoeForCausalLM", DECODER | EXPERTS),
@@ -187,9 +178,7 @@ OTHER = {
                            "patch_size": 4}),
     "convnext": ("ConvNextModel", {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "image_size": 32}),
     "resnet": ("ResNetModel", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}),
-    "vivit": ("VivitModel", {
-        "image_size": 16, "num_frames": 4, "tubelet_size": [2, 8, 8], "hidden_size": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "intermediate_size": 48}),
+    "vivit": ("VivitModel", BODY | {"image_size": 16, "num_frames": 4, "tubelet_size": [2, 8, 8]}),
     "segformer": ("SegformerModel", {
         "num_encoder_blocks": 2, "depths": [1, 1], "hidden_sizes": [16, 32], "num_attention_heads": [1, 2],
         "sr_ratios": [2, 1], "patch_sizes": [7, 3], "strides": [4, 2], "mlp_ratios": [2, 2]}),
@@ -207,9 +196,8 @@ OTHER = {
     "wav2vec2": ("Wav2Vec2Model", SOUND),
     "hubert": ("HubertModel", SOUND),
     "wavlm": ("WavLMModel", SOUND),
-    "ast": ("ASTModel", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-                         "max_length": 32, "num_mel_bins": 16, "patch_size": 8, "frequency_stride": 8,
-                         "time_stride": 8}),
+    "ast": ("ASTModel", BODY | {"max_length": 32, "num_mel_bins": 16, "patch_size": 8, "frequency_stride": 8,
+                                "time_stride": 8}),
 }  # fmt: skip
 
 

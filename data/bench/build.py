@@ -28,7 +28,7 @@ from torch import Tensor
 
 import s3pet
 from s3pet.backbones import backbone_checksum
-from s3pet.objective import ObjectiveSettings
+from s3pet.objectives import ObjectiveSettings
 from s3pet.records import versions, write_json, write_table
 from s3pet.space import Rule, Space
 from s3pet.structure import Structure, parse_budget, select_structure

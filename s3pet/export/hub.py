@@ -11,7 +11,7 @@ from pathlib import Path
 
 from s3pet.errors import ExportError, RunError
 from s3pet.export.folders import new_folder
-from s3pet.own import Own
+from s3pet.objectives.own import Own
 from s3pet.plots import plot_structure, save_figure
 from s3pet.tuning import TunedModel
 

@@ -35,7 +35,7 @@ from s3pet.backbones import preserved, quiet_transformers
 from s3pet.errors import ExportError
 from s3pet.export.folders import new_folder
 from s3pet.modules import LORA_ALPHA
-from s3pet.own import Own
+from s3pet.objectives.own import Own
 from s3pet.space import Candidate
 from s3pet.supernet import Supernet, is_attached
 from s3pet.tuning import REFERENCES, TunedModel
@@ -116,8 +116,8 @@ def merge(tuned: TunedModel) -> Merged:
         if objective.head is not None:
             classifier, head = classifier_of(tuned, model), copy.deepcopy(objective.head.out)
             if classifier is not None:
-                refusal = {key: value for key, value in vars(model).items() if key == "save_pretrained"}
-                classifier.__dict__ |= refusal
+                if "save_pretrained" in vars(model):  # it refuses
+                    classifier.save_pretrained = model.save_pretrained
                 model, head = classifier, None
                 difference = _compare([model(**batch).logits for batch in batches], scores)
     return Merged(model.eval(), difference, head, tuned.task.tokenizer)
@@ -242,10 +242,9 @@ def _compare(logits: list[Tensor], expected: list[Tensor]) -> float:
     difference = max(float((one - other).abs().max()) for one, other in zip(logits, expected, strict=True))
     scale = max(1.0, *(float(other.abs().max()) for other in expected))
     if not difference <= torch.finfo(logits[0].dtype).eps ** 0.5 * scale:
-        what = (
-            f"merging changed the logits by up to {difference:.2g}; something reads a norm in a way that is not linear"
-        )
-        raise ExportError(f"{what}. Use tuned.save and load_tuned, or retrain a structure without BitFit on norms")
+        why = "something reads a norm in a way that is not linear"
+        how = "Use tuned.save and load_tuned, or retrain a structure without BitFit on norms"
+        raise ExportError(f"merging changed the logits by up to {difference:.2g}; {why}. {how}")
     return difference
 
 
@@ -272,11 +271,8 @@ def own_probe(tuned: TunedModel) -> dict[str, Any]:
     def note(module: nn.Module, args: tuple, named: dict[str, Any]) -> None:
         calls.append({**dict(zip(names, args, strict=False)), **named})
 
-    hook = objective.model.register_forward_pre_hook(note, with_kwargs=True)
-    try:
+    with objective.model.register_forward_pre_hook(note, with_kwargs=True):
         objective.loss(objective.collate(objective.encode(tuned.task.validation[:8])))
-    finally:
-        hook.remove()
     if not calls:
         raise ExportError(f"{objective.name}.loss does not call the model, so a merged one cannot be compared")
     return calls[0]

@@ -1,4 +1,7 @@
-"""Ready objectives for ``search`` and ``retrain``, and how to write one.
+"""How a backbone learns a task: by texts and labels, by a ready objective, or by one of your own.
+
+Without ``objective=``, a task of :func:`s3pet.load_task` is learned as :mod:`s3pet.objectives.texts` says. For tasks of
+other rows there are ready objectives:
 
     objective=ModelLoss()                     # rows are the model's inputs: question answering, multiple choice
     objective=TokenClassification(tokenizer, names=("O", "PER"))  # AutoModelForTokenClassification
@@ -16,12 +19,17 @@ parameters are reported beside the budget, never as part of it. One of your own 
         def predict(self, model, batch): ...  # → one prediction a row, as the task's metrics read it
 
 What needs scores of labels (populations, races, interventions, one-pass selectors), PEFT files of a model with a head,
-and cards take the objectives of :mod:`s3pet.objective` only, and refuse these. ``merge`` takes both.
+and cards take the objectives of :mod:`s3pet.objectives.texts` only, and refuse these. ``merge`` takes both.
 """
 
 from s3pet.objectives.generation import Generation
 from s3pet.objectives.heads import ModelLoss
 from s3pet.objectives.labels import ImageClassification, MultiLabel, TokenClassification
-from s3pet.objectives.protocol import OwnObjective
+from s3pet.objectives.own import OwnObjective, objective_of
+from s3pet.objectives.streams import Stream, derive
+from s3pet.objectives.texts import Objective, ObjectiveSettings, make_objective
 
-__all__ = ["Generation", "ImageClassification", "ModelLoss", "MultiLabel", "OwnObjective", "TokenClassification"]
+__all__ = [
+    "Generation", "ImageClassification", "ModelLoss", "MultiLabel", "Objective", "ObjectiveSettings", "OwnObjective",
+    "Stream", "TokenClassification", "derive", "make_objective", "objective_of",
+]  # fmt: skip

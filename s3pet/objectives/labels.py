@@ -16,7 +16,39 @@ from s3pet.objectives.heads import ModelLoss
 from s3pet.tasks.plain import class_number
 
 
-class TokenClassification(ModelLoss):
+class _Labels(ModelLoss):
+    """Labels that may have names, on a model with an output for each name."""
+
+    names: tuple[str, ...]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"names": list(self.names)}
+
+    def heads(self, model: Any) -> Sequence[str]:
+        count = getattr(getattr(model, "config", None), "num_labels", None)
+        if self.names and count is not None and count != len(self.names):
+            how = f"load it with num_labels={len(self.names)}"
+            raise TaskError(f"the model's head has {count} outputs and there are {len(self.names)} names; {how}")
+        return super().heads(model)
+
+    def encode(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
+        return [self._encoded(n, row) for n, row in enumerate(rows, 1)]
+
+    def _encoded(self, n: int, row: Any) -> dict[str, Any]:
+        """Row n as columns of numbers; a TaskError if it is not of the right form."""
+        raise NotImplementedError
+
+    def _number(self, where: str, label: Any) -> int:
+        return class_number(where, label, self.names)
+
+    def _named(self, where: str, label: Any) -> Any:
+        """The name of a label, or its number without names."""
+        number = self._number(where, label)
+        return self.names[number] if self.names else number
+
+
+class TokenClassification(_Labels):
     """A tag for each word: its first token carries the label.
 
         rows = [{"tokens": ["Ada", "wrote"], "tags": ["PER", "O"]}, …]
@@ -41,29 +73,23 @@ class TokenClassification(ModelLoss):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"names": list(self.names), "max_length": self.max_length}
+        return super().settings | {"max_length": self.max_length}
 
-    def heads(self, model: Any) -> Sequence[str]:
-        _check_outputs(model, self.names)
-        return super().heads(model)
-
-    def encode(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
-        encoded, (tokens, tags) = [], self.columns
-        for n, row in enumerate(rows, 1):
-            words = row.get(tokens)
-            if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words) or not words:
-                raise TaskError(f"row {n}: column {tokens!r} must be a list of words; got {words!r}")
-            inputs = self.tokenizer(list(words), is_split_into_words=True, truncation=True, max_length=self.max_length)
-            of_token = [-1 if word is None else word for word in inputs.word_ids()]
-            first = [w if w != before else -1 for before, w in zip([-1, *of_token], of_token, strict=False)]
-            entry = {**inputs, "words": first, "n_words": len(words)}
-            if tags in row:
-                if len(row[tags]) != len(words):
-                    raise TaskError(f"row {n} has {len(words)} words and {len(row[tags])} tags; give one tag a word")
-                numbers = [class_number(f"row {n}: tag {k}", tag, self.names) for k, tag in enumerate(row[tags], 1)]
-                entry["labels"] = [IGNORED if word < 0 else numbers[word] for word in first]
-            encoded.append(entry)
-        return encoded
+    def _encoded(self, n: int, row: Any) -> dict[str, Any]:
+        tokens, tags = self.columns
+        words = row.get(tokens)
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words) or not words:
+            raise TaskError(f"row {n}: column {tokens!r} must be a list of words; got {words!r}")
+        inputs = self.tokenizer(list(words), is_split_into_words=True, truncation=True, max_length=self.max_length)
+        of_token = [-1 if word is None else word for word in inputs.word_ids()]
+        first = [w if w != before else -1 for before, w in zip([-1, *of_token], of_token, strict=False)]
+        entry = {**inputs, "words": first, "n_words": len(words)}
+        if tags in row:
+            if len(row[tags]) != len(words):
+                raise TaskError(f"row {n} has {len(words)} words and {len(row[tags])} tags; give one tag a word")
+            numbers = [self._number(f"row {n}: tag {k}", tag) for k, tag in enumerate(row[tags], 1)]
+            entry["labels"] = [IGNORED if word < 0 else numbers[word] for word in first]
+        return entry
 
     def predict(self, model: Any, batch: Mapping[str, Tensor]) -> list[Any]:
         classes, predictions = self.output(model, batch, targets=False).logits.argmax(-1).tolist(), []
@@ -75,10 +101,10 @@ class TokenClassification(ModelLoss):
 
     def labels(self, values: Sequence[Any]) -> list[Any]:
         """Tags as predictions have them: names, if there are any."""
-        return [[_named("a tag", tag, self.names) for tag in row] for row in values]
+        return [[self._named("a tag", tag) for tag in row] for row in values]
 
 
-class MultiLabel(ModelLoss):
+class MultiLabel(_Labels):
     """Any number of labels for each text: the binary cross-entropy of every label.
 
         rows = [{"text": "so funny, so sad", "labels": ["fun", "sad"]}, {"text": "it rained", "labels": []}, …]
@@ -103,25 +129,18 @@ class MultiLabel(ModelLoss):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"names": list(self.names), "text": list(self.text), "max_length": self.max_length}
+        return super().settings | {"text": list(self.text), "max_length": self.max_length}
 
-    def heads(self, model: Any) -> Sequence[str]:
-        _check_outputs(model, self.names)
-        return super().heads(model)
-
-    def encode(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
-        encoded = []
-        for n, row in enumerate(rows, 1):
-            texts = [read_text(n, row, column) for column in self.text]
-            entry = dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
-            if self.target in row:
-                if not isinstance(row[self.target], list | tuple):
-                    what = f"column {self.target!r} must be a list of names or numbers, which may be empty"
-                    raise TaskError(f"row {n}: {what}; got {row[self.target]!r}")
-                chosen = {class_number(f"row {n}: a label", label, self.names) for label in row[self.target]}
-                entry["labels"] = [float(k in chosen) for k in range(len(self.names))]
-            encoded.append(entry)
-        return encoded
+    def _encoded(self, n: int, row: Any) -> dict[str, Any]:
+        texts = [read_text(n, row, column) for column in self.text]
+        entry = dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
+        if self.target in row:
+            if not isinstance(row[self.target], list | tuple):
+                what = f"column {self.target!r} must be a list of names or numbers, which may be empty"
+                raise TaskError(f"row {n}: {what}; got {row[self.target]!r}")
+            chosen = {self._number(f"row {n}: a label", label) for label in row[self.target]}
+            entry["labels"] = [float(k in chosen) for k in range(len(self.names))]
+        return entry
 
     def loss(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         logits = self.output(model, batch, targets=False).logits
@@ -133,11 +152,11 @@ class MultiLabel(ModelLoss):
 
     def labels(self, values: Sequence[Any]) -> list[Any]:
         """Label sets as predictions have them: names in the order of the model's outputs."""
-        chosen = [{class_number("a label", label, self.names) for label in row} for row in values]
+        chosen = [{self._number("a label", label) for label in row} for row in values]
         return [[name for k, name in enumerate(self.names) if k in row] for row in chosen]
 
 
-class ImageClassification(ModelLoss):
+class ImageClassification(_Labels):
     """The class of an image.
 
         parts = datasets.load_dataset("imagefolder", data_dir="pets")  # columns image and label
@@ -159,24 +178,14 @@ class ImageClassification(ModelLoss):
         super().__init__(head=head)
         self.processor, self.names, self.columns = processor, tuple(names), (image, label)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"names": list(self.names)}
-
-    def heads(self, model: Any) -> Sequence[str]:
-        _check_outputs(model, self.names)
-        return super().heads(model)
-
-    def encode(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
-        encoded, (image, label) = [], self.columns
-        for n, row in enumerate(rows, 1):
-            if row.get(image) is None or isinstance(row[image], str):
-                raise TaskError(f"row {n}: column {image!r} must hold an image; got {row.get(image)!r}")
-            entry = {"image": row[image]}
-            if label in row:
-                entry["labels"] = class_number(f"row {n}: column {label!r}", row[label], self.names)
-            encoded.append(entry)
-        return encoded
+    def _encoded(self, n: int, row: Any) -> dict[str, Any]:
+        image, label = self.columns
+        if row.get(image) is None or isinstance(row[image], str):
+            raise TaskError(f"row {n}: column {image!r} must hold an image; got {row.get(image)!r}")
+        entry = {"image": row[image]}
+        if label in row:
+            entry["labels"] = self._number(f"row {n}: column {label!r}", row[label])
+        return entry
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         images = [row["image"].convert("RGB") if hasattr(row["image"], "convert") else row["image"] for row in rows]
@@ -192,16 +201,4 @@ class ImageClassification(ModelLoss):
 
     def labels(self, values: Sequence[Any]) -> list[Any]:
         """Labels as predictions have them: names, if there are any."""
-        return [_named("a label", value, self.names) for value in values]
-
-
-def _named(where: str, value: Any, names: Sequence[str]) -> Any:
-    number = class_number(where, value, names)
-    return names[number] if names else number
-
-
-def _check_outputs(model: Any, names: Sequence[str]) -> None:
-    count = getattr(getattr(model, "config", None), "num_labels", None)
-    if names and count is not None and count != len(names):
-        how = f"load it with num_labels={len(names)}"
-        raise TaskError(f"the model's head has {count} outputs and there are {len(names)} names; {how}")
+        return [self._named("a label", value) for value in values]

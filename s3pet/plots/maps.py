@@ -67,15 +67,13 @@ def place_of(role: str) -> tuple[str, str]:
     """The group of a role on a map, and its name there: ``attn.q`` is q in attention, ``attn.post_norm`` a norm."""
     block, _, part = role.partition(".")
     groups = {block: group for block, group, _ in _BLOCKS} | {"mixer": "mixer"}
+    if role in ROLES:
+        return ROLES[role]
     if role.endswith("norm"):
-        own = "norms", re.sub(r"[._]+", " ", role.removesuffix("norm")).strip()
-    else:
-        own = (
-            (groups[block], part)
-            if part and block in groups
-            else ("block adapters" if role in groups else "other", role)
-        )
-    return ROLES.get(role, own)
+        return "norms", re.sub(r"[._]+", " ", role.removesuffix("norm")).strip()
+    if part and block in groups:
+        return groups[block], part
+    return "block adapters" if role in groups else "other", role
 
 
 def roles_in_order(roles: Iterable[str]) -> list[str]:

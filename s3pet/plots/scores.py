@@ -89,8 +89,7 @@ def plot_budget_curve(
     table, score = _read(table, metric)
     as_table(table, [], one=["backbone_params"])
     names, joined = table["structure"].astype(str), table["kind"].isin(JOINED)
-    family = names.str.replace(AMOUNT, "", regex=True)
-    family = family.where(family != "", table["kind"]).where(joined, names)
+    family = _families(table).where(joined, names)
     table = table.assign(family=table["family"].fillna(family) if "family" in table else family)
     # With budgets, all runs of a family at one budget are one point, whatever their names.
     point = table["family"].where(joined & table["budget"].notna(), names) if "budget" in table else names
@@ -111,6 +110,12 @@ def plot_budget_curve(
         top.set_xlabel("share of the backbone (%)", size=1.07 * style().font)
         _set_log_ticks(ax, top.xaxis, FormatStrFormatter("%g"))
     return ax
+
+
+def _families(table: pd.DataFrame) -> pd.Series:
+    """Names of structures without the amount at their end; the kind, where a name is an amount only."""
+    names = table["structure"].astype(str).str.replace(AMOUNT, "", regex=True)
+    return names.where(names != "", table["kind"])
 
 
 def _read(table: Any, metric: str | None) -> tuple[pd.DataFrame, str]:
@@ -217,8 +222,7 @@ def plot_differences(
     if len(duplicates):
         name, task = duplicates.iloc[0][["structure", "task"]]
         raise PlotError(f"{name!r} has two rows for {task!r}; pass one row for each.")
-    family = table["structure"].str.replace(AMOUNT, "", regex=True)
-    table = table.assign(name=family.where(family != "", table["kind"]))
+    table = table.assign(name=_families(table))
     colours: dict[str, str] = {}
     for name, kind in table.drop_duplicates("name").set_index("name")["kind"].items():
         unused = [colour for colour in [*kind_colours([kind]), *PALETTE] if colour not in colours.values()]

@@ -24,9 +24,9 @@ from transformers import TrainerCallback
 
 from s3pet.backbones import preserved
 from s3pet.errors import BudgetError, SearchError
-from s3pet.gates import Budget
+from s3pet.gates import BudgetLike
 from s3pet.modules import LORA_ALPHA
-from s3pet.objective import Objective, ObjectiveSettings, make_objective
+from s3pet.objectives.texts import Objective, ObjectiveSettings, make_objective
 from s3pet.space import Space, make_space
 from s3pet.structure import parse_budget, select_mask
 from s3pet.supernet import is_attached
@@ -42,7 +42,7 @@ SCALE = 4 * LORA_ALPHA  # of the deltas, by default
 def retrain_adalora(
     model: nn.Module,
     task: Task,
-    budget: int | float | str | Budget,
+    budget: BudgetLike,
     *,
     init_rank: int = 2,
     regularizer: float = 0.5,

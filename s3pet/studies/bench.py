@@ -350,12 +350,11 @@ class Bench:
         here = {c.name: (c.path, c.n_params, c.d_in, c.d_out) for c in self.space}
         wrong = [c.name for c in structure if here.get(c.name) != (c.path, c.n_params, c.d_in, c.d_out)]
         if wrong or structure.model_id != self.space.model_id:
-            what = (
-                f"{len(wrong)} candidates that are not in its space ({', '.join(wrong[:3])})" if wrong else "all there"
-            )
+            what = f"{len(wrong)} candidates that are not in its space ({', '.join(wrong[:3])})"
             raise StructureMismatchError(
                 f"bench {self.name!r} is about {self.space.model_id!r}; {structure!r} was made for "
-                f"{structure.model_id!r}, its candidates: {what}. structure.retarget(bench.space) carries it over."
+                f"{structure.model_id!r}, its candidates: {what if wrong else 'all there'}. "
+                "structure.retarget(bench.space) carries it over."
             )
         return structure_hash(structure.names)
 

@@ -19,17 +19,8 @@ FORMAT, VERSION = "s3pet-bench", 1
 FIELDS = ("name", "model", "model_hash", "backbone_params", "space", "tasks", "recipe", "rates", "versions")
 STRUCTURE_COLUMNS = ("structure", "n_params", "candidates")
 ROW_COLUMNS = (
-    "task",
-    "structure",
-    "kind",
-    "origin",
-    "budget",
-    "n_params",
-    "lr",
-    "seed",
-    "validation",
-    "score",
-    "diverged",
+    *("task", "structure", "kind", "origin", "budget", "n_params", "lr", "seed"),
+    *("validation", "score", "diverged"),
 )
 SOLO_COLUMNS = ("task", "site", "pet", "rank", "utility")
 

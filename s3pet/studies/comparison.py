@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from s3pet.backbones import backbone_checksum, n_parameters
 from s3pet.errors import RunError, SearchError
-from s3pet.objective import ObjectiveSettings, make_objective
+from s3pet.objectives.texts import ObjectiveSettings, make_objective
 from s3pet.records import config_hash, recorded
 from s3pet.result import RESULTS_VERSION
 from s3pet.structure import Structure
@@ -52,7 +52,7 @@ def compare(
         structures: name → a structure, a reference (``"full"``, ``"head"``, ``"zero-shot"``), or several of them
             (five random ones, one search per seed).
         seeds: retraining seeds; every structure is retrained with each.
-        objective: max_length, pooling, loss and precision, see :class:`s3pet.objective.ObjectiveSettings`.
+        objective: max_length, pooling, loss and precision, see :class:`s3pet.objectives.ObjectiveSettings`.
         out: JSON-lines file to which finished rows are appended; rows in it are not computed again.
         progress: show one bar over all rows.
         together: number of structures that are trained at once as a :class:`s3pet.studies.population.Population`: the
@@ -114,12 +114,11 @@ def measure_together(
     model: nn.Module, task: Task, runs: Sequence[tuple[Any, int]], objective: Any, recipe: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """What :func:`measure` returns, of several (structure, seed) trained at once; costs are shared out evenly."""
-    started, rest = time.perf_counter(), {name: value for name, value in recipe.items() if name != "lr"}
-    lr = recipe.get("lr") or DEFAULT_LR["pet"]
+    started, lr = time.perf_counter(), recipe.get("lr") or DEFAULT_LR["pet"]
     for structure, _ in runs:
         structure.check(model)
     members = [Member(structure.candidates, lr, seed) for structure, seed in runs]
-    with Population(model, task, members, Recipe(**rest), objective) as population:
+    with Population(model, task, members, Recipe(**recipe), objective) as population:
         population.train()
         _, scores = population.evaluate(task.test, best=True)
     rows = []

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from s3pet.errors import S3PetError, StudyError
-from s3pet.objective import ObjectiveSettings
+from s3pet.objectives.texts import ObjectiveSettings
 from s3pet.searcher import PRESETS, Settings
 from s3pet.tuning import Recipe
 

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from s3pet.backbones import backbone_checksum, preserved
-from s3pet.objective import derive, make_objective
+from s3pet.objectives.streams import derive, in_batches
+from s3pet.objectives.texts import make_objective
 from s3pet.records import recorded
 from s3pet.space import Candidate, Space
 from s3pet.studies.comparison import append_row, read_rows, row_key
@@ -38,6 +39,7 @@ from s3pet.trainer import Recipe
 
 INERT_BELOW = 1e-2  # of the median change: above rounding errors, below what any active candidate does
 TOGETHER = 24  # candidates in one population
+BATCH = 128  # rows that are scored at once
 
 
 def probe_inert(
@@ -162,9 +164,9 @@ def drop_utility(
         model.eval()
         learned.eval()
         encoded = learned.encode(examples)
-        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
-        batches = [learned.collate([encoded[i] for i in order[s : s + 128]]) for s in range(0, len(order), 128)]
-        labels = [examples[index].label for index in order]
+        numbers = in_batches(encoded, BATCH)
+        batches = [learned.collate([encoded[number] for number in part]) for part in numbers]
+        labels = [examples[number].label for part in numbers for number in part]
         ones = torch.ones(len(space), device=learned.device)
         plan = [None, *(n for n, c in enumerate(space) if c.name not in idle)]
         for number in tqdm(plan, desc=f"drop on {task.name}", disable=not progress):
@@ -194,9 +196,8 @@ def _train_alone(
     model: nn.Module, task: Task, chunk: Sequence[Candidate], seed: int, recipe: dict[str, Any], objective: Any
 ) -> list[dict[str, Any]]:
     """Losses of all validation rows and the score, after training each candidate of a chunk alone (none: the head)."""
-    rest = {name: value for name, value in recipe.items() if name != "lr"}
     members = [Member((c,), recipe["lr"], seed) for c in chunk] or [Member((), recipe["lr"], seed)]
-    with Population(model, task, members, Recipe(**rest), objective) as population:
+    with Population(model, task, members, Recipe(**recipe), objective) as population:
         if len(population.theta):
             while population.step < population.recipe.steps:
                 population.advance()

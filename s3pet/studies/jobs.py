@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from s3pet.backbones import backbone_checksum, load_backbone
 from s3pet.errors import RunError, S3PetError, SearchError, StudyError
-from s3pet.objective import make_objective
+from s3pet.objectives.texts import make_objective
 from s3pet.records import config_hash, recorded
 from s3pet.searcher import search as search_structure
 from s3pet.space import make_space

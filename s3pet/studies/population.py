@@ -17,7 +17,7 @@ dropping a member is one mask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from s3pet.backbones import preserved
 from s3pet.errors import SearchError
 from s3pet.modules import PETS
-from s3pet.objective import Batch, Objective, ObjectiveSettings, Row, Stream, derive, make_objective
+from s3pet.objectives.streams import Row, Stream, derive, in_batches
+from s3pet.objectives.texts import Batch, Objective, ObjectiveSettings, make_objective
 from s3pet.searcher import CLIP
 from s3pet.space import Candidate
 from s3pet.supernet import MARK, fresh_tensors, is_attached
@@ -106,39 +107,32 @@ class Population:
         self._optimizer = torch.optim.AdamW([self.theta], lr=1.0, weight_decay=0.0)  # each element has its own rate
         self._once = False  # rows pass once for all members
         self._shared_blocks: list[nn.Module] = []
-        self._undo: list[Callable[[], Any]] = []
+        self._undo = ExitStack()
 
     # -- on and off the backbone
 
     def __enter__(self) -> Population:
         if is_attached(self.model):
             raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
-        try:
-            keep = preserved(self.model, self.objective)
-            keep.__enter__()
-            self._undo.append(lambda: keep.__exit__(None, None, None))
+        with ExitStack() as undo:
+            undo.enter_context(preserved(self.model, self.objective))
             self.model.requires_grad_(False)
             setattr(self.model, MARK, True)
-            self._undo.append(lambda: self.model.__dict__.pop(MARK, None))
+            undo.callback(self.model.__dict__.pop, MARK, None)
             places = {c.name: c for member in self.members for c in member.candidates}
             before = blocks_before(self.objective, self.model, list(places.values()), self.train_rows[0])
-            if not any(
-                getattr(m, "gradient_checkpointing", False) for m in self.model.modules()
-            ):  # would run them again
+            if not any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules()):  # it runs them again
                 self._shared_blocks = min(before.values(), key=len, default=[])
             modules = dict(self.model.named_modules())
             for path, is_block in {part.key[:2] for part in self._parts if part.key.pet}:
-                self._undo.append(modules[path].register_forward_hook(self._adder(path, is_block)).remove)
+                undo.enter_context(modules[path].register_forward_hook(self._adder(path, is_block)))
             if self.objective.head is not None:
-                self._undo.append(self.objective.head.out.register_forward_hook(self._head).remove)
-        except BaseException:
-            self.__exit__()
-            raise
+                undo.enter_context(self.objective.head.out.register_forward_hook(self._head))
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
 
     # -- training
 
@@ -211,17 +205,16 @@ class Population:
     ) -> tuple[Tensor, list[float]]:
         """Losses of the rows [members, rows] and the main metric of each member, NaN where a score is not finite."""
         encoded = self.objective.encode(examples) if rows is None else rows
-        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
-        size, parts, losses = max(1, ROWS // len(self.members)), [], []
+        batches, parts, losses = in_batches(encoded, max(1, ROWS // len(self.members))), [], []
         self.model.eval()
         self.objective.eval()
-        for start in range(0, len(order), size):
-            chunk = [encoded[index] for index in order[start : start + size]]
+        for numbers in batches:
+            chunk = [encoded[number] for number in numbers]
             scores, target = self._scores([chunk] * len(self.members), self._best_theta if best else self.theta)
             self.objective.scored += len(scores)
             losses.append(self.objective.losses(scores, target).view(len(self.members), -1))
             parts.append(scores.view(len(self.members), -1, scores.shape[-1]))
-        back = torch.tensor(order).argsort()
+        back = torch.tensor([number for numbers in batches for number in numbers]).argsort()
         scores = torch.cat(parts, 1)[:, back]
         labels, metrics = [example.label for example in examples], []
         for own in scores:
@@ -260,14 +253,14 @@ class Population:
         def remember(block: nn.Module, inputs: tuple, output: Any) -> None:
             outputs[block] = output
 
-        hooks, self._once = [block.register_forward_hook(remember) for block in shared], True
+        self._once = True
         try:
-            with torch.no_grad():
+            with torch.no_grad(), ExitStack() as hooks:
+                for block in shared:
+                    hooks.enter_context(block.register_forward_hook(remember))
                 self.objective.scores(single)
         finally:
             self._once = False
-            for hook in hooks:
-                hook.remove()
         own = {block: block.__dict__.get("forward") for block in shared}
         try:
             for block in shared:
@@ -356,15 +349,13 @@ def blocks_before(objective: Objective, model: nn.Module, candidates: Sequence[C
     lists = {name for name in lists if not any(name.startswith(f"{other}.") for other in lists)}
     blocks = {module for name, module in modules.items() if name.rpartition(".")[0] in lists}
     sites, calls = {modules[c.path] for c in candidates}, list[nn.Module]()
-    hooks = [site.register_forward_pre_hook(lambda site, _: calls.append(site)) for site in sites]
-    hooks += [block.register_forward_hook(lambda block, *_: calls.append(block)) for block in blocks]
-    try:
-        with torch.no_grad(), preserved(model, objective):
-            model.eval()
-            objective.scores(objective.collate([row]))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), preserved(model, objective), ExitStack() as hooks:
+        for site in sites:
+            hooks.enter_context(site.register_forward_pre_hook(lambda site, _: calls.append(site)))
+        for block in blocks:
+            hooks.enter_context(block.register_forward_hook(lambda block, *_: calls.append(block)))
+        model.eval()
+        objective.scores(objective.collate([row]))
     before = {}
     for c in candidates:
         first = calls.index(modules[c.path]) if modules[c.path] in calls else len(calls)

@@ -18,7 +18,7 @@ from torch import nn
 
 from s3pet.errors import SearchError
 from s3pet.gates import BudgetLike
-from s3pet.objective import derive
+from s3pet.objectives.streams import derive
 from s3pet.result import SearchResult
 from s3pet.structure import Structure, random_structure
 from s3pet.studies.population import Member, Population

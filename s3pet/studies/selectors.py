@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from s3pet.backbones import preserved
 from s3pet.errors import SearchError, SpaceError, nearest
-from s3pet.gates import Budget
-from s3pet.objective import Stream, derive, make_objective
+from s3pet.gates import BudgetLike
+from s3pet.objectives.streams import Stream, derive
+from s3pet.objectives.texts import make_objective
 from s3pet.records import config_hash
 from s3pet.result import SearchResult
 from s3pet.space import Candidate, Space
@@ -56,7 +57,7 @@ def sensitivity(
         model: left exactly as it was. task: only its training split is used. space: the candidates.
         score: ``"gradient"`` or ``"fisher"``.
         batches, batch_size: how many batches of how many rows, ≥ 1. seed: of batches, fresh tensors and head.
-        objective: a :class:`s3pet.objective.ObjectiveSettings`, or a mapping of its fields.
+        objective: a :class:`s3pet.objectives.ObjectiveSettings`, or a mapping of its fields.
 
     Returns:
         float64 [n_candidates] on the CPU, ≥ 0; larger is more sensitive. Not divided by the cost.
@@ -102,7 +103,7 @@ def sensitive_structure(
     model: nn.Module,
     task: Task,
     space: Space,
-    budget: int | float | str | Budget,
+    budget: BudgetLike,
     *,
     per_param: bool = True,
     score: str = "gradient",
@@ -126,7 +127,7 @@ def sensitive_structure(
     return select_structure(space, values / space.costs if per_param else values, parsed, origin=origin)
 
 
-def depth_structure(space: Space, budget: int | float | str | Budget, where: str) -> Structure:
+def depth_structure(space: Space, budget: BudgetLike, where: str) -> Structure:
     """Place LoRA on queries and values evenly over the depth or at the top; fill the rest with LNFit, then BitFit.
 
     Depth counts through the whole network: of an encoder-decoder first the encoder's layers, then the decoder's. Four
@@ -164,9 +165,7 @@ def depth_structure(space: Space, budget: int | float | str | Budget, where: str
     return select_structure(space, probs, parsed, origin={"kind": "heuristic", "where": where})
 
 
-def covered_structure(
-    space: Space, budget: int | float | str | Budget, *, seed: int = 0, stack: str | None = None
-) -> Structure:
+def covered_structure(space: Space, budget: BudgetLike, *, seed: int = 0, stack: str | None = None) -> Structure:
     """A random structure that first puts one LoRA, at a random site, into each layer of a stack.
 
     Layers come in random order, as far as the budget goes; the rest is filled at random, as a random structure is.
@@ -192,7 +191,7 @@ def covered_structure(
     return select_structure(space, ranks, parsed, origin={"kind": "covered", "stack": covered, "seed": seed})
 
 
-def sampled_structure(result: SearchResult, budget: int | float | str | Budget, *, seed: int = 0) -> Structure:
+def sampled_structure(result: SearchResult, budget: BudgetLike, *, seed: int = 0) -> Structure:
     """A random structure by the gates of a search: candidates are drawn one after the other without replacement.
 
     Each draw takes a candidate with a probability proportional to its gate's, as far as the budget goes. Structures

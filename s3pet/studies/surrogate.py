@@ -25,6 +25,7 @@ import pandas as pd
 
 from s3pet.errors import StudyError, nearest
 from s3pet.space import Space
+from s3pet.utility import candidate_names
 
 FOLDS = 10
 FLOOR = 0.5  # of the standard deviation of scores: the least part of an error that does not depend on the structure
@@ -132,8 +133,7 @@ def features(space: Space, has: np.ndarray, solo: pd.DataFrame | None = None) ->
         columns[f"{stack} {layer} n_params"] = has[:, rows] @ costs[rows]
         columns[f"{stack} {layer} lora"] = has[:, rows[lora[rows]]].any(1)
     if solo is not None:
-        rank = solo["rank"].map(lambda rank: "" if pd.isna(rank) else f":{rank:g}")
-        utility = solo.set_index(solo["site"] + ":" + solo["pet"] + rank)["utility"].reindex([*space.names]).fillna(0.0)
+        utility = solo["utility"].set_axis(candidate_names(solo)).reindex([*space.names]).fillna(0.0)
         worth = np.where(has, utility.to_numpy(float), 0.0)
         for (stack, layer), rows in table.groupby(["stack", "layer"], sort=False, dropna=False).groups.items():
             columns[f"{stack} {layer} solo sum"] = worth[:, rows].sum(1)

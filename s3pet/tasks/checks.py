@@ -10,6 +10,7 @@ from typing import Any
 
 from s3pet.errors import TaskError
 
+LEAST = 4  # training rows a task needs: two in each half of the search
 _POSITIONS = (
     *("position_embeddings", "embed_positions", "position_embedding", "positions_embed", "pos_embed", "wpe"),
     "char_position_embeddings",

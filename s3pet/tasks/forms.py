@@ -21,9 +21,8 @@ def form_of(task: Task) -> dict[str, Any]:
 
 def task_of(form: Mapping[str, Any], tokenizer: Any) -> Task:
     """Return the task of a form, with no rows; a tokenizer other than the one that it was used with is a TaskError."""
-    values: dict[str, Any] = {
-        name: tuple(form[name]) if isinstance(form[name], list) else form[name] for name in _FIELDS
-    }
+    pairs = ((name, form[name]) for name in _FIELDS)
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in pairs}
     task = Task(train=(), validation=(), test=(), tokenizer=tokenizer, **values)
     if _probe(task) != form["probe"]:
         raise TaskError(f"task {task.name!r} was used with another tokenizer than this one; pass the backbone's own")
@@ -55,12 +54,9 @@ def read_records(task: Task, records: Any) -> tuple[Example, ...]:
         if isinstance(record, Example):
             examples.append(record)
             continue
-        texts = (record,) if isinstance(record, str) else record
-        row = (
-            dict(zip(columns, texts, strict=True))
-            if isinstance(texts, Sequence) and len(texts) == len(columns)
-            else record
-        )
+        row, texts = record, (record,) if isinstance(record, str) else record
+        if isinstance(texts, Sequence) and len(texts) == len(columns):
+            row = dict(zip(columns, texts, strict=True))
         if not isinstance(row, Mapping) or not columns:
             what = f"record {n} is {reprlib.repr(record)}; expected a dict with columns {columns}"
             raise TaskError(f"task {task.name!r}: {what}, or a tuple of {len(columns)} texts in this order")

@@ -20,9 +20,9 @@ from numbers import Number
 from typing import Any
 
 from s3pet.errors import TaskError
+from s3pet.tasks.checks import LEAST
 
 Metric = Callable[[list[Any], list[Any]], float]
-_LEAST = 4  # training rows a task needs: two in each half of the search
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RowTask:
     label_words, label_names, regression, tokenizer, template = (), (), False, None, ""  # as in a task of texts
 
     def __post_init__(self) -> None:
-        for split, least in (("train", _LEAST), ("validation", 1)):
+        for split, least in (("train", LEAST), ("validation", 1)):
             if (count := len(getattr(self, split))) < least:
                 raise TaskError(f"task {self.name!r}: {split} has {count} rows; at least {least} are needed")
         if not isinstance(self.metrics, Mapping) or not self.metrics or not all(map(callable, self.metrics.values())):

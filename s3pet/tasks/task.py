@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from s3pet.backbones import embedded_path
 from s3pet.errors import BackboneError, TaskError, UnknownTaskError, nearest
 from s3pet.tasks.benchmarks import BENCHMARKS, HUB_NAMES
-from s3pet.tasks.checks import note_empty_texts
+from s3pet.tasks.checks import LEAST, note_empty_texts
 from s3pet.tasks.labels import (
     FIELD,
     choose_columns,
@@ -41,8 +41,6 @@ from s3pet.tasks.rows import Row, name_splits, read_folder, read_hub, read_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_LEAST = 4  # training rows a task needs: two in each half of the search
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ class Task:
         """
         parts: dict[str, Any] = {}
         notes = list(self.notes)
-        for split, limit, least in (("train", n_train, _LEAST), ("validation", n_validation, 1), ("test", n_test, 1)):
+        for split, limit, least in (("train", n_train, LEAST), ("validation", n_validation, 1), ("test", n_test, 1)):
             rows = getattr(self, split)
             if limit is not None and limit < least:
                 raise TaskError(f"task {self.name!r}: n_{split}={limit} is too small; at least {least} rows are needed")
@@ -332,15 +330,11 @@ def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_valid
             )
         del parts["test"]
         notes.append("the published test rows have no labels and are not used")
-    rows = {
-        split: [
-            make_example(
-                f"{split} row {i}", row, columns, fields, template, encode_label(f"{split} row {i}", label, index)
-            )
-            for i, (row, label) in enumerate(zip(part, labels[split], strict=True), 1)
-        ]
-        for split, part in parts.items()
-    }
+    rows: dict[str, list[Example]] = {split: [] for split in parts}
+    for split, part in parts.items():
+        for i, (row, label) in enumerate(zip(part, labels[split], strict=True), 1):
+            where, value = f"{split} row {i}", encode_label(f"{split} row {i}", label, index)
+            rows[split].append(make_example(where, row, columns, fields, template, value))
     notes += note_empty_texts(rows, columns)
     if regression:
         words = printed_values([example.label for example in rows["train"]], spec.get("label_words"))
@@ -352,8 +346,8 @@ def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_valid
         rows["train"], rows["validation"] = _cut(rows["train"], n_validation, f"{seed}-validation", not regression)
         count = len(rows["validation"])
         notes.append(f"test is {origin}; validation is {count} rows cut from train, seed {seed}")
-    if len(rows["train"]) < _LEAST:
-        raise TaskError(f"{len(rows['train'])} training rows are too few; a search needs {_LEAST}")
+    if len(rows["train"]) < LEAST:
+        raise TaskError(f"{len(rows['train'])} training rows are too few; a search needs {LEAST}")
     train, validation, test = (tuple(rows[split]) for split in ("train", "validation", "test"))
     prompt = (tuple(columns), tuple(fields), template)
     return Task(name, train, validation, test, words, names, metrics, regression, tokenizer, tuple(notes), *prompt)
@@ -371,9 +365,9 @@ def make_example(
 def _cut(rows: list[Example], count: int | None, key: str, stratify: bool) -> tuple[list[Example], list[Example]]:
     """Cut a validation split from the training rows in which each class keeps its share."""
     count = max(1, min(1000, len(rows) // 10)) if count is None else count
-    if not 1 <= count <= len(rows) - _LEAST:
+    if not 1 <= count <= len(rows) - LEAST:
         raise TaskError(
-            f"{len(rows)} training rows cannot give {count} for validation and keep {_LEAST}; add rows or a test "
+            f"{len(rows)} training rows cannot give {count} for validation and keep {LEAST}; add rows or a test "
             "split, or lower n_validation"
         )
     order = _class_order(rows, key, stratify=stratify)

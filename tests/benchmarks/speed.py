@@ -51,7 +51,7 @@ from toy import WORDS, toy_tokenizer
 
 import s3pet
 from s3pet import bilevel
-from s3pet.objective import ObjectiveSettings, Stream
+from s3pet.objectives import ObjectiveSettings, Stream
 from s3pet.searcher import Searcher, Settings
 from s3pet.space import Space
 from s3pet.structure import parse_budget

@@ -5,7 +5,7 @@ import torch
 from tiny import FAMILIES, tiny_batch, tiny_bert, tiny_classifier, tiny_llama, tiny_roberta, tiny_t5
 from toy import short_task
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, pipeline
-from tuned import structure_of, tuned_at_random
+from tuned import logits, structure_of, tuned_at_random
 
 from s3pet import merge
 from s3pet.backbones import backbone_checksum
@@ -25,11 +25,6 @@ def untied_t5():
 
 
 MODELS = {**FAMILIES, "t5_untied": untied_t5}
-
-
-def logits(model, batch, head=None):
-    with torch.no_grad():
-        return model(**batch)[0]
 
 
 def scores_of(tuned, batch):

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, tiny_batch, tiny_bert, tiny_llama, tiny_roberta, tiny_t5
 from toy import short_task
 from transformers import BertForSequenceClassification, RobertaForSequenceClassification
-from tuned import structure_of, tuned_at_random
+from tuned import logits, structure_of, tuned_at_random
 
 from s3pet import Structure, from_peft, make_space, to_peft
 from s3pet.errors import ExportError, RunError, S3PetError, StructureMismatchError
@@ -18,11 +18,6 @@ pytestmark = [  # 2026-11: PEFT 0.21 asks transformers 5.23 by an old name, and 
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
 ]
-
-
-def logits(model, batch):
-    with torch.no_grad():
-        return model(**batch)[0]
 
 
 def mixed_ranks(model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from types import SimpleNamespace
 
 import matplotlib
@@ -13,9 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from gate_tables import by_gid, legend_texts, make_gates, overlaps
 from matplotlib.colors import same_color
 from matplotlib.text import Text
-from test_plots import by_gid, legend_texts, make_gates
 
 from s3pet.errors import PlotError
 from s3pet.plots.curves import plot_polarisation, plot_profile, plot_trajectories, polarisation, profile_shares
@@ -52,15 +51,14 @@ def make_result(n_encoder=4, n_decoder=4, bert=False, n_steps=50, seed=0) -> Sim
     return SimpleNamespace(gates=gates, trajectory=pd.concat(rows, ignore_index=True), names=names)
 
 
-def overlaps(ax) -> list[tuple[str, str]]:
+def overlapping(ax) -> list[tuple[str, str]]:
     """Pairs of texts that cover each other, of all that a reader sees."""
     ax.figure.draw_without_rendering()
     texts = [*ax.texts, *ax.get_legend().get_texts(), ax.get_legend().get_title(), ax.title]
     for axis, ends in ((ax.xaxis, sorted(ax.get_xlim())), (ax.yaxis, sorted(ax.get_ylim()))):
         ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
         texts += [axis.label, *(label for at, label in ticks if ends[0] <= at <= ends[1])]
-    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in texts if text.get_text()]
-    return [(one, other) for (one, a), (other, b) in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    return overlaps(texts)
 
 
 def outside(ax) -> list[str]:
@@ -319,7 +317,7 @@ def test_no_texts_overlap_or_are_cut_off(name, figure, look):
         if look == "panel":  # Axes from elsewhere, without constrained layout
             ax = plt.subplots(figsize=(4.4, 5), gridspec_kw={"left": 0.34, "bottom": 0.5})[1]
         ax = FIGURES[figure](result, ax)
-    assert overlaps(ax) == [] and outside(ax) == []
+    assert overlapping(ax) == [] and outside(ax) == []
 
 
 @pytest.mark.parametrize("figure", FIGURES)

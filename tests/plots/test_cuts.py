@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from gate_tables import by_gid, centres, make_gates
+from gate_tables import by_gid, centres, make_gates, places
 from matplotlib.figure import Figure
 
 import s3pet
@@ -16,11 +16,6 @@ from s3pet import plots
 from s3pet.errors import PlotError
 
 pytestmark = pytest.mark.filterwarnings("error")
-
-
-def places(gates, rows):
-    cells = plots.gate_cells(gates.assign(chosen=rows), grid=plots.make_grid(gates))
-    return {tuple(np.round(place, 6)) for place in cells.loc[cells["chosen"], ["x", "y"]].to_numpy()}
 
 
 def test_budget_bar_by_hand():

@@ -13,9 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from gate_tables import by_gid, contrast, legend_texts, overlaps
 from matplotlib.colors import to_rgba
-from matplotlib.text import Text
-from test_plots import contrast
 
 from s3pet.errors import PlotError
 from s3pet.plots.intervals import mean_interval
@@ -57,10 +56,6 @@ def make_pairs(tasks=TASKS, *, seeds: int = 3, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def by_gid(ax, gid: str) -> list:
-    return [artist for artist in ax.get_children() if artist.get_gid() == gid]
-
-
 def cells(ax) -> pd.DataFrame:
     """What the coloured cells show, with the names at the sides; nan where no cell is drawn."""
     (mesh,) = by_gid(ax, "cells")
@@ -75,10 +70,6 @@ def places(ax, gid: str) -> set[tuple[str, str]]:
     return {(rows[int(patch.get_y())], columns[int(patch.get_x())]) for patch in by_gid(ax, gid)}
 
 
-def legend_texts(ax) -> list[str]:
-    return [text.get_text() for text in ax.get_legend().get_texts()]
-
-
 def overlapping(ax) -> list[tuple[str, str]]:
     ax.figure.draw_without_rendering()
     texts = [*ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels(), ax.title, ax.xaxis.label, ax.yaxis.label]
@@ -86,8 +77,7 @@ def overlapping(ax) -> list[tuple[str, str]]:
     for bar in set(ax.figure.axes) - {ax}:
         low, high = bar.get_ylim()
         texts += [bar.yaxis.label, *(t for t in bar.get_yticklabels() if low <= t.get_position()[1] <= high)]
-    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in texts if text.get_text()]
-    return [(a, b) for (a, one), (b, two) in itertools.combinations(boxes, 2) if one.overlaps(two)]
+    return overlaps(texts)
 
 
 # ---------------------------------------------------------------------------------------------- transfer

@@ -5,13 +5,10 @@ from __future__ import annotations
 import inspect
 
 import pytest
-from gate_tables import by_gid, contrast, legend_texts, make_gates
 
 from s3pet import plots
 
 FUNCTIONS = [name for name in plots.__all__ if name.startswith("plot_")]
-
-__all__ = ["by_gid", "contrast", "legend_texts", "make_gates"]  # for the other tests of figures
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

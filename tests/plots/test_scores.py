@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 
 import matplotlib
@@ -13,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.text import Text
+from gate_tables import by_gid, contrast, legend_texts, overlaps
 
 from s3pet.errors import PlotError
 from s3pet.plots.intervals import mean_interval
@@ -43,28 +42,19 @@ def make_curve(seed: int = 0, n_seeds: int = 3) -> pd.DataFrame:
     return table.assign(backbone_params=BACKBONE)
 
 
-def by_gid(ax, gid: str) -> list:
-    return [artist for artist in ax.get_children() if artist.get_gid() == gid]
-
-
 def curves(ax) -> dict:
     return {line.get_label(): line for line in by_gid(ax, "curve")}
 
 
-def legend_texts(ax) -> list[str]:
-    return [text.get_text() for text in ax.get_legend().get_texts()]
-
-
-def overlaps(ax) -> list[tuple[str, str]]:
-    """Pairs of texts that cover each other."""
+def overlapping(ax) -> list[tuple[str, str]]:
+    """Pairs of texts that cover each other, of those around the Axes."""
     ax.figure.draw_without_rendering()
     texts = [*ax.get_legend().get_texts(), ax.title, ax.xaxis.label, ax.yaxis.label]
     for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
         texts += [
             label for at, label in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True) if low <= at <= high
         ]
-    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in texts if text.get_text()]
-    return [(one, other) for (one, a), (other, b) in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    return overlaps(texts)
 
 
 # ------------------------------------------------------------------------------------------------ the numbers
@@ -217,14 +207,12 @@ def test_structures_of_one_size_stand_side_by_side():
 @pytest.mark.parametrize("draw", [plot_budget_curve, plot_comparison])
 @pytest.mark.parametrize("name", ["paper", "notebook"])
 def test_texts_do_not_overlap_and_are_legible_on_dark_ground(draw, name):
-    from test_plots import contrast
-
     with figure_style(name, dark=True) as style:
         ax = draw(make_curve(), title="sentiment")
         texts = [*ax.get_legend().get_texts(), *ax.get_xticklabels(), ax.title, ax.xaxis.label]
-        assert not overlaps(ax) and min(contrast(text.get_color(), style.ground) for text in texts) > 4.5
+        assert not overlapping(ax) and min(contrast(text.get_color(), style.ground) for text in texts) > 4.5
         given = plt.subplots(figsize=(4, 5), layout="constrained")[1]
-        assert draw(make_curve(), ax=given) is given and not overlaps(given)
+        assert draw(make_curve(), ax=given) is given and not overlapping(given)
 
 
 def test_what_cannot_be_drawn_is_refused():

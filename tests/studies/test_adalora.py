@@ -11,7 +11,7 @@ from toy import easy_task, toy_task
 from s3pet import attach, load_tuned, make_space, manual_structure, retrain
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import BudgetError, RunError, SearchError
-from s3pet.objective import make_objective
+from s3pet.objectives import make_objective
 from s3pet.trainer import PetTrainer
 from s3pet.tuning import Learner, Recipe, tune
 

@@ -9,7 +9,7 @@ from toy import toy_task
 
 from s3pet import load_backbone, load_task, make_space, retrain
 from s3pet.errors import SpaceError
-from s3pet.objective import make_objective
+from s3pet.objectives import make_objective
 from s3pet.structure import Structure
 from s3pet.studies import interventions
 from s3pet.studies.interventions import drop_utility, probe_inert, solo_utility

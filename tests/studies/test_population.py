@@ -7,7 +7,7 @@ from toy import toy_task
 
 from s3pet import attach, make_space, random_structure, retrain
 from s3pet.errors import SearchError
-from s3pet.objective import Stream, make_objective
+from s3pet.objectives import Stream, make_objective
 from s3pet.space import Rule
 from s3pet.studies.population import Member, Population
 from s3pet.supernet import Supernet, is_attached

@@ -8,7 +8,7 @@ import datasets
 import pytest
 from task_data import data, sources, write
 
-from s3pet import backbones
+from s3pet.backbones import loading
 from s3pet.errors import BackboneError, TaskError, UnknownTaskError
 from s3pet.tasks import list_tasks, load_task
 from s3pet.tasks import task as tasks
@@ -51,7 +51,7 @@ def test_pocket_tasks_are_found_on_disk(tmp_path, monkeypatch):
 
 
 def test_absent_pocket_data_say_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(backbones, "__file__", str(tmp_path / "s3pet" / "backbones.py"))
+    monkeypatch.setattr(loading, "__file__", str(tmp_path / "s3pet" / "backbones" / "loading.py"))
     assert list_tasks()[0] == "glue/cola"
     with pytest.raises(BackboneError, match=r"embedded data .* not here"):
         load_task("pocket/sentiment")

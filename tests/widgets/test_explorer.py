@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from artists import ONE, RUNS, SEEDS, by_gid, centres, map_of, mesh, pixels, places
+from artists import ONE, RUNS, SEEDS, map_of, mesh, pixels
+from gate_tables import by_gid, centres, places
 
 import s3pet
 from s3pet.errors import RunError, StudyError

@@ -130,7 +130,7 @@ def test_the_button_stops_anywhere_and_keeps(parts, shown, monkeypatch, pressed)
     if pressed == "before the start":
         live.button.click()
     if pressed == "in a step":
-        collate = s3pet.objective.Objective.collate
+        collate = s3pet.objectives.Objective.collate
         calls = []
 
         def press(self, rows):
@@ -139,7 +139,7 @@ def test_the_button_stops_anywhere_and_keeps(parts, shown, monkeypatch, pressed)
                 live.button.click()
             return collate(self, rows)
 
-        monkeypatch.setattr(s3pet.objective.Objective, "collate", press)
+        monkeypatch.setattr(s3pet.objectives.Objective, "collate", press)
 
     def at_record(searcher):
         if pressed == "at a record" and searcher.step == 10:

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from artists import ONE, RUNS, SEEDS, by_gid, centres, places
+from artists import ONE, RUNS, SEEDS
+from gate_tables import by_gid, centres, places
 
 import s3pet
 from s3pet.errors import RunError

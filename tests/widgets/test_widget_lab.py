@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from artists import by_gid
+from gate_tables import by_gid
 
 import s3pet
 from s3pet.errors import PlotError

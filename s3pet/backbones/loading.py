@@ -5,22 +5,19 @@ Weights are read from safetensors files only. No code from a model folder is exe
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from s3pet.backbones.frozen import CAUSAL
 from s3pet.errors import BackboneError, nearest
 
-if TYPE_CHECKING:  # importing this module does not import torch: s3pet.tasks needs only embedded_path
+if TYPE_CHECKING:  # s3pet.tasks reads from this room without torch
     import torch
-    from torch import nn
 
 EMBEDDED = {"pocket-t5": "model", "pocket-t5-deep": "model-deep"}
-_CAUSAL = ("ForCausalLM", "LMHeadModel")  # how transformers names its decoders with a language-model head
 
 
 class Backbone(NamedTuple):
@@ -32,7 +29,7 @@ class Backbone(NamedTuple):
 
 def embedded_path() -> Path:
     """Return the folder ``data/pocket``: next to the package (in a checkout) or inside it (in a wheel)."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     for folder in (package.parent / "data" / "pocket", package / "data" / "pocket"):
         if folder.is_dir():
             return folder
@@ -141,62 +138,6 @@ def _with_padding(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model itself; refuse wrappers in which modules would be placed wrongly or not act at all.
-
-    Raises BackboneError for a compiled model (its compiled code does not see modules that are attached later) and for
-    one with modules of PEFT (their places have other names); the message says what to pass instead.
-    """
-    if hasattr(model, "_orig_mod") or any(part._compiled_call_impl is not None for part in model.modules()):
-        what = "this model is compiled, and compiled code does not see modules that are attached later"
-        raise BackboneError(
-            f"{what}; pass the model as it was before torch.compile (model._orig_mod), and compile last"
-        )
-    if getattr(model, "peft_config", None) or getattr(model, "_hf_peft_config_loaded", False):
-        how = "model.merge_and_unload(), or model.unload() to drop them; s3pet.from_peft reads a saved adapter"
-        raise BackboneError(f"this model holds modules of PEFT; pass {how}")
-    return model
-
-
-def backbone_kind(model: nn.Module) -> str:
-    """Return ``"encoder-decoder"``, ``"decoder"`` (with a language-model head) or ``"encoder"``."""
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return "encoder-decoder"
-    return "decoder" if type(model).__name__.endswith(_CAUSAL) else "encoder"
-
-
-def n_parameters(model: nn.Module) -> int:
-    """Count the parameters of a model; shared (tied) ones count once, the packed weight of a linear map as unpacked."""
-    import torch
-
-    total = sum(parameter.numel() for parameter in model.parameters())
-    for part in model.modules():  # 4-bit weights lie in smaller tensors, or in buffers that are no parameters
-        widths: Any = (getattr(part, "in_features", None), getattr(part, "out_features", None))
-        if all(isinstance(width, int) for width in widths):
-            own = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
-            weight: Any = getattr(part, "weight", None)
-            if own and not (isinstance(weight, torch.nn.Parameter) and weight.is_floating_point()):
-                total += widths[0] * widths[1] - (weight.numel() if isinstance(weight, torch.nn.Parameter) else 0)
-    return total
-
-
-def backbone_checksum(model: nn.Module, heads: Sequence[str] = ()) -> str:
-    """Return the SHA-256 (hexadecimal) of all parameters and buffers with their names, shapes and types.
-
-    Tied weights count once. A pooler whose weights are not in the checkpoint (``s3pet_pooler_is_fresh``) is left out,
-    and so are ``heads``, names of submodules that are trained and saved elsewhere.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    fresh = getattr(model, "s3pet_pooler_is_fresh", False)
-    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()], key=lambda pair: pair[0]):
-        if not (fresh and "pooler" in name) and not name.startswith(tuple(f"{head}." for head in heads)):
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _read_config(where: str, name: str, hub: dict[str, Any]) -> Any:
     """Read the config; refuse a model that needs its own code, before transformers asks on the terminal to run it."""
     from transformers import CONFIG_MAPPING, TOKENIZER_MAPPING, AutoConfig, PreTrainedConfig
@@ -234,38 +175,12 @@ def _auto_class(config: Any, name: str) -> Any:
         )
     if config.is_encoder_decoder:
         return AutoModelForSeq2SeqLM
-    causal, masked = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    causal, masked = auto.MODEL_FORCAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     # A family of language models only is a decoder, even if the checkpoint was saved without its head.
     is_decoder = (family in causal and family not in masked) or any(
-        saved_as.endswith(_CAUSAL) for saved_as in getattr(config, "architectures", None) or ()
+        saved_as.endswith(CAUSAL) for saved_as in getattr(config, "architectures", None) or ()
     )
     return AutoModelForCausalLM if is_decoder else AutoModel
-
-
-@contextmanager
-def preserved(*modules: nn.Module, all_random_states: bool = False) -> Iterator[None]:
-    """Restore training modes, ``requires_grad`` flags and torch's random states at any exit.
-
-    ``all_random_states`` also restores those of NumPy and Python, which the Trainer seeds. A search leaves these alone:
-    it may run in the background while other code draws from them.
-    """
-    import numpy as np
-    import torch
-
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    flags = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the Trainer seeds the global state
-    try:
-        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
-            yield
-    finally:
-        if all_random_states:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
-        for part, mode in modes:
-            part.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 @contextmanager

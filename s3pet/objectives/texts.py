@@ -1,10 +1,10 @@
-"""A task on a backbone: batches, loss and predictions.
+"""A task of texts and labels on a backbone: batches, loss and predictions.
 
 A text-to-text backbone (encoder-decoder or decoder) learns to write the word of the right label. It is scored by
 comparing the likelihoods of all label words, each up to the token by which they can be told apart; where that is the
-first one, a single pass scores them all (of decoders nearly always, see :mod:`s3pet.choices`). Only PET tensors are
-trained. An encoder gets a head on its pooled output; the head is trained too, and its parameters are reported beside
-the budget, never as part of it.
+first one, a single pass scores them all (of decoders nearly always, see :mod:`s3pet.objectives.choices`). Only PET
+tensors are trained. An encoder gets a head on its pooled output; the head is trained too, and its parameters are
+reported beside the budget, never as part of it.
 
 A text-to-text backbone can be trained with one of two losses. ``"choice"`` is the cross-entropy over the likelihoods
 of the label words, which is also how it is scored. ``"lm"`` is the authors' language-model loss on the right word; it
@@ -26,12 +26,10 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from s3pet.backbones import backbone_kind, preserved
-from s3pet.choices import WordTree
 from s3pet.errors import SearchError, TaskError
+from s3pet.objectives.choices import WordTree
+from s3pet.objectives.streams import Row, in_batches
 from s3pet.records import LATER, check_fields, recorded
-from s3pet.streams import Row, row_length
-from s3pet.streams import Stream as Stream
-from s3pet.streams import derive as derive
 from s3pet.tasks import Example, Task
 from s3pet.tasks.checks import distinct_prefix
 from s3pet.tasks.tokens import Reader
@@ -193,19 +191,19 @@ class Objective(nn.Module):
     ) -> Tensor:
         """The :meth:`scores` of examples (one or more) [n, n_labels], in their order; raises as :meth:`predict`."""
         encoded = self.encode(examples) if rows is None else rows
-        order = sorted(range(len(encoded)), key=lambda index: row_length(encoded[index]))
-        parts, batch_size = list[Tensor](), max(1, (batch_size or self.batch_size) // self.n_sequences)
+        batches = in_batches(encoded, max(1, (batch_size or self.batch_size) // self.n_sequences))
+        parts = list[Tensor]()
         with preserved(self, self.model):
             self.model.eval()
             self.eval()
-            for start in range(0, len(order), batch_size):
-                batch = self.collate([encoded[index] for index in order[start : start + batch_size]])
-                scores = self.scores(batch).float()
+            for numbers in batches:
+                scores = self.scores(self.collate([encoded[number] for number in numbers])).float()
                 self.scored += len(scores)
                 if not bool(torch.isfinite(scores).all()):  # the argmax of NaN is 0, a plausible class
                     raise SearchError(f"scores on task {self.task.name!r} are NaN or infinite, so nothing is predicted")
                 parts.append(scores)
-        return torch.cat(parts)[torch.tensor(order).argsort().to(parts[0].device)]  # in the order of the rows
+        order = torch.tensor([number for numbers in batches for number in numbers])
+        return torch.cat(parts)[order.argsort().to(parts[0].device)]  # in the order of the rows
 
     def decide(self, scores: Tensor) -> list[float]:
         """Class index (or value) of each row by its scores [batch, n_labels]."""

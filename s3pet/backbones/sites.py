@@ -1,7 +1,7 @@
 """The sites of a transformer: found by its structure, checked by one forward and backward pass.
 
 1. *Linear maps* are modules with ``in_features`` and ``out_features`` (and transformers' ``Conv1D``); *norms* are
-   modules whose form a probe knows (:func:`s3pet.modules.norm_form`). A width is read, never guessed.
+   modules whose form a probe knows (:func:`s3pet.backbones.norms.norm_form`). A width is read, never guessed.
 2. *Layers* are the items of repeated module lists. A role such as ``attn.q`` comes from one table of synonyms; where
    none fits, the own name of the module is its role (``attn.pos_proj``).
 3. A small batch shows what runs, how often, with which widths and in which order. The order gives norms their roles: in
@@ -26,11 +26,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from s3pet.backbones import backbone_kind, unwrapped
+from s3pet.backbones.frozen import backbone_kind, unwrapped
+from s3pet.backbones.layers import Layer, find_layers, same_in_all_layers, with_weights
+from s3pet.backbones.norms import norm_form
+from s3pet.backbones.probe import Output, Part, run
 from s3pet.errors import BackboneError
-from s3pet.layers import Layer, find_layers, same_in_all_layers, with_weights
-from s3pet.modules import norm_form
-from s3pet.probe import Output, Part, run
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def survey(model: nn.Module, example: Mapping[str, Any] | None = None) -> Survey
     Args:
         model: any transformer, left exactly as it was. Of one on the meta device, the first two layers are checked with
             random weights, and the others are taken to be like the second.
-        example: keyword arguments of a forward pass; None: a batch of :func:`s3pet.examples.example_batches`.
+        example: keyword arguments of a forward pass; None: a batch of :func:`s3pet.backbones.examples.example_batches`.
 
     Raises:
         BackboneError: no layers with linear maps, a compiled or wrapped model, or one that cannot be run; the message

@@ -1,4 +1,4 @@
-"""An objective of the user's own, :class:`s3pet.objectives.OwnObjective`, as searches and retraining use one.
+"""An objective of the user's own: what it must be able to do, and how searches and retraining use it.
 
 If it names heads, submodules of the model that are trained too, copies of them are trained; they are in place whenever
 ``loss`` and ``predict`` run, and the model keeps its own.
@@ -10,18 +10,43 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from s3pet.backbones import preserved
 from s3pet.errors import SearchError, TaskError, nearest
-from s3pet.objective import Objective, ObjectiveSettings, make_objective
-from s3pet.objectives.protocol import has_methods
-from s3pet.streams import row_length
+from s3pet.objectives.streams import in_batches
+from s3pet.objectives.texts import Objective, ObjectiveSettings, make_objective
 from s3pet.tasks import Task
 from s3pet.tasks.plain import RowTask
+
+METHODS = ("encode", "collate", "loss", "predict")
+
+
+class OwnObjective(Protocol):
+    """How any model learns any rows: four methods.
+
+    Three more attributes are optional. ``heads(model)``, called once at the start, names submodules of the model that
+    are trained too, from the weights that they have. ``labels(values)`` returns the labels of a task in the form of
+    predictions. ``settings`` is a mapping of plain numbers, texts and lists that decide the result; it is part of the
+    config of a run.
+
+    Rows are batched by the length of their ``input_ids``, if they are mappings with such a column.
+    """
+
+    def encode(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """Encoded rows, one for each row of a task; they are kept in memory."""
+
+    def collate(self, rows: Sequence[Any]) -> Mapping[str, Any]:
+        """One batch of encoded rows; its tensors are moved to the model's device."""
+
+    def loss(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
+        """Mean loss of a batch, a scalar that can be differentiated."""
+
+    def predict(self, model: Any, batch: Mapping[str, Any]) -> Sequence[Any]:
+        """One prediction for each row of a batch, as the metrics of the task read it."""
 
 
 class Own(Objective):
@@ -96,24 +121,19 @@ class Own(Objective):
     @torch.no_grad()
     def predict(self, examples: Sequence[Any], rows: Any = None, *, batch_size: int | None = None) -> list[Any]:
         encoded = self.encode(examples) if rows is None else rows
-        order = sorted(range(len(encoded)), key=lambda index: row_length(encoded[index]))
-        predictions, batch_size = list[Any]([None] * len(encoded)), batch_size or min(32, self.batch_size)
+        predictions = list[Any]([None] * len(encoded))
         check = self.model.register_forward_hook(self._check_output)
-        try:
-            with preserved(self, self.model), self.with_head():
-                self.model.eval()
-                for start in range(0, len(order), batch_size):
-                    part = order[start : start + batch_size]
-                    batch = self.collate([encoded[index] for index in part])["inputs"]
-                    values = list(self.own.predict(self.model, batch))
-                    if len(values) != len(part):
-                        what = f"one prediction for each of {len(part)} rows; got {len(values)}"
-                        raise TaskError(f"{self.name}.predict must return {what}")
-                    self.scored += len(part)
-                    for index, value in zip(part, values, strict=True):
-                        predictions[index] = value
-        finally:
-            check.remove()
+        with check, preserved(self, self.model), self.with_head():
+            self.model.eval()
+            for part in in_batches(encoded, batch_size or min(32, self.batch_size)):
+                batch = self.collate([encoded[index] for index in part])["inputs"]
+                values = list(self.own.predict(self.model, batch))
+                if len(values) != len(part):
+                    what = f"one prediction for each of {len(part)} rows; got {len(values)}"
+                    raise TaskError(f"{self.name}.predict must return {what}")
+                self.scored += len(part)
+                for index, value in zip(part, values, strict=True):
+                    predictions[index] = value
         return predictions
 
     def evaluate(self, examples: Sequence[Any], rows: Any = None) -> dict[str, float]:
@@ -164,3 +184,14 @@ def objective_of(model: nn.Module, task: Any, objective: Any = None, *, seed: in
 def checked(objective: Any) -> Any:
     """An object with the methods of an objective, or settings; SearchError for anything else, which says why."""
     return objective if has_methods(objective) else ObjectiveSettings.of(objective)
+
+
+def has_methods(objective: Any) -> bool:
+    """Whether an object has the four methods; SearchError for a class, and for an object with some of them only."""
+    methods = [name for name in METHODS if callable(getattr(objective, name, None))]
+    if methods and isinstance(objective, type):
+        raise SearchError(f"objective {objective.__name__} is a class; pass an object of it: {objective.__name__}(…)")
+    if lacking := ", ".join(name for name in METHODS if methods and name not in methods):
+        what = f"objective {type(objective).__name__} lacks the methods {lacking}"
+        raise SearchError(f"{what}; see s3pet.objectives.OwnObjective")
+    return bool(methods)

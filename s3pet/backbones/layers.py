@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers.models.auto import modeling_auto
 
-from s3pet.backbones import backbone_kind
-from s3pet.modules import norm_form
+from s3pet.backbones.frozen import backbone_kind
+from s3pet.backbones.norms import norm_form
 
 
 class Layer(NamedTuple):

@@ -1,4 +1,4 @@
-"""Batches of rows: shuffled, of similar length, and a function of the seed and the step alone."""
+"""Batches of encoded rows, of similar length; those to be trained on depend only on the seed and the step."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ class Stream:
             rows = sorted(order[start : start + pool], key=lambda row: row_length(self.rows[row]))
             batches += [rows[first : first + self.size] for first in range(0, len(rows), self.size)]
         return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def in_batches(rows: Sequence[Any], size: int) -> list[list[int]]:
+    """Numbers of all rows, the shortest first, in batches of this size."""
+    order = sorted(range(len(rows)), key=lambda number: row_length(rows[number]))
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def derive(*numbers: int) -> int:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from s3pet.backbones import preserved
+from s3pet.backbones.examples import example_batches
+from s3pet.backbones.frozen import preserved
 from s3pet.errors import BackboneError
-from s3pet.examples import example_batches
 
 INERT_BELOW = 1e-3  # |Σ g| / Σ |g| of a bias that is cancelled is about 1e-6 (in half precision 1e-3), of others > 0.05
 

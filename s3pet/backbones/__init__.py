@@ -1,0 +1,19 @@
+"""A frozen transformer: loading it, what it is, and where its sites are (:mod:`s3pet.backbones.sites`).
+
+Importing this package does not import torch.
+"""
+
+from s3pet.backbones.frozen import backbone_checksum, backbone_kind, n_parameters, preserved, unwrapped
+from s3pet.backbones.loading import (
+    Backbone,
+    embedded_path,
+    list_backbones,
+    load_backbone,
+    quiet_transformers,
+    tokenizer_of,
+)
+
+__all__ = [
+    "Backbone", "backbone_checksum", "backbone_kind", "embedded_path", "list_backbones", "load_backbone",
+    "n_parameters", "preserved", "quiet_transformers", "tokenizer_of", "unwrapped",
+]  # fmt: skip
