@@ -91,6 +91,15 @@ class Candidates:
         """Names of the candidates, ``site:pet:rank``."""
         return tuple(candidate.name for candidate in self)
 
+    @property
+    def groups(self) -> Tensor:
+        """Number of each candidate's group, int64 [n_candidates]: sizes of one PET module at one site are a group.
+
+        They exclude each other: a selection takes one size of a group or none.
+        """
+        numbers: dict[tuple, int] = {}
+        return torch.tensor([numbers.setdefault((c.site, c.pet), len(numbers)) for c in self], dtype=torch.long)
+
     def table(self) -> pd.DataFrame:
         """One row for each candidate, its fields as columns; ``layer`` and ``rank`` are Int64."""
         table = pd.DataFrame([asdict(c) for c in self], columns=[f.name for f in fields(Candidate)])
