@@ -115,7 +115,8 @@ class Rule:
         roles: patterns of roles (``"attn.[qv]"``, ``"*.norm"``); None: every role that the module fits, without the
             cross-attention projections and blocks unless the space asks for them.
         stacks, layers: patterns of stacks; layer indices, ``range(4, 8)`` or one number, None for all.
-        ranks: sizes, at least 1, one candidate each; None: the module's default.
+        ranks: sizes, at least 1, one candidate each, of which a structure takes one; None: the module's default. As
+            JSON: ``{"pet": "lora", "ranks": [1, 2, 4, 8]}``.
         exclude: patterns of roles that the rule leaves out.
     """
 
