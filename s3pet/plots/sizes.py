@@ -42,4 +42,5 @@ def write_ranks(ax: Axes, cells: pd.DataFrame, mesh: Any, size: tuple[float, flo
         look["size"] = min(font_for(height), 1.15 * width / len(row["rank"]))
         ax.text(row["x"], row["y"], row["rank"], ha="center", va="center_baseline", **look)
     words = "rank" if named["chosen"].all() else "rank that was chosen, else the most probable"
+    words += ", a/b: of the first and of the second" if named["rank"].str.contains("/").any() else ""
     return [entry(words, color=style().ink, marker="$n$", markersize=4 * style().scale)]

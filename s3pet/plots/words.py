@@ -192,7 +192,7 @@ def _ranks(table: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
     sentences = []
     for pet, own in chosen[chosen["pet"].isin(several.index[several > 1])].groupby("pet", observed=True):
         counts = own["rank"].value_counts().sort_index()
-        sites = ", ".join(f"{rank} at {n} site{'s' * (n > 1)}" for rank, n in counts.items())
+        sites = ", ".join(f"{rank} at {n} {'sites' if n > 1 else 'site'}" for rank, n in counts.items())
         sentences.append(f"Ranks of {MODULES.get(str(pet), pet)}: {sites}.")
     return sentences
 
