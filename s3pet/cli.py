@@ -1,9 +1,11 @@
 """The command line: ``python -m s3pet search | retrain | export | compare | study | space | demo``.
 
-Options for settings are made from the library's own records, so that command line and library cannot differ.
+Options for settings are made from the library's own records, so that command line and library cannot differ. Rules of a
+space are JSON: ``--space '[{"pet": "lora", "ranks": [1, 2, 4, 8]}]'`` searches the rank of each LoRA.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import s3pet
-from s3pet.errors import RunError, S3PetError
+from s3pet.errors import RunError, S3PetError, SpaceError
 from s3pet.objectives.texts import ObjectiveSettings
 from s3pet.searcher import Settings
 from s3pet.structure import MANUAL
@@ -44,7 +46,8 @@ def _make_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         if record or run is _space:
             command.add_argument("--model", default="pocket-t5", help="embedded backbone, local folder, or hub id")
-            command.add_argument("--space", default="mixed", help="mixed or lora")
+            rules = """mixed, lora, or rules as JSON: '[{"pet": "lora", "ranks": [1, 2, 4, 8]}, {"pet": "bitfit"}]'"""
+            command.add_argument("--space", default="mixed", help=rules)
         if record:
             command.add_argument("--task", required=True, help="pocket/…, glue/…, superglue/…, or a folder of rows")
             command.add_argument("--n-train", type=int, help="use only this many training rows")
@@ -108,7 +111,15 @@ def _settings(args: argparse.Namespace, record: Any) -> dict[str, Any]:
 def _load(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     model, tokenizer = s3pet.load_backbone(args.model)
     task = s3pet.load_task(args.task, tokenizer, n_train=args.n_train, seed=args.task_seed)
-    return model, task, s3pet.make_space(model, args.space)
+    return model, task, s3pet.make_space(model, _rules(args.space))
+
+
+def _rules(text: str) -> Any:
+    """The name of a space, or its rules from JSON."""
+    try:
+        return json.loads(text) if text.lstrip().startswith("[") else text
+    except ValueError as error:
+        raise SpaceError(f"--space {text} is not JSON ({error}); expected a list of rules") from error
 
 
 def _load_structure(name: str, space: Any, model: Any, budget: str | None = None) -> Any:
@@ -180,7 +191,7 @@ def _study(args: argparse.Namespace) -> None:
 
 def _space(args: argparse.Namespace) -> None:
     """Print the candidates of a backbone."""
-    space = s3pet.make_space(s3pet.load_backbone(args.model).model, args.space, keep_inert=True)
+    space = s3pet.make_space(s3pet.load_backbone(args.model).model, _rules(args.space), keep_inert=True)
     print(space.table().drop(columns=["d_in", "d_out"]).to_string(), space, sep="\n")
 
 

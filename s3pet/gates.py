@@ -11,6 +11,11 @@ and a binary-concrete sample turns probabilities into gates,
 
 All functions are pure, run on the device of their tensors, and accept leading batch dimensions.
 
+Sizes of one module at one site exclude each other in a structure, but their gates are drawn independently. Each has its
+full cost in Σ c p = B. Of several that are open at once the largest holds the others, so the expected cost of what a
+draw builds, Σ over sizes of (c_k − c_{k−1}) · P(size k or a larger one is open), is at most B, and close to it at small
+probabilities.
+
 Departures from the authors' code: the root is bracketed (they start ``fsolve`` from the last value), and the gradient
 through the shift can be chosen. Samples can be hard (straight-through), because at τ = 1 the mean of a sampled gate is
 well above p (:func:`expected_gates`).

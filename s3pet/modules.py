@@ -22,8 +22,8 @@ Houlsby et al. 2019 (adapters); Karimi Mahabadi et al. 2021 (low-rank adapters).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,9 @@ class PetModule:
         bounds: (d_in, d_out, rank) → half-width of the uniform initial distribution; tensors not listed start at 0.
         delta: (tensors, x, h, site module) → δ, in a shape that adds to h.
         gated: the last tensors, in which δ is linear: multiplied by z they give z · δ.
+        size_axis: the axis of each tensor that grows with the size, where a module of size r is the first r rows or
+            columns of a larger one; empty where it is not: a low-rank adapter's size lies inside its nonlinearity.
+        scale: size → the factor that δ has for it.
     """
 
     name: str
@@ -58,6 +61,8 @@ class PetModule:
     bounds: Callable[[int, int, int], dict[str, float]]
     delta: Callable[[Tensors, Tensor, Tensor, nn.Module], Tensor]
     gated: tuple[str, ...]
+    size_axis: Mapping[str, int] = field(default_factory=dict)
+    scale: Callable[[int], float] = lambda rank: 1.0
 
     def cost(self, d_in: int, d_out: int, rank: int) -> int:
         """Number of trainable parameters."""
@@ -83,7 +88,11 @@ def pet_module(name: str) -> PetModule:
 
 
 def _lora(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
-    return F.linear(F.linear(x, t["A"]), t["B"] * (LORA_ALPHA / len(t["A"])))  # len(A) is the rank
+    return F.linear(F.linear(x, t["A"]), t["B"] * _lora_scale(len(t["A"])))
+
+
+def _lora_scale(rank: int) -> float:
+    return LORA_ALPHA / rank
 
 
 def _lnfit(t: Tensors, x: Tensor, h: Tensor, site: nn.Module) -> Tensor:
@@ -127,10 +136,12 @@ def _adapter_shapes(d_in: int, d: int, k: int) -> Shapes:
 
 
 _ROWS = (  # candidates of one site are listed in this order
-    PetModule("lora", ("linear",), 1, lambda d_in, d, r: {"A": (r, d_in), "B": (d, r)}, _kaiming("A"), _lora, ("B",)),
+    PetModule("lora", ("linear",), 1, lambda d_in, d, r: {"A": (r, d_in), "B": (d, r)}, _kaiming("A"), _lora, ("B",),
+              {"A": 0, "B": 1}, _lora_scale),
     PetModule("lnfit", ("norm",), None, _vector("w"), lambda *_: {}, _lnfit, ("w",)),
     PetModule("bitfit", ("linear", "norm"), None, _vector("b"), lambda *_: {}, _bitfit, ("b",)),
     PetModule("lowrank_adapter", ("block",), 1, _lowrank_shapes, _lowrank_bounds, _lowrank, ("up_out", "up_bias")),
-    PetModule("adapter", ("block",), 8, _adapter_shapes, _kaiming("W1"), _adapter, ("W2", "b2")),
-)
+    PetModule("adapter", ("block",), 8, _adapter_shapes, _kaiming("W1"), _adapter, ("W2", "b2"),
+              {"W1": 0, "b1": 0, "W2": 1}),
+)  # fmt: skip
 PETS: dict[str, PetModule] = {pet.name: pet for pet in _ROWS}

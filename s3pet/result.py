@@ -33,7 +33,7 @@ from s3pet.errors import RunError
 from s3pet.gates import Budget, BudgetLike
 from s3pet.records import Cost, config_hash, write_json, write_table
 from s3pet.space import Candidate, Space
-from s3pet.structure import Structure, parse_budget, select_mask, select_structure
+from s3pet.structure import Structure, by_gates, parse_budget, select_by_gates, select_structure
 
 STATE = "state.safetensors"
 FINISHED = {"finished run": "config.json", "tuned model": "tuned.json"}  # the file that is written last
@@ -99,7 +99,8 @@ class SearchResult:
         steps = self.metrics.get("steps", self.config.get("steps"))
         origin |= {} if steps is None else {"steps": steps}
         origin["config_hash"] = config_hash(self.config)
-        return select_structure(self.space, self.probs, self.budget if budget is None else budget, origin=origin)
+        ranked = by_gates(self.space, self.probs)
+        return select_structure(self.space, ranked, self.budget if budget is None else budget, origin=origin)
 
     def gates_at(self, step: int | None = None, budget: BudgetLike | None = None) -> pd.DataFrame:
         """The gate table at a recorded step, or cut at another budget.
@@ -141,12 +142,14 @@ class SearchResult:
 def gate_table(space: Space, alpha: torch.Tensor, probs: torch.Tensor, budget: int) -> pd.DataFrame:
     """The table of the space with ``alpha, prob, chosen, margin`` (prob minus the smallest one among the chosen).
 
-    A candidate that was skipped because it was too expensive can have a positive margin.
+    Of several sizes of a module at a site, margin is about the probability of this size or a larger one, by which they
+    are chosen (:func:`s3pet.structure.by_gates`). A candidate that was skipped because it was too expensive, or because
+    a larger size of it was chosen, can have a positive margin.
     """
-    mask = select_mask(probs, space.costs, budget)
-    cut = float(probs[mask].min()) if bool(mask.any()) else math.nan
+    mask, ranked = select_by_gates(space, probs, budget), by_gates(space, probs).double().numpy()
+    cut = float(ranked[mask.numpy()].min()) if bool(mask.any()) else math.nan
     a, p = (tensor.detach().cpu().double().numpy() for tensor in (alpha, probs))
-    return space.table().assign(alpha=a, prob=p, chosen=mask.numpy(), margin=p - cut)
+    return space.table().assign(alpha=a, prob=p, chosen=mask.numpy(), margin=ranked - cut)
 
 
 def load_run(path: str | Path) -> SearchResult:

@@ -42,7 +42,7 @@ from s3pet.progress import View, make_view
 from s3pet.records import Cost, check_fields, config_hash, versions
 from s3pet.result import RESULTS_VERSION, SearchResult, gate_table, load_state, prepare_folder, save_state
 from s3pet.space import Space
-from s3pet.structure import parse_budget, select_mask
+from s3pet.structure import parse_budget, select_by_gates, select_mask
 from s3pet.supernet import Supernet
 from s3pet.tasks import Task
 from s3pet.tasks.plain import RowTask
@@ -108,7 +108,7 @@ class Searcher:
     ):
         self.settings, self.space, self.budget = settings, space, budget
         self.objective = objective_of(model, task, objective, seed=settings.seed)
-        self.supernet = Supernet(model, space, seed=settings.seed)
+        self.supernet = Supernet(model, space, seed=settings.seed, nested=True)
         self.train, self.val = (
             Stream(self.objective.encode(half), settings.batch_size, derive(settings.seed, tag))
             for tag, half in enumerate(task.search_split(settings.seed))
@@ -175,8 +175,7 @@ class Searcher:
             return False
         self.records.append((self.step, self.alpha.clone()))
         before = self._probs(self.records[max(0, len(self.records) - 11)][1].double())
-        costs, budget = self.space.costs, self.budget.n_params
-        now, then = select_mask(self.probs, costs, budget), select_mask(before, costs, budget)
+        now, then = (select_by_gates(self.space, probs, self.budget.n_params) for probs in (self.probs, before))
         self.settled = float((now & then).sum() / (now | then).sum())
         return True
 
@@ -275,7 +274,8 @@ def search(
     Args:
         model, space: the frozen backbone, left exactly as it was however the search ends, and the candidates on it.
         task: its training split is halved into search_train and search_val; no other split is used.
-        budget: trainable PET parameters, any form that :meth:`s3pet.Budget.parse` reads.
+        budget: trainable PET parameters, any form that :meth:`s3pet.Budget.parse` reads. Of several sizes of a module
+            at a site, a structure has one, but each has its full cost in the expected cost, see :mod:`s3pet.gates`.
         settings: ``"default"``, or ``"paper"`` for dropout in the frozen backbone, as the authors have it.
         objective: how the backbone learns the task: :class:`s3pet.objectives.ObjectiveSettings` or a mapping, or an
             object of your own, see :mod:`s3pet.objectives`.
@@ -297,7 +297,8 @@ def search(
     """
     chosen = make_settings(settings, **changes)
     parsed = parse_budget(space, budget)
-    solve_shift(torch.zeros(len(space)), space.costs, parsed.n_params)  # raises BudgetError above the space
+    largest = space.costs[select_mask(space.costs, space.costs, math.inf, space.groups)]  # what a structure can spend
+    solve_shift(torch.zeros_like(largest), largest, parsed.n_params)  # raises BudgetError above the space
     if chosen.order == "unrolled_exact" and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         raise SearchError("order='unrolled_exact' differentiates twice, which fails with gradient checkpointing")
     view = make_view(progress)
@@ -312,6 +313,7 @@ def search(
             "task_hash": task.fingerprint,
             "space": space.name,
             "space_hash": config_hash({"candidates": space.names}),
+            **({"sizes": "nested"} if searcher.supernet.is_nested else {}),  # earlier versions did not nest them
             "budget": parsed.n_params,
             **asdict(chosen),
             "objective": searcher.objective.declared(),

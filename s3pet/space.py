@@ -91,6 +91,15 @@ class Candidates:
         """Names of the candidates, ``site:pet:rank``."""
         return tuple(candidate.name for candidate in self)
 
+    @property
+    def groups(self) -> Tensor:
+        """Number of each candidate's group, int64 [n_candidates]: sizes of one PET module at one site are a group.
+
+        They exclude each other: a selection takes one size of a group or none.
+        """
+        numbers: dict[tuple, int] = {}
+        return torch.tensor([numbers.setdefault((c.site, c.pet), len(numbers)) for c in self], dtype=torch.long)
+
     def table(self) -> pd.DataFrame:
         """One row for each candidate, its fields as columns; ``layer`` and ``rank`` are Int64."""
         table = pd.DataFrame([asdict(c) for c in self], columns=[f.name for f in fields(Candidate)])
@@ -106,7 +115,8 @@ class Rule:
         roles: patterns of roles (``"attn.[qv]"``, ``"*.norm"``); None: every role that the module fits, without the
             cross-attention projections and blocks unless the space asks for them.
         stacks, layers: patterns of stacks; layer indices, ``range(4, 8)`` or one number, None for all.
-        ranks: sizes, at least 1, one candidate each; None: the module's default.
+        ranks: sizes, at least 1, one candidate each, of which a structure takes one; None: the module's default. As
+            JSON: ``{"pet": "lora", "ranks": [1, 2, 4, 8]}``.
         exclude: patterns of roles that the rule leaves out.
     """
 

@@ -4,6 +4,12 @@ A structure is a list of candidates whose cost is at most the budget. Selection 
 most to the least probable, takes each one that still fits and skips the others. So one search ranks all candidates and
 can be cut at any budget. A structure file is versioned JSON and is checked when it is read.
 
+Of several sizes of one module at one site, a selection takes one. A larger size holds the smaller ones, so it replaces
+a smaller one that was taken, if the difference in cost still fits, and never the other way round. A search ranks a size
+by the probability that it *or a larger one* is open (:func:`by_gates`), so the rank of a LoRA grows block by block,
+at the price of each block. The alternatives are worse: by its own probability alone, rank 1 with p = 0.50 would shut
+out rank 4 with 0.49, and listing more sizes would make each of them, and so the site, less probable.
+
 Source: Hu et al. 2022 (arXiv:2206.07382), section 3.3. Their random baseline can loop for ever when only chosen
 candidates still fit; here every candidate is visited once.
 """
@@ -86,7 +92,7 @@ class Structure(Candidates):
         Returns:
             A structure of ``space``. Without a budget it keeps its own on the same backbone, and has None on another.
             ``origin`` gains ``from``, ``by`` and three lists of names: ``unplaced`` and ``merged`` in the old space,
-            ``dropped`` (over the budget) in the new one.
+            ``dropped`` (over the budget, or another size of a module is there) in the new one.
 
         Raises:
             StructureMismatchError: no candidate has a counterpart, or ``layers`` is needed and unknown.
@@ -113,10 +119,10 @@ class Structure(Candidates):
         placed = replace(space, candidates=tuple(candidate for candidate in space if candidate.name in best))
         ranked_by = torch.tensor([best[candidate.name] for candidate in placed], dtype=torch.float64)
         new_budget = self.budget if same and placed.n_params <= (self.budget or 0) else None
-        mask = torch.ones(len(placed), dtype=torch.bool)
+        limit = math.inf
         if budget is not None:
-            new_budget = parse_budget(placed, budget).n_params
-            mask = select_mask(ranked_by, placed.costs, new_budget)
+            limit = new_budget = parse_budget(placed, budget).n_params
+        mask = select_mask(ranked_by, placed.costs, limit, placed.groups)
         dropped = [candidate.name for candidate, taken in zip(placed, mask.tolist(), strict=True) if not taken]
         lists = {"unplaced": unplaced, "merged": merged, "dropped": dropped}
         origin = {**self.origin, "from": self.model_id, "by": by, **lists}
@@ -198,12 +204,14 @@ class Structure(Candidates):
         return f"Structure({self.origin.get('kind', 'custom')}: {parts}; {self.n_params:,} parameters)"
 
 
-def select_mask(probs: Tensor, costs: Tensor, budget: float) -> Tensor:
+def select_mask(probs: Tensor, costs: Tensor, budget: float, groups: Tensor | None = None) -> Tensor:
     """Choose by probability within a budget: take what fits, skip what does not, until the end.
 
     Args:
         probs, costs: [n_candidates] each. Higher probabilities are chosen first, ties in candidate order.
         budget: in parameters, > 0; the chosen cost never exceeds it.
+        groups: :attr:`s3pet.space.Space.groups`, [n_candidates]; None: every candidate is its own. Of a group at most
+            one is chosen; a costlier one replaces the one that was chosen before, if the difference fits.
 
     Returns:
         Boolean mask, [n_candidates], on the CPU. Other shapes, or a budget that is not positive, raise BudgetError.
@@ -212,11 +220,18 @@ def select_mask(probs: Tensor, costs: Tensor, budget: float) -> Tensor:
         raise BudgetError(f"probs {tuple(probs.shape)} and costs {tuple(costs.shape)} must be one vector each")
     if not budget > 0:
         raise BudgetError(f"budget must be positive, got {budget}")
+    if groups is not None and groups.shape != costs.shape:
+        raise BudgetError(f"groups {tuple(groups.shape)} and costs {tuple(costs.shape)} must be one vector each")
     mask, left, prices = torch.zeros(len(costs), dtype=torch.bool), float(budget), costs.tolist()
+    group_of = range(len(prices)) if groups is None else groups.tolist()
+    taken: dict[int, int] = {}  # group → the candidate it has
     for index in torch.sort(probs.detach().cpu(), descending=True, stable=True).indices.tolist():
-        if prices[index] <= left:
-            mask[index] = True
-            left -= prices[index]
+        smaller = taken.get(group_of[index])
+        freed = 0.0 if smaller is None else prices[smaller]
+        if (smaller is None or prices[index] > freed) and prices[index] - freed <= left:
+            taken[group_of[index]] = index
+            left -= prices[index] - freed
+    mask[list(taken.values())] = True
     return mask
 
 
@@ -225,8 +240,28 @@ def select_structure(
 ) -> Structure:
     """The structure that :func:`select_mask` gives for these probabilities; raises as :func:`parse_budget`."""
     parsed = parse_budget(space, budget)
-    mask = select_mask(probs, space.costs, parsed.n_params)
+    mask = select_mask(probs, space.costs, parsed.n_params, space.groups)
     return _structure(space, mask, parsed.n_params, origin or {"kind": "selected"}, probs)
+
+
+def by_gates(space: Space, probs: Tensor) -> Tensor:
+    """By what a search ranks its candidates: the probability that this size or a larger one of its group is open.
+
+    It is 1 − Π (1 − p) over these sizes, [n_candidates]; for a candidate without other sizes, its probability as it is.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, group in enumerate(space.groups.tolist()):
+        groups.setdefault(group, []).append(index)
+    ranked = probs.detach().cpu().clone()
+    for group in (group for group in groups.values() if len(group) > 1):
+        order = sorted(group, key=lambda index: -space.candidates[index].n_params)
+        ranked[order] = -torch.expm1(torch.log1p(-ranked[order]).cumsum(0))
+    return ranked
+
+
+def select_by_gates(space: Space, probs: Tensor, budget: float) -> Tensor:
+    """The mask of :func:`select_mask` for the probabilities of a search, [n_candidates]."""
+    return select_mask(by_gates(space, probs), space.costs, budget, space.groups)
 
 
 def parse_budget(space: Space, budget: BudgetLike) -> Budget:
@@ -244,7 +279,7 @@ def random_structure(space: Space, budget: BudgetLike, *, seed: int = 0) -> Stru
     parsed = parse_budget(space, budget)
     # distributed as the authors' baseline, which draws again and again among the candidates that still fit
     order = np.random.default_rng(seed).permutation(len(space))
-    mask = select_mask(-torch.from_numpy(order.argsort()), space.costs, parsed.n_params)
+    mask = select_mask(-torch.from_numpy(order.argsort()), space.costs, parsed.n_params, space.groups)
     return _structure(space, mask, parsed.n_params, {"kind": "random", "seed": seed})
 
 
@@ -253,7 +288,8 @@ def manual_structure(space: Space | torch.nn.Module, name: str) -> Structure:
 
     Args:
         space: where the candidates come from; or the model, for kinds that are not in the space.
-        name: one of :data:`MANUAL`, or ``"all"`` for every candidate of the space. SpaceError if there is none.
+        name: one of :data:`MANUAL`, or ``"all"`` for every candidate of the space. SpaceError if there is none. Of
+            several sizes of a module at a site the largest is taken, which holds the others.
     """
     if name not in MANUAL and name != "all":
         raise SpaceError(f"manual structure {name!r} is not known; {nearest(name, [*MANUAL, 'all'])}")
@@ -264,6 +300,7 @@ def manual_structure(space: Space | torch.nn.Module, name: str) -> Structure:
     if not bool(mask.any()):
         how = f"pass the model instead of the space: manual_structure(model, {name!r})"
         raise SpaceError(f"this space holds no candidate for {name!r}; {how}")
+    mask[mask.clone()] = select_mask(space.costs[mask], space.costs[mask], math.inf, space.groups[mask])
     return _structure(space, mask, None, {"kind": "manual", "name": name})
 
 

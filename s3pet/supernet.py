@@ -12,6 +12,14 @@ itself; the adapter of a block reads the output of the block with what the candi
 δ is linear in the last tensors of each PET module, so the gates multiply those, not activations. For one product with
 all gates the PET tensors are seen as one vector (:meth:`Supernet.flatten`), tensors without gates first.
 
+Sizes of one module at one site can be **nested** (Valipour et al. 2022, DyLoRA, arXiv:2210.07558; Kusupati et al. 2022,
+Matryoshka, arXiv:2205.13147): they share the tensors of the largest one, of which size r uses the first r rows and
+columns. A site then costs one pass, whatever the number of sizes. Column j of B has the gate
+
+    Σ_{k: r_k > j} z_k · s(r_k) / s(R),      s(r) = 16/r for LoRA, 1 for an adapter; R: the largest size
+
+so that a gate of 1 for one size, and 0 for the others, is exactly the module of this size that a structure retrains.
+
 A backbone with gradient checkpointing runs forward again in the backward pass. The gates must still be in effect then:
 call ``backward`` inside ``with supernet.using(…)``; outside, an error says so.
 """
@@ -47,21 +55,26 @@ class Supernet(nn.Module):
         candidates: a space, a structure (StructureMismatchError if it does not fit the model), or other candidates.
         seed: of the fresh PET tensors. The tensors of a candidate depend only on the seed and its name, so the same
             candidate starts the same in every structure.
+        nested: sizes of one module at one site share tensors, as a search has them; False: each has its own.
 
     Attributes:
-        weights, keys: all PET tensors, in candidate order, and their names, ``"<candidate>/<tensor>"``.
+        weights, keys: all PET tensors, in candidate order, and their names, ``"<candidate>/<tensor>"``; of nested sizes
+            those of the largest.
     """
 
     model: Any  # kept out of the submodules: state_dict() and parameters() hold PET tensors only
 
-    def __init__(self, model: nn.Module, candidates: Iterable[Candidate], *, seed: int = 0):
+    def __init__(self, model: nn.Module, candidates: Iterable[Candidate], *, seed: int = 0, nested: bool = False):
         super().__init__()
         self.__dict__["model"] = unwrapped(model)
         if isinstance(candidates, Structure):
             candidates.check(model)
         self.candidates = tuple(candidates)
         device = next(model.parameters()).device
-        numbered = [(n, name, t) for n, c in enumerate(self.candidates) for name, t in fresh_tensors(c, seed).items()]
+        sizes = _nested_sizes(self.candidates) if nested else {}
+        largest = {n: group[-1] for group in sizes.values() for n in group}
+        owners = [n for n in range(len(self.candidates)) if largest.get(n, n) == n]  # of tensors
+        numbered = [(n, name, t) for n in owners for name, t in fresh_tensors(self.candidates[n], seed).items()]
         self.keys = [f"{self.candidates[n].name}/{name}" for n, name, _ in numbered]
         self.weights = nn.ParameterList(nn.Parameter(tensor.to(device)) for _, _, tensor in numbered)
         self._slots: list[dict[str, int]] = [{} for _ in self.candidates]  # name of each tensor → index in weights
@@ -70,12 +83,18 @@ class Supernet(nn.Module):
         is_gated = [name in PETS[self.candidates[n].pet].gated for n, name, _ in numbered]
         self._order = sorted(range(len(numbered)), key=is_gated.__getitem__)  # of the tensors in the flat vector
         self._n_ungated = is_gated.count(False)
-        gate_of = [torch.full((numbered[s][2].numel(),), numbered[s][0]) for s in self._order[self._n_ungated :]]
+        gate_of = [self._gates_of(*numbered[s], sizes.get(numbered[s][0], [])) for s in self._order[self._n_ungated :]]
         self._gate_of = torch.cat([torch.zeros(0, dtype=torch.long), *gate_of]).to(device)  # of each gated element
+        self._shares = self._find_shares(sizes.values(), device) if sizes else None
         self._active: Sequence[Tensor] = list(self.weights)  # what the hooks use: gates multiplied in
         self._last_forward: Sequence[Tensor] | None = None
         self._hooks: list[Any] = []
         self._flags: list[tuple[nn.Parameter, bool]] = []
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether candidates share tensors."""
+        return self._shares is not None
 
     def attach(self) -> Supernet:
         """Put the candidates on and freeze the backbone.
@@ -138,7 +157,7 @@ class Supernet(nn.Module):
         """Run with these gates and weights from now on; without arguments, with gates of 1 and the supernet's weights.
 
         Args:
-            gates: [n_candidates].
+            gates: [n_candidates]; None: gates of 1, of nested sizes the largest alone.
             weights: tensors in the shapes of ``self.weights``, or one vector in the order of :meth:`flatten`.
         """
         flat = list(self.weights) if weights is None else weights
@@ -149,6 +168,10 @@ class Supernet(nn.Module):
             flat = torch.cat([flat[slot].reshape(-1) for slot in self._order])
         ungated, gated = flat.split([flat.numel() - len(self._gate_of), len(self._gate_of)])
         if gates is not None:
+            if self._shares is not None:  # from the gate of each size to that of the columns it has and the smaller not
+                sources, targets, factors = self._shares
+                shares = gates.index_select(0, sources) * factors.to(gates.dtype)
+                gates = torch.zeros_like(gates).index_add(0, targets, shares)
             gated = gated * gates.index_select(0, self._gate_of)
         sizes = [self.weights[slot].numel() for slot in self._order]
         parts = [*ungated.split(sizes[: self._n_ungated]), *gated.split(sizes[self._n_ungated :])]
@@ -207,6 +230,30 @@ class Supernet(nn.Module):
         for key, tensor in mine.items():
             tensor.copy_(tensors[key])
 
+    def _gates_of(self, owner: int, name: str, tensor: Tensor, sizes: list[int]) -> Tensor:
+        """The candidate whose gate multiplies each element: of nested sizes the smallest that has it."""
+        axis = PETS[self.candidates[owner].pet].size_axis.get(name) if sizes else None
+        if axis is None:
+            return torch.full((tensor.numel(),), sizes[0] if sizes else owner)
+        ranks = torch.tensor([self.candidates[n].rank for n in sizes])
+        smallest = torch.tensor(sizes)[torch.bucketize(torch.arange(tensor.shape[axis]), ranks, right=True)]
+        shape = [-1 if n == axis else 1 for n in range(tensor.ndim)]
+        return smallest.view(shape).expand(tensor.shape).reshape(-1)
+
+    def _find_shares(self, groups: Iterable[list[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidates k and n, and by what factor z_k enters the gate of the elements that n has and a smaller has not.
+
+        k is n, or a larger size of the same module at the same site.
+        """
+        shares = [(n, n, 1.0) for n in set(range(len(self.candidates))) - {n for group in groups for n in group}]
+        for group in groups:
+            scale, ranks = PETS[self.candidates[group[0]].pet].scale, [self.candidates[n].rank or 1 for n in group]
+            for i, n in enumerate(group):
+                pairs = zip(group[i:], ranks[i:], strict=True)
+                shares += [(k, n, scale(rank) / scale(ranks[-1])) for k, rank in pairs]
+        sources, targets, factors = zip(*shares, strict=True)
+        return tuple(torch.tensor(part, device=device) for part in (sources, targets, factors))  # type: ignore[return-value]
+
     def _adder(self, indices: list[int]) -> Callable[[nn.Module, tuple, Any], Any]:
         """A forward hook that adds the deltas of these candidates."""
 
@@ -216,6 +263,8 @@ class Supernet(nn.Module):
             x = inputs[0] if inputs else h
             changed = h
             for index in indices:
+                if not self._slots[index]:  # a size within a larger one
+                    continue
                 tensors = {name: self._active[slot].to(h.dtype) for name, slot in self._slots[index].items()}
                 delta = PETS[self.candidates[index].pet].delta(tensors, x, h, site)
                 if delta.dtype != changed.dtype:
@@ -237,6 +286,16 @@ class Supernet(nn.Module):
         elif self._active is not self._last_forward:
             what = "gradient checkpointing ran the model again with other gates than in the forward pass"
             raise SearchError(f"{what}; call backward inside `with supernet.using(...)`, or switch checkpointing off")
+
+
+def _nested_sizes(candidates: Sequence[Candidate]) -> dict[int, list[int]]:
+    """Where a module has several sizes at a site, which nest: the index of the largest → all of them, by size."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for n, c in enumerate(candidates):
+        if PETS[c.pet].size_axis:
+            groups.setdefault((c.site, c.pet), []).append(n)
+    ordered = [sorted(group, key=lambda n: candidates[n].rank or 1) for group in groups.values() if len(group) > 1]
+    return {group[-1]: group for group in ordered}
 
 
 def attach(model: nn.Module, candidates: Iterable[Candidate], *, seed: int = 0) -> Supernet:

@@ -172,7 +172,11 @@ def polarisation(result: Any) -> dict[str, float]:
         raise PlotError(f"None of the {len(table)} candidates is chosen, so there is no cut to compare with.")
     budget, uniform, last = cost @ prob, cost @ prob / cost.sum(), np.where(chosen, prob, np.inf).argmin()
     left = budget - cost[chosen].sum() + cost[last] + 1e-3  # gates meet their budget up to rounding
-    cut, challenger = prob[last], max(prob[~chosen & (cost <= left)], default=np.nan)
+    sizes: Any = [table[name] for name in ("site", "pet") if name in table] or [
+        table.index
+    ]  # of one, the others are out
+    out = flag(table, "chosen").groupby(sizes).transform("any").to_numpy()
+    cut, challenger = prob[last], max(prob[~out & (cost <= left)], default=np.nan)
     numbers = {
         "max_prob": prob.max(),
         "cut": cut,

@@ -26,6 +26,7 @@ from matplotlib.patches import Patch
 
 from s3pet.errors import PlotError
 from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_for, in_order, readable_on, rim, wrapped
+from s3pet.plots.sizes import shown_ranks, write_ranks
 from s3pet.plots.style import PETS, as_table, figure_of, flag, new_axes, new_figure, style, styled, value_limits
 from s3pet.transfer import gate_difference
 
@@ -100,12 +101,15 @@ def make_grid(candidates: pd.DataFrame) -> Grid:
     return Grid(rows, columns, headers)
 
 
-def gate_cells(gates: Any, value: str = "prob", *, grid: Grid | None = None, how: str = "max") -> pd.DataFrame:
-    """The occupied cells of a map: ``role, pet, stack, column, value, chosen, inert, n_candidates, x, y``.
+def gate_cells(
+    gates: Any, value: str = "prob", *, grid: Grid | None = None, how: str = "max", space: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """The occupied cells of a map: ``role, pet, stack, column, value, chosen, inert, n_candidates, x, y, rank``.
 
     A cell with several candidates (one PET module in several ranks or sizes) shows their maximum, or ``how="sum"``. It
     is chosen if any of them is chosen, and inert if all are inert; without these columns in the table, it is neither.
-    ``value`` is any numeric column; ``grid`` is the layout (None: that of the table).
+    ``value`` is any numeric column; ``grid`` is the layout (None: that of the table). ``rank`` is a text: the size that
+    was chosen, else the most probable one; empty for a PET module that ``space`` (None: the table) has in one size.
     """
     table = as_table(gates, [*MAP_COLUMNS, value])
     if not pd.api.types.is_numeric_dtype(table[value]):
@@ -113,18 +117,26 @@ def gate_cells(gates: Any, value: str = "prob", *, grid: Grid | None = None, how
     grid = grid or make_grid(table)
     flags = {name: flag(table, name) for name in ("chosen", "inert")}
     table = table.assign(column=_columns(table), value=table[value].astype(float), **flags)
-    groups = table.groupby(["role", "pet", "stack", "column"], sort=False, observed=True)
+    keys = ["role", "pet", "stack", "column"]
+    groups = table.groupby(keys, sort=False, observed=True)
     columns = {"value": ("value", how), "chosen": ("chosen", "any"), "inert": ("inert", "all")}
     cells = groups.agg(**columns, n_candidates=("value", "size")).reset_index()
     cells["x"] = [grid.columns[key] for key in zip(cells["stack"], cells["column"], strict=True)]
     cells["y"] = [grid.rows[key] for key in zip(cells["role"], cells["pet"], strict=True)]
-    return cells
+    shown = shown_ranks(table, keys, table if space is None else space)
+    return cells.assign(rank=[shown.get(key, "") for key in cells[keys].itertuples(index=False, name=None)])
 
 
 def cut_and_start(gates: pd.DataFrame) -> dict[str, float]:
-    """The lowest probability among the chosen, if known, and that of all candidates at uniform α (Σ c·p / Σ c)."""
+    """The lowest probability among the chosen, if known, and that of all candidates at uniform α (Σ c·p / Σ c).
+
+    Where a module has several sizes at a site, the highest probability of these counts, which is what a map shows.
+    """
     known = "margin" in gates and gates["margin"].notna().any()
     cut = {"cut": float((gates["prob"] - gates["margin"]).median())} if known else {}
+    if known and {"site", "pet"} <= set(gates) and gates.duplicated(["site", "pet"]).any():
+        sizes = gates.assign(chosen=flag(gates, "chosen")).groupby(["site", "pet"], observed=True)
+        cut = {"cut": float(sizes["prob"].max()[sizes["chosen"].any()].min())}
     return cut | {"uniform start": float((gates["prob"] * gates["n_params"]).sum() / gates["n_params"].sum())}
 
 
@@ -202,7 +214,7 @@ def draw_map(
         colour = readable_on(mesh.to_rgba(crossed["value"].to_numpy(float)))
         ax.scatter(crossed["x"], crossed["y"], 9 * scale**2, colour, marker="x", linewidths=0.8 * scale, gid="inert")
         handles.append(entry(inert, color=style().ink, marker="x", markersize=4 * scale))
-    return mesh, handles
+    return mesh, handles + write_ranks(ax, cells, mesh, grid.size)
 
 
 def _places(grid: Grid) -> pd.MultiIndex:
@@ -230,7 +242,8 @@ def plot_gates(
     """Map of a search: which PET module got which gate, and where.
 
     Chosen cells are outlined, inert ones crossed. A cell with several candidates (ranks or sizes of one PET module)
-    shows their maximum. For probabilities, the colour bar marks the cut and the uniform start, which all gates had.
+    has the colour of their maximum; the number in it is the rank that was chosen, else the most probable one. For
+    probabilities, the colour bar marks the cut and the uniform start, which all gates had.
 
     Args:
         gates: a gate table, or an object with ``.gates`` (a search result, a run, an average).
@@ -268,21 +281,27 @@ def plot_difference(
     """Map of one search minus another of the same space, with colours that diverge around 0 and reach to ``limit``.
 
     ``one`` and ``other`` are gate tables or objects with ``.gates``, called ``names`` in the legend. What both chose is
-    outlined; a triangle up marks what only ``one`` chose, a triangle down what only ``other`` did.
+    outlined; a triangle up marks what only ``one`` chose, a triangle down what only ``other`` did. Of several sizes of
+    a module, the highest values are compared, and a number is the rank that both chose ("1/4": by ``one``, by
+    ``other``).
 
     Raises:
         RunError: the two searched different spaces.
     """
     first, second = (as_table(gates, [*MAP_COLUMNS, "site", value]) for gates in (one, other))
-    table = gate_difference(first, second, value)
-    cells, grid = gate_cells(table, "difference"), make_grid(table)
-    norm = Normalize(*value_limits(table, value="difference") if limit is None else (-limit, limit))
+    grid = make_grid(gate_difference(first, second, value))  # raises unless they have the same candidates
+    a, b = (gate_cells(table, value, grid=grid).set_index(["x", "y"]) for table in (first, second))
+    b = b.loc[a.index]
+    both = a["chosen"] & b["chosen"]
+    ranks = a["rank"].mask(a["rank"].ne(b["rank"]), a["rank"] + "/" + b["rank"]).where(both, "")
+    cells = a.assign(value=a["value"] - b["value"], chosen=both, rank=ranks).reset_index()
+    limits = value_limits(cells.rename(columns={"value": "difference"}), value="difference")
+    norm = Normalize(*limits if limit is None else (-limit, limit))
     ax = ax or new_axes(*map_size(grid))
-    mesh, handles = draw_map(
-        ax, grid, cells, style().colours("difference"), norm, f"chosen by both: {table['chosen'].sum()}"
-    )
-    for column, name, marker in (("only_one", names[0], "^"), ("only_other", names[1], "v")):
-        alone = gate_cells(table.assign(chosen=table[column]), "difference").query("chosen")
+    mesh, handles = draw_map(ax, grid, cells, style().colours("difference"), norm, f"chosen by both: {both.sum()}")
+    sides = (("only_one", names[0], "^", a["chosen"]), ("only_other", names[1], "v", b["chosen"]))
+    for column, name, marker, chosen in sides:
+        alone = cells[(chosen & ~both).to_numpy()]
         size, label = 5.5 * style().scale, f"chosen by {name} only: {len(alone)}"
         handles += ax.plot(alone["x"], alone["y"], "k" + marker, mec="white", mew=0.6, ms=size, gid=column, label=label)
     colour_bar(mesh, ax, f"{LABELS.get(value, value)}: {names[0]} − {names[1]}")
@@ -345,6 +364,8 @@ def panel_axes(
 def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None, title: str | None = None) -> Axes:
     """Map of a chosen structure: the colour is each cell's share of its parameters, the number at the right each row's.
 
+    Where ranks or sizes of a PET module differ, the number in a cell is the one that was chosen.
+
     Args:
         structure: an object with ``.table()`` of the chosen candidates, or that table. A ``.budget`` is shown.
         space: all candidates (a table, or an object with ``.table()`` or ``.gates``), for the rows, columns and hatched
@@ -354,7 +375,8 @@ def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None,
     if space is not None:
         context = as_table(space, MAP_COLUMNS, at="gates" if hasattr(space, "gates") else "table")
     grid, total = make_grid(pd.concat([context, table])[[*MAP_COLUMNS]]), table["n_params"].sum()
-    shares = gate_cells(table.assign(share=100 * table["n_params"] / total, chosen=True), "share", grid=grid, how="sum")
+    rows = table.assign(share=100 * table["n_params"] / total, chosen=True)
+    shares = gate_cells(rows, "share", grid=grid, how="sum", space=pd.concat([context, table]))
     shares, places = shares.set_index(["x", "y"]), _places(grid)
     if space is not None:
         places = pd.MultiIndex.from_frame(gate_cells(context.assign(one=1.0), "one", grid=grid)[["x", "y"]])

@@ -14,7 +14,7 @@ from s3pet.errors import PlotError
 from s3pet.gates import expected_gates
 from s3pet.plots.maps import plot_gates
 from s3pet.plots.style import BLUE, ORANGE, new_figure, style, styled
-from s3pet.structure import select_mask
+from s3pet.structure import select_by_gates
 
 BACK = 10  # records between the two choices that `settled` compares
 
@@ -34,7 +34,7 @@ def search_diagnostics(result: Any) -> pd.DataFrame:
     costs, budget = result.space.costs.double(), result.budget.n_params
     curve = torch.sigmoid(torch.linspace(-16, 16, 513, dtype=torch.float64))  # E[gate]/p is smooth: interpolate it
     ratio = torch.tensor(np.interp(torch.logit(probs), torch.logit(curve), expected_gates(curve) / curve))
-    masks = [select_mask(row, costs, budget) for row in probs]
+    masks = [select_by_gates(result.space, row, budget) for row in probs]
     pairs = zip(masks[1:], [*masks[:1] * (BACK - 1), *masks], strict=False)
     expected, sampled = ((gates @ costs / budget).numpy() for gates in (probs, ratio * probs))
     settled = [np.nan, *(float((a & b).sum() / (a | b).sum()) for a, b in pairs)]

@@ -61,6 +61,8 @@ def candidate_facts(
     row, place = table.iloc[at], int(table["prob"].rank(method="first", ascending=False).iloc[at])
     margin, choosers = row.get("margin"), [name for name, choice in others.items() if choice]
     not_chosen = "no, too expensive for what was left" if pd.notna(margin) and margin >= 0 else "no"
+    sizes = table[flag(table, "chosen") & table["site"].eq(row["site"]) & table["pet"].eq(row["pet"])]["rank"]
+    not_chosen = f"no, but with rank {sizes.iloc[0]}" if len(sizes) and pd.notna(row["rank"]) else not_chosen
     facts = {
         "address": row["site"],
         "module": row.get("path"),
@@ -103,12 +105,15 @@ def describe(gates: Any, *, top: int = 3, utility: pd.DataFrame | None = None) -
         sizes = chosen.groupby("pet", observed=True)["n_params"].sum().sort_values(ascending=False, kind="stable")
         shares = [f"{MODULES.get(str(pet), pet)} {100 * size / used:.0f} %" for pet, size in sizes.items()]
         text.append(f"By module: {', '.join(shares)}.")
+        text += _ranks(table, chosen)
     for stack, part in chosen.dropna(subset="layer").groupby("stack", observed=True, sort=False):
         layers, last = part["layer"].astype(int), int(table.loc[table["stack"] == stack, "layer"].max())
         depth = np.average(layers, weights=part["n_params"])
         text.append(f"In the {stack}, {_layers(layers)} of 0 to {last}, mean depth {depth:.1f}.")
-    best = table.nlargest(top, "prob")[["site", "pet", "prob"]].to_dict("records")
-    text.append("Most probable: " + ", ".join(f"{row['site']} {row['pet']} {row['prob']:.3g}" for row in best) + ".")
+    several = table.duplicated(["site", "pet"], keep=False)  # then the rank belongs to the name
+    best = table.assign(size=_sizes(table).where(several, "")).nlargest(top, "prob").to_dict("records")
+    names = [f"{row['site']} {row['pet']}{row['size']} {row['prob']:.3g}" for row in best]
+    text.append(f"Most probable: {', '.join(names)}.")
     separation = {"highest probability": table["prob"].max()} | cut_and_start(table)
     text.append("Separation: " + ", ".join(f"{name} {number:.3g}" for name, number in separation.items()) + ".")
     expected = table["prob"] * table["n_params"]
@@ -172,6 +177,24 @@ def _kinds(chosen: pd.DataFrame, used: int, top: int) -> str:
     rest = shares.iloc[top:]
     tail = f"; {len(rest)} other kind{'s' * (len(rest) > 1)} take the remaining {rest.sum():.0f} %" if len(rest) else ""
     return f"The parameters go to {', '.join(kinds)}{tail}."
+
+
+def _sizes(table: pd.DataFrame) -> pd.Series:
+    """``:4`` for a candidate of rank 4; empty without a rank."""
+    return (
+        candidate_names(table).str.extract(r"(:\d+)$")[0].fillna("") if "rank" in table else pd.Series("", table.index)
+    )
+
+
+def _ranks(table: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
+    """Sentences on which sizes were chosen, of the PET modules that the table has in several."""
+    several = table.groupby("pet", observed=True)["rank"].nunique() if "rank" in table else pd.Series(dtype=int)
+    sentences = []
+    for pet, own in chosen[chosen["pet"].isin(several.index[several > 1])].groupby("pet", observed=True):
+        counts = own["rank"].value_counts().sort_index()
+        sites = ", ".join(f"{rank} at {n} {'sites' if n > 1 else 'site'}" for rank, n in counts.items())
+        sentences.append(f"Ranks of {MODULES.get(str(pet), pet)}: {sites}.")
+    return sentences
 
 
 def _place(role: str) -> str:

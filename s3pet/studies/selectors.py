@@ -14,6 +14,7 @@ Source: Sung et al. 2021 (arXiv:2111.09839), FISH mask; Hu et al. 2021 (arXiv:21
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -131,12 +132,12 @@ def depth_structure(space: Space, budget: BudgetLike, where: str) -> Structure:
     """Place LoRA on queries and values evenly over the depth or at the top; fill the rest with LNFit, then BitFit.
 
     Depth counts through the whole network: of an encoder-decoder first the encoder's layers, then the decoder's. Four
-    passes by the same rule fill the budget: LoRA of the smallest rank on self-attention's q and v, LNFit, BitFit, then
-    everything else in the space. ``"top"`` goes down from the last layer. ``"uniform"`` takes as many whole layers as
-    the budget affords, evenly spread (m of n layers: those at ⌊(i + ½) n/m⌋), then single candidates, each from the
-    layer farthest from those taken. v comes before q.
+    passes by the same rule fill the budget: LoRA on self-attention's q and v, LNFit, BitFit, then everything else in
+    the space; of several sizes of a module at a site only the smallest. ``"top"`` goes down from the last layer.
+    ``"uniform"`` takes as many whole layers as the budget affords, evenly spread (m of n layers: those at
+    ⌊(i + ½) n/m⌋), then single candidates, each from the layer farthest from those taken. v comes before q.
 
-    Nothing is random, and no other candidate of the space fits into what is left of the budget.
+    Nothing is random, and no other candidate of the smallest size fits into what is left of the budget.
 
     Raises:
         SpaceError: unknown ``where``. BudgetError: unreadable budget, or one below the cheapest candidate.
@@ -145,9 +146,10 @@ def depth_structure(space: Space, budget: BudgetLike, where: str) -> Structure:
         raise SpaceError(f"where {where!r} is not one of {', '.join(DEPTHS)}")
     parsed = parse_budget(space, budget)
     depths = {place: depth for depth, place in enumerate(sorted({_place(c) for c in space}))}
-    lowest = {c.site: c.rank for c in sorted(space, key=lambda c: -(c.rank or 0)) if c.pet == "lora"}
+    sizes = {(c.site, c.pet): c.rank for c in sorted(space, key=lambda c: -(c.rank or 0))}  # the smallest comes last
+    space = replace(space, candidates=tuple(c for c in space if c.rank == sizes[c.site, c.pet]))
     passes: tuple[Callable[[Candidate], bool], ...] = (
-        lambda c: c.pet == "lora" and c.role in ("attn.q", "attn.v") and c.rank == lowest[c.site],
+        lambda c: c.pet == "lora" and c.role in ("attn.q", "attn.v"),
         lambda c: c.pet == "lnfit",
         lambda c: c.pet == "bitfit",
         lambda c: True,

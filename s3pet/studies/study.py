@@ -2,6 +2,7 @@
 
     backbone: pocket-t5
     tasks: {sentiment: pocket/sentiment, cola: {path: "${DATA}/cola", n_train: 2000}}
+    space: [{pet: lora, ranks: [1, 2, 4, 8]}, {pet: bitfit}]   # or a name; "mixed" without it
     budgets: ["0.05%", "0.2%"]
     seeds: 3
     objective: {max_length: 64, pooling: mean}         # of searches, retrainings and baselines alike

@@ -15,7 +15,7 @@ import torch
 from s3pet.errors import RunError
 from s3pet.plots import value_limits
 from s3pet.result import SearchResult, load_run
-from s3pet.structure import Structure, select_mask, select_structure
+from s3pet.structure import Structure, by_gates, select_by_gates, select_structure
 from s3pet.transfer import average_gates
 
 QUANTITIES = {"prob": "probability", "alpha": "α", "margin": "margin to the cut"}
@@ -109,8 +109,8 @@ class SavedSearch:
 
     def choices(self, n_params: int) -> pd.DataFrame:
         """Which of the searches choose which candidate at a budget: candidates × searches."""
-        costs = self.result.space.costs
-        masks = {name: select_mask(search.probs, costs, n_params) for name, search in self.searches.items()}
+        space = self.result.space
+        masks = {name: select_by_gates(space, search.probs, n_params) for name, search in self.searches.items()}
         return pd.DataFrame({name: mask.numpy() for name, mask in masks.items()}, index=self.names)
 
     def structure(self, step: int | None, n_params: int) -> Structure:
@@ -119,7 +119,8 @@ class SavedSearch:
         if step is None:
             return structure
         probs = torch.tensor(self.gates(step, n_params)["prob"].to_numpy("float64"))
-        return select_structure(self.result.space, probs, n_params, origin={**structure.origin, "step": step})
+        space, origin = self.result.space, {**structure.origin, "step": step}
+        return select_structure(space, by_gates(space, probs), n_params, origin=origin)
 
     def limits(self, value: str) -> tuple[float, float]:
         """Colour limits that hold at every step and budget, so that colours can be compared between them."""
