@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,3 +39,25 @@ def read_text(n: int, row: Any, column: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise TaskError(f"row {n}: column {column!r} must hold a text; got {text!r}")
     return text
+
+
+def written_inputs(model: Any, labels: Tensor) -> Tensor:
+    """What the decoder of an encoder-decoder reads to write these labels (−100 is ignored), [rows, length]."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels.clone())  # FSMT writes into its argument
+    start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
+    return torch.cat([start, labels[:, :-1].clamp(min=0)], 1)
+
+
+def scored_logits(call: Any, model: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of a decoder before each label, [rows, kept, vocabulary], and these labels; places without any are left out.
+
+    Args:
+        call: runs the model. inputs: of the model. labels: [rows, length] of the inputs; −100 is ignored.
+    """
+    keep = (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        logits = call(**inputs, logits_to_keep=keep, use_cache=False).logits
+    else:
+        logits = call(**inputs, use_cache=False).logits[:, keep]
+    return logits, labels[:, keep + 1]

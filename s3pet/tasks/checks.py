@@ -5,6 +5,7 @@ What cannot work is a TaskError; what is only worth knowing is said once per tas
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,13 +68,26 @@ def start_token(task: Any) -> int:
     return token
 
 
-def distinct_prefix(task: Any, model: Any, words: Sequence[Sequence[int]]) -> int:
-    """Return the smallest number of leading tokens in which all label words differ; TaskError if there is none."""
+def label_tokens(task: Any, model: Any, words: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the tokens of all label words, and of each of them those up to the first that tells it from all others.
+
+    A word that another one begins with ends with the end token, if it does not yet: else it would always be the
+    likelier one. TaskError if two words are the same tokens, or if such an end is needed and the tokenizer has none.
+    """
     check_ids(task, model, words)
-    for n in range(1, max(map(len, words)) + 1):
-        if len({tuple(word[:n]) for word in words}) == len(words):
-            return n
-    same: Any = {word: ids for word, ids in zip(task.label_words, words, strict=True) if [*words].count(ids) > 1}
-    tokens = task.tokenizer.convert_ids_to_tokens(next(iter(same.values())))
-    what = f"label words {[*same]} are not distinct tokens for this tokenizer"
-    raise TaskError(f"task {task.name!r}: {what} (the first is {tokens}); pass others: load_task(…, label_words=…)")
+    whole, end = [list(word) for word in words], getattr(task.tokenizer, "eos_token_id", None)
+    same = [text for text, word in zip(task.label_words, whole, strict=True) if whole.count(word) > 1 or not word]
+    if same:
+        tokens = task.tokenizer.convert_ids_to_tokens(whole[[*task.label_words].index(same[0])])
+        what = f"label words {same} are not distinct tokens for this tokenizer (the first is {tokens})"
+        raise TaskError(f"task {task.name!r}: {what}; pass others: load_task(…, label_words=…)")
+    starts = Counter(tuple(word[:k]) for word in whole for k in range(1, len(word) + 1))
+    for text, word in zip(task.label_words, whole, strict=True):
+        if starts[tuple(word)] > 1:
+            if end is None:
+                what = f"another label word begins with {text!r}, and the tokenizer has no end-of-sequence token"
+                raise TaskError(f"task {task.name!r}: {what}; pass others: load_task(…, label_words=…)")
+            word.append(end)
+            starts[tuple(word)] += 1
+    cut = [next(word[:k] for k in range(1, len(word) + 1) if starts[tuple(word[:k])] == 1) for word in whole]
+    return whole, cut
