@@ -284,7 +284,9 @@ class SequenceToSequence(Writer):
         ids, mask, n_labels = batch["input_ids"], batch["attention_mask"], len(self.words)
         hidden = self.run(self.model.get_encoder(), input_ids=ids, attention_mask=mask)
         hidden.last_hidden_state = hidden.last_hidden_state.repeat_interleave(n_labels, 0)
-        labels = _pad(self.scored_words, IGNORED).to(self.device).repeat(len(mask), 1)  # row-major: all words of row 0 …
+        labels = (
+            _pad(self.scored_words, IGNORED).to(self.device).repeat(len(mask), 1)
+        )  # row-major: all words of row 0 …
         written = _pad([[self.start, *word[:-1]] for word in self.scored_words], 0).to(self.device).repeat(len(mask), 1)
         inputs = {"input_ids": ids.repeat_interleave(n_labels, 0), "decoder_input_ids": written}  # FSMT asks for both
         inputs["attention_mask"] = mask.repeat_interleave(n_labels, 0)

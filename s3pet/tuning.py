@@ -50,7 +50,8 @@ class TunedModel:
     """A trained structure on its backbone.
 
     Attributes:
-        model: call it like the backbone; PET modules are attached during the call only. For ``"full"`` a tuned copy.
+        model: call it like the backbone; PET modules, and a trained head that the backbone has itself, are in place
+            during the call only. For ``"full"`` a tuned copy.
         task, structure: the task, and what was trained; None for references.
         learner: holds the trained tensors.
         metrics: ``validation`` and ``test`` (the main metric), ``n_params`` (PET), ``head_params``, ``cost``, …
@@ -326,5 +327,11 @@ def _make_learner(
     if structure == "full":
         target.requires_grad_(False)
         objective.unfreeze()
-        return Learner(objective, backbone=target)
-    return Learner(objective, Supernet(model, structure if isinstance(structure, Structure) else (), seed=seed))
+        learner = Learner(objective, backbone=target)
+        if isinstance(objective, Own):
+            objective.keep_head()
+        return learner
+    supernet = Supernet(model, structure if isinstance(structure, Structure) else (), seed=seed)
+    if isinstance(objective, Own):
+        supernet.__dict__["also"] = objective.with_head
+    return Learner(objective, supernet)

@@ -199,9 +199,10 @@ def test_from_rows_to_a_tuned_model_that_is_loaded_again(case, tmp_path):
     assert loaded.evaluate(task.test)["score"] == pytest.approx(tuned.metrics["test"], abs=1e-6)
     expected = pytest.approx(tuned.predict(task.test), abs=1e-5) if case == "similarity" else tuned.predict(task.test)
     assert [tuned.predict([row])[0] for row in task.test] == expected
-    merged, batch = merge(tuned), objective.collate(objective.encode(task.test))
+    own = tuned.learner.objective.own  # the objective, bound to its model
+    merged, batch = merge(tuned), own.collate(own.encode(task.test))
     with torch.no_grad():
-        assert merged.difference < 1e-4 and objective.predict(merged.model, batch) == expected
+        assert merged.difference < 1e-4 and own.predict(merged.model, batch) == expected
 
 
 @pytest.mark.parametrize("structure", ["full", "head", "zero-shot"])
@@ -294,7 +295,7 @@ def test_the_loss_of_a_decoder_is_that_of_the_target_alone_and_generation_is_gre
         tokens = list(row["prompt"])
         for _ in range(4):
             tokens.append(int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
-            if tokens[-1] == model.config.eos_token_id:
+            if tokens[-1] in (model.config.eos_token_id, toy_tokenizer().eos_token_id):
                 break
         texts.append(toy_tokenizer().decode(tokens[len(row["prompt"]) :], skip_special_tokens=True))
     batch = objective.collate(encoded)
@@ -367,7 +368,7 @@ def test_labels_that_are_no_classes_are_refused(label):
         ("tags", {"tokens": ["w1"], "tags": ["LOC"]}, "row 1: tag 1 is 'LOC'; expected a number from 0 to 1 or one of"),
         ("moods", {"text": "", "labels": []}, "row 1: column 'text' must hold a text; got ''"),
         ("moods", {"text": "w1", "labels": "fun"}, "must be a list of names or numbers"),
-        ("t5", {"input": "w1"}, "row 1: column 'source' must hold a text; got None"),
+        ("t5", {"input": "w1"}, r"row 1: column 'source' is missing \(the row has \['input'\]\)"),
         ("images", {"image": "cat.png", "label": 1}, "must hold an image; got 'cat.png'"),
         (
             "images",
@@ -378,10 +379,9 @@ def test_labels_that_are_no_classes_are_refused(label):
     ],
 )
 def test_rows_that_cannot_be_encoded_are_named(case, row, message):
-    model, _, objective = CASES[case]()
-    objective.heads(model)
+    model, task, objective = CASES[case]()
     with pytest.raises(TaskError, match=message):
-        objective.encode([row])
+        objective.bound(model, task).encode([row])
 
 
 class Lacking:

@@ -31,9 +31,16 @@ def note_empty_texts(rows: Mapping[str, Sequence[Any]], columns: Sequence[str]) 
     return [f"{len(places)} rows have an empty text: {', '.join(places[:3])}{more}"] if places else []
 
 
-def position_limit(model: Any) -> int | None:
-    """Return the number of tokens for which a model (of an encoder-decoder the encoder) has positions; None: any."""
-    stack, limits = model.get_encoder() if model.config.is_encoder_decoder else model, list[int]()
+def position_limit(model: Any, *, written: bool = False) -> int | None:
+    """Return the number of tokens for which a model has positions; None: any.
+
+    Of an encoder-decoder those that it reads, or those that its decoder writes.
+    """
+    if getattr(model, "config", None) is None:
+        return None
+    stack, limits = model, list[int]()
+    if model.config.is_encoder_decoder:
+        stack = model.get_decoder() if written else model.get_encoder()
     for name, part in stack.named_modules():
         weight: Any = getattr(part, "weight", None)
         padding = getattr(part, "padding_idx", None)
@@ -45,17 +52,18 @@ def position_limit(model: Any) -> int | None:
     return min(limits + declared) if limits or config.model_type in _FIXED else None
 
 
-def check_ids(task: Any, model: Any, ids: Sequence[Sequence[int]]) -> None:
-    """Raise TaskError if a token's number is not in the embedding of the backbone."""
+def check_ids(where: str, tokenizer: Any, model: Any, ids: Sequence[Sequence[int]]) -> None:
+    """Raise TaskError if a token's number is not in the embedding of the backbone; ``where`` begins the message."""
     try:
         n_tokens = getattr(model.get_input_embeddings(), "num_embeddings", None)
     except (AttributeError, NotImplementedError):  # CANINE reads characters, without a vocabulary
         return
-    highest = max((number for row in ids for number in row), default=0)
-    if isinstance(n_tokens, int) and highest >= n_tokens:
-        token = f"token {task.tokenizer.convert_ids_to_tokens(highest)!r} has number {highest}"
-        what = f"{token}, but the backbone's embedding ends at {n_tokens - 1}"
-        raise TaskError(f"task {task.name!r}: {what}; load the task with the tokenizer that came with this backbone")
+    highest, lowest = (end((number for row in ids for number in row), default=0) for end in (max, min))
+    if isinstance(n_tokens, int) and (highest >= n_tokens or lowest < 0):
+        number = lowest if lowest < 0 else highest
+        name = "" if tokenizer is None or lowest < 0 else f" {tokenizer.convert_ids_to_tokens(number)!r}"
+        what = f"token{name} has number {number}, but the backbone's embedding ends at {n_tokens - 1}"
+        raise TaskError(f"{where}: {what}; load the task with the tokenizer that came with this backbone")
 
 
 def start_token(task: Any) -> int:
@@ -74,7 +82,7 @@ def label_tokens(task: Any, model: Any, words: Sequence[Sequence[int]]) -> tuple
     A word that another one begins with ends with the end token, if it does not yet: else it would always be the
     likelier one. TaskError if two words are the same tokens, or if such an end is needed and the tokenizer has none.
     """
-    check_ids(task, model, words)
+    check_ids(f"task {task.name!r}", task.tokenizer, model, words)
     whole, end = [list(word) for word in words], getattr(task.tokenizer, "eos_token_id", None)
     same = [text for text, word in zip(task.label_words, whole, strict=True) if whole.count(word) > 1 or not word]
     if same:

@@ -25,6 +25,14 @@ Metric = Callable[[list[Any], list[Any]], float]
 _LEAST = 4  # training rows a task needs: two in each half of the search
 
 
+class Half(list[Any]):
+    """Some rows of a split; ``numbers`` are those of the rows in it, from 1."""
+
+    def __init__(self, rows: Sequence[Any], indices: Sequence[int]):
+        super().__init__(rows[index] for index in indices)
+        self.numbers = [index + 1 for index in indices]
+
+
 @dataclass(frozen=True)
 class RowTask:
     """Rows of any form, split by the user, with the metrics that score them.
@@ -83,8 +91,14 @@ class RowTask:
         order = list(range(len(self.train)))
         random.Random(f"{seed}-search").shuffle(order)
         half = len(order) // 2
-        first, second = ([self.train[i] for i in sorted(part)] for part in (order[:half], order[half : 2 * half]))
-        return first, second
+        return Half(self.train, sorted(order[:half])), Half(self.train, sorted(order[half : 2 * half]))
+
+    def numbered(self, rows: Sequence[Any]) -> list[tuple[str, Any]]:
+        """Rows with their names for messages: ``("train row 3", row)``."""
+        splits = (name for name in ("train", "validation", "test") if getattr(self, name) is rows)
+        split = "train" if isinstance(rows, Half) else next(splits, "")
+        numbers = getattr(rows, "numbers", range(1, len(rows) + 1))
+        return [(f"{split} row {n}".strip(), row) for n, row in zip(numbers, rows, strict=True)]
 
     def labels(self, rows: Sequence[Any]) -> list[Any]:
         """What the predictions of these rows are compared to; TaskError if a row has no such column."""
@@ -195,13 +209,18 @@ def _update(digest: Any, value: Any, name: str) -> None:
         raise TaskError(f"task {name!r}: {what}; use dicts, lists, texts, numbers, arrays, tensors and images")
 
 
-def class_number(where: str, value: Any, names: Sequence[str]) -> int:
-    """Return the class of a label: its number, or its place among the names; anything else is a TaskError."""
+def class_number(where: str, value: Any, names: Sequence[str], n_classes: int | None = None) -> int:
+    """Return the class of a label: its number, or its place among the names; anything else is a TaskError.
+
+    ``n_classes`` is the number of classes if they have no names; None: any.
+    """
     value = value.item() if getattr(value, "ndim", None) == 0 else value
-    if isinstance(value, str) and value in names:
-        return list(names).index(value)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < 0 or (names and value >= len(names)) or not math.isfinite(value):
-        known = f"a number from 0 to {len(names) - 1} or one of {', '.join(names[:6])}" if names else "a number from 0"
+    if isinstance(value, str) and (text := value if value in names else value.strip()) in names:
+        return list(names).index(text)
+    most = len(names) or n_classes or math.inf
+    is_whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+    if not is_whole or not 0 <= value < most:
+        known = "a number from 0" if most == math.inf else f"a number from 0 to {most - 1}"
+        known += f" or one of {', '.join(names[:6])}" if names else ""
         raise TaskError(f"{where} is {value!r}; expected {known}. Names of classes are passed as names=(…)")
-    return value
+    return int(value)

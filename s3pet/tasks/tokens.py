@@ -48,7 +48,8 @@ class Reader:
             texts = self._texts(cut) if self.segments else [(prompt,) for prompt in self._shortened(cut)]
             for n, row in zip(long, self._tokenize(texts, cut=True), strict=True):
                 rows[n] = row
-        check_ids(self.task, self.model, [row["input_ids"] for row in rows])
+        ids = [row["input_ids"] for row in rows]
+        check_ids(f"task {self.task.name!r}", self.task.tokenizer, self.model, ids)
         for row in rows:
             if not row["input_ids"]:
                 row |= {name: [0] for name in row} | {"input_ids": [start_token(self.task)]}

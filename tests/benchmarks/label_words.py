@@ -88,7 +88,9 @@ def measure(name: str, rounds: int) -> dict:
     """Return the median ratios of one setting, and what they are of, in ms."""
     model, tokenizer, words, known = setting(name)
     draw = torch.Generator().manual_seed(0)
-    texts = [" ".join(known[k] for k in torch.randint(len(known), (TOKENS,), generator=draw)) for _ in range(N_WORDS * 2)]
+    texts = [
+        " ".join(known[k] for k in torch.randint(len(known), (TOKENS,), generator=draw)) for _ in range(N_WORDS * 2)
+    ]
     rows = [{"text": text, "label": words[k % N_WORDS]} for k, text in enumerate(texts)]
     task = s3pet.load_task({"train": rows, "test": rows}, tokenizer, label_words=words, label_names=words)
     objectives = {loss: make_objective(model, task, {"loss": loss}) for loss in ("lm", "choice")}
