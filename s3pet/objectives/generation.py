@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s3pet.backbones import preserved
 from s3pet.errors import SearchError, TaskError
 from s3pet.objectives.columns import IGNORED, Bound, padded, read_text, scored_logits, written_inputs
 from s3pet.tasks.checks import position_limit
@@ -35,6 +36,7 @@ class Generation(Bound):
     ):  # fmt: skip
         self.tokenizer, self.columns = tokenizer, (source, target)
         self.max_length, self.max_target = max_length, max_target
+        self._cache: dict[str, bool] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -42,7 +44,11 @@ class Generation(Bound):
         return {"columns": list(self.columns), "max_length": self.max_length, "max_target": self.max_target}
 
     def heads(self, model: Any) -> Sequence[str]:
-        """None; SearchError for a model that writes nothing, TaskError for a text that would have no end."""
+        """None; SearchError for a model that writes nothing, TaskError for a text that would have no end.
+
+        Two tokens are written as a trial; a model that cannot keep its states (asymmetric Switch Transformers) computes
+        them again for each token.
+        """
         if not getattr(model, "can_generate", bool)():
             what = f"{type(model).__name__} writes no text"
             raise SearchError(f"{what}; load it by AutoModelForSeq2SeqLM or AutoModelForCausalLM")
@@ -52,7 +58,17 @@ class Generation(Bound):
         if not model.config.is_encoder_decoder and (limit := position_limit(model)) and limit <= self.max_target:
             how = f"pass max_target= of less than {limit}"
             raise TaskError(f"max_target={self.max_target} leaves no room for a source in {limit} positions; {how}")
-        return ()
+        ids = torch.tensor([self.tokenizer("a", add_special_tokens=False)["input_ids"] or [0]], device=model.device)
+        reason: Exception | None = None
+        for self._cache in ({}, {"use_cache": False}):
+            try:
+                with preserved(model), torch.no_grad():
+                    model.eval()
+                    model.generate(**self._inputs(ids), **self._options(model) | {"max_new_tokens": 2})
+                return ()
+            except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
+                reason = error
+        raise SearchError(f"{type(model).__name__} cannot generate: {reason}") from reason
 
     @property
     def length(self) -> int | None:
@@ -113,10 +129,7 @@ class Generation(Bound):
 
     def predict(self, model: Any, batch: Mapping[str, Tensor]) -> list[str]:
         """The texts that the model writes."""
-        ends = model.generation_config.eos_token_id
-        ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
-        options = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.target_length, "pad_token_id": self._pad}
-        options |= {"eos_token_id": sorted(ends)} if ends else {}
+        options = self._options(model)
         if model.config.is_encoder_decoder:
             written = model.generate(**self._inputs(batch["source"]), **options)
         else:
@@ -124,6 +137,13 @@ class Generation(Bound):
             ids = padded("prompt", prompts, IGNORED).flip(1)
             written = model.generate(**self._inputs(ids), **options)[:, ids.shape[1] :]
         return [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+    def _options(self, model: Any) -> dict[str, Any]:
+        """Of greedy generation, which stops at the tokenizer's end token and at the model's."""
+        ends = model.generation_config.eos_token_id
+        ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
+        options = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.target_length, "pad_token_id": self._pad}
+        return options | ({"eos_token_id": sorted(ends)} if ends else {}) | self._cache
 
     @property
     def _pad(self) -> int:

@@ -27,7 +27,7 @@ from s3pet.objective import Stream, derive, make_objective
 from s3pet.records import config_hash
 from s3pet.result import SearchResult
 from s3pet.space import Candidate, Space
-from s3pet.structure import Structure, parse_budget, select_structure
+from s3pet.structure import QUERIES_VALUES, Structure, parse_budget, select_structure
 from s3pet.supernet import Supernet
 from s3pet.tasks import Task
 
@@ -130,10 +130,10 @@ def depth_structure(space: Space, budget: int | float | str | Budget, where: str
     """Place LoRA on queries and values evenly over the depth or at the top; fill the rest with LNFit, then BitFit.
 
     Depth counts through the whole network: of an encoder-decoder first the encoder's layers, then the decoder's. Four
-    passes by the same rule fill the budget: LoRA of the smallest rank on self-attention's q and v, LNFit, BitFit, then
-    everything else in the space. ``"top"`` goes down from the last layer. ``"uniform"`` takes as many whole layers as
-    the budget affords, evenly spread (m of n layers: those at ⌊(i + ½) n/m⌋), then single candidates, each from the
-    layer farthest from those taken. v comes before q.
+    passes by the same rule fill the budget: LoRA of the smallest rank on self-attention's q and v (or on the one map
+    that holds them, as ``attn.qkv`` of GPT-2), LNFit, BitFit, then everything else in the space. ``"top"`` goes down
+    from the last layer. ``"uniform"`` takes as many whole layers as the budget affords, evenly spread (m of n layers:
+    those at ⌊(i + ½) n/m⌋), then single candidates, each from the layer farthest from those taken. v comes before q.
 
     Nothing is random, and no other candidate of the space fits into what is left of the budget.
 
@@ -146,7 +146,7 @@ def depth_structure(space: Space, budget: int | float | str | Budget, where: str
     depths = {place: depth for depth, place in enumerate(sorted({_place(c) for c in space}))}
     lowest = {c.site: c.rank for c in sorted(space, key=lambda c: -(c.rank or 0)) if c.pet == "lora"}
     passes: tuple[Callable[[Candidate], bool], ...] = (
-        lambda c: c.pet == "lora" and c.role in ("attn.q", "attn.v") and c.rank == lowest[c.site],
+        lambda c: c.pet == "lora" and QUERIES_VALUES.covers(c) and c.rank == lowest[c.site],
         lambda c: c.pet == "lnfit",
         lambda c: c.pet == "bitfit",
         lambda c: True,

@@ -20,6 +20,7 @@ from numbers import Number
 from typing import Any
 
 from s3pet.errors import TaskError
+from s3pet.tasks.rows import read_split
 
 Metric = Callable[[list[Any], list[Any]], float]
 _LEAST = 4  # training rows a task needs: two in each half of the search
@@ -39,12 +40,13 @@ class RowTask:
 
     Attributes:
         name: of the task in saved runs.
-        train, validation, test: sequences of rows, such as lists of dicts or ``datasets.Dataset``; without ``test``,
-            pass ``test=False`` to :func:`s3pet.retrain`.
+        train, validation, test: sequences of rows, such as lists of dicts, ``datasets.Dataset`` or tables of pandas;
+            without ``test``, pass ``test=False`` to :func:`s3pet.retrain`.
         metrics: functions by name, the main one first; larger is better.
         label: the column with what a prediction is compared to, or a function of a row that returns it.
 
-    Raises TaskError for empty splits, fewer than 4 training rows, and metrics that are not functions.
+    Raises TaskError for splits that are empty or no sequences, fewer than 4 training rows, and metrics that are not
+    functions.
     """
 
     name: str
@@ -56,6 +58,13 @@ class RowTask:
     label_words, label_names, regression, tokenizer, template = (), (), False, None, ""  # as in a task of texts
 
     def __post_init__(self) -> None:
+        for split in ("train", "validation", "test"):
+            rows = getattr(self, split)
+            if hasattr(rows, "iterrows"):
+                object.__setattr__(self, split, rows := read_split(rows))
+            if isinstance(rows, str | Mapping) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+                what = f"{split} is a {type(rows).__name__}; expected a list of rows, a Dataset or a table of pandas"
+                raise TaskError(f"task {self.name!r}: {what}")
         for split, least in (("train", _LEAST), ("validation", 1)):
             if (count := len(getattr(self, split))) < least:
                 raise TaskError(f"task {self.name!r}: {split} has {count} rows; at least {least} are needed")
@@ -222,5 +231,6 @@ def class_number(where: str, value: Any, names: Sequence[str], n_classes: int | 
     if not is_whole or not 0 <= value < most:
         known = "a number from 0" if most == math.inf else f"a number from 0 to {most - 1}"
         known += f" or one of {', '.join(names[:6])}" if names else ""
-        raise TaskError(f"{where} is {value!r}; expected {known}. Names of classes are passed as names=(…)")
+        how = ". Names of classes are passed as names=(…)" if isinstance(value, str) and not names else ""
+        raise TaskError(f"{where} is {value!r}; expected {known}{how}")
     return int(value)
