@@ -18,7 +18,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -249,7 +249,8 @@ class Writer(Objective):
 
     def _choose_way(self) -> None:
         self.in_one_pass = self.tree.fits(self)
-        self.n_sequences = 1 if self.in_one_pass else len(self.words)
+        as_long = max(1, len(self.tree.tokens) // self.n_distinct)  # the logits of so many words alone
+        self.n_sequences = as_long if self.in_one_pass else len(self.words)
 
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
         return self.scores_at_once(batch) if self.in_one_pass else self.scores_alone(batch)
@@ -267,7 +268,8 @@ class SequenceToSequence(Writer):
     """Encoder-decoder: the decoder writes the label word."""
 
     def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
-        super().__init__(model, task, settings, task.tokenizer(text_target=list(task.label_words))["input_ids"])
+        tokenizer = cast(Any, task.tokenizer)
+        super().__init__(model, task, settings, tokenizer(text_target=list(task.label_words))["input_ids"])
         self.start = int(written_inputs(model, torch.tensor(self.words[:1], device=self.device))[0, 0])
         self._choose_way()
 
@@ -284,13 +286,13 @@ class SequenceToSequence(Writer):
         ids, mask, n_labels = batch["input_ids"], batch["attention_mask"], len(self.words)
         hidden = self.run(self.model.get_encoder(), input_ids=ids, attention_mask=mask)
         hidden.last_hidden_state = hidden.last_hidden_state.repeat_interleave(n_labels, 0)
-        labels = (
-            _pad(self.scored_words, IGNORED).to(self.device).repeat(len(mask), 1)
-        )  # row-major: all words of row 0 …
-        written = _pad([[self.start, *word[:-1]] for word in self.scored_words], 0).to(self.device).repeat(len(mask), 1)
-        inputs = {"input_ids": ids.repeat_interleave(n_labels, 0), "decoder_input_ids": written}  # FSMT asks for both
-        inputs["attention_mask"] = mask.repeat_interleave(n_labels, 0)
-        logits = self.run(encoder_outputs=hidden, **inputs, use_cache=False).logits
+        inputs = [[self.start, *word[:-1]] for word in self.scored_words]
+        # row-major: all words of row 0, then of row 1, …
+        labels = _pad(self.scored_words, IGNORED).to(self.device).repeat(len(mask), 1)
+        written = _pad(inputs, 0).to(self.device).repeat(len(mask), 1)
+        both = {"input_ids": ids.repeat_interleave(n_labels, 0), "decoder_input_ids": written}  # FSMT asks for both
+        both["attention_mask"] = mask.repeat_interleave(n_labels, 0)
+        logits = self.run(encoder_outputs=hidden, **both, use_cache=False).logits
         return _likelihood(logits, labels).view(-1, n_labels)
 
 
@@ -298,8 +300,8 @@ class Causal(Writer):
     """Decoder: it continues the prompt with the label word."""
 
     def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
-        texts = [" " + word for word in task.label_words]
-        words = [task.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        texts, tokenizer = [" " + word for word in task.label_words], cast(Any, task.tokenizer)
+        words = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         super().__init__(model, task, settings, [ids[: settings.max_length // 2] for ids in words])
         self.reader = Reader(task, model, settings.max_length, words=self.words)
         self._choose_way()

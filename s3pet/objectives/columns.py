@@ -60,7 +60,8 @@ def read_text(where: str, row: Any, column: str) -> str:
 
 def read_list(value: Any) -> list[Any] | None:
     """A list, tuple, array or tensor as a list; None for anything else."""
-    value = value.tolist() if hasattr(value, "tolist") and getattr(value, "ndim", 0) else value
+    has_length = hasattr(value, "tolist") and bool(getattr(value, "ndim", False))
+    value = value.tolist() if has_length else value
     return list(value) if isinstance(value, list | tuple) else None
 
 

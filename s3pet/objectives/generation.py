@@ -76,7 +76,7 @@ class Generation(Bound):
         limit = position_limit(self.model)
         if limit is not None and not self.model.config.is_encoder_decoder:
             limit -= self.max_target
-        return min(self.max_length, limit or self.max_length)
+        return min((n for n in (self.max_length, limit) if n is not None), default=None)
 
     @property
     def target_length(self) -> int:

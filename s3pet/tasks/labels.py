@@ -28,16 +28,17 @@ def check_options(spec: Mapping[str, Any]) -> dict[str, Any]:
     """
     checked = dict(spec)
     for name in ("label_words", "label_names", "text_columns", "metrics"):
-        value = (
-            (spec[name],) if isinstance(spec.get(name), str) and name in ("text_columns", "metrics") else spec.get(name)
-        )
+        value: Any = spec.get(name)
+        if value is None:
+            continue
+        if isinstance(value, str) and name in ("text_columns", "metrics"):
+            value = (value,)
         is_list = isinstance(value, Iterable) and not isinstance(value, str | Mapping | Set)
-        entries = tuple(value) if is_list else ()
-        is_text = [isinstance(v, str) or (isinstance(v, Real) and not isinstance(v, bool) and v == v) for v in entries]
-        if value is not None and not (is_list and all(is_text)):
+        texts = tuple(value) if is_list else ()
+        is_text = [isinstance(v, str) or (isinstance(v, Real) and not isinstance(v, bool) and v == v) for v in texts]
+        if not is_list or not all(is_text):
             raise TaskError(f"{name} must be a list of texts, such as ('no', 'yes'); got {reprlib.repr(value)}")
-        if value is not None:
-            checked[name] = tuple(map(str, entries))
+        checked[name] = tuple(map(str, texts))
     for name in ("metric", "label_column", "template"):
         if spec.get(name) is not None and not isinstance(spec[name], str):
             raise TaskError(f"{name} must be a text; got {reprlib.repr(spec[name])}")

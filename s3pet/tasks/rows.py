@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def read_split(rows: Any) -> list[Row]:
     return list(rows)
 
 
-def _records(table: Any, columns: Sequence[Any]) -> list[Row]:
+def _records(table: Any, columns: Any) -> list[Row]:
     """Rows of a table of pandas as dicts; a column that is there twice is a TaskError, one of them would be lost."""
     if twice := [name for name, count in Counter(columns).items() if count > 1]:
         raise TaskError(f"column {twice[0]!r} is there {Counter(columns)[twice[0]]} times; rename or drop the others")
