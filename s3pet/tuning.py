@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import reprlib
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +39,7 @@ from s3pet.supernet import Supernet, is_attached
 from s3pet.tasks import Example, Task
 from s3pet.tasks.forms import form_of, read_records, task_of
 from s3pet.tasks.plain import RowTask
+from s3pet.tasks.rows import read_split
 from s3pet.trainer import Bar, Learner, Recipe, train
 
 REFERENCES = ("full", "head", "zero-shot")
@@ -84,8 +86,10 @@ class TunedModel:
         if isinstance(self.learner.objective, Own):
             if proba:
                 raise TaskError(f"{self.config['objective']['own']} predicts no probabilities; call without proba")
+            if isinstance(records, str | Mapping):
+                raise TaskError(f"expected a list of rows; pass [{reprlib.repr(records)}]")
             with self.learner.attached():
-                return self.learner.objective.predict(list(records))
+                return self.learner.objective.predict(read_split(records))
         examples, names = read_records(self.task, records), self.task.label_names
         if proba and self.task.regression:
             raise TaskError(f"task {self.task.name!r} is a regression, which has values and no probabilities")

@@ -384,6 +384,36 @@ def test_one_objective_serves_several_models():
     assert len(one.predict(task.test)) == 4
 
 
+def test_new_rows_come_in_lists_and_tables():
+    tuned = tune("moods")
+    rows = [{"text": "w1"}, {"text": "w2"}]
+    assert tuned.predict(pd.DataFrame(rows)) == tuned.predict(rows)
+    for wrong in ("w1", rows[0]):
+        with pytest.raises(TaskError, match="expected a list of rows; pass"):
+            tuned.predict(wrong)
+    with pytest.warns(UserWarning, match=r"1 of 2 rows \(50.0%\) have more than 40 tokens"):
+        tuned.predict([{"text": "w1"}, {"text": "w1 " * 60}])
+
+
+def test_options_that_cannot_be_used_are_refused_at_once():
+    tokenizer, names = toy_tokenizer(), ("a", "b")
+    for make in (lambda **o: MultiLabel(tokenizer, names=names, **o), lambda **o: TokenClassification(tokenizer, **o),
+                 lambda **o: Generation(tokenizer, **o)):  # fmt: skip
+        for wrong in (0, "9", 2.5, True):
+            with pytest.raises(TaskError, match="max_length must be a whole number of at least 2"):
+                make(max_length=wrong)
+    for make in (lambda: MultiLabel(None, names=names), lambda: Generation(None)):
+        with pytest.raises(TaskError, match="needs the model's tokenizer; got None"):
+            make()
+    with pytest.raises(TaskError, match=r"Generation reads the rows of a RowTask, not those of Task\('data'"):
+        objective_of(tiny_t5(), short_task(), Generation(tokenizer))
+    with pytest.raises(SearchError, match=r"T5ForConditionalGeneration writes texts; use s3pet.objectives.Generation"):
+        objective_of(tiny_t5(), task_of([{"input_ids": [5], "labels": [6]}] * 24), ModelLoss())
+    for wrong in ("ab", ("a", "a")):
+        with pytest.raises(TaskError, match="names= must be distinct names"):
+            MultiLabel(tokenizer, names=wrong)
+
+
 def test_tables_are_rows_and_other_things_are_not():
     rows = [{"text": f"w{k}", "label": k % 2} for k in range(8)]
     table = RowTask("mine", pd.DataFrame(rows), rows, metrics={"score": exact_match})
@@ -438,6 +468,10 @@ def test_scores_that_cannot_be_computed_are_refused():
         task.score([1], [1])
     with pytest.raises(TaskError, match="0 predictions for 0 labels"):
         task.score([], [])
+    with pytest.raises(
+        TaskError, match=r"metric 'rouge' cannot compare predictions and labels, such as \['a'\] with 'a'"
+    ):
+        RowTask("mine", [1] * 4, [1], metrics={"rouge": rouge_l}).score([["a"]], ["a"])
 
     with pytest.raises(TaskError, match="a object in a row cannot be hashed"):
         _ = RowTask("mine", [object()] * 4, [1], metrics={"score": exact_match}).fingerprint

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from s3pet.errors import TaskError
 from s3pet.tasks.checks import check_ids, position_limit
+from s3pet.tasks.plain import RowTask
 
 IGNORED = -100  # of a label: not part of the loss
 
@@ -79,10 +80,22 @@ class Bound:
     _said = False
 
     def bound(self, model: Any, task: Any) -> Any:
-        """A copy for this model and this task."""
+        """A copy for this model and this task; TaskError for a task without rows of its own form."""
+        if task is not None and not isinstance(task, RowTask):
+            how = "make one: s3pet.tasks.RowTask(name, train, validation, test, metrics={…})"
+            raise TaskError(f"{type(self).__name__} reads the rows of a RowTask, not those of {task!r}; {how}")
         other = copy.copy(self)
         other.model, other.task, other._said = model, task, False
         return other
+
+    def check_options(self, **least: int) -> None:
+        """TaskError if there is no tokenizer, or an attribute is no whole number of at least so many."""
+        if not callable(self.tokenizer):
+            raise TaskError(f"{type(self).__name__} needs the model's tokenizer; got {self.tokenizer!r}")
+        for name, most in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < most:
+                raise TaskError(f"{name} must be a whole number of at least {most}; got {value!r}")
 
     @property
     def length(self) -> int | None:
@@ -129,7 +142,8 @@ class Bound:
             try:
                 whole = [read(*pair, None) for part in (task.train, task.validation, task.test)
                          for pair in task.numbered(part)]  # fmt: skip
-                is_long = [len(entry["input_ids"]) > length for entry in whole]
+                in_task = [len(entry["input_ids"]) > length for entry in whole]
+                is_long = in_task if any(in_task) else is_long  # of new rows
             except TaskError:  # of a row that is read later, and refused then
                 pass
         n, share = sum(is_long), sum(is_long) / len(is_long)

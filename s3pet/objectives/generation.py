@@ -37,6 +37,7 @@ class Generation(Bound):
         self.tokenizer, self.columns = tokenizer, (source, target)
         self.max_length, self.max_target = max_length, max_target
         self._cache: dict[str, bool] = {}
+        self.check_options(max_length=2, max_target=2)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -64,6 +64,8 @@ class ModelLoss(Bound):
         if not set(TARGETS) & set(inspect.signature(model.forward).parameters):
             what = f"{type(model).__name__} takes no labels, so it has no loss of its own"
             raise SearchError(f"{what}; load the class with a head, such as AutoModelForSequenceClassification")
+        if getattr(model.config, "is_encoder_decoder", False) and getattr(model, "can_generate", bool)():
+            raise SearchError(f"{type(model).__name__} writes texts; use s3pet.objectives.Generation(tokenizer)")
         return own_heads(model) if self.head is None else self.head
 
     def encode(self, rows: Sequence[Any]) -> list[dict[str, Any]]:

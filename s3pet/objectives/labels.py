@@ -37,6 +37,7 @@ class TokenClassification(ModelLoss):
     ):  # fmt: skip
         super().__init__(padding={"input_ids": getattr(tokenizer, "pad_token_id", 0) or 0, "words": -1}, head=head)
         self.tokenizer, self.names, self.columns, self.max_length = tokenizer, named(names), (tokens, tags), max_length
+        self.check_options(max_length=2)
         if not getattr(tokenizer, "is_fast", False):
             raise TaskError(f"{type(tokenizer).__name__} does not say which word a token is of; load a fast tokenizer")
 
@@ -110,6 +111,7 @@ class MultiLabel(ModelLoss):
         super().__init__(padding={"input_ids": getattr(tokenizer, "pad_token_id", 0) or 0}, head=head)
         self.tokenizer, self.names, self.max_length = tokenizer, named(names), max_length
         self.text, self.target = (text,) if isinstance(text, str) else tuple(text), target
+        self.check_options(max_length=2)
         if len(self.text) not in (1, 2):
             raise TaskError(f"text= names one column or two, which a model can tell apart; got {self.text}")
 

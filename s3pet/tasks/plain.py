@@ -12,6 +12,7 @@ import hashlib
 import math
 import random
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,7 +128,13 @@ class RowTask:
             raise TaskError(f"task {self.name!r}: {what}, or retrain(…, test=False) without a test split")
         values = {}
         for name, metric in self.metrics.items():
-            value = getattr(result := metric(predictions, labels), "item", lambda result=result: result)()
+            try:
+                result = metric(predictions, labels)
+            except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+                pair = f"{reprlib.repr(predictions[0])} with {reprlib.repr(labels[0])}"
+                what = f"metric {name!r} cannot compare predictions and labels, such as {pair}"
+                raise TaskError(f"task {self.name!r}: {what}: {error}") from error
+            value = getattr(result, "item", lambda result=result: result)()
             if not isinstance(value, Number) or isinstance(value, complex):
                 raise TaskError(f"task {self.name!r}: metric {name!r} must return a number, got {value!r}")
             values[name] = float(value)  # type: ignore[arg-type]

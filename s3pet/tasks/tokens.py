@@ -99,8 +99,10 @@ class Reader:
         if self._said:
             return
         self._said, task = True, self.task
-        rows = self._tokenize(self._texts([*task.train, *task.validation, *task.test] or examples))
-        n = sum(len(row["input_ids"]) > self.length for row in rows)
+        for part in ([*task.train, *task.validation, *task.test], examples):  # the task has no long row: new ones do
+            rows = self._tokenize(self._texts(part)) if part else []
+            if n := sum(len(row["input_ids"]) > self.length for row in rows):
+                break
         what = f"task {task.name!r}: {n:,} of {len(rows):,} rows ({n / len(rows):.1%}) have more than {self.length}"
         why = "the backbone has no more positions" if self.capped else "objective={'max_length': …} reads more"
         warnings.warn(f"{what} tokens and are cut; {why}", stacklevel=2)
