@@ -249,8 +249,8 @@ class Writer(Objective):
 
     def _choose_way(self) -> None:
         self.in_one_pass = self.tree.fits(self)
-        as_long = max(1, len(self.tree.tokens) // self.n_distinct)  # the logits of so many words alone
-        self.n_sequences = as_long if self.in_one_pass else len(self.words)
+        alike = max(1, len(self.tree.tokens) // self.n_distinct)  # words alone with as many logits as the tree
+        self.n_sequences = alike if self.in_one_pass else len(self.words)
 
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
         return self.scores_at_once(batch) if self.in_one_pass else self.scores_alone(batch)
@@ -268,14 +268,14 @@ class SequenceToSequence(Writer):
     """Encoder-decoder: the decoder writes the label word."""
 
     def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
-        tokenizer = cast(Any, task.tokenizer)
-        super().__init__(model, task, settings, tokenizer(text_target=list(task.label_words))["input_ids"])
+        words = cast(Any, task.tokenizer)(text_target=list(task.label_words))["input_ids"]
+        super().__init__(model, task, settings, words)
         self.start = int(written_inputs(model, torch.tensor(self.words[:1], device=self.device))[0, 0])
         self._choose_way()
 
     def _word_loss(self, batch: Batch) -> Tensor:
         labels = _pad([self.words[int(word)] for word in batch["target"]], IGNORED).to(self.device)
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         logits = self.run(**inputs, decoder_input_ids=written_inputs(self.model, labels), use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
 
@@ -286,11 +286,10 @@ class SequenceToSequence(Writer):
         ids, mask, n_labels = batch["input_ids"], batch["attention_mask"], len(self.words)
         hidden = self.run(self.model.get_encoder(), input_ids=ids, attention_mask=mask)
         hidden.last_hidden_state = hidden.last_hidden_state.repeat_interleave(n_labels, 0)
-        inputs = [[self.start, *word[:-1]] for word in self.scored_words]
+        words = (self.scored_words, [[self.start, *word[:-1]] for word in self.scored_words])
         # row-major: all words of row 0, then of row 1, …
-        labels = _pad(self.scored_words, IGNORED).to(self.device).repeat(len(mask), 1)
-        written = _pad(inputs, 0).to(self.device).repeat(len(mask), 1)
-        both = {"input_ids": ids.repeat_interleave(n_labels, 0), "decoder_input_ids": written}  # FSMT asks for both
+        labels, written = (_pad(part, IGNORED).to(self.device).repeat(len(mask), 1) for part in words)
+        both = {"input_ids": ids.repeat_interleave(n_labels, 0), "decoder_input_ids": written.clamp(min=0)}
         both["attention_mask"] = mask.repeat_interleave(n_labels, 0)
         logits = self.run(encoder_outputs=hidden, **both, use_cache=False).logits
         return _likelihood(logits, labels).view(-1, n_labels)
@@ -300,8 +299,8 @@ class Causal(Writer):
     """Decoder: it continues the prompt with the label word."""
 
     def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
-        texts, tokenizer = [" " + word for word in task.label_words], cast(Any, task.tokenizer)
-        words = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        tokenizer = cast(Any, task.tokenizer)
+        words = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in task.label_words]
         super().__init__(model, task, settings, [ids[: settings.max_length // 2] for ids in words])
         self.reader = Reader(task, model, settings.max_length, words=self.words)
         self._choose_way()
