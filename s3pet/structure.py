@@ -39,7 +39,9 @@ FORMAT = "s3pet-structure"
 VERSION = 1
 
 _ALL_OF = ("bitfit", "lnfit", "lowrank_adapter", "adapter")
-MANUAL = {pet: Rule(pet) for pet in _ALL_OF} | {"lora_all": Rule("lora"), "lora_qv": Rule("lora", roles=("attn.[qv]",))}
+# Queries and values; of a model that computes them together in one map (GPT-2, Falcon, Phi-3 …), that map.
+QUERIES_VALUES = Rule("lora", roles=("attn.[qv]", "attn.qkv", "attn.kv"))
+MANUAL = {pet: Rule(pet) for pet in _ALL_OF} | {"lora_all": Rule("lora"), "lora_qv": QUERIES_VALUES}
 
 
 @dataclass(frozen=True)
@@ -290,18 +292,25 @@ def manual_structure(space: Space | torch.nn.Module, name: str) -> Structure:
         space: where the candidates come from; or the model, for kinds that are not in the space.
         name: one of :data:`MANUAL`, or ``"all"`` for every candidate of the space. SpaceError if there is none. Of
             several sizes of a module at a site the largest is taken, which holds the others.
+
+    ``"lora_qv"`` is on the maps of queries and values. Where a model has one map for both (``attn.qkv``), the LoRA is
+    on that map, and so acts on keys, too; ``origin["fused"]`` then names its role.
     """
     if name not in MANUAL and name != "all":
         raise SpaceError(f"manual structure {name!r} is not known; {nearest(name, [*MANUAL, 'all'])}")
     if isinstance(space, torch.nn.Module):
-        space = make_space(space, "mixed" if name == "all" else [MANUAL[name]])
+        space = make_space(space, "mixed" if name == "all" else [Rule(MANUAL[name].pet)])
     rule = MANUAL.get(name)
     mask = torch.tensor([rule is None or (c.pet == rule.pet and rule.covers(c)) for c in space])
     if not bool(mask.any()):
         how = f"pass the model instead of the space: manual_structure(model, {name!r})"
+        if rule is not None and (roles := sorted({c.role for c in space if c.pet == rule.pet})):
+            how = f"its {rule.pet} is on {', '.join(roles)}"
         raise SpaceError(f"this space holds no candidate for {name!r}; {how}")
     mask[mask.clone()] = select_mask(space.costs[mask], space.costs[mask], math.inf, space.groups[mask])
-    return _structure(space, mask, None, {"kind": "manual", "name": name})
+    fused = sorted({c.role for c, taken in zip(space, mask.tolist(), strict=True) if taken} & {"attn.qkv", "attn.kv"})
+    origin = {"kind": "manual", "name": name} | ({"fused": fused} if fused and name == "lora_qv" else {})
+    return _structure(space, mask, None, origin)
 
 
 def _structure(

@@ -28,12 +28,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from s3pet.backbones import unwrapped
 from s3pet.errors import SearchError, StructureMismatchError
@@ -60,9 +61,11 @@ class Supernet(nn.Module):
     Attributes:
         weights, keys: all PET tensors, in candidate order, and their names, ``"<candidate>/<tensor>"``; of nested sizes
             those of the largest.
+        also: makes a context that is entered while the supernet is attached, such as one with a trained head.
     """
 
     model: Any  # kept out of the submodules: state_dict() and parameters() hold PET tensors only
+    also: Any
 
     def __init__(self, model: nn.Module, candidates: Iterable[Candidate], *, seed: int = 0, nested: bool = False):
         super().__init__()
@@ -89,6 +92,7 @@ class Supernet(nn.Module):
         self._active: Sequence[Tensor] = list(self.weights)  # what the hooks use: gates multiplied in
         self._last_forward: Sequence[Tensor] | None = None
         self._hooks: list[Any] = []
+        self.__dict__["also"], self._rest = nullcontext, ExitStack()
         self._flags: list[tuple[nn.Parameter, bool]] = []
 
     @property
@@ -117,6 +121,8 @@ class Supernet(nn.Module):
                 if path not in sites:
                     raise StructureMismatchError(f"{path!r} is not in {type(self.model).__name__}")
                 self._hooks.append(sites[path].register_forward_hook(self._adder([index for index, _ in group])))
+            self._hooks.append(register_optimizer_step_pre_hook(self._check_optimizer))
+            self._rest.enter_context(self.also())
         except BaseException:  # an interrupt, too
             self.detach()
             raise
@@ -126,6 +132,7 @@ class Supernet(nn.Module):
         """Take the candidates off and give the backbone its requires_grad flags back. Safe to call twice."""
         if not self._flags:
             return
+        self._rest.close()
         while self._hooks:
             self._hooks.pop().remove()
         for parameter, flag in self._flags:
@@ -278,6 +285,17 @@ class Supernet(nn.Module):
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         return add_deltas
+
+    def _check_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Refuse the step of an optimiser that has nothing but the frozen backbone, as one of a Trainer of it would."""
+        has = [p for group in optimizer.param_groups for p in group["params"]]
+        frozen = {id(parameter) for parameter, _ in self._flags}
+        if self.candidates and all(not p.requires_grad and id(p) in frozen for p in has):
+            what = (
+                "this optimiser has only the frozen backbone, so it trains nothing, and none of the PET modules on it"
+            )
+            how = "pass the supernet instead of the model, as in Trainer(model=supernet, …), or use s3pet.retrain"
+            raise SearchError(f"{what}; {how}")
 
     def _check_recomputation(self) -> None:
         """Refuse a forward pass inside a backward pass with other gates or weights than the pass it repeats."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import reprlib
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +39,7 @@ from s3pet.supernet import Supernet, is_attached
 from s3pet.tasks import Example, Task
 from s3pet.tasks.forms import form_of, read_records, task_of
 from s3pet.tasks.plain import RowTask
+from s3pet.tasks.rows import read_split
 from s3pet.trainer import Bar, Learner, Recipe, train
 
 REFERENCES = ("full", "head", "zero-shot")
@@ -50,7 +52,8 @@ class TunedModel:
     """A trained structure on its backbone.
 
     Attributes:
-        model: call it like the backbone; PET modules are attached during the call only. For ``"full"`` a tuned copy.
+        model: call it like the backbone; PET modules, and a trained head that the backbone has itself, are in place
+            during the call only. For ``"full"`` a tuned copy.
         task, structure: the task, and what was trained; None for references.
         learner: holds the trained tensors.
         metrics: ``validation`` and ``test`` (the main metric), ``n_params`` (PET), ``head_params``, ``cost``, …
@@ -83,8 +86,10 @@ class TunedModel:
         if isinstance(self.learner.objective, Own):
             if proba:
                 raise TaskError(f"{self.config['objective']['own']} predicts no probabilities; call without proba")
+            if isinstance(records, str | Mapping):
+                raise TaskError(f"expected a list of rows; pass [{reprlib.repr(records)}]")
             with self.learner.attached():
-                return self.learner.objective.predict(list(records))
+                return self.learner.objective.predict(read_split(records))
         examples, names = read_records(self.task, records), self.task.label_names
         if proba and self.task.regression:
             raise TaskError(f"task {self.task.name!r} is a regression, which has values and no probabilities")
@@ -326,5 +331,11 @@ def _make_learner(
     if structure == "full":
         target.requires_grad_(False)
         objective.unfreeze()
-        return Learner(objective, backbone=target)
-    return Learner(objective, Supernet(model, structure if isinstance(structure, Structure) else (), seed=seed))
+        learner = Learner(objective, backbone=target)
+        if isinstance(objective, Own):
+            objective.keep_head()
+        return learner
+    supernet = Supernet(model, structure if isinstance(structure, Structure) else (), seed=seed)
+    if isinstance(objective, Own):
+        supernet.__dict__["also"] = objective.with_head
+    return Learner(objective, supernet)

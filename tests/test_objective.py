@@ -1,5 +1,6 @@
 """How a backbone learns a task: settings, batches, label-word likelihoods, heads, regression, scores that are NaN."""
 
+import copy
 import math
 import random
 from dataclasses import dataclass, replace
@@ -204,28 +205,67 @@ def test_sequence_to_sequence_scores_are_the_words_likelihoods():
             assert float(scores[row, column]) == pytest.approx(-float(model(**ids).loss), rel=1e-4)
 
 
-LONG_WORDS = (("w1 w2", "w1 w3 w4", "w1"), 2)  # the second token tells them apart
+WORDS_AND_LENGTHS = [  # and how many tokens tell each from all others; one that others begin with needs an end
+    (("w1 w2", "w1 w3 w4", "w1"), (2, 2, 2)),
+    (("w1 w2", "w3 w4", "w5"), (1, 1, 1)),
+    (("w1 w2 w3", "w1 w2 w4", "w5 w6 w7", "w1 w8 w9"), (3, 3, 1, 2)),
+]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("make_model", [tiny_t5, tiny_llama])
-@pytest.mark.parametrize(("words", "n_distinct"), [LONG_WORDS, (("w1 w2", "w3 w4", "w5"), 1)])
-def test_label_words_are_scored_up_to_the_token_that_tells_them_apart(make_model, words, n_distinct):
+@pytest.mark.parametrize("make_model", [tiny_t5, tiny_llama, lambda: zoo_model("bart"), lambda: zoo_model("mbart")])
+@pytest.mark.parametrize(("words", "lengths"), WORDS_AND_LENGTHS)
+def test_label_words_are_scored_up_to_the_token_that_tells_them_apart(make_model, words, lengths):
     model, task = make_model(), replace(toy_task(), label_words=words, label_names=words)
     objective = make_objective(model, task)
-    assert objective.n_distinct == n_distinct
+    assert objective.n_distinct == max(lengths)
     scores = objective.scores(objective.collate(objective.encode(task.test[:5])))
-    assert scores.shape == (5, 3)
+    assert scores.shape == (5, len(words))
     for row, example in enumerate(task.test[:5]):
-        for column, word in enumerate(words):
-            prompt = toy_tokenizer()(example.source)["input_ids"]
-            tokens = toy_tokenizer()(word, add_special_tokens=make_model is tiny_t5)["input_ids"][:n_distinct]
-            if make_model is tiny_t5:
-                logits = model(input_ids=torch.tensor([prompt]), labels=torch.tensor([tokens])).logits[0]
+        for column, (word, length) in enumerate(zip(words, lengths, strict=True)):
+            prompt, whole = toy_tokenizer()(example.source)["input_ids"], toy_tokenizer()(word)["input_ids"]
+            tokens = whole[:length]
+            if model.config.is_encoder_decoder:
+                logits = model(input_ids=torch.tensor([prompt]), labels=torch.tensor([whole])).logits[0, :length]
             else:
                 logits = model(input_ids=torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
             expected = sum(float(one.log_softmax(-1)[token]) for one, token in zip(logits, tokens, strict=True))
             assert float(scores[row, column]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_word_that_another_one_begins_with_can_be_predicted():
+    """Without an end its likelihood would be that of both, so the other one would never win."""
+    task = replace(toy_task(), label_words=("w1", "w1 w2"), label_names=("a", "b"))
+    assert make_objective(tiny_llama(), task).scored_words == [[6, 1], [6, 7]]
+    tokenizer = copy.deepcopy(toy_tokenizer())
+    tokenizer.eos_token = None
+    with pytest.raises(TaskError, match="another label word begins with 'w1', and the tokenizer has no end-of-seq"):
+        make_objective(tiny_llama(), replace(task, tokenizer=tokenizer))
+
+
+@pytest.mark.parametrize("name", ["t5", "t5-gated", "mt5", "longt5", "switch"])
+def test_an_encoder_decoder_writes_all_label_words_in_one_pass(name):
+    words = tuple(f"w{a} w{b} w{c}" for a in (1, 2) for b in (3, 4, 5) for c in (6, 7))
+    model, task = zoo_model(name), replace(toy_task(), label_words=words, label_names=words)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)  # so that scores differ, by their positions, too
+    objective = make_objective(model, task).eval()
+    assert objective.in_one_pass and objective.n_sequences == 2, "eight nodes are as many logits as two words alone"
+    batch = objective.collate(objective.encode(task.test[:5]))
+    lengths = []
+    model.get_decoder().register_forward_hook(lambda part, inputs, output: lengths.append(output[0].shape[:2].numel()))
+    gradients = []
+    for scores in (objective.scores, objective.scores_alone):
+        scores(batch).square().mean().backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+    assert lengths == [5 * (1 + 2 + 6), 5 * 12 * 3], "a start, two first words and six second ones"
+    for key, gradient in gradients[0].items():
+        assert float((gradient - gradients[1][key]).norm()) <= 1e-3 * float(gradient.norm()) + 1e-6, key
+    with torch.no_grad():
+        torch.testing.assert_close(objective.scores(batch), objective.scores_alone(batch), rtol=1e-5, atol=1e-5)
+        assert float(objective.scores(batch).std(1).min()) > 0.01
 
 
 @pytest.mark.parametrize("make_model", [tiny_t5, tiny_llama])
@@ -258,9 +298,10 @@ def test_choice_is_the_cross_entropy_of_the_scores_and_lm_is_the_word_s_own(make
         scores = choice.scores(batch)
         right = scores.gather(1, batch["target"][:, None]).squeeze(1)
         assert float(choice.loss(batch)) == pytest.approx(float((scores.logsumexp(1) - right).mean()), rel=1e-5)
-        choice.n_distinct = 2 if make_model is tiny_t5 else 1  # the word, and the end token of an encoder-decoder
-        right = choice.scores(batch).gather(1, batch["target"][:, None])
-        assert float(lm.loss(batch)) == pytest.approx(-float(right.mean()) / choice.n_distinct, rel=1e-4)
+        choice.scored_words = choice.words  # with the end token of an encoder-decoder
+        right = choice.scores_alone(batch).gather(1, batch["target"][:, None])
+        n_tokens = 2 if make_model is tiny_t5 else 1
+        assert float(lm.loss(batch)) == pytest.approx(-float(right.mean()) / n_tokens, rel=1e-4)
 
 
 @pytest.mark.parametrize("make_model", [tiny_t5, tiny_bert, tiny_roberta, tiny_llama])
@@ -311,7 +352,7 @@ def test_a_decoder_that_cannot_read_a_tree_of_words_reads_each_alone(name):
     assert len(objective.predict(toy_task().test[:4])) == 4
 
 
-@pytest.mark.parametrize("make_model", [tiny_t5, lambda: zoo_model("bloom")])
+@pytest.mark.parametrize("make_model", [lambda: zoo_model("bart"), lambda: zoo_model("bloom")])
 def test_no_more_sequences_than_the_batch_size_are_scored_at_once(make_model, monkeypatch):
     words = tuple(f"w1 w{k}" for k in range(2, 12))
     objective = make_objective(make_model(), replace(toy_task(), label_words=words, label_names=words))

@@ -1,8 +1,11 @@
 """Objectives of the user's own, and the ready ones: from rows to a tuned model that is saved, loaded and predicts."""
 
 import json
+import math
 import random
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -157,6 +160,9 @@ CASES = {
     "bart": lambda: written(zoo_model("bart")),
     "llama": lambda: written(tiny_llama()),
     "gpt2": lambda: written(zoo_model("gpt2")),
+    "fsmt": lambda: written(zoo_model("fsmt")),
+    "prophetnet": lambda: written(zoo_model("prophetnet")),
+    "switch": lambda: written(zoo_model("switch")),
     "images": images_case,
 }
 
@@ -199,9 +205,10 @@ def test_from_rows_to_a_tuned_model_that_is_loaded_again(case, tmp_path):
     assert loaded.evaluate(task.test)["score"] == pytest.approx(tuned.metrics["test"], abs=1e-6)
     expected = pytest.approx(tuned.predict(task.test), abs=1e-5) if case == "similarity" else tuned.predict(task.test)
     assert [tuned.predict([row])[0] for row in task.test] == expected
-    merged, batch = merge(tuned), objective.collate(objective.encode(task.test))
+    own = tuned.learner.objective.own  # the objective, bound to its model
+    merged, batch = merge(tuned), own.collate(own.encode(task.test))
     with torch.no_grad():
-        assert merged.difference < 1e-4 and objective.predict(merged.model, batch) == expected
+        assert merged.difference < 1e-4 and own.predict(merged.model, batch) == expected
 
 
 @pytest.mark.parametrize("structure", ["full", "head", "zero-shot"])
@@ -279,7 +286,12 @@ def test_a_search_and_a_retraining_learn_by_the_model_s_own_head():
         other = [torch.zeros_like(weight) for weight in objective.head_weights]
         assert float(objective.loss(batch, other)) == pytest.approx(float(torch.tensor(2.0).log()))
         assert float(objective.loss(batch)) < 0.4
-        assert float(model(**batch["inputs"]).loss) != pytest.approx(float(objective.loss(batch))), "its own head again"
+        trained = float(objective.loss(batch))
+        assert float(model(**batch["inputs"]).loss) == pytest.approx(trained), "its head comes with the modules"
+        assert float(tuned.model(**batch["inputs"]).loss) == pytest.approx(trained)
+    with torch.no_grad():
+        assert float(model(**batch["inputs"]).loss) > trained + 0.1, "its own head again"
+        assert float(tuned.model(**batch["inputs"]).loss) == pytest.approx(trained)
 
 
 @torch.no_grad()
@@ -294,12 +306,121 @@ def test_the_loss_of_a_decoder_is_that_of_the_target_alone_and_generation_is_gre
         tokens = list(row["prompt"])
         for _ in range(4):
             tokens.append(int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
-            if tokens[-1] == model.config.eos_token_id:
+            if tokens[-1] in (model.config.eos_token_id, toy_tokenizer().eos_token_id):
                 break
         texts.append(toy_tokenizer().decode(tokens[len(row["prompt"]) :], skip_special_tokens=True))
     batch = objective.collate(encoded)
     assert float(objective.loss(model, batch)) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     assert objective.predict(model, batch) == texts
+
+
+def test_a_model_that_cannot_write_is_refused_before_the_first_pass(monkeypatch):
+    model, task, objective = CASES["t5"]()
+    monkeypatch.setattr(model, "generate", lambda **options: 1 / 0 if "input_ids" not in options else [][0])
+    with pytest.raises(SearchError, match="T5ForConditionalGeneration cannot generate: list index out of range"):
+        objective_of(model, task, objective)
+
+
+def test_texts_are_cut_to_the_positions_of_the_model_which_is_said_once():
+    """40 positions of BERT, 80 of the others; a decoder keeps room for the target."""
+    tokenizer, long = toy_tokenizer(), " ".join(["w1"] * 90)
+    texts = ["w2 w3", "w4", long] * 8
+    for make, build, length in [
+        (lambda: bert(BertForSequenceClassification), lambda t: ({"text": t, "labels": [0]}), 40),
+        (lambda: bert(BertForTokenClassification), lambda t: {"tokens": t.split(), "tags": [0] * len(t.split())}, 40),
+        (lambda: zoo_model("bart"), lambda t: {"source": t, "target": t}, 80),
+        (lambda: zoo_model("gpt2"), lambda t: {"source": t, "target": t}, 76),
+    ]:
+        rows = [build(text) for text in texts]
+        label = next(name for name in ("labels", "tags", "target") if name in rows[0])
+        kinds = {"labels": MultiLabel(tokenizer, names=("a", "b")), "tags": TokenClassification(tokenizer),
+                 "target": Generation(tokenizer, max_target=4)}  # fmt: skip
+        task = RowTask("mine", rows[:12], rows[12:], metrics={"n": lambda p, q: len(p)}, label=label)
+        objective = objective_of(make(), task, kinds[label])
+        with pytest.warns(
+            UserWarning, match=rf"task 'mine': 8 of 24 rows \(33.3%\) have more than {length} tok"
+        ) as said:
+            encoded = objective.encode(task.validation)
+        assert len(said) == 1 and "the model has no more positions" in str(said[0].message)
+        assert max(len(row["input_ids"]) for row in encoded) == length
+        assert objective.evaluate(task.validation) == {"n": 12}
+        batch = objective.collate(objective.encode(task.train[:6]))
+        assert math.isfinite(float(objective.loss(batch).detach()))
+        short = type(kinds[label]) is MultiLabel and MultiLabel(tokenizer, names=("a", "b"), max_length=9)
+        if short:
+            with pytest.warns(
+                UserWarning, match=r"more than 9 tokens and are cut; MultiLabel\(…, max_length=…\) reads"
+            ):
+                objective_of(make(), task, short).encode(task.train)
+
+
+def test_of_two_texts_the_longer_one_is_cut():
+    objective = MultiLabel(toy_tokenizer(), names=("a", "b"), text=("one", "two"), max_length=20)
+    with pytest.warns(UserWarning, match="have more than 20 tokens"):
+        row = objective.encode([{"one": "w1 " * 50, "two": "w2 w3"}])[0]["input_ids"]
+    assert [row.count(toy_tokenizer().convert_tokens_to_ids(word)) for word in ("w1", "w2", "w3")] == [17, 1, 1]
+    with pytest.raises(TaskError, match="one column or two"):
+        MultiLabel(toy_tokenizer(), names=("a", "b"), text=("a", "b", "c"))
+
+
+def test_rows_of_a_half_have_their_numbers():
+    rows = [{"text": "w1", "labels": []} for _ in range(20)]
+    rows[13] = {"text": "", "labels": []}
+    task = RowTask("mine", rows, rows[:2], metrics={"f1": f1_micro}, label="labels")
+    half = next(half for half in task.search_split(0) if 14 in half.numbers)
+    objective = objective_of(bert(BertForSequenceClassification), task, MultiLabel(toy_tokenizer(), names=("a", "b")))
+    for part in (half, task.train):
+        with pytest.raises(TaskError, match="train row 14: column 'text' must hold a text; got ''"):
+            objective.encode(part)
+
+
+def test_one_objective_serves_several_models():
+    rows = [{**toy_tokenizer()(text), "labels": k % 2} for k, text in enumerate(sentences(24))]
+    shared, task = ModelLoss(), task_of(rows)
+    one, two = (
+        objective_of(bert(kind), task, shared) for kind in (BertForSequenceClassification, BertForTokenClassification)
+    )
+    assert one.own.n_classes == two.own.n_classes == 2 and one.own is not two.own and shared.model is None
+    assert len(one.predict(task.test)) == 4
+
+
+def test_new_rows_come_in_lists_and_tables():
+    tuned = tune("moods")
+    rows = [{"text": "w1"}, {"text": "w2"}]
+    assert tuned.predict(pd.DataFrame(rows)) == tuned.predict(rows)
+    for wrong in ("w1", rows[0]):
+        with pytest.raises(TaskError, match="expected a list of rows; pass"):
+            tuned.predict(wrong)
+    with pytest.warns(UserWarning, match=r"1 of 2 rows \(50.0%\) have more than 40 tokens"):
+        tuned.predict([{"text": "w1"}, {"text": "w1 " * 60}])
+
+
+def test_options_that_cannot_be_used_are_refused_at_once():
+    tokenizer, names = toy_tokenizer(), ("a", "b")
+    for make in (lambda **o: MultiLabel(tokenizer, names=names, **o), lambda **o: TokenClassification(tokenizer, **o),
+                 lambda **o: Generation(tokenizer, **o)):  # fmt: skip
+        for wrong in (0, "9", 2.5, True):
+            with pytest.raises(TaskError, match="max_length must be a whole number of at least 2"):
+                make(max_length=wrong)
+    for make in (lambda: MultiLabel(None, names=names), lambda: Generation(None)):
+        with pytest.raises(TaskError, match="needs the model's tokenizer; got None"):
+            make()
+    with pytest.raises(TaskError, match=r"Generation reads the rows of a RowTask, not those of Task\('data'"):
+        objective_of(tiny_t5(), short_task(), Generation(tokenizer))
+    with pytest.raises(SearchError, match=r"T5ForConditionalGeneration writes texts; use s3pet.objectives.Generation"):
+        objective_of(tiny_t5(), task_of([{"input_ids": [5], "labels": [6]}] * 24), ModelLoss())
+    for wrong in ("ab", ("a", "a")):
+        with pytest.raises(TaskError, match="names= must be distinct names"):
+            MultiLabel(tokenizer, names=wrong)
+
+
+def test_tables_are_rows_and_other_things_are_not():
+    rows = [{"text": f"w{k}", "label": k % 2} for k in range(8)]
+    table = RowTask("mine", pd.DataFrame(rows), rows, metrics={"score": exact_match})
+    assert table.train == rows
+    for wrong in ("train.csv", {"text": ["a"] * 8}, iter(rows)):
+        with pytest.raises(TaskError, match=r"train is a \w+; expected a list of rows, a Dataset or a table"):
+            RowTask("mine", wrong, rows, metrics={"score": exact_match})
 
 
 def test_metrics_of_rows():
@@ -347,6 +468,10 @@ def test_scores_that_cannot_be_computed_are_refused():
         task.score([1], [1])
     with pytest.raises(TaskError, match="0 predictions for 0 labels"):
         task.score([], [])
+    with pytest.raises(
+        TaskError, match=r"metric 'rouge' cannot compare predictions and labels, such as \['a'\] with 'a'"
+    ):
+        RowTask("mine", [1] * 4, [1], metrics={"rouge": rouge_l}).score([["a"]], ["a"])
 
     with pytest.raises(TaskError, match="a object in a row cannot be hashed"):
         _ = RowTask("mine", [object()] * 4, [1], metrics={"score": exact_match}).fingerprint
@@ -367,7 +492,7 @@ def test_labels_that_are_no_classes_are_refused(label):
         ("tags", {"tokens": ["w1"], "tags": ["LOC"]}, "row 1: tag 1 is 'LOC'; expected a number from 0 to 1 or one of"),
         ("moods", {"text": "", "labels": []}, "row 1: column 'text' must hold a text; got ''"),
         ("moods", {"text": "w1", "labels": "fun"}, "must be a list of names or numbers"),
-        ("t5", {"input": "w1"}, "row 1: column 'source' must hold a text; got None"),
+        ("t5", {"input": "w1"}, r"row 1: column 'source' is missing \(the row has \['input'\]\)"),
         ("images", {"image": "cat.png", "label": 1}, "must hold an image; got 'cat.png'"),
         (
             "images",
@@ -375,13 +500,85 @@ def test_labels_that_are_no_classes_are_refused(label):
             "column 'label' is 0.5; expected a number from 0",
         ),
         ("own loss", {"labels": 1}, "row 1 has columns"),
+        ("own loss", ("w1", 1), "row 1 is a tuple, not the model's inputs"),
+        ("own loss", {"input_ids": [5, 6], "labels": 7}, "row 1: labels is 7; expected a number from 0 to 1"),
+        ("own loss", {"input_ids": [5, 6], "labels": True}, "row 1: labels is True; expected a number from 0 to 1"),
+        ("own loss", {"input_ids": [5, 6], "labels": [1]}, r"row 1: labels is \[1\]; expected one class, or .* vector"),
+        ("own loss", {"input_ids": [5] * 41, "labels": 1}, "row 1 has 41 tokens, but the model has positions for 40"),
+        ("own loss", {"input_ids": [5, 64], "labels": 1}, "row 1: token has number 64, but .* ends at 63"),
+        ("own loss", {"input_ids": [5.0], "labels": 1}, "row 1: input_ids must be token numbers"),
+        ("own loss", {"input_ids": [], "labels": 1}, "row 1: input_ids must be token numbers, one or more"),
+        ("choice", {"input_ids": [[5], [6]], "labels": 2}, "row 1: labels is 2; expected a number from 0 to 1"),
+        (
+            "answers",
+            {"question": "w1", "start": 0, "end": 2},
+            "row 1: end_positions is 2; expected a number from 0 to 1",
+        ),
+        ("answers", {"question": "w1", "start": 1, "end": 0}, "row 1: the answer ends before it starts"),
+        ("tags", {"tokens": ["w1", " "], "tags": [0, 0]}, "must be a list of words"),
+        ("tags", {"tokens": ["w1"], "tags": [2]}, "row 1: tag 1 is 2; expected a number from 0 to 1"),
+        ("tags", {"tokens": ["w1"], "tags": "O"}, "row 1 has 1 words and the tags 'O'"),
+        (
+            "moods",
+            {"text": "w1", "labels": [0, 0, 1]},
+            "in which labels come twice; a vector must have one True or False",
+        ),
+        ("moods", {"text": "w1", "labels": "fun, sad"}, "split a text first"),
+        ("moods", {"labels": []}, r"row 1: column 'text' is missing \(the row has \['labels'\]\)"),
+        ("t5", {"source": "w1", "target": ""}, "row 1: column 'target' must hold a text; got ''"),
+        ("images", {"image": torch.full((3, 4, 4), float("nan")), "label": 0}, "pixels that are NaN"),
+        ("images", {"image": torch.zeros(2, 2, 2, 2), "label": 0}, r"got an array of shape \(2, 2, 2, 2\)"),
+        ("images", {"image": {"bytes": b"", "path": ""}, "label": 0}, "holds the bytes of an image file"),
+        ("images", {"image": Image.new("L", (4, 4)), "label": 2}, "expected a number from 0 to 1"),
     ],
 )
 def test_rows_that_cannot_be_encoded_are_named(case, row, message):
-    model, _, objective = CASES[case]()
-    objective.heads(model)
+    model, task, objective = CASES[case]()
     with pytest.raises(TaskError, match=message):
-        objective.encode([row])
+        objective.bound(model, task).encode([row])
+
+
+def test_choices_of_different_lengths_are_filled_up_and_different_numbers_of_them_refused():
+    model, task, objective = CASES["choice"]()
+    bound = objective.bound(model, task)
+    rows = [{"input_ids": [[5], [6, 7, 8]], "attention_mask": [[1], [1, 1, 1]], "labels": 1}] * 3
+    batch = bound.collate(bound.encode(rows))
+    assert batch["input_ids"].tolist() == [[[5, 0, 0], [6, 7, 8]]] * 3
+    assert batch["attention_mask"].tolist() == [[[1, 0, 0], [1, 1, 1]]] * 3
+    with pytest.raises(TaskError, match="row 4 has 3 choices and row 1 has 2; all rows need as many"):
+        bound.encode([*rows, {"input_ids": [[5], [6], [7]], "labels": 1}])
+
+
+def test_targets_of_each_kind_are_read():
+    values = [1, 1.0, np.int64(1), torch.tensor(1), np.float32(1)]
+    for n_labels, expected in ((2, [1] * 5), (1, [1.0] * 5)):
+        model = bert(BertForSequenceClassification, n_labels)
+        rows = [{"input_ids": [5], "labels": value} for value in values]
+        encoded = ModelLoss().bound(model, None).encode(rows)
+        assert [row["labels"] for row in encoded] == expected
+        assert {type(row["labels"]) for row in encoded} == {type(expected[0])}
+    several = ModelLoss().bound(bert(BertForSequenceClassification, 3), None)
+    assert several.encode([{"input_ids": [5], "labels": [1, 0, 1]}])[0]["labels"] == [1.0, 0.0, 1.0]
+    for value in (math.nan, "much", True):
+        with pytest.raises(TaskError, match="expected a finite number, for a model with one output"):
+            ModelLoss().bound(bert(BertForSequenceClassification, 1), None).encode(
+                [{"input_ids": [5], "labels": value}]
+            )
+    moods = MultiLabel(toy_tokenizer(), names=("a", "b", "c"))
+    for value in (["a", "c"], [2, "a"], np.array([True, False, True]), [1.0, 0.0, 1.0], torch.tensor([1.0, 0.0, 1.0])):
+        assert moods.encode([{"text": "w1", "labels": value}])[0]["labels"] == [1.0, 0.0, 1.0]
+        assert moods.labels([value]) == [["a", "c"]]
+
+
+def test_images_of_any_kind_get_the_channels_of_the_model():
+    model, task, objective = CASES["images"]()
+    gray = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32)
+    kinds = [Image.fromarray(gray), gray, gray[:, :, None], gray[None], np.stack([gray] * 3), torch.tensor(gray)]
+    bound = objective.bound(model, task)
+    pixels_of = bound.collate(bound.encode([{"image": image} for image in kinds]))["pixel_values"]
+    assert pixels_of.shape == (6, 3, 32, 32) and all(torch.equal(one, pixels_of[0]) for one in pixels_of)
+    with pytest.raises(TaskError, match=r"cannot read a batch of pixel_values \[1, 3, 16, 16\].*doesn't match model"):
+        bound.predict(model, {"pixel_values": torch.zeros(1, 3, 16, 16)})
 
 
 class Lacking:

@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import meta_t5, tiny_bert, tiny_llama, tiny_t5
+from zoo import zoo_model
 
 from s3pet import Structure, attach, load_backbone, make_space, manual_structure, random_structure
 from s3pet.errors import BudgetError, SpaceError, StructureMismatchError
 from s3pet.structure import select_mask, select_structure
+from s3pet.studies.selectors import depth_structure
 
 
 def test_select_takes_skips_and_fills():
@@ -363,3 +365,19 @@ def test_what_has_no_counterpart_is_named(pockets):
         unknown.retarget(there)
     assert unknown.retarget(there, by="name").n_params and unknown.retarget(space).names == structure.names
     assert len(Structure((), "x", layers={}).retarget(there, budget=500)) == 0
+
+
+def test_lora_on_queries_and_values_of_a_fused_map_is_on_that_map():
+    """Of GPT-2, GPT-NeoX, Falcon, MPT and Phi-3 one map computes queries, keys and values."""
+    for name, role in (("gpt2", "attn.qkv"), ("gpt-neox", "attn.qkv"), ("falcon", "attn.qkv"), ("phi3", "attn.qkv")):
+        model = zoo_model(name)
+        structure = manual_structure(model, "lora_qv")
+        assert {(c.role, c.pet) for c in structure} == {(role, "lora")} and len(structure) == 2
+        assert structure.origin["fused"] == [role]
+        assert manual_structure(make_space(model, "lora"), "lora_qv").names == structure.names
+        even = depth_structure(make_space(model, "mixed"), structure.n_params, "uniform")
+        assert set(even.names) == set(structure.names)
+    plain = manual_structure(tiny_t5(), "lora_qv")
+    assert {c.role for c in plain} == {"attn.q", "attn.v"} and "fused" not in plain.origin
+    with pytest.raises(SpaceError, match=r"no candidate for 'lora_qv'; its lora is on mixer.in, mixer.out"):
+        manual_structure(zoo_model("mamba"), "lora_qv")

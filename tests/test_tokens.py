@@ -74,6 +74,9 @@ def test_inputs_are_capped_at_the_positions_of_the_backbone_which_is_said_once()
         assert objective.settings.max_length == 128, "as declared"
     with pytest.warns(UserWarning, match=r"more than 16 tokens and are cut; objective=\{'max_length': …\} reads more"):
         make_objective(tiny_bert(), task, {"max_length": 16}).encode(task.train)
+    short = load_task({"train": part[:3] * 4, "test": part[:3]}, toy_tokenizer(), label_words=("w3", "w4"))
+    with pytest.warns(UserWarning, match=r"1 of 2 rows \(50.0%\) have more than 40 tokens"):  # of new rows
+        make_objective(tiny_bert(), short).encode(read_records(short, ["w1", "w1 " * 50]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_objective(tiny_llama(), task, {"max_length": 128}).encode(task.train)

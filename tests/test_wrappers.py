@@ -17,7 +17,9 @@ from tuned import structure_of, tuned_at_random
 from s3pet import attach, make_space, retrain
 from s3pet.backbones import n_parameters
 from s3pet.errors import BackboneError, SearchError
+from s3pet.objectives import ModelLoss
 from s3pet.supernet import Supernet
+from s3pet.tasks.plain import RowTask, exact_match
 
 
 def test_a_compiled_model_is_refused_and_a_supernet_can_be_compiled():
@@ -112,10 +114,62 @@ def test_a_supernet_is_not_saved_as_a_plain_model(tmp_path):
         _ = supernet.configg
 
 
-def test_a_trainer_trains_the_modules_of_a_supernet_and_nothing_else(tmp_path):
+def classifier():
     torch.manual_seed(0)
     config = BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
-    model, tokenizer = BertForSequenceClassification(config).eval(), toy_tokenizer()
+    return BertForSequenceClassification(config).eval()
+
+
+@pytest.mark.parametrize("structure", ["pet", "full"])
+def test_a_pipeline_of_a_tuned_classifier_has_its_head_and_modules(structure):
+    model, tokenizer = classifier(), toy_tokenizer()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    texts = [f"w{k % 2} w{k}" for k in range(24)]
+    rows = [{**tokenizer(text), "labels": k % 2} for k, text in enumerate(texts)]
+    task = RowTask("mine", rows[:16], rows[16:], metrics={"accuracy": exact_match}, label="labels")
+    structure = structure_of(model, "lora") if structure == "pet" else structure
+    tuned = retrain(
+        model, task, structure, objective=ModelLoss(), steps=4, batch_size=8, evaluations=1, lr=0.05, test=False
+    )
+    pipe = pipeline("text-classification", model=tuned.model, tokenizer=tokenizer, top_k=None)
+    scores = [{entry["label"]: entry["score"] for entry in row}["LABEL_1"] for row in pipe(texts[16:])]
+    assert [int(score > 0.5) for score in scores] == tuned.predict(rows[16:])
+    objective = tuned.learner.objective
+    with torch.no_grad(), tuned.learner.attached(), objective.with_head():
+        batch = objective.collate(objective.encode(rows[16:]))["inputs"]
+        logits = objective.model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+    assert scores == pytest.approx(logits.softmax(-1)[:, 1].tolist(), abs=1e-5) and max(scores) - min(scores) > 0.01
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert model.config.problem_type is None, "which its loss would have noted"
+    if not isinstance(structure, str):
+        attached = pipeline("text-classification", model=model, tokenizer=tokenizer)
+        plain = attached(texts[16])[0]["score"]
+        with tuned.model:
+            assert attached(texts[16])[0]["score"] == pytest.approx(max(scores[0], 1 - scores[0]), abs=1e-5)
+        assert attached(texts[16])[0]["score"] == plain
+
+
+@pytest.mark.parametrize("all_parameters", [False, True])
+def test_training_the_backbone_itself_with_modules_on_it_is_refused(tmp_path, all_parameters):
+    model, tokenizer = classifier(), toy_tokenizer()
+    rows = [{**tokenizer(f"w{k % 2} w3"), "label": k % 2} for k in range(8)]
+    options = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
+    args = TrainingArguments(str(tmp_path), max_steps=1, per_device_train_batch_size=4, **options)
+    with attach(model, structure_of(model, "lora")) as supernet:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0) if all_parameters else None
+        trainer = Trainer(model, args, DataCollatorWithPadding(tokenizer), rows, optimizers=(optimizer, None))
+        with pytest.raises(
+            SearchError, match=r"only the frozen backbone, so it trains nothing.*Trainer\(model=supernet"
+        ):
+            trainer.train()
+        other = torch.nn.Parameter(torch.ones(1))
+        for step in (torch.optim.SGD([other], lr=1.0), torch.optim.SGD(supernet.weights, lr=1.0)):
+            step.step()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()  # nothing is attached any more
+
+
+def test_a_trainer_trains_the_modules_of_a_supernet_and_nothing_else(tmp_path):
+    model, tokenizer = classifier(), toy_tokenizer()
     before = {name: p.clone() for name, p in model.named_parameters()}
     rows = [{**tokenizer(f"w{k % 2} w3"), "label": k % 2, "other": "text"} for k in range(16)]
     from datasets import Dataset

@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s3pet.backbones import preserved
 from s3pet.errors import SearchError, TaskError
-from s3pet.objectives.columns import IGNORED, padded, read_text
+from s3pet.objectives.columns import IGNORED, Bound, padded, read_text, scored_logits, written_inputs
+from s3pet.tasks.checks import position_limit
 
 
-class Generation:
+class Generation(Bound):
     """A text that the model writes: the loss of the target's tokens; predictions by greedy generation.
 
         rows = [{"source": "translate: rain", "target": "pluie"}, …]
@@ -25,7 +27,7 @@ class Generation:
     Args:
         tokenizer: of the model. source, target: columns. max_length: tokens of a source; of longer ones a decoder reads
             the end, an encoder-decoder the start. max_target: tokens of a target, with its end; also the most that are
-            written.
+            written. Both are at most what the model has positions for.
     """
 
     def __init__(
@@ -34,6 +36,8 @@ class Generation:
     ):  # fmt: skip
         self.tokenizer, self.columns = tokenizer, (source, target)
         self.max_length, self.max_target = max_length, max_target
+        self._cache: dict[str, bool] = {}
+        self.check_options(max_length=2, max_target=2)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -41,28 +45,67 @@ class Generation:
         return {"columns": list(self.columns), "max_length": self.max_length, "max_target": self.max_target}
 
     def heads(self, model: Any) -> Sequence[str]:
-        """None; SearchError for a model that writes nothing."""
+        """None; SearchError for a model that writes nothing, TaskError for a text that would have no end.
+
+        Two tokens are written as a trial; a model that cannot keep its states (asymmetric Switch Transformers) computes
+        them again for each token.
+        """
         if not getattr(model, "can_generate", bool)():
             what = f"{type(model).__name__} writes no text"
             raise SearchError(f"{what}; load it by AutoModelForSeq2SeqLM or AutoModelForCausalLM")
-        return ()
+        if not model.config.is_encoder_decoder and self.tokenizer.eos_token_id is None:
+            how = "set one: tokenizer.eos_token = …"
+            raise TaskError(f"the tokenizer has no end-of-sequence token, at which a decoder stops writing; {how}")
+        if not model.config.is_encoder_decoder and (limit := position_limit(model)) and limit <= self.max_target:
+            how = f"pass max_target= of less than {limit}"
+            raise TaskError(f"max_target={self.max_target} leaves no room for a source in {limit} positions; {how}")
+        ids = torch.tensor([self.tokenizer("a", add_special_tokens=False)["input_ids"] or [0]], device=model.device)
+        reason: Exception | None = None
+        for self._cache in ({}, {"use_cache": False}):
+            try:
+                with preserved(model), torch.no_grad():
+                    model.eval()
+                    model.generate(**self._inputs(ids), **self._options(model) | {"max_new_tokens": 2})
+                return ()
+            except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
+                reason = error
+        raise SearchError(f"{type(model).__name__} cannot generate: {reason}") from reason
+
+    @property
+    def length(self) -> int | None:
+        """The largest number of tokens of a source."""
+        limit = position_limit(self.model)
+        if limit is not None and not self.model.config.is_encoder_decoder:
+            limit -= self.max_target
+        return min((n for n in (self.max_length, limit) if n is not None), default=None)
+
+    @property
+    def target_length(self) -> int:
+        """The largest number of tokens of a target."""
+        limit = position_limit(self.model, written=True) if self.model is not None else None
+        return min(self.max_target, limit or self.max_target)
 
     def encode(self, rows: Sequence[Any]) -> list[dict[str, list[int]]]:
         """Token numbers of the source as both kinds of models read it, and of the target if there is one."""
-        encoded, (source, target), tokenizer = [], self.columns, self.tokenizer
-        for n, row in enumerate(rows, 1):
-            text = read_text(n, row, source)
-            entry = {"source": tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]}
-            entry |= {"input_ids": entry["source"], "prompt": tokenizer(text)["input_ids"][-self.max_length :]}
-            if target in row:
-                words, end = read_text(n, row, target), tokenizer.eos_token_id
-                entry["target"] = tokenizer(text_target=words, truncation=True, max_length=self.max_target)["input_ids"]
-                more = tokenizer(" " + words, add_special_tokens=False)["input_ids"]
-                entry["continuation"] = [*more[: self.max_target - 1], *([] if end is None else [end])]
-            if not entry["prompt"]:
-                raise TaskError(f"row {n}: {text!r} has no tokens for this tokenizer; put a prompt before it")
-            encoded.append(entry)
-        return encoded
+        return self.cut(rows, self._read, self.length)
+
+    def _read(self, where: str, row: Any, length: int | None) -> dict[str, list[int]]:
+        (source, target), tokenizer = self.columns, self.tokenizer
+        text = read_text(where, row, source)
+        whole = tokenizer(text, verbose=False)["input_ids"]
+        entry = {"source": whole, "prompt": whole}
+        if length is not None:
+            entry["source"] = tokenizer(text, truncation=True, max_length=length, verbose=False)["input_ids"]
+            entry["prompt"] = whole[-length:]
+        entry["input_ids"] = entry["source"]
+        if row.get(target) is not None:
+            words, end, most = read_text(where, row, target), tokenizer.eos_token_id, self.target_length
+            entry["target"] = tokenizer(text_target=words, truncation=True, max_length=most)["input_ids"]
+            more = tokenizer(" " + words, add_special_tokens=False, verbose=False)["input_ids"]
+            entry["continuation"] = [*more[: most - 1], *([] if end is None else [end])]
+        if not entry["prompt"]:
+            raise TaskError(f"{where}: {text!r} has no tokens for this tokenizer; put a prompt before it")
+        return entry
 
     def collate(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
         """Tensors [batch, longest], filled up with −100 on the right."""
@@ -74,16 +117,20 @@ class Generation:
         if "target" not in batch:
             raise TaskError(f"rows need a column {self.columns[1]!r} to be learned; pass target=, the name of yours")
         if model.config.is_encoder_decoder:
-            return model(**self._inputs(batch["source"]), labels=batch["target"], use_cache=False).loss
-        both = [(a[a >= 0], b[b >= 0]) for a, b in zip(batch["prompt"], batch["continuation"], strict=True)]
-        ids = padded("prompt", [torch.cat(pair) for pair in both], IGNORED)
-        labels = padded("prompt", [torch.cat([torch.full_like(a, IGNORED), b]) for a, b in both], IGNORED)
-        logits = model(**self._inputs(ids), use_cache=False).logits[:, :-1]
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
+            labels = batch["target"]
+            logits = model(
+                **self._inputs(batch["source"]), decoder_input_ids=written_inputs(model, labels), use_cache=False
+            ).logits
+        else:
+            both = [(a[a >= 0], b[b >= 0]) for a, b in zip(batch["prompt"], batch["continuation"], strict=True)]
+            ids = padded("prompt", [torch.cat(pair) for pair in both], IGNORED)
+            labels = padded("prompt", [torch.cat([torch.full_like(a, IGNORED), b]) for a, b in both], IGNORED)
+            logits, labels = scored_logits(model, model, self._inputs(ids), labels)
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
 
     def predict(self, model: Any, batch: Mapping[str, Tensor]) -> list[str]:
         """The texts that the model writes."""
-        options = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.max_target, "pad_token_id": self._pad}
+        options = self._options(model)
         if model.config.is_encoder_decoder:
             written = model.generate(**self._inputs(batch["source"]), **options)
         else:
@@ -91,6 +138,13 @@ class Generation:
             ids = padded("prompt", prompts, IGNORED).flip(1)
             written = model.generate(**self._inputs(ids), **options)[:, ids.shape[1] :]
         return [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+    def _options(self, model: Any) -> dict[str, Any]:
+        """Of greedy generation, which stops at the tokenizer's end token and at the model's."""
+        ends = model.generation_config.eos_token_id
+        ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
+        options = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.target_length, "pad_token_id": self._pad}
+        return options | ({"eos_token_id": sorted(ends)} if ends else {}) | self._cache
 
     @property
     def _pad(self) -> int:

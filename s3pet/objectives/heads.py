@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,13 +12,15 @@ import torch
 from torch import Tensor
 from transformers import MODEL_MAPPING
 
-from s3pet.errors import SearchError, TaskError
-from s3pet.objectives.columns import IGNORED, padded
+from s3pet.errors import S3PetError, SearchError, TaskError
+from s3pet.objectives.columns import IGNORED, Bound, padded, read_list
+from s3pet.tasks.checks import check_ids
+from s3pet.tasks.plain import class_number
 
 TARGETS = ("labels", "start_positions", "end_positions")
 
 
-class ModelLoss:
+class ModelLoss(Bound):
     """The loss that the model computes itself, ``model(**batch).loss``, with the head it has.
 
     For multiple choice, ``input_ids`` of a row is [n_choices, length] (and ``make_space`` needs an ``example`` batch):
@@ -43,7 +47,12 @@ class ModelLoss:
         head: Sequence[str] | None = None,
     ):
         self.prepare, self.padding, self.head = prepare, dict(padding or {}), head
-        self.inputs: frozenset[str] | None = None
+        self.names: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Names of what the model reads; empty before it is known."""
+        return frozenset() if self.model is None else frozenset(inspect.signature(self.model.forward).parameters)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -52,25 +61,85 @@ class ModelLoss:
 
     def heads(self, model: Any) -> Sequence[str]:
         """Submodules that are trained too; SearchError if the model computes no loss."""
-        names = inspect.signature(model.forward).parameters
-        if not set(TARGETS) & set(names):
+        if not set(TARGETS) & set(inspect.signature(model.forward).parameters):
             what = f"{type(model).__name__} takes no labels, so it has no loss of its own"
             raise SearchError(f"{what}; load the class with a head, such as AutoModelForSequenceClassification")
-        self.inputs = frozenset(names)
+        if getattr(model.config, "is_encoder_decoder", False) and getattr(model, "can_generate", bool)():
+            raise SearchError(f"{type(model).__name__} writes texts; use s3pet.objectives.Generation(tokenizer)")
         return own_heads(model) if self.head is None else self.head
 
     def encode(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
-        """The columns of each row that the model reads."""
-        encoded = []
-        for n, row in enumerate(rows, 1):
-            columns = dict(row if self.prepare is None else self.prepare(row))
-            kept = {
-                name: v for name, v in columns.items() if v is not None and (not self.inputs or name in self.inputs)
-            }
+        """The columns of each row that the model reads, checked against it."""
+        encoded, inputs = [], self.inputs
+        for where, row in self.numbered(rows):
+            columns = row if self.prepare is None else self.prepare(row)
+            if not isinstance(columns, Mapping):
+                raise TaskError(
+                    f"{where} is a {type(columns).__name__}, not the model's inputs as a dict; pass prepare="
+                )
+            kept = {name: v for name, v in columns.items() if v is not None and (not inputs or name in inputs)}
             if not kept.keys() - set(TARGETS):
-                raise TaskError(f"row {n} has columns {sorted(columns)}, none of which this model reads; pass prepare=")
-            encoded.append(kept)
+                raise TaskError(f"{where} has columns {sorted(columns)}, none of which this model reads; pass prepare=")
+            encoded.append(kept | self._targets(where, kept))
+        self._check_choices([where for where, _ in self.numbered(rows)], encoded)
         return encoded
+
+    def _targets(self, where: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The targets of a row as the model reads them; TaskError if they, or the inputs, cannot be right."""
+        ids, targets = row.get("input_ids"), dict[str, Any]()
+        if ids is not None:
+            sequences = [read_list(part) or [] for part in read_list(ids) or [] if read_list(part) is not None]
+            sequences = sequences or [read_list(ids) or []]
+            if not all(isinstance(n, int) for part in sequences for n in part) or not all(sequences):
+                raise TaskError(f"{where}: input_ids must be token numbers, one or more; got {reprlib.repr(ids)}")
+            check_ids(where, self.tokenizer, self.model, sequences)
+            longest = max(map(len, sequences))
+            if self.length is not None and longest > self.length:
+                how = "cut it where it is made: tokenizer(…, truncation=True, max_length=…)"
+                raise TaskError(f"{where} has {longest} tokens, but the model has positions for {self.length}; {how}")
+            for name in ("start_positions", "end_positions"):
+                if name in row:
+                    targets[name] = class_number(f"{where}: {name}", row[name], (), longest)
+            if targets.get("end_positions", longest) < targets.get("start_positions", 0):
+                raise TaskError(f"{where}: the answer ends before it starts: {targets}")
+        if "labels" in row and self.model is not None:
+            targets["labels"] = self._labels(f"{where}: labels", row["labels"], ids)
+        return targets
+
+    def _labels(self, where: str, labels: Any, ids: Any) -> Any:
+        numbers, n_classes, kind = read_list(labels), self.n_classes, type(self.model).__name__
+        if n_classes == 1 or getattr(self.model.config, "problem_type", None) == "regression":
+            for value in [labels] if numbers is None else numbers:
+                value = value.item() if hasattr(value, "item") else value
+                if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                    raise TaskError(f"{where} is {value!r}; expected a finite number, for a model with one output")
+            return float(labels) if numbers is None else [float(value) for value in numbers]
+        if numbers is None:
+            n_classes = len(read_list(ids) or []) if kind.endswith("ForMultipleChoice") else n_classes
+            return class_number(where, labels, self.names, n_classes)
+        if kind.endswith("ForTokenClassification"):
+            if len(numbers) != len(read_list(ids) or numbers):
+                what = f"has {len(numbers)} labels for {len(read_list(ids) or [])} tokens"
+                raise TaskError(f"{where} {what}; give one a token, {IGNORED} where none counts")
+            return [IGNORED if n == IGNORED else class_number(where, n, self.names, n_classes) for n in numbers]
+        if n_classes is not None and (len(numbers) != n_classes or not all(value in (0, 1) for value in numbers)):
+            what = f"one class, or for several classes at once a vector of {n_classes} numbers 0.0 or 1.0"
+            raise TaskError(f"{where} is {reprlib.repr(labels)}; expected {what}")
+        return labels if n_classes is None else [float(value) for value in numbers]
+
+    def _check_choices(self, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        if type(self.model).__name__.endswith("ForMultipleChoice"):
+            counts = [len(row.get("input_ids", ())) for row in rows]
+            if odd := [(name, n) for name, n in zip(names, counts, strict=True) if n != counts[0]]:
+                what = f"{odd[0][0]} has {odd[0][1]} choices and {names[0]} has {counts[0]}"
+                raise TaskError(f"{what}; all rows need as many, or empty ones would be predicted")
+
+    def _class(self, where: str, value: Any) -> int:
+        return class_number(where, value, self.names, self.n_classes)
+
+    def _named(self, where: str, value: Any) -> Any:
+        number = self._class(where, value)
+        return self.names[number] if self.names else number
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Columns as tensors, [batch, …], filled up on the right in every dimension; those not in all rows left out."""
@@ -109,7 +178,17 @@ class ModelLoss:
         """The model's output for the columns that it reads, with or without its targets."""
         known = self.inputs or batch.keys()
         inputs = {name: v for name, v in batch.items() if name in known and (targets or name not in TARGETS)}
-        return model(**inputs)
+        config, problem = model.config, getattr(model.config, "problem_type", None)
+        try:
+            return model(**inputs)
+        except (S3PetError, torch.OutOfMemoryError):
+            raise
+        except (ValueError, TypeError, IndexError, RuntimeError, KeyError) as error:
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+            raise TaskError(f"{type(model).__name__} cannot read a batch of {shapes}: {error}") from error
+        finally:
+            if hasattr(config, "problem_type"):
+                config.problem_type = problem  # which the model notes at its first loss
 
 
 def own_heads(model: Any) -> tuple[str, ...]:

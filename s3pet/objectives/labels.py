@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,44 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s3pet.errors import TaskError
-from s3pet.objectives.columns import IGNORED, read_text
+from s3pet.objectives.columns import IGNORED, read_list, read_text
 from s3pet.objectives.heads import ModelLoss
-from s3pet.tasks.plain import class_number
 
 
-class _Labels(ModelLoss):
-    """Labels that may have names, on a model with an output for each name."""
-
-    names: tuple[str, ...]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"names": list(self.names)}
-
-    def heads(self, model: Any) -> Sequence[str]:
-        count = getattr(getattr(model, "config", None), "num_labels", None)
-        if self.names and count is not None and count != len(self.names):
-            how = f"load it with num_labels={len(self.names)}"
-            raise TaskError(f"the model's head has {count} outputs and there are {len(self.names)} names; {how}")
-        return super().heads(model)
-
-    def encode(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
-        return [self._encoded(n, row) for n, row in enumerate(rows, 1)]
-
-    def _encoded(self, n: int, row: Any) -> dict[str, Any]:
-        """Row n as columns of numbers; a TaskError if it is not of the right form."""
-        raise NotImplementedError
-
-    def _number(self, where: str, label: Any) -> int:
-        return class_number(where, label, self.names)
-
-    def _named(self, where: str, label: Any) -> Any:
-        """The name of a label, or its number without names."""
-        number = self._number(where, label)
-        return self.names[number] if self.names else number
-
-
-class TokenClassification(_Labels):
+class TokenClassification(ModelLoss):
     """A tag for each word: its first token carries the label.
 
         rows = [{"tokens": ["Ada", "wrote"], "tags": ["PER", "O"]}, …]
@@ -66,28 +35,43 @@ class TokenClassification(_Labels):
         self, tokenizer: Any, *, names: Sequence[str] = (), tokens: str = "tokens", tags: str = "tags",
         max_length: int = 128, head: Sequence[str] | None = None,
     ):  # fmt: skip
-        super().__init__(padding={"input_ids": tokenizer.pad_token_id or 0, "words": -1}, head=head)
-        self.tokenizer, self.names, self.columns, self.max_length = tokenizer, tuple(names), (tokens, tags), max_length
+        super().__init__(padding={"input_ids": getattr(tokenizer, "pad_token_id", 0) or 0, "words": -1}, head=head)
+        self.tokenizer, self.names, self.columns, self.max_length = tokenizer, named(names), (tokens, tags), max_length
+        self.check_options(max_length=2)
         if not getattr(tokenizer, "is_fast", False):
             raise TaskError(f"{type(tokenizer).__name__} does not say which word a token is of; load a fast tokenizer")
 
     @property
     def settings(self) -> dict[str, Any]:
-        return super().settings | {"max_length": self.max_length}
+        return {"names": list(self.names), "max_length": self.max_length}
 
-    def _encoded(self, n: int, row: Any) -> dict[str, Any]:
+    def heads(self, model: Any) -> Sequence[str]:
+        _check_outputs(model, self.names)
+        return super().heads(model)
+
+    def encode(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
+        return self.cut(rows, self._read, self.length)
+
+    def _read(self, where: str, row: Any, length: int | None) -> dict[str, Any]:
         tokens, tags = self.columns
-        words = row.get(tokens)
-        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words) or not words:
-            raise TaskError(f"row {n}: column {tokens!r} must be a list of words; got {words!r}")
-        inputs = self.tokenizer(list(words), is_split_into_words=True, truncation=True, max_length=self.max_length)
+        words = read_list(row.get(tokens)) if isinstance(row, Mapping) else None
+        if not words or not all(isinstance(word, str) and word.strip() for word in words):
+            value = reprlib.repr(row.get(tokens) if isinstance(row, Mapping) else row)
+            raise TaskError(f"{where}: column {tokens!r} must be a list of words; got {value}")
+        options = {"truncation": length is not None, "max_length": length, "verbose": False}
+        try:
+            inputs = self.tokenizer(words, is_split_into_words=True, **options)
+        except (AssertionError, ValueError) as error:  # RoBERTa's wants a space before each word
+            raise TaskError(f"{type(self.tokenizer).__name__} cannot read lists of words: {error}") from error
         of_token = [-1 if word is None else word for word in inputs.word_ids()]
         first = [w if w != before else -1 for before, w in zip([-1, *of_token], of_token, strict=False)]
         entry = {**inputs, "words": first, "n_words": len(words)}
-        if tags in row:
-            if len(row[tags]) != len(words):
-                raise TaskError(f"row {n} has {len(words)} words and {len(row[tags])} tags; give one tag a word")
-            numbers = [self._number(f"row {n}: tag {k}", tag) for k, tag in enumerate(row[tags], 1)]
+        if row.get(tags) is not None:
+            given = read_list(row[tags])
+            if given is None or len(given) != len(words):
+                count = f"the tags {row[tags]!r}" if given is None else f"{len(given)} tags"
+                raise TaskError(f"{where} has {len(words)} words and {count}; give one tag a word, in a list")
+            numbers = [self._class(f"{where}: tag {k}", tag) for k, tag in enumerate(given, 1)]
             entry["labels"] = [IGNORED if word < 0 else numbers[word] for word in first]
         return entry
 
@@ -101,10 +85,10 @@ class TokenClassification(_Labels):
 
     def labels(self, values: Sequence[Any]) -> list[Any]:
         """Tags as predictions have them: names, if there are any."""
-        return [[self._named("a tag", tag) for tag in row] for row in values]
+        return [[self._named("a tag", tag) for tag in read_list(row) or ()] for row in values]
 
 
-class MultiLabel(_Labels):
+class MultiLabel(ModelLoss):
     """Any number of labels for each text: the binary cross-entropy of every label.
 
         rows = [{"text": "so funny, so sad", "labels": ["fun", "sad"]}, {"text": "it rained", "labels": []}, …]
@@ -115,35 +99,60 @@ class MultiLabel(_Labels):
 
     Args:
         tokenizer, names: of the model; one name for each of its outputs, in their order. text, target: columns; text
-            may be two, such as ``("premise", "hypothesis")``, and targets are lists of names or numbers, not vectors of
-            0 and 1. max_length: tokens of an input; longer ones are cut.
+            may be two, such as ``("premise", "hypothesis")``, and targets are lists of names or numbers, or vectors of
+            True and False (or 1.0 and 0.0), one for each name. max_length: tokens of an input; longer ones are cut, of
+            two texts the longer one first.
     """
 
     def __init__(
         self, tokenizer: Any, *, names: Sequence[str], text: str | Sequence[str] = "text", target: str = "labels",
         max_length: int = 128, head: Sequence[str] | None = None,
     ):  # fmt: skip
-        super().__init__(padding={"input_ids": tokenizer.pad_token_id or 0}, head=head)
-        self.tokenizer, self.names, self.max_length = tokenizer, tuple(names), max_length
+        super().__init__(padding={"input_ids": getattr(tokenizer, "pad_token_id", 0) or 0}, head=head)
+        self.tokenizer, self.names, self.max_length = tokenizer, named(names), max_length
         self.text, self.target = (text,) if isinstance(text, str) else tuple(text), target
+        self.check_options(max_length=2)
+        if len(self.text) not in (1, 2):
+            raise TaskError(f"text= names one column or two, which a model can tell apart; got {self.text}")
 
     @property
     def settings(self) -> dict[str, Any]:
-        return super().settings | {"text": list(self.text), "max_length": self.max_length}
+        return {"names": list(self.names), "text": list(self.text), "max_length": self.max_length}
 
-    def _encoded(self, n: int, row: Any) -> dict[str, Any]:
-        texts = [read_text(n, row, column) for column in self.text]
-        entry = dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
-        if self.target in row:
-            if not isinstance(row[self.target], list | tuple):
-                what = f"column {self.target!r} must be a list of names or numbers, which may be empty"
-                raise TaskError(f"row {n}: {what}; got {row[self.target]!r}")
-            chosen = {self._number(f"row {n}: a label", label) for label in row[self.target]}
+    def heads(self, model: Any) -> Sequence[str]:
+        _check_outputs(model, self.names)
+        return super().heads(model)
+
+    def encode(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
+        return self.cut(rows, self._read, self.length)
+
+    def _read(self, where: str, row: Any, length: int | None) -> dict[str, Any]:
+        texts = [read_text(where, row, column) for column in self.text]
+        entry = dict(self.tokenizer(*texts, truncation=length is not None, max_length=length, verbose=False))
+        if row.get(self.target) is not None:
+            chosen = self._chosen(f"{where}: column {self.target!r}", row[self.target])
             entry["labels"] = [float(k in chosen) for k in range(len(self.names))]
         return entry
 
+    def _chosen(self, where: str, value: Any) -> set[int]:
+        """Numbers of the labels in a list of names or numbers, or in a vector."""
+        labels = read_list(value)
+        if labels is None:
+            how = "; split a text first: row['labels'].split(',')" if isinstance(value, str) else ""
+            what = "must be a list of names or numbers, which may be empty"
+            raise TaskError(f"{where} {what}; got {reprlib.repr(value)}{how}")
+        if len(labels) == len(self.names) and all(isinstance(v, bool | float) and v in (0, 1) for v in labels):
+            return {k for k, is_on in enumerate(labels) if is_on}
+        chosen = {self._class(f"{where}: label {k}", label) for k, label in enumerate(labels, 1)}
+        if len(chosen) < len(labels):
+            how = "a vector must have one True or False for each name"
+            raise TaskError(f"{where} is {reprlib.repr(labels)}, in which labels come twice; {how}")
+        return chosen
+
     def loss(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         logits = self.output(model, batch, targets=False).logits
+        if "labels" not in batch:
+            raise TaskError(f"rows need a column {self.target!r} to be learned; pass target=, the name of yours")
         return F.binary_cross_entropy_with_logits(logits.float(), batch["labels"])
 
     def predict(self, model: Any, batch: Mapping[str, Tensor]) -> list[Any]:
@@ -152,11 +161,11 @@ class MultiLabel(_Labels):
 
     def labels(self, values: Sequence[Any]) -> list[Any]:
         """Label sets as predictions have them: names in the order of the model's outputs."""
-        chosen = [{self._number("a label", label) for label in row} for row in values]
+        chosen = [self._chosen("the label of a row", row) for row in values]
         return [[name for k, name in enumerate(self.names) if k in row] for row in chosen]
 
 
-class ImageClassification(_Labels):
+class ImageClassification(ModelLoss):
     """The class of an image.
 
         parts = datasets.load_dataset("imagefolder", data_dir="pets")  # columns image and label
@@ -168,7 +177,8 @@ class ImageClassification(_Labels):
     Args:
         processor: an image processor of transformers, or a function of a list of images that returns ``pixel_values``,
             [batch, channels, height, width]. names: of the classes, in the order of the model's outputs; needed if
-            labels are texts. image, label: columns; images are those of PIL (made RGB), arrays or tensors.
+            labels are texts. image, label: columns; images are those of PIL, arrays or tensors, of any number of
+            channels; they get as many as the model reads (RGB).
     """
 
     def __init__(
@@ -176,24 +186,38 @@ class ImageClassification(_Labels):
         head: Sequence[str] | None = None,
     ):  # fmt: skip
         super().__init__(head=head)
-        self.processor, self.names, self.columns = processor, tuple(names), (image, label)
+        self.processor, self.names, self.columns = processor, named(names), (image, label)
 
-    def _encoded(self, n: int, row: Any) -> dict[str, Any]:
-        image, label = self.columns
-        if row.get(image) is None or isinstance(row[image], str):
-            raise TaskError(f"row {n}: column {image!r} must hold an image; got {row.get(image)!r}")
-        entry = {"image": row[image]}
-        if label in row:
-            entry["labels"] = self._number(f"row {n}: column {label!r}", row[label])
-        return entry
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"names": list(self.names)}
+
+    def heads(self, model: Any) -> Sequence[str]:
+        _check_outputs(model, self.names)
+        return super().heads(model)
+
+    def encode(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
+        encoded, (image, label) = [], self.columns
+        n_channels = getattr(getattr(self.model, "config", None), "num_channels", 3)
+        for where, row in self.numbered(rows):
+            value = row.get(image) if isinstance(row, Mapping) else row
+            entry = {"image": read_image(f"{where}: column {image!r}", value, n_channels)}
+            if row.get(label) is not None:
+                entry["labels"] = self._class(f"{where}: column {label!r}", row[label])
+            encoded.append(entry)
+        return encoded
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        images = [row["image"].convert("RGB") if hasattr(row["image"], "convert") else row["image"] for row in rows]
+        images = [row["image"] for row in rows]
         is_function = inspect.isroutine(self.processor)
-        pixels = self.processor(images) if is_function else self.processor(images=images, return_tensors="pt")
-        pixels = pixels["pixel_values"] if isinstance(pixels, Mapping) else pixels
+        try:
+            pixels = self.processor(images) if is_function else self.processor(images=images, return_tensors="pt")
+            pixels = torch.as_tensor(pixels["pixel_values"] if isinstance(pixels, Mapping) else pixels)
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            kinds = sorted({type(image).__name__ for image in images})
+            raise TaskError(f"the image processor cannot read these images ({', '.join(kinds)}): {error}") from error
         rest = super().collate([{name: v for name, v in row.items() if name != "image"} for row in rows])
-        return {"pixel_values": torch.as_tensor(pixels), **rest}
+        return {"pixel_values": pixels, **rest}
 
     def predict(self, model: Any, batch: Mapping[str, Tensor]) -> list[Any]:
         classes = super().predict(model, batch)
@@ -202,3 +226,46 @@ class ImageClassification(_Labels):
     def labels(self, values: Sequence[Any]) -> list[Any]:
         """Labels as predictions have them: names, if there are any."""
         return [self._named("a label", value) for value in values]
+
+
+def named(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes as a tuple; a TaskError if two are the same, or for one text instead of several names."""
+    if isinstance(names, str) or len({*names}) < len(names):
+        raise TaskError(f"names= must be distinct names, such as ('no', 'yes'); got {reprlib.repr(names)}")
+    return tuple(names)
+
+
+def read_image(where: str, image: Any, n_channels: int) -> Any:
+    """An image with so many channels, of PIL or an array [height, width, channels]; TaskError if it is none."""
+    from PIL.Image import fromarray
+
+    modes = {1: "L", 3: "RGB", 4: "RGBA"}
+    if hasattr(image, "convert"):
+        return image.convert(modes[n_channels]) if n_channels in modes else image
+    if isinstance(image, Mapping) and "bytes" in image:
+        how = "dataset.cast_column('image', datasets.Image()) decodes them"
+        raise TaskError(f"{where} holds the bytes of an image file; {how}")
+    if isinstance(image, list):
+        with contextlib.suppress(ValueError, TypeError):
+            image = torch.tensor(image)
+    shape = tuple(getattr(image, "shape", ()))
+    if len(shape) not in (2, 3) or (len(shape) == 3 and not {shape[0], shape[-1]} & {1, 3, 4}) or 0 in shape:
+        kind = f"an array of shape {shape}" if shape else reprlib.repr(image)
+        how = "an image of PIL (PIL.Image.open(path)), or pixels [height, width, channels]"
+        raise TaskError(f"{where} must hold an image; got {kind}. Pass {how}")
+    pixels = torch.as_tensor(image)
+    if pixels.is_floating_point() and not bool(pixels.isfinite().all()):
+        raise TaskError(f"{where} has pixels that are NaN or infinite")
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    pixels = pixels if pixels.shape[-1] in (1, 3, 4) else pixels.movedim(0, -1)
+    if pixels.dtype == torch.uint8:
+        picture = fromarray((pixels[:, :, 0] if pixels.shape[-1] == 1 else pixels).cpu().numpy())
+        return picture.convert(modes[n_channels]) if n_channels in modes else picture
+    return (pixels.expand(-1, -1, n_channels) if pixels.shape[-1] == 1 else pixels).cpu().numpy()
+
+
+def _check_outputs(model: Any, names: Sequence[str]) -> None:
+    count = getattr(getattr(model, "config", None), "num_labels", None)
+    if names and count is not None and count != len(names):
+        how = f"load it with num_labels={len(names)}"
+        raise TaskError(f"the model's head has {count} outputs and there are {len(names)} names; {how}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from s3pet.backbones import preserved
 from s3pet.errors import SearchError, TaskError, nearest
+from s3pet.objectives.columns import Bound
 from s3pet.objectives.streams import in_batches
 from s3pet.objectives.texts import Objective, ObjectiveSettings, make_objective
 from s3pet.tasks import Task
@@ -60,7 +61,7 @@ class Own(Objective):
 
     def __init__(self, model: nn.Module, task: Any, own: Any):
         super().__init__(model, task, ObjectiveSettings())
-        self.__dict__["own"] = own
+        self.__dict__["own"] = own = own.bound(model, task) if isinstance(own, Bound) else own
         if isinstance(own, nn.Module) and any(weight.requires_grad for weight in own.parameters()):
             how = "make them a submodule of the model and name it in heads(model)"
             raise SearchError(f"{self.name} has parameters of its own, which would not be trained; {how}")
@@ -93,6 +94,11 @@ class Own(Objective):
         super().unfreeze()
         for slots, leaf in self._slots:
             slots[leaf].requires_grad_(False)  # replaced by the head's
+
+    def keep_head(self) -> None:
+        """Put the trained tensors of the head into the model for good, which is a copy that nobody else has."""
+        for (slots, leaf), weight in zip(self._slots, self.head_weights, strict=True):
+            slots[leaf] = weight  # type: ignore[assignment]
 
     def encode(self, examples: Sequence[Any]) -> list[Any]:
         rows = list(self.own.encode(examples))

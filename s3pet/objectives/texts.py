@@ -1,10 +1,10 @@
 """A task of texts and labels on a backbone: batches, loss and predictions.
 
 A text-to-text backbone (encoder-decoder or decoder) learns to write the word of the right label. It is scored by
-comparing the likelihoods of all label words, each up to the token by which they can be told apart; where that is the
-first one, a single pass scores them all (of decoders nearly always, see :mod:`s3pet.objectives.choices`). Only PET
-tensors are trained. An encoder gets a head on its pooled output; the head is trained too, and its parameters are
-reported beside the budget, never as part of it.
+comparing the likelihoods of all label words, each up to the token that tells it from all others. A single pass scores
+them all, whatever their number, on nearly all backbones (see :mod:`s3pet.objectives.choices`). Only PET tensors are
+trained. An encoder gets a head on its pooled output; the head is trained too, and its parameters are reported beside
+the budget, never as part of it.
 
 A text-to-text backbone can be trained with one of two losses. ``"choice"`` is the cross-entropy over the likelihoods
 of the label words, which is also how it is scored. ``"lm"`` is the authors' language-model loss on the right word; it
@@ -18,7 +18,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +28,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from s3pet.backbones import backbone_kind, preserved
 from s3pet.errors import SearchError, TaskError
 from s3pet.objectives.choices import WordTree
+from s3pet.objectives.columns import IGNORED, scored_logits, written_inputs
 from s3pet.objectives.streams import Row, in_batches
 from s3pet.records import LATER, check_fields, recorded
 from s3pet.tasks import Example, Task
-from s3pet.tasks.checks import distinct_prefix
+from s3pet.tasks.checks import label_tokens
 from s3pet.tasks.tokens import Reader
 
 Batch = dict[str, Tensor]
@@ -229,69 +230,100 @@ class Objective(nn.Module):
         return min(range(len(values)), key=lambda index: abs(values[index] - float(example.label)))
 
 
-class SequenceToSequence(Objective):
-    """Encoder-decoder: the decoder writes the label word."""
+class Writer(Objective):
+    """A backbone that writes the label word.
 
-    def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
+    Attributes:
+        words, scored_words: tokens of the label words, and of each those up to the one that tells it from all others.
+        n_distinct, tree: the most tokens that are scored, and all of them as a tree.
+        in_one_pass: whether the backbone reads the tree.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings, words: Sequence[Sequence[int]]):
         super().__init__(model, task, settings)
-        words = self.tokenizer(text_target=list(task.label_words))["input_ids"]
-        self.register_buffer("words", _pad(words, -100).to(self.device))  # [n_labels, length], with the end token
-        self.n_distinct = distinct_prefix(task, model, words)
-        self.n_sequences = len(words) if self.n_distinct > 1 else 1
+        self.words, self.scored_words = label_tokens(task, model, words)
+        self.n_distinct = max(map(len, self.scored_words))
+        self.tree = WordTree(self.scored_words)
 
-    def _word_loss(self, batch: Batch) -> Tensor:
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        return self.run(**inputs, labels=self.words[batch["target"]], use_cache=False).loss
-
-    def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        mask, n_labels, words = batch["attention_mask"], len(self.words), self.words[:, : self.n_distinct]
-        if self.n_distinct == 1:
-            inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, "labels": words[:1].expand(len(mask), 1)}
-            return self.run(**inputs, use_cache=False).logits[:, 0].float().log_softmax(-1)[:, words[:, 0]]
-        hidden = self.run(self.model.get_encoder(), input_ids=batch["input_ids"], attention_mask=mask)
-        hidden.last_hidden_state = hidden.last_hidden_state.repeat_interleave(n_labels, 0)
-        labels = words.repeat(len(mask), 1)  # row-major: all label words of row 0, then of row 1, …
-        mask = mask.repeat_interleave(n_labels, 0)
-        logits = self.run(encoder_outputs=hidden, attention_mask=mask, labels=labels, use_cache=False).logits
-        return _likelihood(logits, labels).view(-1, n_labels)
-
-
-class Causal(Objective):
-    """Decoder: it continues the prompt with the label word."""
-
-    def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
-        super().__init__(model, task, settings)
-        texts = [" " + word for word in task.label_words]
-        encoded = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        self.words = [ids[: settings.max_length // 2] for ids in encoded]
-        self.reader = Reader(task, model, settings.max_length, words=self.words)
-        self.n_distinct = distinct_prefix(task, model, self.words)
-        self.tree = WordTree(self.words, self.n_distinct)
+    def _choose_way(self) -> None:
         self.in_one_pass = self.tree.fits(self)
-        self.n_sequences = 1 if self.in_one_pass else len(self.words)
-
-    def _word_loss(self, batch: Batch) -> Tensor:
-        logits, labels = self._continued(batch, [[int(word)] for word in batch["target"]])
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
+        alike = max(1, len(self.tree.tokens) // self.n_distinct)  # words alone with as many logits as the tree
+        self.n_sequences = alike if self.in_one_pass else len(self.words)
 
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
-        return self.tree.scores(self, batch) if self.in_one_pass else self.scores_alone(batch)
+        return self.scores_at_once(batch) if self.in_one_pass else self.scores_alone(batch)
+
+    def scores_at_once(self, batch: Batch) -> Tensor:
+        """As :meth:`scores`, with all words in one sequence."""
+        raise NotImplementedError
 
     def scores_alone(self, batch: Batch) -> Tensor:
         """As :meth:`scores`, with a sequence for each word: slow, for backbones that cannot read a tree of words."""
-        every = [[*range(len(self.words))]] * len(batch["target"])
-        return _likelihood(*self._continued(batch, every, self.n_distinct)).view(len(every), -1)
+        raise NotImplementedError
 
-    def _continued(self, batch: Batch, chosen: list[list[int]], n: int | None = None) -> tuple[Tensor, Tensor]:
-        """Logits of each row's prompt with (n tokens of) its chosen words, and labels, −100 except on the word."""
+
+class SequenceToSequence(Writer):
+    """Encoder-decoder: the decoder writes the label word."""
+
+    def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
+        words = cast(Any, task.tokenizer)(text_target=list(task.label_words))["input_ids"]
+        super().__init__(model, task, settings, words)
+        self.start = int(written_inputs(model, torch.tensor(self.words[:1], device=self.device))[0, 0])
+        self._choose_way()
+
+    def _word_loss(self, batch: Batch) -> Tensor:
+        labels = _pad([self.words[int(word)] for word in batch["target"]], IGNORED).to(self.device)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits = self.run(**inputs, decoder_input_ids=written_inputs(self.model, labels), use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+
+    def scores_at_once(self, batch: Batch) -> Tensor:
+        return self.tree.written_scores(self, batch)
+
+    def scores_alone(self, batch: Batch) -> Tensor:
+        ids, mask, n_labels = batch["input_ids"], batch["attention_mask"], len(self.words)
+        hidden = self.run(self.model.get_encoder(), input_ids=ids, attention_mask=mask)
+        hidden.last_hidden_state = hidden.last_hidden_state.repeat_interleave(n_labels, 0)
+        words = (self.scored_words, [[self.start, *word[:-1]] for word in self.scored_words])
+        # row-major: all words of row 0, then of row 1, …
+        labels, written = (_pad(part, IGNORED).to(self.device).repeat(len(mask), 1) for part in words)
+        both = {"input_ids": ids.repeat_interleave(n_labels, 0), "decoder_input_ids": written.clamp(min=0)}
+        both["attention_mask"] = mask.repeat_interleave(n_labels, 0)
+        logits = self.run(encoder_outputs=hidden, **both, use_cache=False).logits
+        return _likelihood(logits, labels).view(-1, n_labels)
+
+
+class Causal(Writer):
+    """Decoder: it continues the prompt with the label word."""
+
+    def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
+        tokenizer = cast(Any, task.tokenizer)
+        words = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in task.label_words]
+        super().__init__(model, task, settings, [ids[: settings.max_length // 2] for ids in words])
+        self.reader = Reader(task, model, settings.max_length, words=self.words)
+        self._choose_way()
+
+    def _word_loss(self, batch: Batch) -> Tensor:
+        logits, labels = self._continued(batch, [[self.words[int(word)]] for word in batch["target"]])
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+
+    def scores_at_once(self, batch: Batch) -> Tensor:
+        return self.tree.scores(self, batch)
+
+    def scores_alone(self, batch: Batch) -> Tensor:
+        rows = len(batch["target"])
+        return _likelihood(*self._continued(batch, [self.scored_words] * rows)).view(rows, -1)
+
+    def _continued(self, batch: Batch, chosen: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tensor]:
+        """Logits of each row's prompt with its words where a word goes on, and labels, −100 except on the word."""
         ids, labels = [], []
         for padded, mask, words in zip(batch["input_ids"], batch["attention_mask"], chosen, strict=True):
             prompt = padded[mask.bool()].tolist()
-            ids += [prompt + self.words[word][:n] for word in words]
-            labels += [[-100] * len(prompt) + self.words[word][:n] for word in words]
+            ids += [[*prompt, *word] for word in words]
+            labels += [[IGNORED] * len(prompt) + [*word] for word in words]
         padding = self.tokenizer.pad_token_id or 0  # on the right, where a causal mask never looks
-        logits = self.run(input_ids=_pad(ids, padding).to(self.device), use_cache=False).logits[:, :-1]
-        return logits, _pad(labels, -100).to(self.device)[:, 1:]
+        inputs = {"input_ids": _pad(ids, padding).to(self.device)}
+        return scored_logits(self.run, self.model, inputs, _pad(labels, IGNORED).to(self.device))
 
 
 class Encoder(Objective):

@@ -29,7 +29,7 @@ from s3pet.objectives.texts import make_objective
 from s3pet.records import config_hash
 from s3pet.result import SearchResult
 from s3pet.space import Candidate, Space
-from s3pet.structure import Structure, parse_budget, select_structure
+from s3pet.structure import QUERIES_VALUES, Structure, parse_budget, select_structure
 from s3pet.supernet import Supernet
 from s3pet.tasks import Task
 
@@ -132,10 +132,11 @@ def depth_structure(space: Space, budget: BudgetLike, where: str) -> Structure:
     """Place LoRA on queries and values evenly over the depth or at the top; fill the rest with LNFit, then BitFit.
 
     Depth counts through the whole network: of an encoder-decoder first the encoder's layers, then the decoder's. Four
-    passes by the same rule fill the budget: LoRA on self-attention's q and v, LNFit, BitFit, then everything else in
-    the space; of several sizes of a module at a site only the smallest. ``"top"`` goes down from the last layer.
-    ``"uniform"`` takes as many whole layers as the budget affords, evenly spread (m of n layers: those at
-    ⌊(i + ½) n/m⌋), then single candidates, each from the layer farthest from those taken. v comes before q.
+    passes by the same rule fill the budget: LoRA on self-attention's q and v (or on the one map that holds them, as
+    ``attn.qkv`` of GPT-2), LNFit, BitFit, then everything else in the space; of several sizes of a module at a site
+    only the smallest. ``"top"`` goes down from the last layer. ``"uniform"`` takes as many whole layers as the budget
+    affords, evenly spread (m of n layers: those at ⌊(i + ½) n/m⌋), then single candidates, each from the layer farthest
+    from those taken. v comes before q.
 
     Nothing is random, and no other candidate of the smallest size fits into what is left of the budget.
 
@@ -149,7 +150,7 @@ def depth_structure(space: Space, budget: BudgetLike, where: str) -> Structure:
     sizes = {(c.site, c.pet): c.rank for c in sorted(space, key=lambda c: -(c.rank or 0))}  # the smallest comes last
     space = replace(space, candidates=tuple(c for c in space if c.rank == sizes[c.site, c.pet]))
     passes: tuple[Callable[[Candidate], bool], ...] = (
-        lambda c: c.pet == "lora" and c.role in ("attn.q", "attn.v"),
+        lambda c: c.pet == "lora" and QUERIES_VALUES.covers(c),
         lambda c: c.pet == "lnfit",
         lambda c: c.pet == "bitfit",
         lambda c: True,

@@ -5,6 +5,7 @@ What cannot work is a TaskError; what is only worth knowing is said once per tas
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,9 +32,16 @@ def note_empty_texts(rows: Mapping[str, Sequence[Any]], columns: Sequence[str]) 
     return [f"{len(places)} rows have an empty text: {', '.join(places[:3])}{more}"] if places else []
 
 
-def position_limit(model: Any) -> int | None:
-    """Return the number of tokens for which a model (of an encoder-decoder the encoder) has positions; None: any."""
-    stack, limits = model.get_encoder() if model.config.is_encoder_decoder else model, list[int]()
+def position_limit(model: Any, *, written: bool = False) -> int | None:
+    """Return the number of tokens for which a model has positions; None: any.
+
+    Of an encoder-decoder those that it reads, or those that its decoder writes.
+    """
+    if getattr(model, "config", None) is None:
+        return None
+    stack, limits = model, list[int]()
+    if model.config.is_encoder_decoder:
+        stack = model.get_decoder() if written else model.get_encoder()
     for name, part in stack.named_modules():
         weight: Any = getattr(part, "weight", None)
         padding = getattr(part, "padding_idx", None)
@@ -45,17 +53,18 @@ def position_limit(model: Any) -> int | None:
     return min(limits + declared) if limits or config.model_type in _FIXED else None
 
 
-def check_ids(task: Any, model: Any, ids: Sequence[Sequence[int]]) -> None:
-    """Raise TaskError if a token's number is not in the embedding of the backbone."""
+def check_ids(where: str, tokenizer: Any, model: Any, ids: Sequence[Sequence[int]]) -> None:
+    """Raise TaskError if a token's number is not in the embedding of the backbone; ``where`` begins the message."""
     try:
         n_tokens = getattr(model.get_input_embeddings(), "num_embeddings", None)
     except (AttributeError, NotImplementedError):  # CANINE reads characters, without a vocabulary
         return
-    highest = max((number for row in ids for number in row), default=0)
-    if isinstance(n_tokens, int) and highest >= n_tokens:
-        token = f"token {task.tokenizer.convert_ids_to_tokens(highest)!r} has number {highest}"
-        what = f"{token}, but the backbone's embedding ends at {n_tokens - 1}"
-        raise TaskError(f"task {task.name!r}: {what}; load the task with the tokenizer that came with this backbone")
+    highest, lowest = (end((number for row in ids for number in row), default=0) for end in (max, min))
+    if isinstance(n_tokens, int) and (highest >= n_tokens or lowest < 0):
+        number = lowest if lowest < 0 else highest
+        name = "" if tokenizer is None or lowest < 0 else f" {tokenizer.convert_ids_to_tokens(number)!r}"
+        what = f"token{name} has number {number}, but the backbone's embedding ends at {n_tokens - 1}"
+        raise TaskError(f"{where}: {what}; load the task with the tokenizer that came with this backbone")
 
 
 def start_token(task: Any) -> int:
@@ -68,13 +77,26 @@ def start_token(task: Any) -> int:
     return token
 
 
-def distinct_prefix(task: Any, model: Any, words: Sequence[Sequence[int]]) -> int:
-    """Return the smallest number of leading tokens in which all label words differ; TaskError if there is none."""
-    check_ids(task, model, words)
-    for n in range(1, max(map(len, words)) + 1):
-        if len({tuple(word[:n]) for word in words}) == len(words):
-            return n
-    same: Any = {word: ids for word, ids in zip(task.label_words, words, strict=True) if [*words].count(ids) > 1}
-    tokens = task.tokenizer.convert_ids_to_tokens(next(iter(same.values())))
-    what = f"label words {[*same]} are not distinct tokens for this tokenizer"
-    raise TaskError(f"task {task.name!r}: {what} (the first is {tokens}); pass others: load_task(…, label_words=…)")
+def label_tokens(task: Any, model: Any, words: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the tokens of all label words, and of each of them those up to the first that tells it from all others.
+
+    A word that another one begins with ends with the end token, if it does not yet: else it would always be the
+    likelier one. TaskError if two words are the same tokens, or if such an end is needed and the tokenizer has none.
+    """
+    check_ids(f"task {task.name!r}", task.tokenizer, model, words)
+    whole, end = [list(word) for word in words], getattr(task.tokenizer, "eos_token_id", None)
+    same = [text for text, word in zip(task.label_words, whole, strict=True) if whole.count(word) > 1 or not word]
+    if same:
+        tokens = task.tokenizer.convert_ids_to_tokens(whole[[*task.label_words].index(same[0])])
+        what = f"label words {same} are not distinct tokens for this tokenizer (the first is {tokens})"
+        raise TaskError(f"task {task.name!r}: {what}; pass others: load_task(…, label_words=…)")
+    starts = Counter(tuple(word[:k]) for word in whole for k in range(1, len(word) + 1))
+    for text, word in zip(task.label_words, whole, strict=True):
+        if starts[tuple(word)] > 1:
+            if end is None:
+                what = f"another label word begins with {text!r}, and the tokenizer has no end-of-sequence token"
+                raise TaskError(f"task {task.name!r}: {what}; pass others: load_task(…, label_words=…)")
+            word.append(end)
+            starts[tuple(word)] += 1
+    cut = [next(word[:k] for k in range(1, len(word) + 1) if starts[tuple(word[:k])] == 1) for word in whole]
+    return whole, cut

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,6 +19,30 @@ _USUAL_COLUMNS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
     ("question", "passage"), ("text1", "text2"), ("sentence1",), ("sentence",), ("text",), ("question",),
 )  # fmt: skip
+
+
+def check_options(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a task with tuples of texts where these are meant; TaskError for anything else.
+
+    Numbers are texts, too; one column or metric need not be in a list. A mapping has no order, so it is refused.
+    """
+    checked = dict(spec)
+    for name in ("label_words", "label_names", "text_columns", "metrics"):
+        value: Any = spec.get(name)
+        if value is None:
+            continue
+        if isinstance(value, str) and name in ("text_columns", "metrics"):
+            value = (value,)
+        is_list = isinstance(value, Iterable) and not isinstance(value, str | Mapping | Set)
+        texts = tuple(value) if is_list else ()
+        is_text = [isinstance(v, str) or (isinstance(v, Real) and not isinstance(v, bool) and v == v) for v in texts]
+        if not is_list or not all(is_text):
+            raise TaskError(f"{name} must be a list of texts, such as ('no', 'yes'); got {reprlib.repr(value)}")
+        checked[name] = tuple(map(str, texts))
+    for name in ("metric", "label_column", "template"):
+        if spec.get(name) is not None and not isinstance(spec[name], str):
+            raise TaskError(f"{name} must be a text; got {reprlib.repr(spec[name])}")
+    return checked
 
 
 def choose_columns(row: Row, spec: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -77,7 +101,8 @@ def read_label(where: str, value: Any) -> Label:
     if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas' missing cells
         return None
     kind = f"{reprlib.repr(value)} is a {type(value).__name__}, neither a number nor a text"
-    raise TaskError(f"{where}: the label {kind}. Pass label_column=… with one class (or, with regression=True, number)")
+    what = "Pass label_column=… with one class (or, with regression=True, number)"
+    raise TaskError(f"{where}: the label {kind}. {what}; for several labels, or others, see s3pet.objectives")
 
 
 def encode_label(where: str, label: Label, index: Mapping[Label, int] | None) -> int | float:
@@ -98,6 +123,8 @@ def find_classes(
 
     Labels of the rows are label names, label words, or, if these are all texts, positions among them.
     """
+    for n, label in enumerate(labels, 1):
+        encode_label(f"train row {n}", label, None if label is None else {label: 0})
     words, names = (tuple(map(str, spec.get(key) or ())) for key in ("label_words", "label_names"))
     orders: list[Sequence[Label]] = [[read_label("", text) for text in texts] for texts in (names, words) if texts]
     listed = {label for order in orders for label in order}

@@ -12,6 +12,7 @@ import hashlib
 import math
 import random
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,17 @@ from typing import Any
 
 from s3pet.errors import TaskError
 from s3pet.tasks.checks import LEAST
+from s3pet.tasks.rows import read_split
 
 Metric = Callable[[list[Any], list[Any]], float]
+
+
+class Half(list[Any]):
+    """Some rows of a split; ``numbers`` are those of the rows in it, from 1."""
+
+    def __init__(self, rows: Sequence[Any], indices: Sequence[int]):
+        super().__init__(rows[index] for index in indices)
+        self.numbers = [index + 1 for index in indices]
 
 
 @dataclass(frozen=True)
@@ -31,12 +41,13 @@ class RowTask:
 
     Attributes:
         name: of the task in saved runs.
-        train, validation, test: sequences of rows, such as lists of dicts or ``datasets.Dataset``; without ``test``,
-            pass ``test=False`` to :func:`s3pet.retrain`.
+        train, validation, test: sequences of rows, such as lists of dicts, ``datasets.Dataset`` or tables of pandas;
+            without ``test``, pass ``test=False`` to :func:`s3pet.retrain`.
         metrics: functions by name, the main one first; larger is better.
         label: the column with what a prediction is compared to, or a function of a row that returns it.
 
-    Raises TaskError for empty splits, fewer than 4 training rows, and metrics that are not functions.
+    Raises TaskError for splits that are empty or no sequences, fewer than 4 training rows, and metrics that are not
+    functions.
     """
 
     name: str
@@ -48,6 +59,13 @@ class RowTask:
     label_words, label_names, regression, tokenizer, template = (), (), False, None, ""  # as in a task of texts
 
     def __post_init__(self) -> None:
+        for split in ("train", "validation", "test"):
+            rows = getattr(self, split)
+            if hasattr(rows, "iterrows"):
+                object.__setattr__(self, split, rows := read_split(rows))
+            if isinstance(rows, str | Mapping) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+                what = f"{split} is a {type(rows).__name__}; expected a list of rows, a Dataset or a table of pandas"
+                raise TaskError(f"task {self.name!r}: {what}")
         for split, least in (("train", LEAST), ("validation", 1)):
             if (count := len(getattr(self, split))) < least:
                 raise TaskError(f"task {self.name!r}: {split} has {count} rows; at least {least} are needed")
@@ -83,8 +101,14 @@ class RowTask:
         order = list(range(len(self.train)))
         random.Random(f"{seed}-search").shuffle(order)
         half = len(order) // 2
-        first, second = ([self.train[i] for i in sorted(part)] for part in (order[:half], order[half : 2 * half]))
-        return first, second
+        return Half(self.train, sorted(order[:half])), Half(self.train, sorted(order[half : 2 * half]))
+
+    def numbered(self, rows: Sequence[Any]) -> list[tuple[str, Any]]:
+        """Rows with their names for messages: ``("train row 3", row)``."""
+        splits = (name for name in ("train", "validation", "test") if getattr(self, name) is rows)
+        split = "train" if isinstance(rows, Half) else next(splits, "")
+        numbers = getattr(rows, "numbers", range(1, len(rows) + 1))
+        return [(f"{split} row {n}".strip(), row) for n, row in zip(numbers, rows, strict=True)]
 
     def labels(self, rows: Sequence[Any]) -> list[Any]:
         """What the predictions of these rows are compared to; TaskError if a row has no such column."""
@@ -104,7 +128,13 @@ class RowTask:
             raise TaskError(f"task {self.name!r}: {what}, or retrain(…, test=False) without a test split")
         values = {}
         for name, metric in self.metrics.items():
-            value = getattr(result := metric(predictions, labels), "item", lambda result=result: result)()
+            try:
+                result = metric(predictions, labels)
+            except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+                pair = f"{reprlib.repr(predictions[0])} with {reprlib.repr(labels[0])}"
+                what = f"metric {name!r} cannot compare predictions and labels, such as {pair}"
+                raise TaskError(f"task {self.name!r}: {what}: {error}") from error
+            value = getattr(result, "item", lambda result=result: result)()
             if not isinstance(value, Number) or isinstance(value, complex):
                 raise TaskError(f"task {self.name!r}: metric {name!r} must return a number, got {value!r}")
             values[name] = float(value)  # type: ignore[arg-type]
@@ -195,13 +225,19 @@ def _update(digest: Any, value: Any, name: str) -> None:
         raise TaskError(f"task {name!r}: {what}; use dicts, lists, texts, numbers, arrays, tensors and images")
 
 
-def class_number(where: str, value: Any, names: Sequence[str]) -> int:
-    """Return the class of a label: its number, or its place among the names; anything else is a TaskError."""
+def class_number(where: str, value: Any, names: Sequence[str], n_classes: int | None = None) -> int:
+    """Return the class of a label: its number, or its place among the names; anything else is a TaskError.
+
+    ``n_classes`` is the number of classes if they have no names; None: any.
+    """
     value = value.item() if getattr(value, "ndim", None) == 0 else value
-    if isinstance(value, str) and value in names:
-        return list(names).index(value)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < 0 or (names and value >= len(names)) or not math.isfinite(value):
-        known = f"a number from 0 to {len(names) - 1} or one of {', '.join(names[:6])}" if names else "a number from 0"
-        raise TaskError(f"{where} is {value!r}; expected {known}. Names of classes are passed as names=(…)")
-    return value
+    if isinstance(value, str) and (text := value if value in names else value.strip()) in names:
+        return list(names).index(text)
+    most = len(names) or n_classes or math.inf
+    is_whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+    if not is_whole or not 0 <= value < most:
+        known = "a number from 0" if most == math.inf else f"a number from 0 to {most - 1}"
+        known += f" or one of {', '.join(names[:6])}" if names else ""
+        how = ". Names of classes are passed as names=(…)" if isinstance(value, str) and not names else ""
+        raise TaskError(f"{where} is {value!r}; expected {known}{how}")
+    return int(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,15 @@ def read_split(rows: Any) -> list[Row]:
     if isinstance(rows, str | Path):
         return _read_file(Path(rows))
     if hasattr(rows, "iterrows"):
-        return rows.to_dict("records")
+        return _records(rows, rows.columns)
     return list(rows)
+
+
+def _records(table: Any, columns: Any) -> list[Row]:
+    """Rows of a table of pandas as dicts; a column that is there twice is a TaskError, one of them would be lost."""
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        raise TaskError(f"column {twice[0]!r} is there {Counter(columns)[twice[0]]} times; rename or drop the others")
+    return table.set_axis(list(columns), axis=1).to_dict("records")
 
 
 def name_splits(splits: Mapping[str, list[Row]], validation: str | None = None) -> dict[str, list[Row]]:
@@ -88,7 +96,7 @@ def _read_file(path: Path) -> list[Any]:
         if path.suffix == ".jsonl":
             return list(_read_json_lines(path))
         if path.suffix == ".parquet":
-            return pd.read_parquet(path).to_dict("records")
+            return _records(table := pd.read_parquet(path), table.columns)
         tabs = path.suffix == ".tsv"
         table = pd.read_csv(
             path,
@@ -107,7 +115,7 @@ def _read_file(path: Path) -> list[Any]:
         raise TaskError(f"{path} is not UTF-8 text: {error}") from error
     except (ValueError, OSError) as error:
         raise TaskError(f"{path}: {error}") from error
-    return rows.set_axis(header, axis=1).to_dict("records")
+    return _records(rows, header)
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:

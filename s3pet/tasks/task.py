@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from s3pet.tasks.benchmarks import BENCHMARKS, HUB_NAMES
 from s3pet.tasks.checks import LEAST, note_empty_texts
 from s3pet.tasks.labels import (
     FIELD,
+    check_options,
     choose_columns,
     choose_label_column,
     encode_label,
@@ -242,9 +244,13 @@ def load_task(
                "metrics": metrics, "text_columns": text_columns, "label_column": label_column,
                "regression": regression}  # fmt: skip
     spec = known | {option: value for option, value in options.items() if value is not None}
+    for number, value in {"n_train": n_train, "n_validation": n_validation, "seed": seed}.items():
+        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
+            raise TaskError(f"{number} must be a whole number, got {value!r}")
     if template is not None:
         spec.pop("fields", None)  # the names in the benchmark's own template
     try:
+        spec = check_options(spec)
         if not isinstance(rows, Mapping):
             rows = read_hub(where) if rows is None else read_folder(rows, spec.get("validation"))
         task = _build(name or where, rows, spec, tokenizer, n_validation, seed)
@@ -307,6 +313,8 @@ def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_valid
     label_column, names = choose_label_column(parts["train"][0], spec)
     spec = {"label_words": names, "label_names": names} | spec if names else spec
     columns, fields = choose_columns(parts["train"][0], spec)
+    if label_column in columns:
+        raise TaskError(f"column {label_column!r} is the label and a text, so the answer would be in the prompt")
     template = spec.get("template") or _template(name, fields)
     if not (used := set(FIELD.findall(template))) or used - set(fields):
         raise TaskError(

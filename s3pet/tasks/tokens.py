@@ -48,7 +48,8 @@ class Reader:
             texts = self._texts(cut) if self.segments else [(prompt,) for prompt in self._shortened(cut)]
             for n, row in zip(long, self._tokenize(texts, cut=True), strict=True):
                 rows[n] = row
-        check_ids(self.task, self.model, [row["input_ids"] for row in rows])
+        ids = [row["input_ids"] for row in rows]
+        check_ids(f"task {self.task.name!r}", self.task.tokenizer, self.model, ids)
         for row in rows:
             if not row["input_ids"]:
                 row |= {name: [0] for name in row} | {"input_ids": [start_token(self.task)]}
@@ -98,8 +99,10 @@ class Reader:
         if self._said:
             return
         self._said, task = True, self.task
-        rows = self._tokenize(self._texts([*task.train, *task.validation, *task.test] or examples))
-        n = sum(len(row["input_ids"]) > self.length for row in rows)
+        for part in ([*task.train, *task.validation, *task.test], examples):  # the task has no long row: new ones do
+            rows = self._tokenize(self._texts(part)) if part else []
+            if n := sum(len(row["input_ids"]) > self.length for row in rows):
+                break
         what = f"task {task.name!r}: {n:,} of {len(rows):,} rows ({n / len(rows):.1%}) have more than {self.length}"
         why = "the backbone has no more positions" if self.capped else "objective={'max_length': …} reads more"
         warnings.warn(f"{what} tokens and are cut; {why}", stacklevel=2)

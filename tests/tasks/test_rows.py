@@ -196,3 +196,12 @@ def test_label_names_come_from_the_column_of_the_labels(option):
     assert (task.label_names, task.label_words) == (("no", "yes"), ("no", "yes"))
     with pytest.raises(TaskError, match="no column 'label'"):
         load_task({"train": part, "test": part})
+
+
+@pytest.mark.parametrize("kind", ["frame", "csv"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path, kind):
+    """Of a dict only the last one would be left."""
+    table = pd.DataFrame([["a", f"b{k}", k % 2] for k in range(20)], columns=["text", "text", "label"])
+    table.to_csv(tmp_path / "train.csv", index=False)
+    with pytest.raises(TaskError, match="column 'text' is there 2 times; rename or drop the others"):
+        load_task(dict.fromkeys(("train", "test"), table if kind == "frame" else tmp_path / "train.csv"))

@@ -101,11 +101,30 @@ def test_a_template_must_name_text_columns(template):
         ({"n_train": 3}, "at least 4"),
         ({"n_validation": 0}, "n_validation=0"),
         ({"path": "folder"}, "benchmark's name"),
+        ({"label_words": {0: "no", 1: "yes"}}, r"label_words must be a list of texts, such as .*; got \{0: 'no'"),
+        ({"label_words": "no yes"}, "label_words must be a list of texts"),
+        ({"label_words": (None, "yes")}, r"label_words must be a list of texts.*; got \(None, 'yes'\)"),
+        ({"label_names": (["a"], "b")}, "label_names must be a list of texts"),
+        ({"label_names": (False, True)}, "label_names must be a list of texts"),
+        ({"metrics": [["accuracy"]]}, "metrics must be a list of texts"),
+        ({"metric": ["accuracy"]}, r"metric must be a text; got \['accuracy'\]"),
+        ({"label_column": 1}, "label_column must be a text; got 1"),
+        ({"n_train": 5.5}, "n_train must be a whole number, got 5.5"),
+        ({"seed": "a"}, "seed must be a whole number, got 'a'"),
+        (
+            {"label_column": "sentence"},
+            "column 'sentence' is the label and a text, so the answer would be in the prompt",
+        ),
     ],
 )
 def test_options_that_cannot_be_used(change, message):
     with pytest.raises(TaskError, match=message):
         load_task(data(), **change)
+
+
+def test_one_column_or_metric_need_not_be_in_a_list():
+    one = load_task(data(), text_columns="sentence", metrics="f1")
+    assert one == load_task(data(), text_columns=("sentence",), metrics=["f1"])
 
 
 def test_validation_is_cut_from_train_and_test_is_left_alone():
