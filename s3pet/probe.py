@@ -138,7 +138,9 @@ def run(
             continue
         for part in parts:
             if part.reason is None and part.total is None:
-                part.reason = "no gradient comes back to it" if part.calls else "not reached by the batch"
+                is_bypassed = part.path.rpartition(".")[0] in returned  # as in nn.MultiheadAttention
+                unseen = "not called by the module around it, which may use its weight" if is_bypassed else "not reached"
+                part.reason = "no gradient comes back to it" if part.calls else unseen
         return returned
     what = "; ".join(tried) or "nothing: no input that can be made from its config"
     how = "Pass keyword arguments of one forward pass: make_space(model, example={'input_ids': …})"
