@@ -2,10 +2,12 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from peft import PeftModel
 from PIL import Image
 from tiny import tiny_bert, tiny_llama, tiny_t5
@@ -120,7 +122,8 @@ def tags_case():
     words = [text.split() for text in sentences(24)]
     rows = [{"tokens": row, "tags": ["O" if word < "w2" else "PER" for word in row]} for row in words]
     objective = TokenClassification(toy_tokenizer(), names=("O", "PER"))
-    return bert(BertForTokenClassification), task_of(rows, word_accuracy, "tags"), objective
+    task = replace(task_of(rows, word_accuracy, "tags"), validation=Dataset.from_list(rows[16:20]))
+    return bert(BertForTokenClassification), task, objective
 
 
 def moods_case():

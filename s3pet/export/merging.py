@@ -265,7 +265,9 @@ def _compare(logits: list[Tensor], expected: list[Tensor]) -> float:
     difference = max(float((one - other).abs().max()) for one, other in zip(logits, expected, strict=True))
     scale = max(1.0, *(float(other.abs().max()) for other in expected))
     if not difference <= torch.finfo(logits[0].dtype).eps ** 0.5 * scale:
-        what = f"merging changed the logits by up to {difference:.2g}: a module of this model does not use its weights or"
+        what = (
+            f"merging changed the logits by up to {difference:.2g}: a module of this model does not use its weights or"
+        )
         how = "Use tuned.save and load_tuned, or retrain a structure of LoRA only"
         raise ExportError(f"{what} bias as others of its kind do. {how}")
     return difference
@@ -296,7 +298,8 @@ def own_probe(tuned: TunedModel) -> dict[str, Any]:
 
     hook = objective.model.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        objective.loss(objective.collate(objective.encode(tuned.task.validation[:8])))
+        rows = [row for row, _ in zip(tuned.task.validation, range(8), strict=False)]  # a slice of a Dataset is columns
+        objective.loss(objective.collate(objective.encode(rows)))
     finally:
         hook.remove()
     if not calls:
