@@ -66,7 +66,7 @@ def test_the_house_stays_small():
     lines = {file: len(source.splitlines()) for file, source in SOURCES.items()}
     assert not {file: n for file, n in lines.items() if n > 400}
     assert sum(n for file, n in lines.items() if part_of(file) in CORE) <= 4166
-    assert sum(lines.values()) <= 14711  # it may shrink, not grow without a reason
+    assert sum(lines.values()) <= 14713  # it may shrink, not grow without a reason
 
 
 @pytest.mark.parametrize("file", SOURCES)

@@ -81,8 +81,10 @@ def merge(tuned: TunedModel) -> Merged:
     """Put the trained tensors of a tuned model into the weights of a copy of its backbone, and compare the two.
 
     Logits are compared on random tokens and, where the task has rows, on some of these; with an objective of your own,
-    on what its loss passes to the model. The backbone and the tuned model stay as they are. Ways to tune without a
-    structure (``"full"``, ``"head"``) give the plain model, too.
+    on what its loss passes to the model. They may differ by √ε of the weights' type times the largest logit (at least
+    1): 3.5e-4 in float32, 0.03 in float16, 0.09 in bfloat16, where merged weights are rounded once more. The backbone
+    and the tuned model stay as they are. Ways to tune without a structure (``"full"``, ``"head"``) give the plain
+    model, too.
 
     Raises:
         ExportError: adapters, which are named; quantised or shared weights; modules of another library; an attached
