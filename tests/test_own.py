@@ -3,12 +3,14 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from peft import PeftModel
 from PIL import Image
 from tiny import tiny_bert, tiny_llama, tiny_t5
@@ -123,7 +125,8 @@ def tags_case():
     words = [text.split() for text in sentences(24)]
     rows = [{"tokens": row, "tags": ["O" if word < "w2" else "PER" for word in row]} for row in words]
     objective = TokenClassification(toy_tokenizer(), names=("O", "PER"))
-    return bert(BertForTokenClassification), task_of(rows, word_accuracy, "tags"), objective
+    task = replace(task_of(rows, word_accuracy, "tags"), validation=Dataset.from_list(rows[16:20]))
+    return bert(BertForTokenClassification), task, objective
 
 
 def moods_case():

@@ -9,12 +9,14 @@ import pytest
 import torch
 from tiny import state_of
 from toy import toy_rows, toy_tokenizer
-from zoo import OTHER, TEXT, zoo_model
+from zoo import MERGED, OTHER, TEXT, zoo_model
 
 from s3pet import attach, load_task, load_tuned, make_space, retrain, search
 from s3pet.backbones import backbone_checksum
+from s3pet.backbones.examples import example_batches
 from s3pet.backbones.sites import find_sites
-from s3pet.errors import BackboneError
+from s3pet.errors import BackboneError, ExportError
+from s3pet.export.merging import merge_into
 
 NO_SITES = {
     "ibert": "not called with one tensor alone",  # integers and their scale go from module to module
@@ -86,6 +88,59 @@ def test_other_models_have_their_sites(name):
     assert len({candidate.site for candidate in space}) == SITES[name]
     with attach(model, space):
         assert sum(len(module._forward_hooks) > 0 for module in model.modules()) > 0
+
+
+def first_output(model, batch):
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return model(**batch)[0]
+
+
+def merged_output(model, candidates, batch):
+    """First output with random PET tensors attached, and with the same tensors merged into a copy."""
+    with attach(model, candidates) as supernet:
+        generator = torch.Generator().manual_seed(1)
+        for tensor in supernet.tensors().values():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+        expected = first_output(model, batch)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        merge_into(twin, supernet.candidates, supernet.tensors(), batch)
+    return expected, first_output(twin, batch)
+
+
+UNMERGED = {  # have norms without a bias that a scan, stacked experts, rotary positions or a sum read
+    "jamba", "granite-hybrid", "qwen3-next", "olmo-hybrid", "minimax", "apertus", "doge", "dots1", "flex-olmo",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_merging_is_exact_or_refused_by_name(name):
+    """Logits within 1e-5 of their largest value (float32); every norm's BitFit alone, then all the rest at once."""
+    model, runs = zoo_model(name), []
+    space = make_space(model, "mixed", cross_attention=True)
+    for batch in example_batches(model):
+        try:
+            runs = [(batch, first_output(model, batch))]
+            break
+        except Exception:  # not an input of this model
+            continue
+    (batch, before), unmerged = runs[0], 0
+    norms = [c for c in space if c.pet == "bitfit" and "norm" in c.role]
+    others = [c for c in space if c.pet in ("lora", "lnfit", "bitfit") and c not in norms]
+    expected, merged = merged_output(model, others, batch)
+    pairs = [(expected, merged)]
+    assert float((expected - before).abs().max()) > 1e-3
+    for norm in norms:
+        try:
+            pairs.append(merged_output(model, [norm], batch))
+        except ExportError as refusal:
+            unmerged += norm.path in str(refusal)
+    for expected, merged in pairs:
+        scale = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(merged, expected, rtol=0, atol=1e-5 * scale)
+    assert len(pairs) + unmerged == 1 + len(norms)
+    assert (unmerged > 0) == (name in UNMERGED)
 
 
 @pytest.mark.parametrize("name", ["modernbert", "bert", "gpt2", "llama"])

@@ -200,10 +200,64 @@ OTHER = {
                                 "time_stride": 8}),
 }  # fmt: skip
 
+SCAN = {
+    "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8,
+    "mamba_d_ssm": 64, "mamba_dt_rank": 2, "use_mamba_kernels": False,
+}  # fmt: skip
+DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
+
+MERGED = {  # further models, merged but not trained in the tests
+    "falcon-h1": ("FalconH1ForCausalLM", DECODER | SCAN),
+    "jamba": ("JambaForCausalLM", DECODER | SCAN | EXPERTS | {"attn_layer_period": 2, "attn_layer_offset": 1}),
+    "bamba": ("BambaForCausalLM", DECODER | SCAN | {"attn_layer_indices": [1]}),
+    "granite-hybrid": ("GraniteMoeHybridForCausalLM", DECODER | SCAN | {
+        "layer_types": ["mamba", "attention"], "shared_intermediate_size": 48, "num_local_experts": 4}),
+    "qwen3-next": ("Qwen3NextForCausalLM", DECODER | DELTA | EXPERTS | HYBRID | {
+        "shared_expert_intermediate_size": 16}),
+    "olmo-hybrid": ("OlmoHybridForCausalLM", DECODER | DELTA | HYBRID),
+    "falcon-mamba": ("FalconMambaForCausalLM", SPECIAL | {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
+                                                          "state_size": 4}),
+    "rwkv": ("RwkvForCausalLM", SPECIAL | {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
+                                           "attention_hidden_size": 32, "intermediate_size": 48}),
+    "minimax": ("MiniMaxForCausalLM", DECODER | HYBRID | {"num_local_experts": 4}),
+    "bitnet": ("BitNetForCausalLM", DECODER),
+    "apertus": ("ApertusForCausalLM", DECODER),
+    "doge": ("DogeForCausalLM", DECODER),
+    "dots1": ("Dots1ForCausalLM", DECODER | {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
+                                             "topk_group": 1, "moe_intermediate_size": 16, "first_k_dense_replace": 1,
+                                             "n_shared_experts": 1}),
+    "flex-olmo": ("FlexOlmoForCausalLM", DECODER | EXPERTS),
+    "modernbert-decoder": ("ModernBertDecoderForCausalLM", DECODER | {"cls_token_id": 1, "sep_token_id": 1,
+                                                                      "local_attention": 8}),
+    "nanochat": ("NanoChatForCausalLM", DECODER),
+    "phi-moe": ("PhimoeForCausalLM", DECODER | {"num_local_experts": 4}),
+    "gte": ("GteModel", ENCODER),
+    "mra": ("MraModel", ENCODER),
+    "yoso": ("YosoModel", ENCODER),
+    "splinter": ("SplinterModel", ENCODER),
+    "tapas": ("TapasModel", ENCODER),
+    "bros": ("BrosModel", ENCODER | {"hidden_size": 128}),
+    "clip-text": ("CLIPTextModel", ENCODER | {"eos_token_id": 1}),
+    "dinov3": ("DINOv3ViTModel", IMAGE),
+    "dinov2-registers": ("Dinov2WithRegistersModel", IMAGE),
+    "data2vec-vision": ("Data2VecVisionModel", IMAGE),
+    "timesformer": ("TimesformerModel", IMAGE | {"num_frames": 2}),
+    "videomae": ("VideoMAEModel", IMAGE | {"num_frames": 2, "tubelet_size": 2}),
+    "vjepa2": ("VJEPA2Model", {"crop_size": 16, "patch_size": 8, "frames_per_clip": 4, "tubelet_size": 2,
+                               "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2,
+                               "pred_hidden_size": 16, "pred_num_hidden_layers": 1, "pred_num_attention_heads": 2}),
+    "siglip": ("SiglipModel", {"text_config": ENCODER | {"projection_size": 32}, "vision_config": IMAGE}),
+    "moonshine": ("MoonshineForConditionalGeneration", SPECIAL | {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "encoder_num_hidden_layers": 1,
+        "decoder_num_hidden_layers": 1, "encoder_num_attention_heads": 4, "decoder_num_attention_heads": 4,
+        "encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4, "decoder_start_token_id": 0}),
+}  # fmt: skip
+
 
 def zoo_model(name):
     """The model of this name, with the same random weights every time, in evaluation mode."""
-    kind, settings = (TEXT | OTHER)[name]
+    kind, settings = (TEXT | OTHER | MERGED)[name]
     model_class = getattr(transformers, kind)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -22,7 +22,8 @@ FRAMES = 16  # of a waveform, at least
 def example_batches(model: nn.Module) -> Iterator[dict[str, Any]]:
     """Batches that a model may be able to run: all its inputs first, then the main one, then text alone; then one row.
 
-    Token ids are [rows, tokens]; ``pixel_values`` [rows, channels, height, width]; ``input_values`` [rows, samples] or
+    Token ids are [rows, tokens]; ``pixel_values`` [rows, channels, height, width], of videos
+    [rows, frames, channels, height, width]; ``input_values`` [rows, samples] or
     [rows, frames, bins]; ``input_features`` [rows, bins, frames] or [rows, frames, bins].
     """
     names = set(inspect.signature(model.forward).parameters)
@@ -31,6 +32,8 @@ def example_batches(model: nn.Module) -> Iterator[dict[str, Any]]:
     for rows in (2, 1):
         for inputs in _inputs(model, rows):
             batch = {name: value for name, value in inputs.items() if name in names}
+            if "pixel_values" in batch:  # an image is enough
+                batch.pop("pixel_values_videos", None)
             for keep in ({*batch}, {main, "decoder_input_ids"}, {"input_ids"}, {main}):
                 part = {name: value for name, value in batch.items() if name in keep}
                 shapes = {(name, value.shape) for name, value in part.items()}
@@ -48,8 +51,9 @@ def _inputs(model: nn.Module, rows: int) -> Iterator[dict[str, Tensor]]:
     def read(*names: str, default: Any = None) -> Any:
         return next((value for name, value in _settings(config) if name in names and value is not None), default)
 
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, weight.dtype)
+    def noise(*shape: Any) -> Tensor:  # of no size where the config does not name one: the model refuses it
+        sizes = [size if isinstance(size, int) else 0 for size in shape]
+        return torch.randn(sizes, generator=generator).to(device, weight.dtype)
 
     size = read("vocab_size", "src_vocab_size", default=64)
     special = {value for name, value in _settings(config) if name.endswith(("_token_id", "_token_index"))}
@@ -57,17 +61,19 @@ def _inputs(model: nn.Module, rows: int) -> Iterator[dict[str, Tensor]]:
     ids, written = (usual[torch.randint(len(usual), (rows, n), generator=generator)] for n in (LENGTH, DECODER_LENGTH))
     if isinstance(end := getattr(config, "eos_token_id", None), int) and 0 <= end < size:
         ids[:, -1] = end  # some classifiers read the state at this token
-    image, patch = read("image_size", default=64), read("patch_size", default=16)
+    image, patch = read("image_size", "crop_size", default=64), read("patch_size", default=16)
     height, width = image if isinstance(image, (list, tuple)) else (image, image)
     bins = read("num_mel_bins", "input_feat_per_channel", default=80)
     is_spectrogram = read("frequency_stride") is not None
-    frames = (rows, read("num_frames")) if "tubelet_size" in dict(_settings(config)) else (rows,)  # of a video
+    frames, channels = read("num_frames", "frames_per_clip"), read("num_channels", "in_channels", "in_chans", default=3)
     strides = read("conv_stride")  # of the feature encoder of a model that reads waveforms
     samples = FRAMES * math.prod(strides) + 400 if isinstance(strides, (list, tuple)) else FRAMES * 320
     batch = {
         "input_ids": ids.to(device),
         "decoder_input_ids": written.to(device),
-        "pixel_values": noise(*frames, read("num_channels", "in_channels", "in_chans", default=3), height, width),
+        "bbox": torch.zeros(rows, LENGTH, 4, dtype=torch.long, device=device),  # where each token is on a page
+        "pixel_values": noise(rows, channels, height, width),
+        "pixel_values_videos": noise(rows, frames, channels, height, width),
         "input_values": noise(rows, read("max_length"), bins) if is_spectrogram else noise(rows, samples),
     }
     place = read("image_token_id", "image_token_index")  # an image takes the place of such tokens
@@ -76,6 +82,8 @@ def _inputs(model: nn.Module, rows: int) -> Iterator[dict[str, Tensor]]:
         yield batch | {"input_ids": torch.cat([places, batch["input_ids"]], 1)}
     yield batch | {"input_features": noise(rows, bins, 2 * read("max_source_positions", default=32))}
     yield batch | {"input_features": noise(rows, 64, read("feature_projection_input_dim", default=bins))}
+    if frames is not None:
+        yield batch | {"pixel_values": batch["pixel_values_videos"]}
 
 
 def _settings(config: Any) -> Iterator[tuple[str, Any]]:

@@ -97,8 +97,8 @@ def with_weights(model: nn.Module, homes: Sequence[str]) -> nn.Module:
     twin.to_empty(device="cpu")
     for parameter in twin.parameters():
         nn.init.normal_(parameter, float(parameter.ndim == 1), 0.05)
-    for buffer in twin.buffers():
-        buffer.zero_()
+    for buffer in twin.buffers():  # frequencies of rotary positions are not 0, or a bias on keys would seem inert
+        buffer.uniform_(0.5, 1) if buffer.is_floating_point() else buffer.zero_()
     return twin
 
 

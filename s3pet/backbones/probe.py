@@ -138,10 +138,14 @@ def run(
             continue
         for part in parts:
             if part.reason is None and part.total is None:
-                part.reason = "no gradient comes back to it" if part.calls else "not reached by the batch"
+                is_passed_by = part.path.rpartition(".")[0] in returned  # as in nn.MultiheadAttention
+                unseen = "not called by the module around it, which may use its weight directly"
+                unseen = unseen if is_passed_by else "not reached by the batch"
+                part.reason = "no gradient comes back to it" if part.calls else unseen
         return returned
     what = "; ".join(tried) or "nothing: no input that can be made from its config"
-    how = "Pass keyword arguments of one forward pass: make_space(model, example={'input_ids': …})"
+    inputs = getattr(model, "main_input_name", None) or "input_ids"
+    how = f"Pass keyword arguments of one forward pass: make_space(model, example={{{inputs!r}: …}})"
     raise BackboneError(f"{type(model).__name__} could not be run, so its sites are not known. Tried {what}. {how}")
 
 

@@ -32,6 +32,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from s3pet.backbones import preserved, quiet_transformers
+from s3pet.backbones.sites import linear_widths
 from s3pet.errors import ExportError
 from s3pet.export.folders import new_folder
 from s3pet.modules import LORA_ALPHA
@@ -80,8 +81,10 @@ def merge(tuned: TunedModel) -> Merged:
     """Put the trained tensors of a tuned model into the weights of a copy of its backbone, and compare the two.
 
     Logits are compared on random tokens and, where the task has rows, on some of these; with an objective of your own,
-    on what its loss passes to the model. The backbone and the tuned model stay as they are. Ways to tune without a
-    structure (``"full"``, ``"head"``) give the plain model, too.
+    on what its loss passes to the model. They may differ by √ε of the weights' type times the largest logit (at least
+    1): 3.5e-4 in float32, 0.03 in float16, 0.09 in bfloat16, where merged weights are rounded once more. The backbone
+    and the tuned model stay as they are. Ways to tune without a structure (``"full"``, ``"head"``) give the plain
+    model, too.
 
     Raises:
         ExportError: adapters, which are named; quantised or shared weights; modules of another library; an attached
@@ -149,11 +152,11 @@ def merge_into(
             _add(module, "weight", delta.T if isinstance(module, Conv1D) else delta)
         elif c.pet == "lnfit":
             _add(module, "weight", tensors[f"{c.name}/w"])
-        elif not c.inert and (isinstance(module, nn.LayerNorm) or not c.role.endswith(".norm")):
+        elif c.inert:
+            continue
+        elif linear_widths(module) or isinstance(module, nn.LayerNorm) or "bias" in dict(module.named_parameters()):
             created |= _add(module, "bias", tensors[f"{c.name}/b"], c.path)
-        elif not c.inert and getattr(module, "bias", None) is not None:
-            _add(module, "bias", tensors[f"{c.name}/b"])
-        elif not c.inert:
+        else:  # another norm would not use a bias
             biases[c.path] = tensors[f"{c.name}/b"]
     for path, factors in _readers(model, biases, batch).items():
         for reader, factor in factors.items():
@@ -176,59 +179,81 @@ def _add(module: Any, name: str, delta: Tensor, path: str = "") -> set[str]:
     return {f"{path}.{name}"}
 
 
-def _readers(model: Any, norms: Iterable[str], batch: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Linear maps that read the output of these norms, each with the factor between the two."""
-    outputs, inputs, hooks = dict[str, Tensor](), dict[str, Tensor](), []
+def _readers(model: nn.Module, norms: Iterable[str], batch: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Linear maps that read the output of these norms, each with the factor between the two.
 
-    def note(module: nn.Module, args: tuple, output: Tensor, path: str) -> None:
-        if path in norms:
-            outputs.setdefault(path, output)
-        elif args:
-            inputs.setdefault(path, args[0])
+    The gradients of all that they read must add up to the gradient at the norm; otherwise something else reads it, too.
+    """
+    outputs, inputs, hooks = dict[str, Tensor](), dict[str, Tensor](), []
+    anchor = torch.zeros((), requires_grad=True)  # so that there is a gradient
+
+    def note_output(module: nn.Module, args: tuple, output: Tensor, path: str) -> Tensor:
+        changed = output + anchor.to(output)
+        return outputs.setdefault(path, changed) if path not in outputs else changed
+
+    def note_input(module: nn.Module, args: tuple, path: str) -> tuple | None:
+        if not args or path in inputs:
+            return None
+        inputs[path] = args[0] + anchor.to(args[0])  # a tensor of its own: its gradient is that of this reader alone
+        return (inputs[path], *args[1:])
 
     for path, module in model.named_modules() if norms else ():
-        if path in norms or isinstance(module, (nn.Linear, Conv1D)):
-            hooks.append(module.register_forward_hook(partial(note, path=path)))
+        if path in norms:
+            hooks.append(module.register_forward_hook(partial(note_output, path=path)))
+        elif isinstance(module, (nn.Linear, Conv1D)):
+            hooks.append(module.register_forward_pre_hook(partial(note_input, path=path)))
     try:
-        if hooks:
-            model(**batch)
+        with torch.enable_grad():
+            results = [part for part in _numbers(model(**batch))[:1] if part.requires_grad] if hooks else []
+            generator = torch.Generator().manual_seed(0)
+            weights = [torch.randn(part.shape, generator=generator).to(part) for part in results]
+            parts = {**outputs, **{f"{path} reads": x for path, x in inputs.items()}}
+            slopes = torch.autograd.grad(results, [*parts.values()], weights, allow_unused=True) if results else ()
     finally:
         for hook in hooks:
             hook.remove()
+    gradients = {name: slope.double() for name, slope in zip(parts, slopes, strict=False) if slope is not None}
     readers: dict[str, dict[str, float]] = {norm: {} for norm in norms}
-    for norm, output in outputs.items():
-        y, tolerance = output.double(), torch.finfo(output.dtype).eps ** 0.5
+    for norm in norms:
+        y, whole = (part.get(norm, torch.zeros(())).double() for part in (outputs, gradients))
+        tolerance = torch.finfo(outputs[norm].dtype if norm in outputs else y.dtype).eps ** 0.5
         for path, x in inputs.items():
             factor = float((x * y).sum() / y.square().sum()) if x.shape == y.shape else 0.0
             if factor and bool((x - factor * y).norm() <= tolerance * x.double().norm()):
                 readers[norm][path] = factor
-    if lonely := [norm for norm, factors in readers.items() if not factors]:
-        raise ExportError(f"BitFit on {lonely[0]} cannot be merged: the norm has no bias, and no linear map reads it")
+        read = [factor * gradients.get(f"{path} reads", torch.zeros(())) for path, factor in readers[norm].items()]
+        if not read or bool((whole - sum(read)).norm() > tolerance * whole.norm()):
+            what = "not only linear maps read it" if read else "no linear map reads it"
+            how = "retrain a structure without BitFit there, or use tuned.save and load_tuned"
+            raise ExportError(f"BitFit on {norm} cannot be merged: the norm has no bias, and {what}; {how}")
     return readers
 
 
 def _declare(model: Any, created: set[str]) -> None:
     """Set the switches of the config that give the created biases a place, or let the model refuse to be saved."""
+    if not hasattr(model, "config"):  # a module of torch, which is saved by other means
+        return
 
-    def names(**switches: bool) -> set[str]:
+    def shapes(**switches: bool) -> dict[str, torch.Size]:
         config = copy.deepcopy(model.config)
         for switch, value in switches.items():
             setattr(config, switch, value)
         with torch.device("meta"), quiet_transformers():
-            return {*type(model)(config).state_dict()}
+            return {name: tensor.shape for name, tensor in type(model)(config).state_dict().items()}
 
-    plain = names()
-    brings = {k: names(**{k: True}) - plain for k, v in model.config.to_dict().items() if v is False and "bias" in k}
-    switches = {k: True for k, extra in brings.items() if extra & created}
-    extra = names(**switches) - plain
-    if homeless := sorted(created - plain - extra):
+    plain, switches = shapes(), dict[str, bool]()
+    for switch in [name for name, value in model.config.to_dict().items() if value is False and "bias" in name]:
+        brings = shapes(**{switch: True}).keys() - plain.keys()
+        if brings & created and all(name.endswith(".bias") for name in brings):
+            switches[switch] = True
+    extra = {name: shape for name, shape in shapes(**switches).items() if name not in plain}
+    if homeless := sorted(created - plain.keys() - extra.keys()):
         model.save_pretrained = partial(_refuse, homeless)
         return
     for switch in switches:
         setattr(model.config, switch, True)
-    for name in extra - created:
-        linear = model.get_submodule(name.removesuffix(".bias"))
-        _add(linear, "bias", torch.zeros(linear.out_features), name)
+    for name in extra.keys() - created:
+        _add(model.get_submodule(name.removesuffix(".bias")), "bias", torch.zeros(extra[name]), name)
 
 
 def _refuse(names: list[str], *args: Any, **kwargs: Any) -> None:
@@ -242,9 +267,11 @@ def _compare(logits: list[Tensor], expected: list[Tensor]) -> float:
     difference = max(float((one - other).abs().max()) for one, other in zip(logits, expected, strict=True))
     scale = max(1.0, *(float(other.abs().max()) for other in expected))
     if not difference <= torch.finfo(logits[0].dtype).eps ** 0.5 * scale:
-        why = "something reads a norm in a way that is not linear"
-        how = "Use tuned.save and load_tuned, or retrain a structure without BitFit on norms"
-        raise ExportError(f"merging changed the logits by up to {difference:.2g}; {why}. {how}")
+        what = (
+            f"merging changed the logits by up to {difference:.2g}: a module of this model does not use its weights or"
+        )
+        how = "Use tuned.save and load_tuned, or retrain a structure of LoRA only"
+        raise ExportError(f"{what} bias as others of its kind do. {how}")
     return difference
 
 
@@ -271,8 +298,9 @@ def own_probe(tuned: TunedModel) -> dict[str, Any]:
     def note(module: nn.Module, args: tuple, named: dict[str, Any]) -> None:
         calls.append({**dict(zip(names, args, strict=False)), **named})
 
+    rows = [row for row, _ in zip(tuned.task.validation, range(8), strict=False)]  # a slice of a Dataset is columns
     with objective.model.register_forward_pre_hook(note, with_kwargs=True):
-        objective.loss(objective.collate(objective.encode(tuned.task.validation[:8])))
+        objective.loss(objective.collate(objective.encode(rows)))
     if not calls:
         raise ExportError(f"{objective.name}.loss does not call the model, so a merged one cannot be compared")
     return calls[0]

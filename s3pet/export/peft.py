@@ -29,7 +29,7 @@ from s3pet.errors import ExportError, RunError, StructureMismatchError
 from s3pet.export.folders import new_folder
 from s3pet.export.merging import HEAD, classifier_of
 from s3pet.export.places import Place, structure_at
-from s3pet.modules import LORA_ALPHA
+from s3pet.modules import LORA_ALPHA, norm_form
 from s3pet.space import find_sites
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet
@@ -78,7 +78,7 @@ def to_peft(tuned: TunedModel, path: str | Path, *, overwrite: bool = False) -> 
         raise ExportError(f"{tuned.config['structure']!r} has no structure; PEFT takes one with LoRA or norms")
     modules, tensors = dict(supernet.model.named_modules()), supernet.tensors()
     active = [c for c in tuned.structure if not c.inert]
-    norms = {c.path for c in active if c.pet == "lnfit" or (c.pet == "bitfit" and c.role.endswith(".norm"))}
+    norms = {c.path for c in active if c.pet != "lora" and norm_form(modules[c.path]) is not None}
     biased = {name for name, module in modules.items() if getattr(module, "bias", None) is not None}
     fits = {c.name: c.pet in ("lora", "lnfit") or c.path in norms & biased for c in active}
     if not active or not all(fits.values()):

@@ -6,8 +6,9 @@ from tiny import FAMILIES, tiny_batch, tiny_bert, tiny_classifier, tiny_llama, t
 from toy import short_task
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, pipeline
 from tuned import logits, structure_of, tuned_at_random
+from zoo import zoo_model
 
-from s3pet import merge
+from s3pet import make_space, merge
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import ExportError, RunError
 from s3pet.export.merging import merge_into
@@ -91,6 +92,32 @@ def test_the_pipeline_gives_the_predictions_by_name(make_model, tmp_path):
     expected = tuned.predict(texts, proba=True)
     for row, scores in enumerate(pipeline("text-classification", str(tmp_path), top_k=None)(texts)):
         assert {entry["label"]: entry["score"] for entry in scores} == pytest.approx(dict(expected.iloc[row]), abs=1e-5)
+
+
+def test_switches_of_a_config_give_norms_and_linear_maps_a_bias(tmp_path):
+    model = zoo_model("modernbert-decoder")
+    tuned = tuned_at_random(model, structure_of(model, "lora", "bitfit", keep=lambda c: "final" not in c.role))
+    merged = merge(tuned)
+    merged.save(tmp_path)
+    batch, again = tiny_batch(model), type(merged.model).from_pretrained(tmp_path).eval()
+    assert again.config.norm_bias and again.config.attention_bias and again.model.layers[1].mlp_norm.bias.any()
+    torch.testing.assert_close(logits(again, batch), logits(merged.model, batch), rtol=0, atol=1e-6)
+
+
+def test_a_model_without_a_config_is_merged_in_place():
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    batch = {"src": torch.randn(2, 5, 16)}
+    space = make_space(model, [{"pet": pet} for pet in PETS], example=batch)
+    assert "not called by the module around it" in dict(space.left_out)["layers.0.self_attn.out_proj"]
+    supernet = Supernet(model, space)
+    for tensor in supernet.tensors().values():
+        tensor.normal_(std=0.1)
+    with torch.no_grad():
+        expected = supernet(**batch)
+        merge_into(model, space, supernet.tensors(), batch)
+        torch.testing.assert_close(model(**batch), expected, rtol=0, atol=1e-5)
 
 
 def test_a_regression_and_another_pooling_are_merged_too(tmp_path):
