@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from s3pet.backbones import n_parameters
 from s3pet.errors import SpaceError, UnknownSiteError, nearest
+from s3pet.files import FLAG, TEXT, optional, whole
 from s3pet.modules import PETS, pet_module
 from s3pet.sites import LeftOut, Site, survey
 from s3pet.sites import find_sites as find_sites
@@ -68,6 +69,15 @@ class Candidate:
         names = ("layer", "rank", "n_params", "d_in", "d_out", "calls")
         numbers = {name: int(values[name]) for name in names if values.get(name) is not None}
         return cls(**{"calls": 1} | {**values, **numbers, "inert": bool(values.get("inert"))})
+
+
+CANDIDATE = {  # what its fields hold in a file; later versions added the last three
+    **{name: TEXT for name in ("site", "path", "stack", "role", "pet")},
+    **{"layer": optional(whole()), "rank": optional(whole(1))},
+    **{name: whole(1) for name in ("n_params", "d_in", "d_out", "calls")},
+    **{"inert": FLAG, "redundant": optional(TEXT)},
+}
+CANDIDATE_REQUIRED = [name for name in CANDIDATE if name not in ("calls", "inert", "redundant")]
 
 
 class Candidates:
