@@ -20,6 +20,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,24 +32,9 @@ import pandas as pd
 import torch
 
 from s3pet.errors import RunError
-from s3pet.files import (
-    FLAG,
-    TEXT,
-    Kind,
-    new_folder,
-    number,
-    optional,
-    read_json,
-    read_table,
-    read_tensors,
-    reading,
-    saved_files,
-    whole,
-    write_json,
-    write_table,
-    write_tensors,
-)
-from s3pet.files.kinds import ANY_NUMBER, RECORD, mapping
+from s3pet.files.kinds import ANY_NUMBER, FLAG, RECORD, TEXT, Kind, mapping, number, optional, whole
+from s3pet.files.reading import read_json, read_table, read_tensors, reading
+from s3pet.files.writing import new_folder, saved_files, write_json, write_table, write_tensors
 from s3pet.gates import Budget, BudgetLike
 from s3pet.records import Cost, config_hash
 from s3pet.space import CANDIDATE, Candidate, Space
@@ -60,10 +47,12 @@ TABLES: dict[str, dict[str, Kind]] = {
     "history": {"step": whole(1)},
     "trajectory": {"candidate": TEXT, "step": whole(), "alpha": number(), "prob": _PROB},
 }
-TABLES["history"] |= dict.fromkeys(("lr", "alpha_lr"), number(0)) | dict.fromkeys(("loss_train", "loss_val"), ANY_NUMBER)
+TABLES["history"] |= dict.fromkeys(("lr", "alpha_lr"), number(0)) | dict.fromkeys(
+    ("loss_train", "loss_val"), ANY_NUMBER
+)
 OPTIONAL = ("calls", "inert", "redundant", "lr", "alpha_lr", "loss_train", "loss_val")  # columns that may be missing
 CONFIG_FIELDS = {
-    **{name: TEXT for name in ("model", "task", "space", "model_hash", "task_hash", "space_hash", "order", "gradient")},
+    **dict.fromkeys(("model", "task", "space", "model_hash", "task_hash", "space_hash", "order", "gradient"), TEXT),
     **{name: whole(1) for name in ("backbone_params", "budget", "steps", "batch_size", "results_version")},
     **{"seed": whole(), "warmup": whole(), "lr": number(0), "alpha_lr": number(0), "versions": mapping(TEXT)},
 }
@@ -195,7 +184,7 @@ def load_run(path: str | Path) -> SearchResult:
 
     Raises RunError, with the path and the reason, if it is not complete, or its files are damaged or not of one run.
     """
-    path, unfinished = Path(path), (Path(path) / "checkpoint" / STATE).exists()
+    path, unfinished = Path(path), os.path.exists(Path(path) / "checkpoint" / STATE)
     how = f"Call search(…, out={path}) {'again to continue it' if unfinished else 'to make one'}."
     files = saved_files(path, FINISHED, (CONFIG, "metrics.json", *(f"{name}.parquet" for name in TABLES)), how)
     with reading(path / CONFIG):
@@ -214,10 +203,14 @@ def load_run(path: str | Path) -> SearchResult:
         check_candidates(candidates, None)
         space = Space(candidates, config["space"], config["model"], config["backbone_params"])
         if not candidates or config["budget"] > max(space.n_params, space.backbone_params):
-            raise ValueError(f"{len(space)} candidates of {space.n_params} parameters for a budget of {config['budget']}")
+            raise ValueError(
+                f"{len(space)} candidates of {space.n_params} parameters for a budget of {config['budget']}"
+            )
         if config.get("space_hash", names := space_hash(space)) != names:
             raise ValueError(f"its candidates are not those of {CONFIG}")
-        cut = gate_table(space, *(torch.tensor(gates[c].to_numpy("float64")) for c in ("alpha", "prob")), config["budget"])
+        cut = gate_table(
+            space, *(torch.tensor(gates[c].to_numpy("float64")) for c in ("alpha", "prob")), config["budget"]
+        )
         if not (cut["chosen"].equals(gates["chosen"]) and np.allclose(cut["margin"], gates["margin"], equal_nan=True)):
             raise ValueError("chosen or margin do not follow from prob, costs and budget")
     with reading(path / "history.parquet"):
@@ -241,21 +234,40 @@ def space_hash(space: Space) -> str:
 
 
 def save_state(path: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], rest: Any) -> None:
-    """Write the state of a running search in one move; config and ``rest`` lie as JSON in the header of the file."""
+    """Write the state of a running search in one move; config and ``rest`` lie as JSON in the header of the file.
+
+    If it cannot be written, that is a warning: the search goes on, and the last state stays.
+    """
     state = json.dumps({"config": decisive(config), "rest": rest}, sort_keys=True)
-    write_tensors(tensors, path / STATE, {"state": state, "hash": _state_hash(state, tensors)})
+    try:
+        write_tensors(tensors, path / STATE, {"state": state, "hash": _state_hash(state, tensors)})
+    except RunError as error:
+        warnings.warn(f"the search goes on without a new checkpoint: {error}", stacklevel=3)
 
 
-def load_state(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], Any] | None:
-    """The state that :func:`save_state` wrote, or None; raises RunError if it is damaged or of another config."""
-    if not (path := folder / STATE).exists():
+def load_state(
+    folder: Path, config: Mapping[str, Any], own: Mapping[str, torch.Tensor], overwrite: bool = False
+) -> tuple[dict[str, torch.Tensor], Any] | None:
+    """The state that :func:`save_state` wrote, with tensors of the shapes of ``own``; None if there is none.
+
+    Raises RunError if it is damaged or of another config; with ``overwrite``, that is None, too.
+    """
+    if not os.path.exists(path := folder / STATE):
         return None
-    with reading(path, hint="Remove it to start this search anew"):
-        tensors, about = read_tensors(path, finite=False)  # a history may hold NaN
-        if _state_hash(about["state"], tensors) != about["hash"]:
-            raise ValueError("it is damaged")
-        state = json.loads(about["state"])
-    check_same(folder.parent, state["config"], config)
+    try:
+        with reading(path, hint="Remove it to start this search anew"):
+            tensors, about = read_tensors(path, finite=False)  # a history may hold NaN
+            if _state_hash(about["state"], tensors) != about["hash"]:
+                raise ValueError("it was changed after it was written")
+            state = json.loads(about["state"])
+        check_same(folder.parent, state["config"], config)
+        with reading(path, hint="Remove it to start this search anew"):
+            if wrong := [name for name, tensor in own.items() if tensors[name].shape != tensor.shape]:
+                raise ValueError(f"{wrong[0]} has another shape")
+    except RunError:
+        if not overwrite:
+            raise
+        return None
     return tensors, state["rest"]
 
 
@@ -265,7 +277,7 @@ def check_same(path: Path, saved: Mapping[str, Any], config: Mapping[str, Any], 
     if changes := _changes(saved, now):
         raise RunError(
             f"{path} holds an unfinished {what} with other settings ({', '.join(changes)}); pass the same settings to "
-            f"continue, choose another folder, or {'pass overwrite=True' if what == 'search' else 'remove it'} to start anew"
+            f"continue, choose another folder, or {'pass overwrite=True' if what == 'search' else 'remove it'}"
         )
 
 

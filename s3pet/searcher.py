@@ -22,9 +22,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,24 +33,15 @@ from torch import Tensor, nn
 
 from s3pet import bilevel
 from s3pet.backbones import backbone_checksum, preserved
-from s3pet.errors import RunError, SearchError
-from s3pet.files import claim, refuse_finished
+from s3pet.errors import SearchError
+from s3pet.files.writing import carried, destination
 from s3pet.gates import GRADIENT_MODES, Budget, BudgetLike, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
 from s3pet.objective import Batch, ObjectiveSettings
 from s3pet.objectives import OwnObjective
 from s3pet.own import objective_of
 from s3pet.progress import View, make_view
 from s3pet.records import Cost, check_fields, versions
-from s3pet.result import (
-    CONFIG,
-    FINISHED,
-    RESULTS_VERSION,
-    SearchResult,
-    gate_table,
-    load_state,
-    save_state,
-    space_hash,
-)
+from s3pet.result import CONFIG, FINISHED, RESULTS_VERSION, SearchResult, gate_table, load_state, save_state, space_hash
 from s3pet.space import Space
 from s3pet.streams import Stream, derive
 from s3pet.structure import parse_budget, select_mask
@@ -227,10 +216,9 @@ class Searcher:
         return SearchResult(self.space, config, gates, history, pd.concat(trajectory), metrics)
 
     def save(self, folder: Path, config: dict[str, Any]) -> None:
-        """Write the state, from which :meth:`load` continues; right after a record."""
-        self.read_losses()
+        """Write the state, from which :meth:`load` continues; right after a record. A failure is a warning."""
         tensors = {"alpha": self.alpha, "records": torch.stack([alpha for _, alpha in self.records])}
-        tensors["history"] = torch.tensor([[row[name] for name in HISTORY] for row in self.history], dtype=torch.float64)
+        tensors["history"] = torch.tensor([[*row.values()] for row in self.history], dtype=torch.float64)
         tensors |= {f"weight.{index}": weight for index, weight in enumerate(self.weights)}
         for name, optimizer in self._optimizers.items():
             for index, moments in optimizer.state_dict()["state"].items():
@@ -239,14 +227,15 @@ class Searcher:
         save_state(folder, config, tensors, rest)
 
     @torch.no_grad()
-    def load(self, folder: Path, config: dict[str, Any]) -> None:
-        """Continue from a saved state, if there is one; raises RunError if it belongs to other settings."""
-        if (state := load_state(folder, config)) is None:
+    def load(self, folder: Path, config: dict[str, Any], overwrite: bool = False) -> None:
+        """Continue from a saved state, if there is one.
+
+        Raises RunError, unless ``overwrite`` is set, if it belongs to other settings or is damaged.
+        """
+        own = {"alpha": self.alpha} | {f"weight.{index}": weight for index, weight in enumerate(self.weights)}
+        if (state := load_state(folder, config, own, overwrite)) is None:
             return
         tensors, rest = state
-        sizes = {"alpha": self.alpha} | {f"weight.{index}": weight for index, weight in enumerate(self.weights)}
-        if wrong := [name for name, own in sizes.items() if name not in tensors or tensors[name].shape != own.shape]:
-            raise RunError(f"{folder} holds a state of other shapes ({wrong[0]}); remove it to start this search anew")
         self.alpha.copy_(tensors["alpha"])
         for index, weight in enumerate(self.weights):
             weight.copy_(tensors[f"weight.{index}"])
@@ -326,10 +315,7 @@ def search(
     if chosen.order == "unrolled_exact" and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         raise SearchError("order='unrolled_exact' differentiates twice, which fails with gradient checkpointing")
     view = make_view(progress)
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        refuse_finished(folder, CONFIG, FINISHED, overwrite)
-    with nullcontext() if folder is None else claim(folder, FINISHED), preserved(model):
+    with destination(out, CONFIG, FINISHED, overwrite) as folder, preserved(model):
         searcher = Searcher(model, task, space, parsed, chosen, objective)
         config = {
             "model": space.model_id,
@@ -346,29 +332,23 @@ def search(
             "versions": versions(),
         }
         if folder is not None:
-            try:
-                searcher.load(folder / "checkpoint", config)
-            except RunError:
-                if not overwrite:
-                    raise
+            searcher.load(folder / "checkpoint", config, overwrite)
         with searcher.supernet, searcher.cost.watch_memory(searcher.objective.device):
             searcher.objective.prepare(chosen.dropout)
-            stopped = view.conduct(lambda: _run(searcher, folder, config, view, callbacks))
+            with carried("result", lambda: searcher.result(config, {"stopped": "failed"})):
+                stopped = view.conduct(lambda: _run(searcher, folder, config, view, callbacks))
         result = searcher.result(config, {"stopped": stopped})
         if folder is not None and stopped != "interrupted":
-            try:
+            with carried("result", lambda: result):
                 result.save(folder, overwrite=overwrite)
-            except RunError as error:
-                error.result = result  # type: ignore[attr-defined]
-                raise
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # weights of the supernet, which nobody needs
     view.finish(result)
     if stopped == "diverged":
-        where = f", saved in {folder}" if folder else ""
         what = (
             f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite. Lower lr ({chosen.lr})"
         )
-        error = SearchError(f"{what} or alpha_lr ({chosen.alpha_lr}). The last good state is error.result{where}")
+        what += f" or alpha_lr ({chosen.alpha_lr}). The last good state is error.result"
+        error = SearchError(what + (f", saved in {folder}" if folder else ""))
         error.result = result  # type: ignore[attr-defined]
         raise error
     return result
@@ -404,10 +384,7 @@ def _run(
             if stop or any(stops):
                 return "stopped"
             if folder is not None and searcher.step < steps:
-                try:
-                    searcher.save(folder / "checkpoint", config)
-                except RunError as error:
-                    warnings.warn(f"the search goes on without a new checkpoint: {error}", stacklevel=2)
+                searcher.save(folder / "checkpoint", config)
     except KeyboardInterrupt:
         return "interrupted"
     finally:

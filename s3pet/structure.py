@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from s3pet.errors import BudgetError, SpaceError, StructureMismatchError, nearest
-from s3pet.files import TEXT, Kind, check_record, check_signature, optional, read_json, reading, signed, whole, write_json
-from s3pet.files.kinds import RECORD, RECORDS, mapping
+from s3pet.files.kinds import RECORD, RECORDS, TEXT, Kind, check_record, mapping, optional, whole
+from s3pet.files.reading import read_json, reading
+from s3pet.files.writing import check_signature, signed, write_json
 from s3pet.gates import Budget, BudgetLike
 from s3pet.modules import PETS
 from s3pet.sites import find_sites, has_widths
@@ -44,7 +45,9 @@ VERSION = 1
 _FIELDS = {
     **{"format": TEXT, "version": whole(1), "candidates": RECORDS, "model_id": TEXT, "space": TEXT, "origin": RECORD},
     **{"budget": optional(whole(1)), "n_params": whole(), "layers": optional(mapping(whole(1)))},
-    "probs": optional(Kind("a list of numbers", lambda v: isinstance(v, list) and all(type(p) in (int, float) for p in v))),
+    "probs": optional(
+        Kind("a list of numbers", lambda v: isinstance(v, list) and all(type(p) in (int, float) for p in v))
+    ),
 }
 
 _ALL_OF = ("bitfit", "lnfit", "lowrank_adapter", "adapter")

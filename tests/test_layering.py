@@ -15,7 +15,7 @@ CORE = (
 )
 WINGS = ("widgets", "studies", "export")
 LEVELS = [
-    *[("errors",), ("progress", "records"), ("backbones",), ("tasks",), ("objectives",)],
+    *[("errors",), ("files",), ("progress", "records"), ("backbones",), ("tasks",), ("objectives",)],
     *[CORE, ("utility",), ("plots",), WINGS, ("__init__",), ("cli",), ("__main__",)],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

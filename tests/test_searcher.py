@@ -120,7 +120,7 @@ def test_an_interrupted_search_continues_bit_for_bit(tmp_path, preset):
         search(model, task, space, out=tmp_path, **{**options, "seed": 1})
     steps = []
     rest = search(model, task, space, out=tmp_path, callbacks=[lambda s: steps.append(s.step)], **options)
-    assert steps[0] == 11, "it should have gone on after the checkpoint at step 10"
+    assert steps[0] == 17, "it should have gone on after the checkpoint at step 16"
     assert rest.gates.equals(whole.gates)
     assert rest.history.equals(whole.history)
     assert rest.trajectory.reset_index(drop=True).equals(whole.trajectory.reset_index(drop=True))
@@ -245,7 +245,9 @@ def test_an_interrupt_anywhere_in_a_step_keeps_the_result(tmp_path, monkeypatch)
             result = search(model, task, space, **options)
         places.add(interrupt.where)
         assert result.metrics["stopped"] == "interrupted"
-        kept = load_run(out)
+        with pytest.raises(RunError, match=r"holds no finished run.* again to continue it"):
+            load_run(out)  # interrupted is unfinished
+        kept = load_run(result.save(out))
         assert kept.gates.alpha.notna().all() and kept.structure().n_params > 0
         assert np.isfinite(kept.history[["loss_train", "loss_val"]].to_numpy(float)).all()
         assert len(kept.history) == kept.metrics["steps"] == kept.structure().origin["steps"]

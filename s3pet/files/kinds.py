@@ -25,7 +25,9 @@ def number(low: float = -math.inf, high: float = math.inf) -> Kind:
     """A finite number within limits."""
     limits = "" if math.inf in (-low, high) and math.isinf(low + high) else f" from {low:g} to {high:g}"
     return Kind(
-        f"a finite number{limits}", lambda v: type(v) in (int, float) and abs(v) < math.inf and low <= v <= high, "number"
+        f"a finite number{limits}",
+        lambda v: type(v) in (int, float) and abs(v) < math.inf and low <= v <= high,
+        "number",
     )
 
 
@@ -48,6 +50,7 @@ TEXT = Kind("a text that is not empty", lambda v: isinstance(v, str) and v != ""
 FLAG = Kind("true or false", lambda v: type(v) is bool, "flag")
 TEXTS = many(TEXT)
 ANY_NUMBER = Kind("a number", lambda v: v is None or type(v) in (int, float), "number")
+TEXT_OR_NUMBER = Kind("a text or a number", lambda v: TEXT.holds(v) or type(v) in (int, float))
 RECORD = Kind("an object", lambda v: isinstance(v, dict))
 RECORDS = many(RECORD)
 

@@ -43,9 +43,12 @@ def reading(path: Any, error: type[S3PetError] = RunError, what: str = "", hint:
         raise
     except Exception as problem:
         reason = f"no {problem}" if isinstance(problem, KeyError) else getattr(problem, "strerror", None) or problem
+        reason = f"it is not UTF-8 text: {problem}" if isinstance(problem, UnicodeDecodeError) else reason
         reason = " ".join(f"{reason or type(problem).__name__}".split())
         reason = "its values are nested too deeply" if isinstance(problem, RecursionError) else f"{reason:.300}"
-        raise error(f"{path} {f'is not {what}' if what else 'cannot be read'}: {reason}{hint and f'. {hint}'}") from problem
+        raise error(
+            f"{path} {f'is not {what}' if what else 'cannot be read'}: {reason}{hint and f'. {hint}'}"
+        ) from problem
 
 
 @contextmanager
@@ -103,6 +106,8 @@ def _check_plain(value: Any, depth: int, surrogates: bool) -> None:
             _check_plain([*value], depth, surrogates)
         for part in value.values() if isinstance(value, dict) else value:
             _check_plain(part, depth - 1, surrogates)
+    elif type(value) is int and abs(value) >= 10**300:
+        raise ValueError(f"a number has {len(str(value))} digits")
     elif surrogates and isinstance(value, str):
         value.encode()
 
@@ -132,7 +137,9 @@ def read_yaml(path: str | Path) -> Any:
             return super().construct_mapping(node, deep)
 
     value = yaml.load(read_bytes(path, MB // 4).decode("utf-8-sig"), Loader)
-    return parse_json(json.dumps(value, allow_nan=False).encode())  # dates, sets and keys that are no texts go no further
+    return parse_json(
+        json.dumps(value, allow_nan=False).encode()
+    )  # dates, sets and keys that are no texts go no further
 
 
 def read_lines(path: str | Path, *, most: int = 4096 * MB, nan: bool = False) -> Iterator[tuple[int, Any, bool]]:
@@ -200,7 +207,6 @@ def read_arrow(path: str | Path, *, most: int = 64 * MB) -> pa.Table:
         if room < 0:
             raise ValueError(f"its texts need more than {MEMORY / MB / 2:.0f} MB of memory")
         plain = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
-        plain = [_decoded(c) if pa.types.is_list(c.type) else c for c in plain]
         batches.append(pa.RecordBatch.from_arrays(plain, names=batch.schema.names))
     if not batches:
         return file.schema_arrow.empty_table().replace_schema_metadata(None)
@@ -228,7 +234,9 @@ def read_table(path: str | Path, kinds: Mapping[str, Kind], required: Any = None
         tests |= {"text": pa.types.is_string(t) or pa.types.is_large_string(t), "list": pa.types.is_list(t)}
         tests["number"] |= tests["whole"] and kind is not None
         blank = column.null_count == len(column)  # of any type
-        if not (blank or any(tests.values())) or (kind and not tests[kind.column] and not (blank and (kind.empty or not len(column)))):
+        if not (blank or any(tests.values())) or (
+            kind and not tests[kind.column] and not (blank and (kind.empty or not len(column)))
+        ):
             raise ValueError(f"column {name} holds {t}; expected {kind.what if kind else 'texts, numbers or flags'}")
         if kind:
             values = column.to_pylist()

@@ -15,7 +15,7 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,23 +40,33 @@ _MANIFEST = {"files": mapping(TEXT), "old": TEXTS, "foreign": FLAG}
 
 
 @contextmanager
-def _in_one_move(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` that is synced and takes its place; any failure to write is a RunError."""
-    temporary = path.with_name(path.name + ".part")
+def writing(path: Path) -> Iterator[None]:
+    """Make the folder of a file that is written inside; any failure to write is a RunError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if not isinstance(error, Exception) or isinstance(error, S3PetError):
-            raise
-        if isinstance(error, OSError) or type(error).__module__.startswith("safetensors"):
+        yield
+    except S3PetError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             raise RunError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
         raise
+
+
+@contextmanager
+def _in_one_move(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` that is synced and takes its place, or is removed."""
+    temporary = path.with_name(path.name + ".part")
+    with writing(path):
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def write_text(text: str, path: Path) -> None:
@@ -141,37 +151,64 @@ def new_folder(
         try:
             yield stage
             with _writable(path, what):
-                names = sorted((file.name for file in stage.iterdir()), key=lambda name: name == last)
-                for name in names:
-                    with open(stage / name, "rb+") as file:
-                        os.fsync(file.fileno())
-                old = {file.name for pattern in foreign or () for file in path.glob(pattern)}
-                files = {name: digest(stage / name) for name in names}
-                write_json({"files": files, "old": sorted(old), "foreign": foreign is not None}, stage / MANIFEST)
+                old = sorted({file.name for pattern in foreign or () for file in path.glob(pattern)})
+                seal(stage, last, old=old, foreign=foreign is not None)
                 finish_move(path)
         finally:
-            if not (stage / MANIFEST).exists():
+            if not os.path.exists(stage / MANIFEST):
                 shutil.rmtree(stage, ignore_errors=True)
+
+
+def seal(folder: Path, last: str = "", *, old: Sequence[str] = (), foreign: bool = False) -> None:
+    """Write the manifest of the files in a folder, which says that they are complete; ``last`` stands last in it."""
+    names = sorted((file.name for file in folder.iterdir()), key=lambda name: (name == last, name))
+    for name in names:
+        with open(folder / name, "rb+") as file:
+            os.fsync(file.fileno())
+    files = {name: digest(folder / name) for name in names}
+    write_json({"files": files, "old": [*old], "foreign": foreign}, folder / MANIFEST)
 
 
 def refuse_finished(path: Path, last: str, what: str, overwrite: bool) -> None:
     """Raise RunError if a folder holds something that may not be replaced."""
-    if not overwrite and any((place / last).exists() for place in (path, *_complete(path))):
+    if not overwrite and any(os.path.exists(place / last) for place in (path, *_complete(path))):
         raise RunError(f"{path} holds a {what}; choose another folder or pass overwrite=True")
+
+
+@contextmanager
+def destination(out: str | Path | None, last: str, what: str, overwrite: bool) -> Iterator[Path | None]:
+    """The folder for the result of long work, refused before it or kept for it (:func:`claim`); None for None."""
+    if out is None:
+        yield None
+        return
+    refuse_finished(Path(out), last, what, overwrite)
+    with claim(out, what) as folder:
+        yield folder
+
+
+@contextmanager
+def carried(name: str, value: Callable[[], Any]) -> Iterator[None]:
+    """Put a result on any error that happens inside, as the attribute ``name``, so that the work is not lost."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(Exception):
+            setattr(error, name, value())
+        raise
 
 
 def _complete(path: Path) -> list[Path]:
     """The folder with new files if they are complete, and must only be moved."""
-    return [path / NEXT] if (path / NEXT / MANIFEST).exists() else []
+    return [path / NEXT] if os.path.exists(path / NEXT / MANIFEST) else []
 
 
 def finish_move(path: Path) -> None:
     """Move up what another process wrote completely before it was killed, or remove what it had not finished."""
     stage = path / NEXT
-    if (stage / MANIFEST).exists():
+    if os.path.exists(stage / MANIFEST):
         manifest = _read_manifest(stage / MANIFEST)
         files, old = manifest["files"], manifest["old"]
-        if (path / MANIFEST).is_file():
+        if os.path.exists(path / MANIFEST):
             old = [*old, *_read_manifest(path / MANIFEST)["files"]]
         last = [*files][-1]
         if manifest["foreign"]:  # its readers know no manifest: from here on they find nothing, then the new files
@@ -206,13 +243,15 @@ def saved_files(path: str | Path, what: str, required: Collection[str], hint: st
     """
     path = Path(path)
     moved = _complete(path)
-    manifest = next((place / MANIFEST for place in (*moved, path) if (place / MANIFEST).exists()), None)
+    manifest = next((place / MANIFEST for place in (*moved, path) if os.path.exists(place / MANIFEST)), None)
     with reading(path, hint=hint):
         if manifest is None:
             digests = {file.name: "" for file in path.iterdir()} if path.is_dir() else {}
         else:
             digests = _read_manifest(manifest)["files"]
-    places = {name: next((p for p in (*moved, path) if (p / name).exists()), None) for name in (*digests, *required)}
+    places = {
+        name: next((p for p in (*moved, path) if os.path.exists(p / name)), None) for name in (*digests, *required)
+    }
     if missing := ", ".join(name for name, place in places.items() if place is None):
         raise RunError(f"{path} holds no {what}: {missing} missing. {hint}".strip())
     files = {name: place / name for name, place in places.items() if place is not None}
@@ -220,8 +259,8 @@ def saved_files(path: str | Path, what: str, required: Collection[str], hint: st
         with reading(path / name, hint=hint):
             if digest(files[name]) != expected:
                 raise ValueError(
-                    f"it is not the file that was saved with this {what}, but damaged, changed, or of another one; copy "
-                    f"the folder again, or remove {MANIFEST} if you changed it on purpose"
+                    f"it is not the file that was saved with this {what}, but damaged, changed, or of another one; "
+                    f"copy the folder again, or remove {MANIFEST} if you changed it on purpose"
                 )
     return files
 
@@ -246,21 +285,22 @@ def claim(path: str | Path, what: str, lock: str = LOCK) -> Iterator[Path]:
     Raises:
         RunError: it cannot be a folder, cannot be written to, or another process works there; its number is named.
     """
-    path, file = Path(path), None
+    path = Path(path)
     key = (os.getpid(), threading.get_ident(), str(path.absolute() / lock))
     if key in _CLAIMED:
         yield path
         return
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     with _writable(path, what):
+        made = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
         path.mkdir(parents=True, exist_ok=True)
+        file = None
         while file is None:
             file = _locked(path / lock, path)
-        file.write(f"{os.getpid()} on {socket.gethostname()}\n".ljust(4096).encode())  # a full disk has no room for it
-        file.flush()
-        os.fsync(file.fileno())
     _CLAIMED.add(key)
     try:
+        with _writable(path, what):  # a full disk has no room for a page
+            file.write(f"{os.getpid()} on {socket.gethostname()}\n".ljust(4096).encode())
+            os.fsync(file.fileno())
         yield path
     finally:
         _CLAIMED.discard(key)
@@ -278,11 +318,11 @@ _CLAIMED: set[tuple[int, int, str]] = set()  # process, thread and lock
 
 def _locked(lock: Path, path: Path) -> Any:
     """The open lock file; None if its owner removed it meanwhile."""
-    file = open(os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666), "rb+")  # noqa: SIM115
+    file = open(os.open(lock, os.O_RDWR | os.O_CREAT, 0o666), "rb+", buffering=0)  # noqa: SIM115 - the caller's
     try:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # is given back when its process ends, however it ends
-        if lock.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+        if os.path.exists(lock) and os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
             file.truncate(0)
             return file
     except BlockingIOError as error:
