@@ -54,7 +54,7 @@ def test_only_regular_files_are_read(tmp_path, ending):
     assert "it is a named pipe" in said(pipe, door)
     (endless := tmp_path / f"endless.{ending}").symlink_to("/dev/zero")
     assert "it is a device" in said(endless, door)
-    (tmp_path / f"noise.{ending}").write_bytes(b"\x80\x81\xfe" * 40)
+    (tmp_path / f"noise.{ending}").write_bytes(b"\x80\x81\xfe\n" * 40)
     said(tmp_path / f"noise.{ending}", door)
 
 
@@ -111,9 +111,9 @@ def test_records_and_tables_hold_what_was_declared(tmp_path):
     ]:
         with pytest.raises(ValueError, match=rf"{name} is .*; expected"):
             check_record({**good, name: wrong}, kinds)
-        table = pd.DataFrame([good, {**good, name: wrong}]).astype({"rank": "Int64"})
+        table = pd.DataFrame([{**good, name: wrong}]).astype({"rank": "Int64"})
         table.to_parquet(tmp_path / "t.parquet")
-        if (name, wrong) != ("n", True):  # in a column, it is 1
+        if type(wrong) is not bool or name != "n":  # a column of flags is not one of numbers
             assert f"column {name} holds" in said(tmp_path / "t.parquet", lambda path: read_table(path, kinds))
     write_table(pd.DataFrame([good, good | {"rank": 2}]).astype({"rank": "Int64"}), tmp_path / "t.parquet")
     table = read_table(tmp_path / "t.parquet", kinds)
@@ -176,7 +176,7 @@ def write(folder, value, overwrite=False, **options):
 
 def values(folder):
     files = saved_files(folder, "thing", ["last.json"])
-    return {name: read_json(file)["value"] for name, file in files.items()}
+    return {name: read_json(file)["value"] for name, file in files.items() if name.endswith(".json")}
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path):

@@ -42,7 +42,7 @@ _PLAIN = {"use_dora": (False,), "lora_bias": (False,), "bias": ("none",), "targe
 _NAME = re.compile(r"(?:[\w^$-]|\\?\.(?:\*(?=[^*]*\*?[^*]*$))?)+")  # of a module, with at most two ".*": quick to match
 _RANKS = Kind(
     "an object of names and numbers",
-    lambda v: isinstance(v, dict) and all(_NAME.fullmatch(k) and whole(1, 2**16).holds(v[k]) for k in v),
+    lambda v: isinstance(v, dict) and all(_NAME.fullmatch(k) and number(0, 2**16).holds(v[k]) for k in v),
 )
 KINDS = {
     **{"r": optional(whole(1, 2**16)), "lora_alpha": optional(number()), "modules_to_save": optional(TEXTS)},

@@ -161,7 +161,7 @@ def new_folder(
 
 def seal(folder: Path, last: str = "", *, old: Sequence[str] = (), foreign: bool = False) -> None:
     """Write the manifest of the files in a folder, which says that they are complete; ``last`` stands last in it."""
-    names = sorted((file.name for file in folder.iterdir()), key=lambda name: (name == last, name))
+    names = sorted((file.name for file in folder.iterdir() if file.is_file()), key=lambda name: (name == last, name))
     for name in names:
         with open(folder / name, "rb+") as file:
             os.fsync(file.fileno())
@@ -208,7 +208,7 @@ def finish_move(path: Path) -> None:
     if os.path.exists(stage / MANIFEST):
         manifest = _read_manifest(stage / MANIFEST)
         files, old = manifest["files"], manifest["old"]
-        if os.path.exists(path / MANIFEST):
+        with suppress(RunError):  # there is none, or it is damaged
             old = [*old, *_read_manifest(path / MANIFEST)["files"]]
         last = [*files][-1]
         if manifest["foreign"]:  # its readers know no manifest: from here on they find nothing, then the new files
@@ -218,7 +218,7 @@ def finish_move(path: Path) -> None:
         for name in {*old} - {*files}:
             (path / name).unlink(missing_ok=True)
         for name in files:
-            if (stage / name).exists():
+            if os.path.exists(stage / name):
                 os.replace(stage / name, path / name)
         if not manifest["foreign"]:
             os.replace(stage / MANIFEST, path / MANIFEST)

@@ -59,7 +59,7 @@ def read_declaration(path: Path, names: Sequence[str], required: Sequence[str]) 
 
 def check_study(study: Any) -> None:
     """Check everything that a study declares; raises StudyError."""
-    for what, names in (("task", study.tasks), ("search", study.searches), ("structure", study.structures)):
+    for what, names in (("task", study.tasks), ("search", study.searches)):
         for name in names:
             check_file_name(name, what)
     check_names(study.recipes, study.tasks, "task")

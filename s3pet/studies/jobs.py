@@ -34,21 +34,21 @@ Row = dict[str, Any]
 
 
 @lru_cache(maxsize=2)
-def _load_model(backbone: str, space: str) -> tuple[Any, Any, Any]:
-    model, tokenizer = load_backbone(_expanded(backbone))
-    if "${" in backbone:
-        model.s3pet_id = backbone  # as declared: saved files hold nothing of what the environment says
+def _load_model(backbone: str, declared: str, space: str) -> tuple[Any, Any, Any]:
+    model, tokenizer = load_backbone(backbone)
+    if declared != backbone:
+        model.s3pet_id = declared  # saved files hold nothing of what the environment says
     return model, tokenizer, make_space(model, json.loads(space))
 
 
 @lru_cache(maxsize=32)
-def _load_task(backbone: str, space: str, declared: str) -> Task:
-    options = json.loads(declared)
-    return load_task(options.pop("path"), _load_model(backbone, space)[1], **options)
+def _load_task(backbone: str, declared: str, space: str, task: str) -> Task:
+    options = json.loads(task)
+    return load_task(options.pop("path"), _load_model(backbone, declared, space)[1], **options)
 
 
 def _open(study: Any, task: str) -> tuple[Any, Task, Any]:
-    where = study.backbone, json.dumps(study.space)
+    where = _expanded(study.backbone), study.backbone, json.dumps(study.space)
     model, _, space = _load_model(*where)
     declared = study.tasks[task]
     options = {"name": task, **({"path": declared} if isinstance(declared, str) else declared)}

@@ -4,6 +4,7 @@ Writes are seen by an audit hook (files opened for writing, renamed, removed; fo
 library needs no hook of its own. The process ends *before* the k-th of them, as by ``kill -9``.
 """
 
+import functools
 import os
 import shutil
 import signal
@@ -107,6 +108,7 @@ def all_scenes(folder, every=1, names=None):
             yield scene.name, scene.moments(place, every)
 
 
+@functools.cache
 def scenes():
     model, space = model_and_space()
     task = short_task()
