@@ -182,6 +182,11 @@ class PetTrainer(Trainer):
         now = time.perf_counter()
         self._saved, self._pause = step, now + min(60.0, PAUSE * (now - started))
 
+    def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
+        """As the Trainer's, which then saves; a checkpoint that is due is not forgotten where the score is no better."""
+        due = bool(self.control.should_save)
+        return super()._determine_best_metric(metrics, trial) or due
+
     def best_weights(self) -> Mapping[str, Tensor] | None:
         """The weights at the best step; None if no score was better than none."""
         if not (step := self.state.best_global_step):

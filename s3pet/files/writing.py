@@ -213,13 +213,16 @@ def finish_move(path: Path) -> None:
         last = [*files][-1]
         if manifest["foreign"]:  # its readers know no manifest: from here on they find nothing, then the new files
             (path / MANIFEST).unlink(missing_ok=True)
-            if (stage / last).exists():
+            if os.path.exists(stage / last):
                 (path / last).unlink(missing_ok=True)
         for name in {*old} - {*files}:
             (path / name).unlink(missing_ok=True)
         for name in files:
             if os.path.exists(stage / name):
                 os.replace(stage / name, path / name)
+        for folder in [entry for entry in stage.iterdir() if entry.is_dir()]:  # such as templates of a tokenizer
+            shutil.rmtree(path / folder.name, ignore_errors=True)
+            os.replace(folder, path / folder.name)
         if not manifest["foreign"]:
             os.replace(stage / MANIFEST, path / MANIFEST)
     shutil.rmtree(stage, ignore_errors=True)

@@ -86,7 +86,10 @@ def test_an_unreachable_hub_says_to_give_a_folder(monkeypatch):
 def test_broken_files_are_named_with_their_line(tmp_path):
     folder = write(tmp_path / "x", data())
     train = (folder / "train.jsonl").read_text().splitlines()
-    for line, message in (("{'sentence'", "train.jsonl: line 3 is not JSON"), ("[1]", "line 3 is not a JSON object")):
+    for line, message in (
+        ("{'sentence'", "train.jsonl cannot be read: line 3 is not JSON"),
+        ("[1]", "line 3 is not a JSON object"),
+    ):
         (folder / "train.jsonl").write_text("\n".join([*train[:2], line]))
         with pytest.raises(TaskError, match=message):
             load_task(folder)
