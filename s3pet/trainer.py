@@ -183,7 +183,7 @@ class PetTrainer(Trainer):
         self._saved, self._pause = step, now + min(60.0, PAUSE * (now - started))
 
     def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
-        """As the Trainer's, which then saves; a checkpoint that is due is not forgotten where the score is no better."""
+        """As the Trainer's; a checkpoint that is due is also written where the score is no better."""
         due = bool(self.control.should_save)
         return super()._determine_best_metric(metrics, trial) or due
 

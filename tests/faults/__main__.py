@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,7 @@ def main():
     parser.add_argument("--no-hashes", action="store_true", help="as files of earlier versions, which hold no hashes")
     parser.add_argument("--only", choices=("files", "kills"), help="one part")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # prints what is known, as Ctrl-C
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.only != "kills":

@@ -118,12 +118,15 @@ class Harness:
 
 
 def many_cases(harness, n, seed, hashes, show=print):
-    """Count the outcomes of n cases, spread over all kinds."""
+    """Count the outcomes of n cases, spread over all kinds; Ctrl-C ends it with those so far."""
     counts, started = Counter(), time.time()
     by_kind = {kind: Counter() for kind in KINDS}
     for number in range(n):
         kind = [*KINDS][number % len(KINDS)]
-        outcome, what, said = harness.case(kind, f"{seed}-{number}", hashes)
+        try:
+            outcome, what, said = harness.case(kind, f"{seed}-{number}", hashes)
+        except KeyboardInterrupt:
+            break
         counts[outcome] += 1
         by_kind[kind][outcome] += 1
         if outcome not in ("clear error", "same"):
