@@ -39,9 +39,9 @@ def reading(path: Any, error: type[S3PetError] = RunError, what: str = "", hint:
     """Turn anything that goes wrong inside into ``error``, with the path and the reason."""
     try:
         yield
-    except S3PetError:
-        raise
     except Exception as problem:
+        if isinstance(problem, S3PetError) and (type(problem) is not error or str(path) in str(problem)):
+            raise
         reason = f"no {problem}" if isinstance(problem, KeyError) else getattr(problem, "strerror", None) or problem
         reason = f"it is not UTF-8 text: {problem}" if isinstance(problem, UnicodeDecodeError) else reason
         reason = " ".join(f"{reason or type(problem).__name__}".split())
