@@ -65,8 +65,8 @@ def test_the_core_names_no_wing():
 def test_the_house_stays_small():
     lines = {file: len(source.splitlines()) for file, source in SOURCES.items()}
     assert not {file: n for file, n in lines.items() if n > 400}
-    assert sum(n for file, n in lines.items() if part_of(file) in CORE) <= 4155
-    assert sum(lines.values()) <= 14675  # it may shrink, not grow without a reason
+    assert sum(n for file, n in lines.items() if part_of(file) in CORE) <= 4426
+    assert sum(lines.values()) <= 15636  # it may shrink, not grow without a reason
 
 
 @pytest.mark.parametrize("file", SOURCES)
