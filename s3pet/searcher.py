@@ -20,6 +20,7 @@ no dropout in the frozen backbone; ``settings="paper"`` has it.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,14 +34,15 @@ from torch import Tensor, nn
 from s3pet import bilevel
 from s3pet.backbones import backbone_checksum, preserved
 from s3pet.errors import SearchError
+from s3pet.files.writing import carried, destination
 from s3pet.gates import GRADIENT_MODES, Budget, BudgetLike, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
 from s3pet.objectives import OwnObjective
 from s3pet.objectives.own import objective_of
 from s3pet.objectives.streams import Stream, derive
 from s3pet.objectives.texts import Batch, ObjectiveSettings
 from s3pet.progress import View, make_view
-from s3pet.records import Cost, check_fields, config_hash, versions
-from s3pet.result import RESULTS_VERSION, SearchResult, gate_table, load_state, prepare_folder, save_state
+from s3pet.records import Cost, check_fields, versions
+from s3pet.result import CONFIG, FINISHED, RESULTS_VERSION, SearchResult, gate_table, load_state, save_state, space_hash
 from s3pet.space import Space
 from s3pet.structure import parse_budget, select_by_gates, select_mask
 from s3pet.supernet import Supernet
@@ -210,19 +212,24 @@ class Searcher:
         return SearchResult(self.space, config, gates, history, pd.concat(trajectory), metrics)
 
     def save(self, folder: Path, config: dict[str, Any]) -> None:
-        """Write the state, from which :meth:`load` continues; right after a record."""
+        """Write the state, from which :meth:`load` continues; right after a record. A failure is a warning."""
         tensors = {"alpha": self.alpha, "records": torch.stack([alpha for _, alpha in self.records])}
+        tensors["history"] = torch.tensor([[*row.values()] for row in self.history], dtype=torch.float64)
         tensors |= {f"weight.{index}": weight for index, weight in enumerate(self.weights)}
         for name, optimizer in self._optimizers.items():
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"{name}.{index}.{key}": value for key, value in moments.items()}
-        rest = {"step": self.step, "cost": self.cost.to_dict(), "history": self.history}
-        save_state(folder, config, tensors, rest | {"record_steps": [step for step, _ in self.records]})
+        rest = {"step": self.step, "cost": self.cost.to_dict(), "record_steps": [step for step, _ in self.records]}
+        save_state(folder, config, tensors, rest)
 
     @torch.no_grad()
-    def load(self, folder: Path, config: dict[str, Any]) -> None:
-        """Continue from a saved state, if there is one; raises RunError if it belongs to other settings."""
-        if (state := load_state(folder, config)) is None:
+    def load(self, folder: Path, config: dict[str, Any], overwrite: bool = False) -> None:
+        """Continue from a saved state, if there is one.
+
+        Raises RunError, unless ``overwrite`` is set, if it belongs to other settings or is damaged.
+        """
+        own = {"alpha": self.alpha} | {f"weight.{index}": weight for index, weight in enumerate(self.weights)}
+        if (state := load_state(folder, config, own, overwrite)) is None:
             return
         tensors, rest = state
         self.alpha.copy_(tensors["alpha"])
@@ -233,7 +240,8 @@ class Searcher:
             states[kind]["state"].setdefault(int(number), {})[part] = tensors[f"{kind}.{number}.{part}"]
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(states[name])
-        self.step, self.cost, self.history = rest["step"], Cost(**rest["cost"]), rest["history"]
+        self.step, self.cost = rest["step"], Cost(**rest["cost"])
+        self.history = [dict(zip(HISTORY, [int(row[0]), *row[1:]], strict=True)) for row in tensors["history"].tolist()]
         self.records = list(zip(rest["record_steps"], tensors["records"].to(self.alpha.device), strict=True))
 
     def _loss_on(self, batch: Batch, phase: int) -> bilevel.Loss:
@@ -279,21 +287,24 @@ def search(
         settings: ``"default"``, or ``"paper"`` for dropout in the frozen backbone, as the authors have it.
         objective: how the backbone learns the task: :class:`s3pet.objectives.ObjectiveSettings` or a mapping, or an
             object of your own, see :mod:`s3pet.objectives`.
-        out: run folder; with it, the search writes checkpoints and continues where it was cut off.
-        overwrite: replace a finished run in ``out``, and start an unfinished one anew.
+        out: run folder; with it, the search writes checkpoints and continues where it was cut off or interrupted.
+        overwrite: replace a finished run in ``out``, or an unfinished one with other settings. The old run stays until
+            the new one is finished.
         progress: show a live figure with a stop button in a notebook and a bar elsewhere; or a :class:`View`.
         callbacks: called with the :class:`Searcher` at every record; one that returns True stops the search.
         **changes: fields of :class:`Settings` that differ: steps, order, seed, batch_size, lr, alpha_lr, …
 
     Returns:
         The result; ``result.structure()`` is the structure at the budget. A search that was stopped or interrupted
-        returns what it had; ``result.metrics["stopped"]`` says so.
+        returns what it had; ``result.metrics["stopped"]`` says so. An interrupted one is not saved as finished: the
+        same call continues it.
 
     Raises:
         BudgetError: the budget cannot be read, is below the cheapest candidate, or above the space.
         SearchError: bad settings, a model that cannot be searched, or a search that diverged (``error.result`` is the
             result at the last good record, also saved in ``out``).
-        RunError: ``out`` holds a finished run, or an unfinished one with other settings.
+        RunError: ``out`` holds a finished run, or an unfinished one with other settings; another process works there;
+            or it cannot be written to (found before the work; after it, ``error.result`` is the result).
     """
     chosen = make_settings(settings, **changes)
     parsed = parse_budget(space, budget)
@@ -302,8 +313,7 @@ def search(
     if chosen.order == "unrolled_exact" and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         raise SearchError("order='unrolled_exact' differentiates twice, which fails with gradient checkpointing")
     view = make_view(progress)
-    folder = prepare_folder(out, "finished run", overwrite, make=False) if out is not None else None
-    with preserved(model):
+    with destination(out, CONFIG, FINISHED, overwrite) as folder, preserved(model):
         searcher = Searcher(model, task, space, parsed, chosen, objective)
         config = {
             "model": space.model_id,
@@ -312,7 +322,7 @@ def search(
             "task": task.name,
             "task_hash": task.fingerprint,
             "space": space.name,
-            "space_hash": config_hash({"candidates": space.names}),
+            "space_hash": space_hash(space),
             **({"sizes": "nested"} if searcher.supernet.is_nested else {}),  # earlier versions did not nest them
             "budget": parsed.n_params,
             **asdict(chosen),
@@ -320,14 +330,17 @@ def search(
             "results_version": RESULTS_VERSION,
             "versions": versions(),
         }
-        if folder is not None and not overwrite:
-            searcher.load(folder / "checkpoint", config)
+        if folder is not None:
+            searcher.load(folder / "checkpoint", config, overwrite)
         with searcher.supernet, searcher.cost.watch_memory(searcher.objective.device):
             searcher.objective.prepare(chosen.dropout)
-            stopped = view.conduct(lambda: _run(searcher, folder, config, view, callbacks))
-    result = searcher.result(config, {"stopped": stopped})
-    if folder is not None:
-        result.save(folder, overwrite=overwrite)
+            with carried("result", lambda: searcher.result(config, {"stopped": "failed"})):
+                stopped = view.conduct(lambda: _run(searcher, folder, config, view, callbacks))
+        result = searcher.result(config, {"stopped": stopped})
+        if folder is not None and stopped != "interrupted":
+            with carried("result", lambda: result):
+                result.save(folder, overwrite=overwrite)
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # weights of the supernet, which nobody needs
     view.finish(result)
     if stopped == "diverged":
         where = f", saved in {folder}" if folder else ""
@@ -368,7 +381,7 @@ def _run(
             stops = [callback(searcher) is True for callback in callbacks]  # every callback is called
             if stop or any(stops):
                 return "stopped"
-            if folder is not None and len(searcher.records) % 10 == 1:
+            if folder is not None and searcher.step < steps:
                 searcher.save(folder / "checkpoint", config)
     except KeyboardInterrupt:
         return "interrupted"

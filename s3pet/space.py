@@ -23,10 +23,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from s3pet.backbones import n_parameters
+from s3pet.backbones import n_parameters, name_of
 from s3pet.backbones.sites import LeftOut, Site, survey
 from s3pet.backbones.sites import find_sites as find_sites
 from s3pet.errors import SpaceError, UnknownSiteError, nearest
+from s3pet.files.kinds import FLAG, TEXT, optional, whole
 from s3pet.modules import PETS, pet_module
 
 
@@ -68,6 +69,15 @@ class Candidate:
         names = ("layer", "rank", "n_params", "d_in", "d_out", "calls")
         numbers = {name: int(values[name]) for name in names if values.get(name) is not None}
         return cls(**{"calls": 1} | {**values, **numbers, "inert": bool(values.get("inert"))})
+
+
+CANDIDATE = {  # what its fields hold in a file; later versions added the last three
+    **dict.fromkeys(("site", "path", "stack", "role", "pet"), TEXT),
+    **{"layer": optional(whole()), "rank": optional(whole(1))},
+    **{name: whole(1) for name in ("n_params", "d_in", "d_out", "calls")},
+    **{"inert": FLAG, "redundant": optional(TEXT)},
+}
+CANDIDATE_REQUIRED = [name for name in CANDIDATE if name not in ("calls", "inert", "redundant")]
 
 
 class Candidates:
@@ -289,9 +299,8 @@ def make_space(
             asked = "cross-attention is not in the paper's spaces; cross_attention=True adds it"
             is_cross = site.role.startswith("cross") and not cross_attention
             left_out += (LeftOut(site.path, asked if is_cross else "no rule of this space covers it"),)
-    model_id = getattr(model, "s3pet_id", None) or getattr(getattr(model, "config", None), "_name_or_path", "")
     name = rules if isinstance(rules, str) else "custom"
-    return Space(tuple(ordered), name, model_id or type(model).__name__, n_parameters(model), left_out, tuple(notes))
+    return Space(tuple(ordered), name, name_of(model), n_parameters(model), left_out, tuple(notes))
 
 
 def _matching(rule: Rule, sites: Sequence[Site], cross_attention: bool) -> list[int]:

@@ -16,10 +16,9 @@ candidates still fit; here every candidate is visited once.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,32 @@ from torch import Tensor
 
 from s3pet.backbones.sites import find_sites, has_widths
 from s3pet.errors import BudgetError, SpaceError, StructureMismatchError, nearest
+from s3pet.files.kinds import RECORD, RECORDS, TEXT, Kind, check_record, mapping, optional, whole
+from s3pet.files.reading import read_json, reading
+from s3pet.files.writing import check_signature, signed, write_json
 from s3pet.gates import Budget, BudgetLike
 from s3pet.modules import PETS
-from s3pet.records import write_json
-from s3pet.space import Candidate, Candidates, Rule, Space, counterparts, layers_of, make_space
+from s3pet.space import (
+    CANDIDATE,
+    CANDIDATE_REQUIRED,
+    Candidate,
+    Candidates,
+    Rule,
+    Space,
+    counterparts,
+    layers_of,
+    make_space,
+)
 
 FORMAT = "s3pet-structure"
 VERSION = 1
+_FIELDS = {
+    **{"format": TEXT, "version": whole(1), "candidates": RECORDS, "model_id": TEXT, "space": TEXT, "origin": RECORD},
+    **{"budget": optional(whole(1)), "n_params": whole(), "layers": optional(mapping(whole(1)))},
+    "probs": optional(
+        Kind("a list of numbers", lambda v: isinstance(v, list) and all(type(p) in (int, float) for p in v))
+    ),
+}
 
 _ALL_OF = ("bitfit", "lnfit", "lowrank_adapter", "adapter")
 # Queries and values; of a model that computes them together in one map (GPT-2, Falcon, Phi-3 …), that map.
@@ -153,8 +171,8 @@ class Structure(Candidates):
 
     def to_json(self, path: str | Path) -> Path:
         """Write the structure as versioned JSON; returns the path."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_json({"format": FORMAT, "version": VERSION, **asdict(self), "n_params": self.n_params}, Path(path))
+        record = {"format": FORMAT, "version": VERSION, **asdict(self), "n_params": self.n_params}
+        write_json(signed(record), Path(path))
         return Path(path)
 
     @classmethod
@@ -164,46 +182,52 @@ class Structure(Candidates):
         With a ``model``, check that the structure fits it, and take ``layers`` from it where the file has none.
 
         Raises:
-            StructureMismatchError: not a structure file, a newer version, a candidate that is there twice, a cost that
-                does not follow from module, widths and rank, or a structure for another model.
-            FileNotFoundError: no such file.
+            StructureMismatchError: no such file or not a structure file, a newer version, a candidate that is there
+                twice, a cost that does not follow from module, widths and rank, or a structure for another model.
         """
-        text = Path(path).read_text(encoding="utf-8")
-        try:
-            record = json.loads(text)
-            if record.get("format") != FORMAT or int(record["version"]) > VERSION:
-                raise ValueError(f"format {record.get('format')!r} version {record.get('version')!r}")
-            candidates = tuple(Candidate.from_row(row) for row in record["candidates"])
+        what = f"a structure file of version ≤ {VERSION}"
+        with reading(path, StructureMismatchError, what, "Write one with structure.to_json()."):
+            record = read_json(path, _FIELDS, ("format", "version", "candidates", "model_id", "space", "origin"))
+            if record["format"] != FORMAT or record["version"] > VERSION:
+                raise ValueError(f"format {record['format']!r} version {record['version']}")
+            candidates = read_candidates(record["candidates"], record.get("n_params"))
+            known = (record["model_id"], record["space"], record.get("budget"), record["origin"])
             probs, layers = record.get("probs"), record.get("layers")  # missing in older files
-            probs = None if probs is None else tuple(float(prob) for prob in probs)
-            layers = None if layers is None else {stack: int(n) for stack, n in layers.items()}
-            known = (record["model_id"], record["space"], record["budget"], record["origin"])
-            structure = cls(candidates, *known, probs, layers)
-            structure._check_costs(record.get("n_params"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"{path} is not a structure file of version ≤ {VERSION}: {error}"
-            raise StructureMismatchError(f"{what}. Write one with structure.to_json().") from error
+            structure = cls(candidates, *known, None if probs is None else tuple(map(float, probs)), layers)
+            if structure.n_params > (structure.budget or math.inf):
+                raise ValueError(f"it says budget {structure.budget}, holds {structure.n_params} parameters")
+            if layers and (beyond := [c.site for c in candidates if (c.layer or 0) >= layers.get(c.stack, 1)]):
+                raise ValueError(f"it says layers {layers}, holds {beyond[0]}")
+            check_signature(record)
         if model is None:
             return structure
         structure.check(model)
         return replace(structure, layers=structure.layers or layers_of(find_sites(model)))
 
-    def _check_costs(self, n_params: Any) -> None:
-        counts = Counter(self.names)
-        for c in self:
-            possible = c.pet in PETS and min(c.d_in, c.d_out, 1 if c.rank is None else c.rank) > 0
-            cost = PETS[c.pet].cost(c.d_in, c.d_out, c.rank or 1) if possible else "no known number"
-            if counts[c.name] > 1:
-                raise ValueError(f"it holds {c.name} twice")
-            if c.n_params != cost:
-                raise ValueError(f"it holds {c.name} with {c.n_params} parameters; {c.d_in}→{c.d_out} needs {cost}")
-        if n_params != self.n_params:
-            raise ValueError(f"it says {n_params} parameters, holds {self.n_params}")
-
     def __repr__(self) -> str:
         counts = Counter(candidate.pet for candidate in self)
         parts = ", ".join(f"{count} {pet}" for pet, count in counts.items()) or "empty"
         return f"Structure({self.origin.get('kind', 'custom')}: {parts}; {self.n_params:,} parameters)"
+
+
+def read_candidates(rows: Sequence[Mapping[str, Any]], n_params: int | None) -> tuple[Candidate, ...]:
+    """Candidates from the rows of a file or table; raises ValueError, as :func:`check_candidates`."""
+    candidates = tuple(Candidate.from_row(check_record(row, CANDIDATE, CANDIDATE_REQUIRED)) for row in rows)
+    check_candidates(candidates, n_params)
+    return candidates
+
+
+def check_candidates(candidates: Sequence[Candidate], n_params: int | None) -> None:
+    """Raise ValueError for a candidate that is there twice, or costs that do not follow from modules and widths."""
+    counts = Counter(c.name for c in candidates)
+    for c in candidates:
+        cost = PETS[c.pet].cost(c.d_in, c.d_out, c.rank or 1) if c.pet in PETS else "no known number"
+        if counts[c.name] > 1:
+            raise ValueError(f"it holds {c.name} twice")
+        if c.n_params != cost:
+            raise ValueError(f"it holds {c.name} with {c.n_params} parameters; {c.d_in}→{c.d_out} needs {cost}")
+    if n_params not in (None, total := sum(c.n_params for c in candidates)):
+        raise ValueError(f"it says {n_params} parameters, holds {total}")
 
 
 def select_mask(probs: Tensor, costs: Tensor, budget: float, groups: Tensor | None = None) -> Tensor:

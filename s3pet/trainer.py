@@ -1,22 +1,25 @@
 """The training of a structure by Hugging Face's ``Trainer``.
 
 The Trainer sees a module whose only parameters are the trained tensors (:class:`Learner`), so its checkpoints hold
-nothing else (kilobytes). Here they lie in a temporary folder, without the state of the optimiser; with a lasting
-``output_dir`` and ``save_only_model=False`` the same trainer resumes exactly, because batch t depends only on the seed
-and t.
+nothing else (kilobytes). In a lasting folder they also hold the optimiser and the random states, every 2 % of the
+steps, and training continues exactly where it was cut off, because batch t depends only on the seed and t. A checkpoint
+counts once it has its manifest.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -27,14 +30,22 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from s3pet.backbones import quiet_transformers
 from s3pet.errors import SearchError
+from s3pet.files.kinds import RECORD
+from s3pet.files.reading import read_json, read_tensors, reading
+from s3pet.files.writing import saved_files, seal, write_json
 from s3pet.objectives.streams import Row, Stream
 from s3pet.objectives.texts import Objective
 from s3pet.records import LATER, Cost, check_fields
+from s3pet.result import check_same, decisive
 from s3pet.supernet import Supernet
+
+ABOUT = "s3pet.json"  # of a checkpoint
+PAUSE = 20.0  # after a checkpoint, wait so many times as long as it took, at most a minute
 
 
 @dataclass(frozen=True)
@@ -131,6 +142,9 @@ class PetTrainer(Trainer):
     """Hugging Face's Trainer with the batches of a :class:`Stream` and the task's metrics; ``model`` is a Learner."""
 
     control: Any
+    about: Mapping[str, Any] | None = None  # config of a retraining that lasts
+    best: tuple[int, dict[str, Tensor]] | None = None  # step and weights of a checkpoint that could not be written
+    _saved, _pause = 0, 0.0  # step of the last checkpoint, and when there may be another one
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches 0, 1, 2, … of the stream, as many as all processes need."""
@@ -147,6 +161,42 @@ class PetTrainer(Trainer):
             raise SearchError("the training loss is NaN or infinite")
         return loss
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As the Trainer's, sealed; if it cannot be written, that is a warning, and the best weights stay in memory."""
+        started, step = time.perf_counter(), self.state.global_step
+        path = Path(self.args.output_dir or "") / f"checkpoint-{step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.about is not None:
+                cost = self.model.cost.to_dict() | {"scored": self.model.objective.scored}
+                write_json({"config": decisive(self.about), "cost": cost}, path / ABOUT)
+                state = json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+                write_json(state | {"best_model_checkpoint": None}, path / TRAINER_STATE_NAME)  # a path of this machine
+                (path / "training_args.bin").unlink(missing_ok=True)  # holds paths, too
+                seal(path)
+        except Exception as error:  # torch, safetensors and the system have their own types for a full disk
+            shutil.rmtree(path, ignore_errors=True)
+            if step == self.state.best_global_step:
+                self.best = step, {name: weight.detach().clone() for name, weight in self.model.state_dict().items()}
+            warnings.warn(f"training goes on without checkpoint {step}: {error}", stacklevel=2)
+        now = time.perf_counter()
+        self._saved, self._pause = step, now + min(60.0, PAUSE * (now - started))
+
+    def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
+        """As the Trainer's; a checkpoint that is due is also written where the score is no better."""
+        due = bool(self.control.should_save)
+        return super()._determine_best_metric(metrics, trial) or due
+
+    def best_weights(self) -> Mapping[str, Tensor] | None:
+        """The weights at the best step; None if no score was better than none."""
+        if not (step := self.state.best_global_step):
+            return None
+        if self.best is not None and self.best[0] == step:
+            return self.best[1]
+        path = Path(self.args.output_dir or "") / f"checkpoint-{step}" / SAFE_WEIGHTS_NAME
+        with reading(path):
+            return read_tensors(path, finite=False)[0]
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The task's metrics on the validation split."""
         scores = self.model.objective.evaluate(self.model.objective.task.validation, self.eval_dataset)
@@ -162,14 +212,60 @@ class Bar(ProgressCallback):
     on_log = TrainerCallback.on_log
 
 
+class Often(TrainerCallback):
+    """Asks for a checkpoint every 2 % of the steps, but for no more than a twentieth of the time."""
+
+    def __init__(self, trainer: PetTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the Trainer."""
+        due = state.global_step - self.trainer._saved >= max(1, state.max_steps // 50)
+        if due and state.global_step < state.max_steps and time.perf_counter() >= self.trainer._pause:
+            control.should_save = True
+
+
+def last_checkpoint(folder: Path, config: Mapping[str, Any], learner: Learner) -> str | None:
+    """The last complete checkpoint, whose cost the learner takes over; incomplete ones are removed.
+
+    Raises RunError if it is damaged or of other settings.
+    """
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    for path in sorted(found, key=lambda path: -int(path.name.rpartition("-")[2])):
+        if not (path / "files.json").exists():
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        hint = f"Remove {folder} to start this retraining anew"
+        files = saved_files(path, "checkpoint", (ABOUT,), hint)
+        with reading(path / ABOUT, hint=hint):
+            about = read_json(files[ABOUT], {"config": RECORD, "cost": RECORD}, ("config", "cost"))
+            cost = Cost.of(about)
+        check_same(folder.parent, about["config"], config, "retraining")
+        learner.cost, learner.objective.scored = cost, cost.scored
+        return str(path)
+    return None
+
+
 def train(
-    learner: Learner, rows: list[Row], recipe: Recipe, lr: float, callbacks: Sequence[TrainerCallback], score_from: int
+    learner: Learner,
+    rows: list[Row],
+    recipe: Recipe,
+    lr: float,
+    callbacks: Sequence[TrainerCallback],
+    score_from: int,
+    folder: Path | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> tuple[int, list[dict[str, float]], SearchError | None]:
-    """Run the Trainer and leave the best weights in the learner; their step, the validation curve, and any failure."""
+    """Run the Trainer and leave the best weights in the learner; their step, the validation curve, and any failure.
+
+    With a ``folder``, its checkpoints lie there, and training goes on after the last one of the same ``config``.
+    """
     task, failure, every = learner.objective.task, None, max(1, recipe.steps // recipe.evaluations)
-    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+    lasting = folder is not None and config is not None
+    start = last_checkpoint(folder, config, learner) if folder is not None and config is not None else None
+    with tempfile.TemporaryDirectory() as temporary, quiet_transformers():
         args = TrainingArguments(
-            output_dir=folder,
+            output_dir=str(folder) if lasting else temporary,
             max_steps=recipe.steps,
             per_device_train_batch_size=recipe.batch_size,
             learning_rate=lr,
@@ -180,10 +276,9 @@ def train(
             eval_steps=every,
             eval_delay=score_from,
             save_strategy="best",
-            save_only_model=True,
-            save_total_limit=1,
+            save_only_model=not lasting,
+            save_total_limit=3 if lasting else 1,  # the best, the last, and the one that is being written
             metric_for_best_model=task.metric,
-            load_best_model_at_end=True,
             logging_steps=every,
             report_to=[],
             disable_tqdm=True,
@@ -199,14 +294,17 @@ def train(
             optimizers=(learner.optimizer(args, recipe.vector_lr), None),
         )
         trainer.remove_callback(PrinterCallback)
+        if lasting:
+            trainer.about = config
+            trainer.add_callback(Often(trainer))
         try:
-            trainer.train()
+            trainer.train(resume_from_checkpoint=start)
         except SearchError as error:
             what = f"training diverged at step {trainer.state.global_step}: {error}. Lower lr (now {lr:g}) or raise"
             failure = SearchError(f"{what} lr_warmup. The best model before it, if any, is error.tuned")
             failure.__cause__ = error
-            if trainer.state.best_model_checkpoint is not None:
-                learner.load_state_dict(load_file(Path(trainer.state.best_model_checkpoint) / SAFE_WEIGHTS_NAME))
+        if (best := trainer.best_weights()) is not None:
+            learner.load_state_dict(best)
     name = f"eval_{task.metric}"
     curve = [{"step": log["step"], "score": log[name]} for log in trainer.state.log_history if name in log]
     return int(trainer.state.best_global_step or 0), curve, failure

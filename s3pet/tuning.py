@@ -10,9 +10,8 @@ Source: Hu et al. 2022 (arXiv:2206.07382), section 4.2: AdamW without decay, lin
 from __future__ import annotations
 
 import copy
-import json
-import os
 import reprlib
+import shutil
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,29 +21,45 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from s3pet.backbones import backbone_checksum, n_parameters, preserved, tokenizer_of, unwrapped
+from s3pet.backbones import backbone_checksum, n_parameters, name_of, preserved, tokenizer_of, unwrapped
 from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError
+from s3pet.files.kinds import FLAG, RECORD, RECORDS, TEXT, TEXTS, mapping, number, optional, whole
+from s3pet.files.reading import read_json, read_tensors, reading
+from s3pet.files.writing import carried, destination, new_folder, saved_files, write_json, write_tensors
 from s3pet.objectives import OwnObjective
 from s3pet.objectives.own import Own, checked, objective_of
 from s3pet.objectives.texts import ObjectiveSettings
-from s3pet.records import Cost, recorded, versions, write_json
-from s3pet.result import prepare_folder
+from s3pet.records import Cost, recorded, versions
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet, is_attached
 from s3pet.tasks import Example, Task
-from s3pet.tasks.forms import form_of, read_records, task_of
+from s3pet.tasks.forms import FORM, form_of, read_records, task_of
 from s3pet.tasks.plain import RowTask
 from s3pet.tasks.rows import read_split
 from s3pet.trainer import Bar, Learner, Recipe, train
 
 REFERENCES = ("full", "head", "zero-shot")
 DEFAULT_LR = {"pet": 3e-3, "head": 3e-3, "full": 5e-4, "adalora": 3e-3}
-WEIGHTS = "weights.safetensors"
+WEIGHTS, CONFIG, TUNED = "weights.safetensors", "tuned.json", "tuned model"
+CONFIG_FIELDS = {
+    **dict.fromkeys(("structure", "model", "model_hash", "task", "task_hash"), TEXT),
+    **{
+        "label_words": TEXTS,
+        "regression": FLAG,
+        "objective": RECORD,
+        "form": optional(FORM),
+        "lr": optional(number(0)),
+    },
+    **{name: whole(1) for name in ("steps", "batch_size", "evaluations")},
+    **{"seed": whole(), "lr_warmup": whole(), "vector_lr": number(0), "dropout": FLAG, "versions": mapping(TEXT)},
+}
+METRICS = {
+    **{"metric": TEXT, "validation": optional(number()), "test": optional(number()), "cost": RECORD, "curve": RECORDS},
+    **{name: whole() for name in ("n_params", "backbone_params", "head_params", "best_step")},
+}
 
 
 @dataclass
@@ -115,22 +130,21 @@ class TunedModel:
         return {name: w.detach() for name, w in zip(self.learner.names, self.learner.weights, strict=True)}
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write trained tensors (safetensors), structure, metrics and config to a folder; no file is ever half written.
+        """Write trained tensors (safetensors), structure, metrics and config to a folder, all files or none.
 
-        Raises RunError if the folder holds a tuned model and ``overwrite`` is not set, or ``path`` cannot be a folder.
+        Raises RunError if the folder holds a tuned model and ``overwrite`` is not set, or it cannot be written to.
         """
-        path = prepare_folder(path, "tuned model", overwrite)
-        save_file({name: t.cpu().contiguous() for name, t in self.tensors().items()}, path / f"{WEIGHTS}.part")
-        write_json(self.metrics, path / "metrics.json.part")
-        write_json(self.config, path / "tuned.json.part")
+        with new_folder(path, CONFIG, TUNED, overwrite) as folder:
+            self.write(folder)
+        return Path(path)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of :meth:`save` to an empty folder."""
+        write_tensors(self.tensors(), folder / WEIGHTS)
+        write_json(self.metrics, folder / "metrics.json")
         if self.structure is not None:
-            self.structure.to_json(path / "structure.json.part")
-        for name in ("structure.json", WEIGHTS, "metrics.json", "tuned.json"):  # the last one: the folder is complete
-            if name == "structure.json" and self.structure is None:
-                (path / name).unlink(missing_ok=True)  # of the model that is overwritten
-            else:
-                os.replace(path / f"{name}.part", path / name)
-        return path
+            self.structure.to_json(folder / "structure.json")
+        write_json(self.config, folder / CONFIG)
 
     def __repr__(self) -> str:
         split = "test" if "test" in self.metrics else "validation"
@@ -159,23 +173,29 @@ def retrain(
             ``"zero-shot"``.
         objective: :class:`s3pet.objectives.ObjectiveSettings`, or a mapping of some of its fields; or an object of your
             own, see :mod:`s3pet.objectives`.
-        out, progress: folder to save the tuned model to; show a bar.
+        out: folder to save the tuned model to; with it, the retraining writes checkpoints and continues where it was
+            cut off. progress: show a bar.
         test: score the test split; use False while something is still to be chosen.
         callbacks: Hugging Face callbacks, for early stopping, logging and the like.
         **recipe: fields of :class:`Recipe`: steps, batch_size, lr, seed, …
 
     Raises:
-        StructureMismatchError: the structure is not for this model. RunError: ``out`` holds a tuned model or is a file.
+        StructureMismatchError: the structure is not for this model. RunError: ``out`` holds a tuned model, or an
+            unfinished retraining with other settings; another process works there; or it cannot be written to (found
+            before the work; after it, ``error.tuned`` is the tuned model).
         SearchError: bad settings, an attached supernet, or training diverged (then the attribute ``tuned`` of the error
             is the best model scored before, or None).
     """
     chosen, objective = Recipe(**recipe), checked(objective)
-    if out is not None:
-        prepare_folder(out, "tuned model", overwrite=False)
-    learner = _make_learner(model, task, structure, objective, chosen.seed)
-    tuned = tune(learner, model, chosen, structure, progress=progress, test=test, callbacks=callbacks)
-    if out is not None:
-        tuned.save(out)
+    with destination(out, CONFIG, TUNED, overwrite=False) as folder:
+        learner = _make_learner(model, task, structure, objective, chosen.seed)
+        checkpoints = None if folder is None else folder / "checkpoint"
+        options: Any = {"progress": progress, "test": test, "callbacks": callbacks, "checkpoints": checkpoints}
+        tuned = tune(learner, model, chosen, structure, **options)
+        if folder is not None:
+            with carried("tuned", lambda: tuned):
+                tuned.save(folder)
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return tuned
 
 
@@ -189,6 +209,7 @@ def tune(
     test: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
     score_from: int = 0,
+    checkpoints: Path | None = None,
 ) -> TunedModel:
     """Train what a learner holds, score it and record what it cost; all ways of tuning share this function.
 
@@ -196,6 +217,7 @@ def tune(
         learner, model, recipe: what is trained, the backbone as the user has it, and how it is trained.
         structure, progress, test, callbacks: as for :func:`retrain`; a structure may be the name of another method.
         score_from: first step at which the validation split may be scored and weights kept.
+        checkpoints: folder for checkpoints, from the last of which training continues; None: none are kept.
     """
     objective, started = learner.objective, time.perf_counter()
     task, target, rows = objective.task, learner.target, objective.encode(objective.task.validation)
@@ -203,35 +225,9 @@ def tune(
     kept, kind = (structure, "pet") if isinstance(structure, Structure) else (None, structure)
     lr = recipe.lr or DEFAULT_LR.get(kind)
     learner.dropout = kind == "full" if recipe.dropout is None else recipe.dropout
-    best_step, curve, failure, scores = 0, list[dict[str, float]](), None, dict[str, dict[str, float]]()
-    watched = learner.cost.watch_memory(objective.device)
-    with preserved(model, target, objective, all_random_states=True), learner.attached(), watched:
-        torch.manual_seed(recipe.seed)
-        if len(learner.weights) and kind != "zero-shot":
-            hooks = [*callbacks, Bar()] if progress else callbacks
-            best_step, curve, failure = train(learner, rows, recipe, float(lr or 0), hooks, score_from)
-        try:
-            if failure is None or best_step:
-                scores["validation"] = objective.evaluate(task.validation, rows)
-            if failure is None and test:
-                scores["test"] = objective.evaluate(task.test)
-        except SearchError as error:
-            failure = error
-    learner.cost.scored, learner.cost.seconds = objective.scored, time.perf_counter() - started
-    metrics = {
-        **{split: values[task.metric] for split, values in scores.items()},
-        "metric": task.metric,
-        "n_params": kept.n_params if kept is not None else 0,
-        "backbone_params": n_parameters(target) if kind == "full" else 0,
-        "head_params": objective.head_params,
-        "best_step": best_step,
-        "cost": learner.cost.to_dict(),
-        **{f"{split}_all": values for split, values in scores.items()},
-        "curve": curve,
-    }
     config = {
         "structure": kind if kept is None else kept.origin.get("kind", "custom"),
-        "model": getattr(model, "s3pet_id", type(model).__name__),
+        "model": name_of(model),
         "model_hash": backbone_checksum(model, objective.heads),
         "task": task.name,
         "task_hash": task.fingerprint,
@@ -243,6 +239,41 @@ def tune(
         "lr": lr,
         "dropout": learner.dropout,
         "versions": versions(),
+    }
+    best_step, curve, failure, scores = 0, list[dict[str, float]](), None, dict[str, dict[str, float]]()
+    watched = learner.cost.watch_memory(objective.device)
+    with preserved(model, target, objective, all_random_states=True), learner.attached(), watched:
+        torch.manual_seed(recipe.seed)
+        if len(learner.weights) and kind != "zero-shot":
+            hooks = [*callbacks, Bar()] if progress else callbacks
+            best_step, curve, failure = train(
+                learner,
+                rows,
+                recipe,
+                float(lr or 0),
+                hooks,
+                score_from,
+                checkpoints,
+                {**config, "names": learner.names},
+            )
+        try:
+            if failure is None or best_step:
+                scores["validation"] = objective.evaluate(task.validation, rows)
+            if failure is None and test:
+                scores["test"] = objective.evaluate(task.test)
+        except SearchError as error:
+            failure = error
+    learner.cost.scored, learner.cost.seconds = objective.scored, learner.cost.seconds + time.perf_counter() - started
+    metrics = {
+        **{split: values[task.metric] for split, values in scores.items()},
+        "metric": task.metric,
+        "n_params": kept.n_params if kept is not None else 0,
+        "backbone_params": n_parameters(target) if kind == "full" else 0,
+        "head_params": objective.head_params,
+        "best_step": best_step,
+        "cost": learner.cost.to_dict(),
+        **{f"{split}_all": values for split, values in scores.items()},
+        "curve": curve,
     }
     tuned = TunedModel(target, task, kept, learner, metrics, config)
     if failure is not None:
@@ -273,18 +304,19 @@ def load_tuned(
             objective that it was tuned with.
         StructureMismatchError: another backbone, or a task with other labels. TaskError: another tokenizer.
     """
-    path = Path(path)
-    if missing := ", ".join(n for n in (WEIGHTS, "tuned.json", "metrics.json") if not (path / n).is_file()):
-        raise RunError(f"{path} holds no tuned model: {missing} missing. Make one: tuned.save({path})")
-    try:
-        texts = [(path / f"{name}.json").read_text(encoding="utf-8") for name in ("tuned", "metrics")]
-        (config, metrics), saved = map(json.loads, texts), load_file(path / WEIGHTS)
-        kind, file = config["structure"], path / "structure.json"
-    except (ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise RunError(f"{path} holds damaged files of a tuned model: {error}") from error
+    path, how = Path(path), f"Make one: tuned.save({path})"
+    files = saved_files(path, TUNED, (WEIGHTS, "metrics.json", CONFIG), how)
+    with reading(path / CONFIG):
+        config = read_json(files[CONFIG], CONFIG_FIELDS, ("structure", "task", "task_hash", "objective", "seed"))
+    with reading(path / "metrics.json"):
+        metrics = read_json(files["metrics.json"], METRICS, ("metric", "n_params", "head_params"))
+        Cost.of(metrics)
+    with reading(path / WEIGHTS):
+        saved, _ = read_tensors(files[WEIGHTS])
+    kind, file = config["structure"], files.get("structure.json")
     if "model_hash" not in config:
         raise RunError(f"{path} was saved by an earlier version that did not record the backbone; tune it again")
-    if not file.is_file() and kind not in REFERENCES:
+    if file is None and kind not in REFERENCES:
         raise RunError(f"{path} was tuned by {kind}, whose modules are another library's; tune it again instead")
     own = config["objective"].get("own")
     if own != (None if objective is None else type(objective).__qualname__) or (own and task is None):
@@ -304,14 +336,18 @@ def load_tuned(
         raise StructureMismatchError(f"{path} was tuned on task {there}, not on {here}; load that task")
     if len(task.train) and config["task_hash"] != task.fingerprint:
         warnings.warn(f"{path} was tuned on other rows of {config['task']!r}; its metrics are of those", stacklevel=2)
-    structure = Structure.from_json(file, model) if file.is_file() else None
+    structure = None if file is None else Structure.from_json(file, model)
+    if metrics["n_params"] != (0 if structure is None else structure.n_params):
+        raise RunError(f"{path} says {metrics['n_params']} parameters in PET modules; its structure is {structure!r}")
     what = kind if structure is None else structure
     learner = _make_learner(model, task, what, objective or config["objective"], config["seed"])
     learner.objective.batch_size = min(learner.objective.batch_size, 4 * config["batch_size"])
     if own and (declared := learner.objective.declared()) != config["objective"]:
         raise StructureMismatchError(f"{path} was tuned with objective {config['objective']}, not with {declared}")
     tuned = TunedModel(learner.target, task, structure, learner, metrics, config)
-    if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in tuned.tensors().items()}:
+    if {name: (t.shape, t.dtype) for name, t in saved.items()} != {
+        n: (t.shape, t.dtype) for n, t in tuned.tensors().items()
+    }:
         raise StructureMismatchError(f"{path / WEIGHTS} does not hold the tensors of its structure; tune it again")
     for name, tensor in tuned.tensors().items():
         tensor.copy_(saved[name])

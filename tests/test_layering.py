@@ -15,7 +15,7 @@ CORE = (
 )
 WINGS = ("widgets", "studies", "export")
 LEVELS = [
-    *[("errors",), ("progress", "records"), ("backbones",), ("tasks",), ("objectives",)],
+    *[("errors",), ("files",), ("progress", "records"), ("backbones",), ("tasks",), ("objectives",)],
     *[CORE, ("utility",), ("plots",), WINGS, ("__init__",), ("cli",), ("__main__",)],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
@@ -66,8 +66,8 @@ def test_the_house_stays_small():
     lines = {file: len(source.splitlines()) for file, source in SOURCES.items()}
     assert not {file: n for file, n in lines.items() if n > 400}
     assert sum("/" not in file for file in lines) <= 18  # the others have a room
-    assert sum(n for file, n in lines.items() if part_of(file) in CORE) <= 2842
-    assert sum(lines.values()) <= 15502  # it may shrink, not grow without a reason
+    assert sum(n for file, n in lines.items() if part_of(file) in CORE) <= 3113
+    assert sum(lines.values()) <= 16466  # it may shrink, not grow without a reason
 
 
 @pytest.mark.parametrize("file", SOURCES)

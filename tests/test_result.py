@@ -11,7 +11,8 @@ from toy import toy_task
 
 from s3pet import load_run, make_space, search
 from s3pet.errors import BudgetError, RunError
-from s3pet.records import Cost, write_json
+from s3pet.files.writing import write_json
+from s3pet.records import Cost
 from s3pet.result import load_state, save_state
 
 QUIET = {"progress": False, "batch_size": 16}
@@ -35,7 +36,7 @@ def test_a_run_folder_holds_everything(tmp_path):
     with pytest.raises(RunError, match="holds a finished run"):
         search(model, task, space, **options)
     search(model, task, space, overwrite=True, **options)
-    with pytest.raises(RunError, match="is not a finished run"):
+    with pytest.raises(RunError, match="holds no finished run"):
         load_run(tmp_path)
 
 
@@ -72,22 +73,25 @@ def test_json_never_holds_nan(tmp_path):
 def test_a_state_comes_back_and_names_what_differs(tmp_path):
     config = {"seed": 0, "lr": 3e-3, "versions": {"torch": "1"}}
     tensors = {"alpha": torch.arange(3.0)}
-    assert load_state(tmp_path, config) is None
+    assert load_state(tmp_path, config, tensors) is None
     save_state(tmp_path, config, tensors, {"step": 4})
-    again, rest = load_state(tmp_path, config | {"versions": {"torch": "2"}})
+    again, rest = load_state(tmp_path, config | {"versions": {"torch": "2"}}, tensors)
     assert torch.equal(again["alpha"], tensors["alpha"]) and rest == {"step": 4}
     with pytest.raises(RunError, match=r"other settings \(seed 0 → 1, order None → 'first'\)"):
-        load_state(tmp_path, {"seed": 1, "lr": 3e-3, "order": "first"})
+        load_state(tmp_path, {"seed": 1, "lr": 3e-3, "order": "first"}, tensors)
+    assert load_state(tmp_path, {"seed": 1}, tensors, overwrite=True) is None
+    with pytest.raises(RunError, match="alpha has another shape"):
+        load_state(tmp_path, config, {"alpha": torch.zeros(4)})
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ", b"not a tensor file at all"])
 def test_a_damaged_state_is_named(tmp_path, damage):
     (tmp_path / "state.safetensors").write_bytes(damage)
     with pytest.raises(RunError, match="cannot be read"):
-        load_state(tmp_path, {})
+        load_state(tmp_path, {}, {})
     save_file({"alpha": torch.zeros(1)}, tmp_path / "state.safetensors")  # of another program
     with pytest.raises(RunError, match="cannot be read"):
-        load_state(tmp_path, {})
+        load_state(tmp_path, {}, {})
 
 
 def test_the_cost_of_an_early_version_is_read():

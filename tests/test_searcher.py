@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 
 import numpy as np
@@ -120,10 +121,35 @@ def test_an_interrupted_search_continues_bit_for_bit(tmp_path, preset):
         search(model, task, space, out=tmp_path, **{**options, "seed": 1})
     steps = []
     rest = search(model, task, space, out=tmp_path, callbacks=[lambda s: steps.append(s.step)], **options)
-    assert steps[0] == 11, "it should have gone on after the checkpoint at step 10"
+    assert steps[0] == 17, "it should have gone on after the checkpoint at step 16"
     assert rest.gates.equals(whole.gates)
     assert rest.history.equals(whole.history)
     assert rest.trajectory.reset_index(drop=True).equals(whole.trajectory.reset_index(drop=True))
+
+
+def test_an_interrupted_search_is_unfinished_and_overwriting_continues(tmp_path):
+    model, task = tiny_t5(), toy_task()
+    space, options = make_space(model, "lora"), {"budget": 300, "steps": 8, "out": tmp_path, **QUIET}
+    old = search(model, task, space, **options, seed=5)
+
+    def interrupt(searcher):
+        if searcher.step == 6:
+            raise KeyboardInterrupt
+
+    part = search(model, task, space, overwrite=True, callbacks=[interrupt], **options)
+    assert part.metrics["stopped"] == "interrupted" and part.path is None
+    assert load_run(tmp_path).config == old.config, "the old run stays until the new one is finished"
+    steps = []
+    search(model, task, space, overwrite=True, callbacks=[lambda searcher: steps.append(searcher.step)], **options)
+    assert steps == [6, 7, 8] and load_run(tmp_path).config["seed"] == 0
+    assert "checkpoint" not in os.listdir(tmp_path)
+
+
+def test_a_failing_callback_leaves_the_result_on_the_error(tmp_path):
+    model = tiny_t5()
+    with pytest.raises(ZeroDivisionError) as caught:
+        search(model, toy_task(), make_space(model, "lora"), budget=300, steps=8, callbacks=[lambda s: 1 / 0], **QUIET)
+    assert caught.value.result.metrics["steps"] == 1
 
 
 def test_a_new_version_of_a_library_does_not_stop_a_search_from_continuing(tmp_path, monkeypatch):
@@ -245,7 +271,9 @@ def test_an_interrupt_anywhere_in_a_step_keeps_the_result(tmp_path, monkeypatch)
             result = search(model, task, space, **options)
         places.add(interrupt.where)
         assert result.metrics["stopped"] == "interrupted"
-        kept = load_run(out)
+        with pytest.raises(RunError, match=r"holds no finished run.* again to continue it"):
+            load_run(out)  # interrupted is unfinished
+        kept = load_run(result.save(out))
         assert kept.gates.alpha.notna().all() and kept.structure().n_params > 0
         assert np.isfinite(kept.history[["loss_train", "loss_val"]].to_numpy(float)).all()
         assert len(kept.history) == kept.metrics["steps"] == kept.structure().origin["steps"]

@@ -428,6 +428,7 @@ def test_what_was_resolved_is_saved_and_used_again(tmp_path):
     again = load_tuned(tmp_path, model, task)
     assert again.learner.objective.settings == tuned.learner.objective.settings
     assert again.predict(task.test) == tuned.predict(task.test)
+    (tmp_path / "files.json").unlink()  # as an earlier version, which wrote none
     config = json.loads((tmp_path / "tuned.json").read_text())
     (tmp_path / "tuned.json").write_text(json.dumps({key: config[key] for key in config if key != "model_hash"}))
     with pytest.raises(RunError, match="earlier version"):
@@ -451,10 +452,44 @@ def test_a_folder_is_tried_before_the_work_and_files_are_swapped(tmp_path, monke
     assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before, "the old model is whole"
     monkeypatch.undo()
     other.save(tmp_path / "run", overwrite=True)
-    assert sorted(os.listdir(tmp_path / "run")) == ["metrics.json", "tuned.json", "weights.safetensors"]
+    assert sorted(os.listdir(tmp_path / "run")) == ["files.json", "metrics.json", "tuned.json", "weights.safetensors"]
     assert load_tuned(tmp_path / "run", model, task).predict(task.test) == other.predict(task.test)
     tuned.save(tmp_path / "run", overwrite=True)
     assert load_tuned(tmp_path / "run", model, task).structure == tuned.structure
+
+
+@pytest.mark.parametrize("what", ["full", "lnfit"])
+def test_a_retraining_that_was_cut_off_continues_bit_for_bit(tmp_path, monkeypatch, what):
+    monkeypatch.setattr("s3pet.trainer.PAUSE", 0.0)  # a checkpoint after every step
+    model, task, out = tiny_bert(), short_task(), tmp_path / "run"
+    structure = what if what == "full" else manual_structure(model, what)
+    options = {"steps": 9, "batch_size": 4, "evaluations": 3, "dropout": True, "lr": 1e-2}
+
+    class Watch(TrainerCallback):
+        def __init__(self, end=None):
+            self.steps, self.end = [], end
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.steps.append(state.global_step)
+            if state.global_step == self.end:
+                raise ZeroDivisionError
+
+    whole = retrain(model, task, structure, **options)
+    with pytest.raises(ZeroDivisionError):
+        retrain(model, task, structure, out=out, callbacks=[Watch(7)], **options)
+    for path in (out / "checkpoint").rglob("*"):
+        assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), f"{path} holds a path of this machine"
+    with pytest.raises(RunError, match=r"unfinished retraining with other settings \(seed 0 → 1\)"):
+        retrain(model, task, structure, out=out, seed=1, **options)
+    with pytest.raises(RunError, match="holds no tuned model"):
+        load_tuned(out, model, task)
+    watch = Watch()
+    rest = retrain(model, task, structure, out=out, callbacks=[watch], **options)
+    assert watch.steps == [7, 8, 9]
+    assert all(torch.equal(tensor, rest.tensors()[name]) for name, tensor in whole.tensors().items())
+    assert rest.metrics["curve"] == whole.metrics["curve"] and rest.metrics["best_step"] == whole.metrics["best_step"]
+    assert (rest.cost.passes, rest.cost.rows) == (whole.cost.passes, whole.cost.rows)
+    assert "checkpoint" not in os.listdir(out) and load_tuned(out, model, task).metrics == rest.metrics
 
 
 def pair_task():
@@ -531,6 +566,7 @@ def test_a_folder_says_what_it_lacks(tmp_path):
     with pytest.raises(TaskError, match="another tokenizer"):
         load_tuned(tmp_path, model, tokenizer=other)
     config = json.loads((tmp_path / "tuned.json").read_text())
+    (tmp_path / "files.json").unlink()
     del config["form"]
     (tmp_path / "tuned.json").write_text(json.dumps(config))
     assert load_tuned(tmp_path, model, task).predict(task.test)
@@ -538,7 +574,7 @@ def test_a_folder_says_what_it_lacks(tmp_path):
         load_tuned(tmp_path, model, tokenizer=toy_tokenizer())
     for name in ("weights.safetensors", "tuned.json"):
         (tmp_path / name).write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00damaged")
-        with pytest.raises(RunError, match="holds damaged files of a tuned model"):
+        with pytest.raises(RunError, match=rf"{name} cannot be read: "):
             load_tuned(tmp_path, model, task)
 
 

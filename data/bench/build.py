@@ -28,8 +28,9 @@ from torch import Tensor
 
 import s3pet
 from s3pet.backbones import backbone_checksum
+from s3pet.files.writing import write_json, write_table
 from s3pet.objectives import ObjectiveSettings
-from s3pet.records import versions, write_json, write_table
+from s3pet.records import versions
 from s3pet.space import Rule, Space
 from s3pet.structure import Structure, parse_budget, select_structure
 from s3pet.studies.bench_files import FORMAT, VERSION, structure_hash

@@ -17,14 +17,14 @@ by them. Finished rows are kept in ``runs/data`` until their table is written.
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 import s3pet
-from s3pet.records import versions, write_json
+from s3pet.files.writing import write_json
+from s3pet.records import versions
 from s3pet.result import SearchResult
 from s3pet.tasks import Task
 
@@ -58,7 +58,6 @@ class Lab:
                 result = s3pet.search(
                     self.model, self.task(task), self.space, budget=budget, seed=seed, out=out, progress=False, **SEARCH
                 )
-                shutil.rmtree(out / "checkpoint", ignore_errors=True)  # weights of the supernet: nobody needs them
                 print(f"{self.name} {task} {budget} seed {seed}: {result.structure()}", flush=True)
             results.append(s3pet.load_run(out))
         return results

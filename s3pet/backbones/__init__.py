@@ -9,11 +9,12 @@ from s3pet.backbones.loading import (
     embedded_path,
     list_backbones,
     load_backbone,
+    name_of,
     quiet_transformers,
     tokenizer_of,
 )
 
 __all__ = [
     "Backbone", "backbone_checksum", "backbone_kind", "embedded_path", "list_backbones", "load_backbone",
-    "n_parameters", "preserved", "quiet_transformers", "tokenizer_of", "unwrapped",
+    "n_parameters", "name_of", "preserved", "quiet_transformers", "tokenizer_of", "unwrapped",
 ]  # fmt: skip

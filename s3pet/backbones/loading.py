@@ -119,6 +119,12 @@ def load_backbone(
     return Backbone(model.to(device) if device is not None else model, tokenizer)
 
 
+def name_of(model: Any) -> str:
+    """Return a model's name in saved files: what it was loaded by (of a folder the last two parts), or its class."""
+    name = getattr(model, "s3pet_id", None) or getattr(getattr(model, "config", None), "_name_or_path", "")
+    return "/".join(Path(name or type(model).__name__).parts[-2:]).strip("/")
+
+
 def tokenizer_of(model: Any) -> Any:
     """Return the tokenizer that was loaded with the backbone, or lies where its weights came from; None if nowhere."""
     from transformers import AutoTokenizer

@@ -4,7 +4,6 @@
     peft     to_peft, from_peft: adapter folders of PEFT
     s3delta  from_s3delta: structures and gates of the authors' code
     hub      save_folder, push_to_hub: a tuned model with a card
-    folders  folders that are written completely or not at all
 
 Only JSON and safetensors are read, and nothing that is read is executed.
 """

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from s3pet.errors import ExportError, RunError
-from s3pet.export.folders import new_folder
+from s3pet.files.writing import new_folder, write_text
 from s3pet.objectives.own import Own
 from s3pet.plots import plot_structure, save_figure
 from s3pet.tuning import TunedModel
@@ -61,11 +61,11 @@ def save_folder(tuned: TunedModel, path: str | Path, *, base: str | None = None,
     """
     if isinstance(objective := tuned.learner.objective, Own):
         raise ExportError(f"a card cannot say how to load {objective.name}, your own objective; use tuned.save")
-    with new_folder(path, "README.md", "tuned model with a card", overwrite, "structure.*") as folder:
-        tuned.save(folder)
+    with new_folder(path, "README.md", "tuned model with a card", overwrite) as folder:
+        tuned.write(folder)
         if tuned.structure is not None and len(tuned.structure):
             save_figure(plot_structure(tuned.structure), folder / "structure", ["png"], alt=repr(tuned.structure))
-        (folder / "README.md").write_text(card(tuned, base or tuned.config["model"]), encoding="utf-8")
+        write_text(card(tuned, base or tuned.config["model"]), folder / "README.md")
     return Path(path)
 
 

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
@@ -34,7 +33,7 @@ from transformers.pytorch_utils import Conv1D
 from s3pet.backbones import preserved, quiet_transformers
 from s3pet.backbones.sites import linear_widths
 from s3pet.errors import ExportError
-from s3pet.export.folders import new_folder
+from s3pet.files.writing import new_folder, write_tensors
 from s3pet.modules import LORA_ALPHA
 from s3pet.objectives.own import Own
 from s3pet.space import Candidate
@@ -67,12 +66,12 @@ class Merged(NamedTuple):
         Raises ExportError if ``from_pretrained`` would lose biases, and RunError if the folder holds a model.
         """
         old = ("model*.safetensors*", HEAD)
-        with quiet_transformers(), new_folder(path, "config.json", "model", overwrite, *old) as folder:
+        with quiet_transformers(), new_folder(path, "config.json", "model", overwrite, foreign=old) as folder:
             self.model.save_pretrained(folder)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
             if self.head is not None:
-                save_file({name: tensor.cpu() for name, tensor in self.head.state_dict().items()}, folder / HEAD)
+                write_tensors(self.head.state_dict(), folder / HEAD)
         return Path(path)
 
 

@@ -11,7 +11,6 @@ Everything else has no place in one PEFT adapter: adapters, and a bias where the
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -19,17 +18,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from s3pet.backbones import backbone_kind
-from s3pet.errors import ExportError, RunError, StructureMismatchError
-from s3pet.export.folders import new_folder
+from s3pet.backbones import backbone_kind, name_of
+from s3pet.backbones.norms import norm_form
+from s3pet.errors import ExportError, StructureMismatchError
 from s3pet.export.merging import HEAD, classifier_of
 from s3pet.export.places import Place, structure_at
-from s3pet.modules import LORA_ALPHA, norm_form
+from s3pet.files.kinds import TEXTS, Kind, number, optional, whole
+from s3pet.files.reading import read_json, read_tensors, reading
+from s3pet.files.writing import new_folder, saved_files, write_json, write_tensors
+from s3pet.modules import LORA_ALPHA
 from s3pet.space import find_sites
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet
@@ -40,6 +40,15 @@ PREFIX = "base_model.model."
 TASK_TYPES = {"encoder-decoder": "SEQ_2_SEQ_LM", "decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
 _PLAIN = {"use_dora": (False,), "lora_bias": (False,), "bias": ("none",), "target_parameters": (),
           "layer_replication": (), "trainable_token_indices": (), "alora_invocation_tokens": ()}  # fmt: skip
+_NAME = re.compile(r"(?:[\w^$-]|\\?\.(?:\*(?=[^*]*\*?[^*]*$))?)+")  # of a module, with at most two ".*": quick to match
+_RANKS = Kind(
+    "an object of names and numbers",
+    lambda v: isinstance(v, dict) and all(_NAME.fullmatch(k) and number(0, 2**16).holds(v[k]) for k in v),
+)
+KINDS = {
+    **{"r": optional(whole(1, 2**16)), "lora_alpha": optional(number()), "modules_to_save": optional(TEXTS)},
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), optional(_RANKS)),
+}
 _KEY = re.compile(
     r"base_model\.model\.(?P<path>.+?)(?:\.(?P<lora>lora_[AB])(?:\.default)?|\.ln_tuning_layers(?:\.default)?"
     r"|\.modules_to_save(?:\.default)?)?\.(?P<name>weight|bias)"
@@ -112,10 +121,10 @@ def to_peft(tuned: TunedModel, path: str | Path, *, overwrite: bool = False) -> 
             state |= {f"classifier.{name}": tensor for name, tensor in classifier.classifier.state_dict().items()}
             saved, head = [prefix + name for name in saved] + ["classifier"], {}
     common = Counter(ranks.values()).most_common(1)[0][0] if ranks else None
-    config = {
+    config: dict[str, Any] = {
         "peft_type": "LORA" if ranks else "LN_TUNING",
         "task_type": "SEQ_CLS" if "classifier" in saved else TASK_TYPES[kind],
-        "base_model_name_or_path": getattr(supernet.model.config, "_name_or_path", "") or tuned.config["model"],
+        "base_model_name_or_path": name_of(supernet.model),
         "inference_mode": True,
         "target_modules": [prefix + name for name in ranks or sorted(norms)],
         "modules_to_save": (saved if ranks else [name for name in saved if name == "classifier"]) or None,
@@ -124,11 +133,11 @@ def to_peft(tuned: TunedModel, path: str | Path, *, overwrite: bool = False) -> 
         config |= {"r": common, "lora_alpha": LORA_ALPHA, "lora_dropout": 0.0, "bias": "none", "alpha_pattern": {}}
         config["rank_pattern"] = {prefix + name: rank for name, rank in ranks.items() if rank != common}
         config["fan_in_fan_out"] = any(isinstance(modules[name], Conv1D) for name in ranks)
-    with new_folder(path, CONFIG, "PEFT adapter", overwrite, HEAD) as folder:
-        save_file({PREFIX + name: t.cpu().contiguous() for name, t in state.items()}, folder / WEIGHTS)
+    with new_folder(path, CONFIG, "PEFT adapter", overwrite, foreign=[HEAD]) as folder:
+        write_tensors({PREFIX + name: tensor for name, tensor in state.items()}, folder / WEIGHTS)
         if head:
-            save_file({name: tensor.cpu() for name, tensor in head.items()}, folder / HEAD)
-        (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+            write_tensors(head, folder / HEAD)
+        write_json(config, folder / CONFIG)
     return Path(path)
 
 
@@ -147,7 +156,7 @@ def from_peft(path: str | Path, model: nn.Module) -> Adapter:
     sites = {site.path: site.kind for site in find_sites(model) if site.kind != "block"}
     own = f"{getattr(model, 'base_model_prefix', '')}."
     for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key)
+        match = _KEY.fullmatch(key) if tensor.ndim else None
         if match is None:
             raise ExportError(f"{path}: {key!r} is a tensor of PEFT that has no counterpart here; LoRA and norms have")
         there = match["path"]
@@ -192,13 +201,12 @@ def _check_exact(names: list[str], targets: list[str], saved: list[str]) -> None
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and tensors of a folder, with the options that are supported."""
-    if missing := [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]:
-        raise RunError(f"{path} holds no PEFT adapter: {', '.join(missing)} missing (pickles, .bin, are not read)")
-    try:
-        config, tensors = json.loads((path / CONFIG).read_text(encoding="utf-8")), load_file(path / WEIGHTS)
-        kind = config.get("peft_type")
-    except (ValueError, AttributeError, SafetensorError) as error:
-        raise RunError(f"{path} holds damaged files of a PEFT adapter: {error}") from error
+    files = saved_files(path, "PEFT adapter", (CONFIG, WEIGHTS), "Pickles, .bin, are not read.")
+    with reading(path / CONFIG):
+        config = read_json(files[CONFIG], KINDS, ["peft_type"])
+    with reading(path / WEIGHTS):
+        tensors, _ = read_tensors(files[WEIGHTS])
+    kind = config["peft_type"]
     if kind not in ("LORA", "LN_TUNING"):
         raise ExportError(f"{path} is {kind}; expected LORA or LN_TUNING, which have a counterpart here")
     wrong = {name: config.get(name) for name, plain in _PLAIN.items() if config.get(name) not in (None, *plain)}

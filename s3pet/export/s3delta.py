@@ -11,7 +11,6 @@ Source: the repository of Hu et al. 2022 (arXiv:2206.07382).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ import torch
 from torch import nn
 
 from s3pet.backbones import n_parameters
-from s3pet.errors import ExportError, RunError, S3PetError, StructureMismatchError, nearest
+from s3pet.errors import ExportError, RunError, StructureMismatchError, nearest
 from s3pet.export.places import Place, structure_at
+from s3pet.files.kinds import whole
+from s3pet.files.reading import MB, read_bytes, read_json, reading
 from s3pet.gates import Budget, BudgetLike
 from s3pet.result import gate_table
 from s3pet.space import Space
@@ -56,18 +57,13 @@ def from_s3delta(path: str | Path, model: nn.Module, *, budget: BudgetLike | Non
             not fit the model. ExportError: types or options that have no counterpart here.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
+    with reading(path, RunError, "a structure (.json) or final_alphas.txt of the authors' code"):
         if path.suffix == ".txt":
-            return _gates(path, text, model, budget)
-        configs = json.loads(text)
+            return _gates(path, read_bytes(path, 16 * MB).decode(), model, budget)
+        configs = read_json(path)
         if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
             raise ValueError("expected a list of configs by names of modules")
         places = [place for config in configs for place in _places(config, model)]
-    except (ValueError, TypeError, AttributeError, OSError) as error:
-        if isinstance(error, S3PetError):
-            raise
-        raise RunError(f"{path} is no structure (.json) or final_alphas.txt of the authors' code: {error}") from error
     return structure_at(model, list(dict.fromkeys(places)), {"kind": "s3delta", "from": path.name})
 
 
@@ -95,7 +91,10 @@ def _pet(name: str, options: Mapping[str, Any]) -> tuple[str, int | None]:
     pet, option, default, only = PETS_OF[name]
     if wrong := {key: options[key] for key, value in only.items() if options.get(key, value) != value}:
         raise ExportError(f"{name} with {wrong} computes something else than {pet} here; expected {only}")
-    return pet, None if option is None else int(options.get(option, default))
+    rank = None if option is None else options.get(option, default)
+    if rank is not None and not whole(1, 2**16).holds(rank):
+        raise ValueError(f"{option} of {name} is {rank!r:.60}; expected {whole(1).what}")
+    return pet, rank
 
 
 def _gates(path: Path, text: str, model: nn.Module, budget: BudgetLike | None) -> pd.DataFrame:

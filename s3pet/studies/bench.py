@@ -20,7 +20,6 @@ Source: Ying et al. 2019 (arXiv:1902.09635), tables; Zela et al. 2022 (arXiv:200
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,7 +30,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from s3pet.errors import RunError, StructureMismatchError, StudyError, nearest
+from s3pet.errors import StructureMismatchError, StudyError, nearest
+from s3pet.files.reading import read_json, read_table, reading
 from s3pet.space import Space, layers_of
 from s3pet.structure import Structure
 from s3pet.studies.bench_files import VERSION, check_tables, find_folder, read_space, structure_hash
@@ -136,18 +136,17 @@ class Bench:
             StudyError: its tables are not those of a bench, or contradict each other.
         """
         path = find_folder(path_or_name)
-        try:
-            config = json.loads((path / "bench.json").read_text(encoding="utf-8"))
-            structures, rows = (pd.read_parquet(path / f"{name}.parquet") for name in ("structures", "rows"))
-            solo = pd.read_parquet(path / "solo.parquet") if (path / "solo.parquet").is_file() else None
-        except (OSError, ValueError) as error:
-            raise RunError(f"the bench in {path} cannot be read: {error}. Copy its folder again.") from error
-        try:
+        with reading(path / "bench.json", hint="Copy the folder again"):
+            config = read_json(path / "bench.json")
+        names = ["structures", "rows", *(["solo"] if (path / "solo.parquet").exists() else [])]
+        tables = dict[str, pd.DataFrame]()
+        for name in names:
+            with reading(path / f"{name}.parquet", hint="Copy the folder again"):
+                tables[name] = read_table(path / f"{name}.parquet", {})
+        structures, rows, solo = tables["structures"], tables["rows"], tables.get("solo")
+        with reading(path, StudyError, f"a bench of version ≤ {VERSION}"):
             space = read_space(config)
             check_tables(config, space, structures, rows, solo)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"no field {error}" if isinstance(error, KeyError) else error
-            raise StudyError(f"{path} is not a bench of version ≤ {VERSION}: {what}") from error
         rates = tuple(float(rate) for rate in config["rates"])
         return cls(
             config["name"], path, space, config["tasks"], config["recipe"], rates, rows, structures, solo, config

@@ -11,12 +11,18 @@ import pandas as pd
 
 from s3pet.backbones import embedded_path
 from s3pet.errors import RunError, nearest
-from s3pet.space import Candidate, Space
-from s3pet.structure import Structure
+from s3pet.files.kinds import RECORD, RECORDS, TEXT, check_record, many, mapping, number, whole
+from s3pet.space import Space
+from s3pet.structure import read_candidates
 from s3pet.studies.statistics import checked
 
 FORMAT, VERSION = "s3pet-bench", 1
 FIELDS = ("name", "model", "model_hash", "backbone_params", "space", "tasks", "recipe", "rates", "versions")
+KINDS = {
+    **dict.fromkeys(("name", "model", "model_hash", "space_name"), TEXT),
+    **{"backbone_params": whole(1), "space": RECORDS, "tasks": mapping(RECORD), "recipe": RECORD},
+    **{"rates": many(number(0)), "objective": RECORD},
+}
 STRUCTURE_COLUMNS = ("structure", "n_params", "candidates")
 ROW_COLUMNS = (
     *("task", "structure", "kind", "origin", "budget", "n_params", "lr", "seed"),
@@ -43,13 +49,13 @@ def find_folder(path_or_name: str | Path) -> Path:
 
 def read_space(config: Mapping[str, Any]) -> Space:
     """The space of a bench; raises ValueError or KeyError unless this is the ``bench.json`` of one."""
-    if config.get("format") != FORMAT or int(config["version"]) > VERSION:
+    if config.get("format") != FORMAT or not 1 <= config["version"] <= VERSION:
         raise ValueError(f"bench.json has format {config.get('format')!r}, version {config.get('version')!r}")
     if missing := [name for name in FIELDS if name not in config]:
         raise ValueError(f"bench.json has no {', '.join(missing)}")
-    candidates = tuple(Candidate.from_row(row) for row in config["space"])
-    Structure(candidates, config["model"])._check_costs(sum(c.n_params for c in candidates))
-    return Space(candidates, config.get("space_name", "custom"), config["model"], int(config["backbone_params"]))
+    check_record(config, KINDS)
+    candidates = read_candidates(config["space"], None)
+    return Space(candidates, config.get("space_name", "custom"), config["model"], config["backbone_params"])
 
 
 def check_tables(

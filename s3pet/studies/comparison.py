@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from tqdm.auto import tqdm
 
 from s3pet.backbones import backbone_checksum, n_parameters
 from s3pet.errors import RunError, SearchError
+from s3pet.files.kinds import FLAG, TEXT, check_record, number, optional, whole
+from s3pet.files.reading import read_lines, reading
+from s3pet.files.writing import check_signature, claim, signed, writing
 from s3pet.objectives.texts import ObjectiveSettings, make_objective
 from s3pet.records import config_hash, recorded
 from s3pet.result import RESULTS_VERSION
@@ -30,6 +35,13 @@ from s3pet.tasks import Task
 from s3pet.tuning import DEFAULT_LR, Recipe, TunedModel, retrain
 
 Entry = Structure | str
+_COUNTS = ("seed", "index", "n_params", "head_params", "passes", "rows", "budget", "search_rows")
+ROW = {  # what is checked of a row in a file
+    **{"key": TEXT, "task": TEXT, "structure": TEXT, "diverged": FLAG},
+    **dict.fromkeys(_COUNTS, optional(whole())),
+    **dict.fromkeys(("validation", "score"), optional(number())),
+    **dict.fromkeys(("lr", "seconds", "search_seconds"), optional(number(0))),
+}
 
 
 def compare(
@@ -64,50 +76,53 @@ def compare(
         metric, passes, rows, seconds, diverged``. A retraining that diverged has ``diverged`` true and nan scores.
 
     Raises:
-        RunError: a line of ``out`` is not a row. Else as :func:`s3pet.retrain`.
+        RunError: a line of ``out`` is not a row, another process works with it, or it cannot be written to. Else as
+            :func:`s3pet.retrain`.
     """
-    path = Path(out) if out is not None else None
-    finished = read_rows(path) if path is not None else {}
-    resolved = recorded(make_objective(model, task, objective).settings)
-    backbone = backbone_checksum(model)
-    plan = [
-        (name, index, entry, seed)
-        for name, entries in structures.items()
-        for index, entry in enumerate([entries] if isinstance(entries, (str, Structure)) else entries)
-        for seed in seeds
-    ]
-    labels, keys, waiting = [], [], dict[str, tuple[Entry, int]]()
-    for name, index, entry, seed in plan:
-        kind, names = "reference", [str(entry)]
-        if isinstance(entry, Structure):
-            kind, names = str(entry.origin.get("kind", "custom")), list(entry.names)
-        chosen = recorded(Recipe(seed=seed, **recipe))
-        key = row_key(backbone=backbone, task=task.fingerprint, structure=names, recipe=chosen, objective=resolved)
-        labels.append({"task": task.name, "structure": name, "kind": kind, "index": index, "seed": seed})
-        keys.append(key)
-        if key not in finished:
-            waiting[key] = entry, seed
-    alike = [key for key, (entry, _) in waiting.items() if isinstance(entry, Structure)] if together > 1 else []
-    chunks = [alike[start : start + together] for start in range(0, len(alike), together)]
-    chunks += [[key] for key in waiting if key not in set(alike)]
-    with tqdm(
-        total=len(plan), initial=len(plan) - len(waiting), desc=f"compare on {task.name}", disable=not progress
-    ) as bar:
-        for chunk in chunks:
-            runs = [waiting[key] for key in chunk]
-            if len(chunk) > 1 or chunk[0] in alike:
-                measured = measure_together(model, task, runs, objective, recipe)
-            else:
-                entry, seed = runs[0]
-                train = partial(retrain, model, task, entry, seed=seed, objective=objective, **recipe)
-                measured = [measure(train, model, task, entry)]
-            for key, row in zip(chunk, measured, strict=True):
-                finished[key] = labels[keys.index(key)] | row
-                if path is not None:
-                    append_row(path, {"key": key, **finished[key]})
-            bar.update(len(chunk))
-    # the same retraining may have another name in the file
-    return as_table([{**finished[key], **own} for key, own in zip(keys, labels, strict=True)])
+    with kept_rows(out) as (path, finished):
+        resolved = recorded(make_objective(model, task, objective).settings)
+        backbone = backbone_checksum(model)
+        plan = [
+            (name, index, entry, seed)
+            for name, entries in structures.items()
+            for index, entry in enumerate([entries] if isinstance(entries, (str, Structure)) else entries)
+            for seed in seeds
+        ]
+        labels, keys, waiting = [], [], dict[str, tuple[Entry, int]]()
+        for name, index, entry, seed in plan:
+            kind, names = "reference", [str(entry)]
+            if isinstance(entry, Structure):
+                kind, names = str(entry.origin.get("kind", "custom")), list(entry.names)
+            chosen = recorded(Recipe(seed=seed, **recipe))
+            key = row_key(backbone=backbone, task=task.fingerprint, structure=names, recipe=chosen, objective=resolved)
+            labels.append({"task": task.name, "structure": name, "kind": kind, "index": index, "seed": seed})
+            keys.append(key)
+            if key not in finished:
+                waiting[key] = entry, seed
+        alike = [key for key, (entry, _) in waiting.items() if isinstance(entry, Structure)] if together > 1 else []
+        chunks = [alike[start : start + together] for start in range(0, len(alike), together)]
+        chunks += [[key] for key in waiting if key not in set(alike)]
+        with tqdm(
+            total=len(plan), initial=len(plan) - len(waiting), desc=f"compare on {task.name}", disable=not progress
+        ) as bar:
+            for chunk in chunks:
+                runs = [waiting[key] for key in chunk]
+                if len(chunk) > 1 or chunk[0] in alike:
+                    measured = measure_together(model, task, runs, objective, recipe)
+                else:
+                    entry, seed = runs[0]
+                    train = partial(retrain, model, task, entry, seed=seed, objective=objective, **recipe)
+                    measured = [measure(train, model, task, entry)]
+                for key, row in zip(chunk, measured, strict=True):
+                    finished[key] = labels[keys.index(key)] | row
+                    if path is not None:
+                        try:
+                            append_row(path, {"key": key, **finished[key]})
+                        except RunError as error:  # the rows are returned
+                            warnings.warn(f"the comparison goes on without saving its rows: {error}", stacklevel=2)
+                bar.update(len(chunk))
+        # the same retraining may have another name in the file
+        return as_table([{**finished[key], **own} for key, own in zip(keys, labels, strict=True)])
 
 
 def measure_together(
@@ -168,29 +183,49 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
     What follows the last newline was cut off while it was written: it is ignored, with a warning.
 
     Raises:
-        RunError: a line is not a row; the message names file and line.
+        RunError: a line is not a row, was changed after it was written, or is there twice.
     """
     rows: dict[str, dict[str, Any]] = {}
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    *lines, rest = text.split("\n")
-    if rest:
-        warnings.warn(f"{path}: the last line is unfinished and is ignored", stacklevel=2)
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            rows[row.pop("key")] = row
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise RunError(f"{path}, line {number} is not a row ({error}); remove the line") from error
+    if not os.path.exists(path):
+        return rows
+    with reading(path, hint="Remove the line"):
+        for number, row, complete in read_lines(path):
+            if not complete:
+                warnings.warn(f"{path}: the last line is unfinished and is ignored", stacklevel=2)
+                break
+            try:
+                check_record(row, ROW, ("key",))
+                check_signature(row)
+            except ValueError as error:
+                raise ValueError(f"line {number} is not a row ({error})") from error
+            row.pop("hash", None)
+            if rows.setdefault(row.pop("key"), row) is not row:
+                raise ValueError(f"line {number} is there twice")
     return rows
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to a JSON-lines file, after removing an unfinished last line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    """Append a row to a JSON-lines file, after removing an unfinished last line; RunError if it cannot be written."""
+    with writing(path), path.open("ab+") as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
-        file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+        file.write((json.dumps(signed(row), allow_nan=False) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def kept_rows(out: str | Path | None) -> Iterator[tuple[Path | None, dict[str, dict[str, Any]]]]:
+    """The file for rows and the rows in it, kept for this process and tried before the work; None and no rows."""
+    path = None if out is None else Path(out)
+    if path is None:
+        yield None, {}
+        return
+    with claim(path.parent, "table of rows", f".{path.name}.lock"):
+        finished = read_rows(path)
+        with writing(path):
+            path.open("ab").close()
+        yield path, finished
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

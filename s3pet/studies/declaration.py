@@ -7,9 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from s3pet.errors import S3PetError, StudyError
+from s3pet.files.reading import read_yaml, reading
 from s3pet.objectives.texts import ObjectiveSettings
 from s3pet.searcher import PRESETS, Settings
 from s3pet.tuning import Recipe
@@ -39,14 +38,14 @@ KINDS = {
 }
 
 
-def read_yaml(path: Path, names: Sequence[str], required: Sequence[str]) -> dict[str, Any]:
+def read_declaration(path: Path, names: Sequence[str], required: Sequence[str]) -> dict[str, Any]:
     """Read a YAML file with these keys; raises StudyError for other keys and types."""
-    if not path.is_file():
+    if not path.exists():
         raise StudyError(f"there is no study file {path}; expected YAML with {', '.join(required)}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise StudyError(f"{path} is not YAML: {error}") from error
+    if not path.suffix:
+        raise StudyError(f"{path} needs an ending, such as .yaml: its results go to the folder of this name without it")
+    with reading(path, StudyError, "YAML of plain values"):
+        content = read_yaml(path)
     content = content if isinstance(content, dict) else {}
     missing, unknown = [n for n in required if n not in content], sorted(str(n) for n in content if n not in names)
     if missing or unknown:
@@ -60,6 +59,9 @@ def read_yaml(path: Path, names: Sequence[str], required: Sequence[str]) -> dict
 
 def check_study(study: Any) -> None:
     """Check everything that a study declares; raises StudyError."""
+    for what, names in (("task", study.tasks), ("search", study.searches)):
+        for name in names:
+            check_file_name(name, what)
     check_names(study.recipes, study.tasks, "task")
     check_names(study.lr, ["pet", "head", "full", *KINDS, *study.structures], "kind or structure")
     _check_fields(ObjectiveSettings, study.objective, "objective")
@@ -80,6 +82,15 @@ def check_study(study: Any) -> None:
             raise StudyError(
                 f"lr of {name!r} is {rates!r}; expected numbers above 0, such as [1.0e-3] (YAML reads 1e-3 as text)"
             )
+
+
+def check_file_name(name: Any, what: str) -> str:
+    """Return a name that may become that of a folder; raises StudyError for one that could lead elsewhere."""
+    plain = isinstance(name, str) and name.isprintable() and not {*'/\\:*?"<>|'} & {*name}
+    if not plain or not 0 < len(name.encode()) <= 100 or name != name.strip() or name.startswith("."):
+        how = "it becomes the name of a folder: up to 100 letters, without / and \\ and no dot at the start"
+        raise StudyError(f"{what} {name!r:.60} cannot be called so; {how}")
+    return name
 
 
 def check_names(names: Collection[str], known: Collection[str], what: str) -> None:

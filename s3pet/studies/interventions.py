@@ -31,7 +31,7 @@ from s3pet.objectives.streams import derive, in_batches
 from s3pet.objectives.texts import make_objective
 from s3pet.records import recorded
 from s3pet.space import Candidate, Space
-from s3pet.studies.comparison import append_row, read_rows, row_key
+from s3pet.studies.comparison import append_row, kept_rows, row_key
 from s3pet.studies.population import Member, Population, blocks_before
 from s3pet.supernet import Supernet
 from s3pet.tasks import Task
@@ -100,33 +100,34 @@ def solo_utility(
     """
     chosen = {"steps": 100, "batch_size": 8, "lr": 1e-2, "lr_warmup": 10} | recipe
     chosen["evaluations"] = 1  # what counts is the end of the training: no choice, so no bias by choosing
-    path = Path(out) if out is not None else None
-    finished = read_rows(path) if path is not None else {}
-    idle = set(probe_inert(model, task, space, objective=objective) if inert is None else inert)
-    learned = make_objective(model, task, objective)
-    known: dict[str, Any] = {"backbone": backbone_checksum(model), "task": task.fingerprint}
-    known |= {"recipe": recorded(Recipe(**chosen)), "objective": recorded(learned.settings)}
-    with preserved(model):
-        before = blocks_before(learned, model, space.candidates, learned.encode(task.train[:1])[0])
-    active = sorted((c for c in space if c.name not in idle), key=lambda c: len(before[c.name]))
-    chunks: list[list[Candidate]] = [[]]  # the first one trains nothing but a head
-    for _, group in groupby(active, key=lambda c: len(before[c.name])):
-        layer = list(group)
-        chunks += [layer[start : start + TOGETHER] for start in range(0, len(layer), TOGETHER)]
-    rows: dict[int, dict[str, dict[str, Any]]] = {seed: {} for seed in seeds}
-    with tqdm(total=len(seeds) * (len(active) + 1), desc=f"solo on {task.name}", disable=not progress) as bar:
-        for seed in seeds:
-            for chunk in chunks:
-                names = [c.name for c in chunk] or [""]
-                keys = {row_key(structure=["solo", name, seed], **known): name for name in names}
-                if not set(keys) <= set(finished):
-                    for key, row in zip(keys, _train_alone(model, task, chunk, seed, chosen, objective), strict=True):
-                        finished[key] = row
-                        if path is not None:
-                            append_row(path, {"key": key, **row})
-                rows[seed] |= {name: finished[key] for key, name in keys.items()}
-                bar.update(len(keys))
-    return _solo_table(space, task, rows, idle, chosen["steps"])
+    with kept_rows(out) as (path, finished):
+        idle = set(probe_inert(model, task, space, objective=objective) if inert is None else inert)
+        learned = make_objective(model, task, objective)
+        known: dict[str, Any] = {"backbone": backbone_checksum(model), "task": task.fingerprint}
+        known |= {"recipe": recorded(Recipe(**chosen)), "objective": recorded(learned.settings)}
+        with preserved(model):
+            before = blocks_before(learned, model, space.candidates, learned.encode(task.train[:1])[0])
+        active = sorted((c for c in space if c.name not in idle), key=lambda c: len(before[c.name]))
+        chunks: list[list[Candidate]] = [[]]  # the first one trains nothing but a head
+        for _, group in groupby(active, key=lambda c: len(before[c.name])):
+            layer = list(group)
+            chunks += [layer[start : start + TOGETHER] for start in range(0, len(layer), TOGETHER)]
+        rows: dict[int, dict[str, dict[str, Any]]] = {seed: {} for seed in seeds}
+        with tqdm(total=len(seeds) * (len(active) + 1), desc=f"solo on {task.name}", disable=not progress) as bar:
+            for seed in seeds:
+                for chunk in chunks:
+                    names = [c.name for c in chunk] or [""]
+                    keys = {row_key(structure=["solo", name, seed], **known): name for name in names}
+                    if not set(keys) <= set(finished):
+                        for key, row in zip(
+                            keys, _train_alone(model, task, chunk, seed, chosen, objective), strict=True
+                        ):
+                            finished[key] = row
+                            if path is not None:
+                                append_row(path, {"key": key, **row})
+                    rows[seed] |= {name: finished[key] for key, name in keys.items()}
+                    bar.update(len(keys))
+        return _solo_table(space, task, rows, idle, chosen["steps"])
 
 
 def drop_utility(

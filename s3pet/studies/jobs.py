@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import threading
+import time
 from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -33,22 +34,37 @@ Row = dict[str, Any]
 
 
 @lru_cache(maxsize=2)
-def _load_model(backbone: str, space: str) -> tuple[Any, Any, Any]:
+def _load_model(backbone: str, declared: str, space: str) -> tuple[Any, Any, Any]:
     model, tokenizer = load_backbone(backbone)
+    if declared != backbone:
+        model.s3pet_id = declared  # saved files hold nothing of what the environment says
     return model, tokenizer, make_space(model, json.loads(space))
 
 
 @lru_cache(maxsize=32)
-def _load_task(backbone: str, space: str, declared: str) -> Task:
-    options = json.loads(declared)
-    options = {"path": options} if isinstance(options, str) else options
-    return load_task(options.pop("path"), _load_model(backbone, space)[1], **options)
+def _load_task(backbone: str, declared: str, space: str, task: str) -> Task:
+    options = json.loads(task)
+    return load_task(options.pop("path"), _load_model(backbone, declared, space)[1], **options)
 
 
 def _open(study: Any, task: str) -> tuple[Any, Task, Any]:
-    where = _expanded(study.backbone), json.dumps(study.space)
+    where = _expanded(study.backbone), study.backbone, json.dumps(study.space)
     model, _, space = _load_model(*where)
-    return model, _load_task(*where, _expanded(json.dumps(study.tasks[task]))), space
+    declared = study.tasks[task]
+    options = {"name": task, **({"path": declared} if isinstance(declared, str) else declared)}
+    return model, _load_task(*where, _expanded(json.dumps(options))), space
+
+
+@cache
+def _end_with(study: int) -> None:
+    """Let this process end soon after the study that started it, also if that was killed."""
+
+    def watch() -> None:
+        while os.getppid() == study:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _expanded(text: str) -> str:
@@ -83,15 +99,13 @@ def run_search(study: Any, task: str, search: str, seed: int) -> tuple[tuple[str
         search_structure, model, opened, space, objective=study.objective, out=out, progress=False, **settings
     )
     try:
-        try:
-            result = run(overwrite=(out / "config.json").is_file())
-        except RunError:  # a checkpoint of other settings
-            result = run(overwrite=True)
+        result = run(overwrite=True)  # of a search with the same settings it continues, others are replaced
+    except RunError as error:
+        raise StudyError(f"search {search!r} on {task!r}, seed {seed}: {error}") from error
     except SearchError as error:
         if not hasattr(error, "result"):  # it did not diverge: something is wrong with its settings
             raise StudyError(f"search {search!r} on {task!r}, seed {seed}: {error}") from error
         return (task, search, seed), str(error)
-    shutil.rmtree(out / "checkpoint", ignore_errors=True)  # weights of the supernet, which nobody needs
     if result.metrics.get("stopped") == "interrupted":
         raise KeyboardInterrupt
     return (task, search, seed), None
@@ -150,12 +164,14 @@ def each(function: Any, arguments: Sequence[tuple], jobs: int, what: str) -> Ite
     results: Any = (function(*values) for values in arguments)
     if jobs > 1 and len(arguments) > 1:
         parallel = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
-        results = parallel(delayed(_on_one_thread)(function, values) for values in arguments)
+        results = parallel(delayed(_on_one_thread)(function, values, os.getpid()) for values in arguments)
     yield from tqdm(results, total=len(arguments), desc=what, disable=not arguments)
 
 
-def _on_one_thread(function: Any, arguments: tuple) -> Any:
+def _on_one_thread(function: Any, arguments: tuple, study: int) -> Any:
     import torch
 
+    if os.getppid() == study:
+        _end_with(study)
     torch.set_num_threads(1)
     return function(*arguments)

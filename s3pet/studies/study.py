@@ -28,7 +28,6 @@ declaration and, from ``facts.json``, the checksums of backbone and data: if the
 from __future__ import annotations
 
 import fnmatch
-import json
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -39,17 +38,23 @@ from typing import Any
 
 import pandas as pd
 
+from s3pet.errors import RunError
+from s3pet.files.kinds import RECORD, TEXT, check_record, mapping, whole
+from s3pet.files.reading import read_json, reading
+from s3pet.files.writing import claim, write_json, write_table
 from s3pet.gates import Budget
-from s3pet.records import recorded, write_json, write_table
+from s3pet.records import recorded
 from s3pet.result import RESULTS_VERSION, SearchResult, load_run
 from s3pet.searcher import make_settings
 from s3pet.studies.comparison import append_row, as_table, read_rows, row_key
-from s3pet.studies.declaration import KINDS, check_names, check_study, read_yaml
+from s3pet.studies.declaration import KINDS, check_file_name, check_names, check_study, read_declaration
 from s3pet.studies.jobs import Row, each, open_facts, run_row, run_search
 from s3pet.studies.validation import choose_lr
 from s3pet.tuning import Recipe
 
 PLACE = ("task", "structure", "index")  # what has a learning rate of its own
+FACTS = {"declared": RECORD, "backbone": TEXT, "backbone_params": whole(1), "space": TEXT, "objective": RECORD}
+FACTS["tasks"] = mapping(RECORD)
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class Study:
         """
         path = Path(path)
         names = [name for name in cls.__dataclass_fields__ if name not in ("path", "part")]
-        study = cls(**read_yaml(path, names, required=names[:3]), path=path.with_suffix(""))
+        study = cls(**read_declaration(path, names, required=names[:3]), path=path.with_suffix(""))
         check_study(study)
         return study
 
@@ -128,8 +133,13 @@ class Study:
     def facts(self) -> dict[str, Any]:
         """What :func:`s3pet.studies.jobs.open_facts` noted at the last run; empty for another declaration."""
         path = self.path / "facts.json"
-        facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return facts if facts.get("declared") == self.declared() else {}
+        if not path.exists():
+            return {}
+        with reading(path, hint="Remove it; the next run writes it anew"):
+            facts = read_json(path, FACTS, ("declared",))
+            if facts["declared"] != self.declared():
+                return {}
+            return check_record(facts, FACTS, FACTS)
 
     def declared(self) -> dict[str, Any]:
         """What the facts belong to: the declared backbone, space and objective."""
@@ -216,31 +226,32 @@ class Study:
             tasks, structures: patterns of names: run only these.
 
         Raises:
-            StudyError: a variable of the environment is not set, or a row cannot be run.
+            StudyError: a variable of the environment is not set, or a row cannot be run. RunError: another process runs
+                this study, or its folder cannot be written to.
         """
         part, path = self.only(tasks=tasks, structures=structures), self.path / "rows.jsonl"
         plan = part.rows()
-        searches = list(dict.fromkeys(need for row in plan for need in self.needs(row)))
-        self.path.mkdir(parents=True, exist_ok=True)
-        facts, failed = open_facts(self, [row["task"] for row in plan] + [task for task, _, _ in searches]), set()
-        write_json(facts, self.path / "facts.json")
-        unsearched = [(self, *need) for need in searches if not self.is_searched(*need)]
-        for need, problem in each(run_search, unsearched, jobs, "searches"):
-            if problem:
-                warnings.warn(f"search {need[1]!r} on {need[0]!r}, seed {need[2]}: {problem}", stacklevel=2)
-                failed.add(need)
-        plan = [row for row in plan if failed.isdisjoint(self.needs(row))]
-        for what in ("every rate", "chosen rate"):
-            finished = read_rows(path)
-            stage = [(self.key(row, facts), row) for row in plan if row["decides"]]
-            stage = self._at_chosen_rates(plan, finished) if what == "chosen rate" else stage
-            unfinished = {key: (self, row, key) for key, row in stage if key not in finished}
-            for row in each(run_row, list(unfinished.values()), jobs, what):
-                append_row(path, row)
-        table = self.chosen(repeats=True)
-        if len(table):
-            write_table(table, self.path / "rows.parquet")
-        return self.table()
+        with claim(self.path, "study"):
+            searches = list(dict.fromkeys(need for row in plan for need in self.needs(row)))
+            facts, failed = open_facts(self, [row["task"] for row in plan] + [task for task, _, _ in searches]), set()
+            write_json(facts, self.path / "facts.json")
+            unsearched = [(self, *need) for need in searches if not self.is_searched(*need)]
+            for need, problem in each(run_search, unsearched, jobs, "searches"):
+                if problem:
+                    warnings.warn(f"search {need[1]!r} on {need[0]!r}, seed {need[2]}: {problem}", stacklevel=2)
+                    failed.add(need)
+            plan = [row for row in plan if failed.isdisjoint(self.needs(row))]
+            for what in ("every rate", "chosen rate"):
+                finished = read_rows(path)
+                stage = [(self.key(row, facts), row) for row in plan if row["decides"]]
+                stage = self._at_chosen_rates(plan, finished) if what == "chosen rate" else stage
+                unfinished = {key: (self, row, key) for key, row in stage if key not in finished}
+                for row in each(run_row, list(unfinished.values()), jobs, what):
+                    append_row(path, row)
+            table = self.chosen(repeats=True)
+            if len(table):
+                write_table(table, self.path / "rows.parquet")
+            return self.table()
 
     def needs(self, row: Row) -> list[tuple[str, str, int]]:
         """(task, search, seed) of each search that a row's structure is made from."""
@@ -253,7 +264,8 @@ class Study:
 
     def folder(self, task: str, search: str, seed: int) -> Path:
         """The run folder of a search."""
-        return self.path / "searches" / search / task / f"seed{seed}"
+        names = (check_file_name(name, what) for name, what in ((search, "search"), (task, "task")))
+        return self.path.joinpath("searches", *names, f"seed{seed}")
 
     def result(self, task: str, search: str, seed: int) -> SearchResult:
         """Open a finished search; raises RunError."""
@@ -262,10 +274,13 @@ class Study:
     def is_searched(self, task: str, search: str, seed: int) -> bool:
         """Whether a search is finished, and was made with the backbone, data, space and settings of now; else warns."""
         path, facts = self.folder(task, search, seed), self.facts
-        if not (path / "config.json").is_file():
+        try:
+            run = load_run(path)
+        except RunError as error:
+            if (path / "config.json").exists():
+                warnings.warn(f"{path} is searched again: {error}", stacklevel=2)
             return False
-        config, metrics = (json.loads((path / f"{n}.json").read_text(encoding="utf-8")) for n in ("config", "metrics"))
-        stopped, wanted = metrics.get("stopped"), self.settings(search, seed)
+        config, stopped, wanted = run.config, run.metrics.get("stopped"), self.settings(search, seed)
         wanted["budget"] = Budget.parse(wanted["budget"], total=facts["backbone_params"]).n_params
         wanted |= {"model_hash": facts["backbone"], "task_hash": facts["tasks"][task]["fingerprint"]}
         wanted |= {"space_hash": facts["space"], "objective": facts["objective"], "results_version": RESULTS_VERSION}

@@ -8,9 +8,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from s3pet.errors import TaskError
+from s3pet.files.kinds import FLAG, TEXT, TEXTS, Kind, check_record
+from s3pet.tasks.metrics import CLASS_METRICS, VALUE_METRICS
 from s3pet.tasks.task import Example, Task, make_example
 
+_TEXTS = ("label_words", "label_names", "metrics", "columns", "fields")
+_KINDS = {"name": TEXT, "regression": FLAG, "template": TEXT, **dict.fromkeys(_TEXTS, TEXTS)}
+FORM = Kind("the form of a task", lambda form: isinstance(form, dict) and _is_form(form))  # in a file
 _FIELDS = ("name", "label_words", "label_names", "metrics", "regression", "columns", "fields", "template")
+
+
+def _is_form(form: dict[str, Any]) -> bool:
+    check_record(form, _KINDS, (*_FIELDS, "probe"))
+    unknown = [name for name in form["metrics"] if name not in (*CLASS_METRICS, *VALUE_METRICS)]
+    probe = form["probe"]
+    return not unknown and isinstance(probe, list) and all(type(n) is int for n in probe) and bool(form["metrics"])
 
 
 def form_of(task: Task) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def read_label(where: str, value: Any) -> Label:
         value = value.item()
     if isinstance(value, str):
         value = value.strip()
-        return int(value) if re.fullmatch(r"-?[0-9]+", value) else value or None
+        return int(value) if re.fullmatch(r"-?[0-9]{1,300}", value) else value or None
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
@@ -179,7 +179,7 @@ def printed_values(values: Sequence[float], label_words: Sequence[Any] | None) -
 def _is_number(value: Any) -> bool:
     try:
         return math.isfinite(float(value))
-    except ValueError:
+    except (ValueError, OverflowError):
         return False
 
 

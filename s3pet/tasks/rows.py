@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from s3pet.errors import TaskError
+from s3pet.files.reading import MB, read_arrow, read_csv, read_lines, reading
 from s3pet.tasks.benchmarks import HUB_NAMES
 
 Row = Mapping[str, Any]
@@ -88,45 +87,14 @@ def name_splits(splits: Mapping[str, list[Row]], validation: str | None = None) 
 
 def _read_file(path: Path) -> list[Any]:
     """Read parquet, JSON lines, CSV, or TSV as GLUE writes it (no quoting). Every cell of a CSV or TSV is a string."""
-    import pandas as pd
-
-    if path.suffix not in ENDINGS or not path.is_file():
+    if path.suffix not in ENDINGS or not path.exists():
         raise TaskError(f"{path} is not a file of {', '.join(ENDINGS)}")
-    try:
+    with reading(path, TaskError):
         if path.suffix == ".jsonl":
-            return list(_read_json_lines(path))
-        if path.suffix == ".parquet":
-            return _records(table := pd.read_parquet(path), table.columns)
-        tabs = path.suffix == ".tsv"
-        table = pd.read_csv(
-            path,
-            sep="\t" if tabs else ",",
-            quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-            header=None,  # so that a row with more cells than the header is an error, and no column an index
-            engine="python",  # pads a short row with NaN; the default engine pads with "", like an empty cell
-            keep_default_na=False,
-            dtype=str,
-            encoding="utf-8-sig",
-        )
-        header, rows = table.iloc[0].tolist(), table.iloc[1:]
-        if (short := rows.isna().any(axis=1)).any():
-            raise ValueError(f"row {short.idxmax()} has fewer cells than the header {header}")
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path} is not UTF-8 text: {error}") from error
-    except (ValueError, OSError) as error:
-        raise TaskError(f"{path}: {error}") from error
-    return _records(rows, header)
-
-
-def _read_json_lines(path: Path) -> Iterator[Row]:
-    """Read one object per line. (``pandas.read_json`` names no line, and turns integers beside a gap into floats.)"""
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"line {number} is not JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"line {number} is not a JSON object")
-                yield row
+            rows = []
+            for number, row, _ in read_lines(path, nan=True):
+                if row is None:
+                    raise ValueError(f"line {number} is not JSON")
+                rows.append(row)
+            return rows
+        return read_arrow(path, most=1024 * MB).to_pylist() if path.suffix == ".parquet" else read_csv(path)

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from s3pet.backbones import embedded_path
 from s3pet.errors import BackboneError, TaskError, UnknownTaskError, nearest
+from s3pet.files.kinds import FLAG, TEXT, TEXT_OR_NUMBER, TEXTS, many, mapping
+from s3pet.files.reading import read_json, reading
 from s3pet.tasks.benchmarks import BENCHMARKS, HUB_NAMES
 from s3pet.tasks.checks import LEAST, note_empty_texts
 from s3pet.tasks.labels import (
@@ -43,6 +45,12 @@ from s3pet.tasks.rows import Row, name_splits, read_folder, read_hub, read_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TASK_FILE = {  # the options of load_task, and what a benchmark's entry has besides
+    **dict.fromkeys(("name", "template", "metric", "label_column", "validation", "note"), TEXT),
+    **dict.fromkeys(("label_names", "metrics", "text_columns", "fields"), TEXTS),
+    **{"regression": FLAG, "hidden_test": FLAG, "classes": mapping(TEXTS), "label_words": many(TEXT_OR_NUMBER)},
+}
 
 
 @dataclass(frozen=True)
@@ -284,11 +292,9 @@ def _locate(source: Any, path: str | Path | None) -> tuple[str, dict[str, Any], 
         hint = nearest(str(source), list_tasks())
         raise UnknownTaskError(f"task {str(source)!r} is neither a known name nor a folder; {hint}")
     name = str(source) if pocket else folder.resolve().name
-    if (file := folder / "task.json").is_file():
-        try:
-            known = dict(json.loads(file.read_text(encoding="utf-8-sig")))
-        except (ValueError, TypeError) as error:
-            raise TaskError(f"{file} is not JSON, or not an object: {error}") from error
+    if (file := folder / "task.json").exists():
+        with reading(file, TaskError, "JSON with the options of a task"):
+            known = read_json(file, TASK_FILE)
         return name if pocket else str(known.get("name", name)), known, folder
     benchmark = "glue/" + name.lower().replace("-", "")  # GLUE's own folders are called SST-2, STS-B, …
     return name, _benchmark(benchmark) if benchmark in BENCHMARKS else {}, folder

@@ -13,8 +13,9 @@ import pandas as pd
 import torch
 
 from s3pet.errors import RunError
+from s3pet.files.reading import reading
 from s3pet.plots import value_limits
-from s3pet.result import SearchResult, load_run
+from s3pet.result import SearchResult, load_run, read_config
 from s3pet.structure import Structure, by_gates, select_by_gates, select_structure
 from s3pet.transfer import average_gates
 
@@ -68,17 +69,11 @@ def _folders(root: Path, name: str) -> list[Entry]:
     entries = []
     for file in files:
         below = "" if file.parent == root else file.parent.relative_to(root).as_posix()
-        config = _read(file, lambda file: json.loads(file.read_text(encoding="utf-8")))
-        opener = functools.cache(functools.partial(_read, file.parent, load_run))
+        with reading(file, hint="Run this search again, or leave it out"):
+            config = read_config(file)
+        opener = functools.cache(functools.partial(load_run, file.parent))
         entries.append(Entry(f"{name} {below}".strip() or root.name, config, opener))
     return entries
-
-
-def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
-    try:
-        return reader(path)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise RunError(f"{path} cannot be read: {error}. Run this search again, or leave it out.") from error
 
 
 class SavedSearch:

@@ -158,9 +158,9 @@ def test_foreign_and_damaged_folders_are_named_errors(tmp_path):
     for name, text in (("adapter_config.json", "[]"), ("adapter_config.json", "{"), (file.name, "no weights")):
         before = (tmp_path / name).read_bytes()
         (tmp_path / name).write_text(text)
-        with pytest.raises(RunError, match="damaged files of a PEFT adapter"):
+        with pytest.raises(RunError, match="cannot be read: "):
             from_peft(tmp_path, model)
         (tmp_path / name).write_bytes(before)
     file.rename(tmp_path / "adapter_model.bin")
-    with pytest.raises(RunError, match=r"adapter_model.safetensors missing \(pickles, .bin, are not read\)"):
+    with pytest.raises(RunError, match=r"adapter_model.safetensors missing. Pickles, .bin, are not read"):
         from_peft(tmp_path, model)

@@ -110,7 +110,7 @@ def test_other_models_and_files_are_refused(tmp_path):
     with pytest.raises(StructureMismatchError, match=r"costs|no place"):
         from_s3delta(path, meta_t5("base"))
     for file, text in (("b.txt", "nothing"), ("c.txt", "|a|b|")):
-        with pytest.raises(RunError, match=r"no structure \(.json\) or final_alphas.txt"):
+        with pytest.raises(RunError, match=r"is not a structure \(.json\) or final_alphas.txt"):
             from_s3delta(write(tmp_path / file, text), tiny_t5())
     with pytest.raises(RunError, match="No such file"):
         from_s3delta(tmp_path / "nowhere.json", tiny_t5())

@@ -150,7 +150,7 @@ def test_what_contradicts_itself_is_refused(case, tables, tmp_path):
 def test_a_missing_or_damaged_file_is_named(name, tables, tmp_path):
     written(tmp_path, *tables)
     (tmp_path / name).write_text("{", encoding="utf-8")
-    with pytest.raises(RunError, match=rf"{tmp_path} cannot be read"):
+    with pytest.raises(RunError, match=rf"{name} cannot be read"):
         Bench.load(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(RunError, match=name.replace(".", r"\.")):

@@ -86,7 +86,10 @@ def test_an_unreachable_hub_says_to_give_a_folder(monkeypatch):
 def test_broken_files_are_named_with_their_line(tmp_path):
     folder = write(tmp_path / "x", data())
     train = (folder / "train.jsonl").read_text().splitlines()
-    for line, message in (("{'sentence'", "train.jsonl: line 3 is not JSON"), ("[1]", "line 3 is not a JSON object")):
+    for line, message in (
+        ("{'sentence'", "train.jsonl cannot be read: line 3 is not JSON"),
+        ("[1]", "line 3 is not a JSON object"),
+    ):
         (folder / "train.jsonl").write_text("\n".join([*train[:2], line]))
         with pytest.raises(TaskError, match=message):
             load_task(folder)
@@ -96,16 +99,16 @@ def test_broken_files_are_named_with_their_line(tmp_path):
         load_task(folder)
     (folder / "train.jsonl").unlink()
     (folder / "train.csv").write_text("sentence,label\nx,0\ny,1,z\n")
-    with pytest.raises(TaskError, match=r"train\.csv: Expected 2 fields in line 3, saw 3"):
+    with pytest.raises(TaskError, match=r"train\.csv cannot be read: Expected 2 fields in line 3, saw 3"):
         load_task(folder)
     (folder / "train.csv").write_text("sentence,label\nx,0,z\ny,1,z\n")  # not a column of row names
-    with pytest.raises(TaskError, match=r"train\.csv: Expected 2 fields in line 2, saw 3"):
+    with pytest.raises(TaskError, match=r"train\.csv cannot be read: Expected 2 fields in line 2, saw 3"):
         load_task(folder)
     (folder / "train.csv").write_text("label,sentence\n0,x\n1\n")
     with pytest.raises(TaskError, match="row 2 has fewer cells than the header"):
         load_task(folder)
     (folder / "train.csv").write_text('sentence,label\n"x,0\n')
-    with pytest.raises(TaskError, match=r"train\.csv: unexpected end of data"):
+    with pytest.raises(TaskError, match=r"train\.csv cannot be read: unexpected end of data"):
         load_task(folder)
     (folder / "train.csv").write_bytes(b"sentence,label\n\xff\xfe,0\n")
     with pytest.raises(TaskError, match="not UTF-8"):
