@@ -186,7 +186,7 @@ def test_an_error_about_a_finished_run_names_the_option_of_the_command_line(fold
 def test_a_folder_that_holds_no_run_of_the_demo_is_refused(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     assert main(["demo", "--out", str(tmp_path)]) == 2
-    assert "is not a finished run" in capsys.readouterr().err
+    assert "holds no finished run" in capsys.readouterr().err
 
 
 @pytest.mark.slow

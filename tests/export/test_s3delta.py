@@ -89,10 +89,10 @@ def test_gates_become_a_table(tmp_path):
         ),
         ([{"lm_head": {"sequential": BITFIT}}], StructureMismatchError, "no place for bitfit on lm_head"),
         ([{"SelfAttention.q": {"after": LORA}}], RunError, "'after'; expected parallel or sequential"),
-        ([{"SelfAttention.q": ["Lora"]}], RunError, "is no structure"),
+        ([{"SelfAttention.q": ["Lora"]}], RunError, "is not a structure"),
         ([], StructureMismatchError, "places no module"),
         ({"SelfAttention.q": {}}, RunError, "expected a list of configs"),
-        ("nothing", RunError, "is no structure"),
+        ("nothing", RunError, "is not a structure"),
     ],
 )
 def test_what_does_not_fit_is_named(configs, error, message, tmp_path):

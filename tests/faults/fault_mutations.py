@@ -161,7 +161,7 @@ def in_yaml(draw, path, canary):
         ("alias", text.replace("seeds: 3", "seeds: &n 3").replace("seeds: 5", "seeds: *n")),
         ("python tag", text.replace("seeds: 3", f"seeds: !!python/object/apply:os.system ['touch {canary}']")),
         ("python tag 2", text + f"x: !!python/object/new:os.system ['touch {canary}']\n"),
-        ("task outside", text.replace("{one:", '{"../../outside":').replace("one", "../../outside")),
+        ("task outside", text.replace("{one:", '{"../../outside":')),
         ("search outside", text.replace("ours", "../../outside")),
         ("absolute", text.replace("ours", "/tmp/outside")),
         ("dots", text.replace("ours", '".."')),

@@ -19,7 +19,7 @@ def test_a_name_cannot_leave_the_folder_of_its_study(tmp_path, name, what):
     with pytest.raises(StudyError, match=f"{what} .* cannot be called so"):
         study.folder(name if what == "task" else "one", name if what == "search" else "ours", 0)
     if what == "task" and name.startswith("../"):
-        (tmp_path / "s.yaml").write_text(STUDY.replace("one:", f'"{name}":'))
+        (tmp_path / "s.yaml").write_text(STUDY.replace("{one:", f'{{"{name}":'))
         with pytest.raises(StudyError, match="cannot be called so"):
             Study.load(tmp_path / "s.yaml")
 

@@ -145,7 +145,7 @@ def test_an_unfinished_last_line_is_dropped_with_a_warning(two_random, monkeypat
 def test_other_damage_is_named_by_file_and_line(tmp_path, damage):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"key": "a"}\n' + damage + '\n{"key": "b"}\n')
-    with pytest.raises(RunError, match=r"rows\.jsonl, line 2 is not a row"):
+    with pytest.raises(RunError, match=r"rows\.jsonl cannot be read: line 2 is not"):
         comparison.read_rows(path)
     assert comparison.read_rows(tmp_path / "none.jsonl") == {}
 

@@ -217,11 +217,11 @@ def test_an_unreadable_run_is_said_and_the_picture_stays(tmp_path):
     widget = explore([tmp_path / "a", tmp_path / "b"])
     before = widget.picture.value
     widget.selectors["task"].value = "pocket/zany"
-    assert "b cannot be read" in widget.message.value and widget.picture.value == before
+    assert "b/gates.parquet cannot be read" in widget.message.value and widget.picture.value == before
     widget.selectors["task"].value = "pocket/sentiment"
     assert not widget.message.value
     (tmp_path / "c" / "gates.parquet").write_bytes(b"PAR1")
-    with pytest.raises(RunError, match=r"c cannot be read"):
+    with pytest.raises(RunError, match=r"c/gates.parquet cannot be read"):
         explore([tmp_path / "a", tmp_path / "c"])  # it belongs to "chosen in"
     (tmp_path / "a" / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(RunError, match=r"a/config.json cannot be read"):
