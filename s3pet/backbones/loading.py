@@ -181,7 +181,7 @@ def _auto_class(config: Any, name: str) -> Any:
         )
     if config.is_encoder_decoder:
         return AutoModelForSeq2SeqLM
-    causal, masked = auto.MODEL_FORCAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    causal, masked = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     # A family of language models only is a decoder, even if the checkpoint was saved without its head.
     is_decoder = (family in causal and family not in masked) or any(
         saved_as.endswith(CAUSAL) for saved_as in getattr(config, "architectures", None) or ()
