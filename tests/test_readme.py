@@ -1,25 +1,61 @@
-"""The README's example runs as it stands, and the page stays short."""
+"""The README's examples run as they stand, and the page stays short."""
 
 import re
 from pathlib import Path
 
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel
+from tiny import tiny_llama
+from toy import toy_rows, toy_tokenizer
+from transformers import AutoModelForCausalLM
+
 import s3pet
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 
 
-def test_the_example_runs(tmp_path, monkeypatch, capsys):
-    """The only change is the number of steps."""
-    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """A few steps instead of hundreds, in an empty folder: the only changes to the examples."""
     search, retrain = s3pet.search, s3pet.retrain
-    monkeypatch.setattr(s3pet, "search", lambda *a, **k: search(*a, steps=4, batch_size=4, progress=False, **k))
-    monkeypatch.setattr(s3pet, "retrain", lambda *a, **k: retrain(*a, steps=2, batch_size=4, evaluations=1, **k))
+    few = {"batch_size": 4, "progress": False}
+    monkeypatch.setattr(s3pet, "search", lambda *a, **k: search(*a, **{**few, "steps": 4, **k}))
+    monkeypatch.setattr(s3pet, "retrain", lambda *a, **k: retrain(*a, **{**few, "steps": 2, "evaluations": 1, **k}))
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(code):
     names = {}
     exec(code, names)
+    return names
+
+
+def test_the_first_example_runs(quick, capsys):
+    names = run(EXAMPLES[0])
     assert names["structure"].n_params <= names["result"].budget.n_params
     assert f"{names['tuned'].metrics['test']} " in capsys.readouterr().out
-    assert {path.name for path in tmp_path.iterdir()} == {"gates.png", "gates.pdf"}
+    assert {path.name for path in quick.iterdir()} == {"gates.png", "gates.pdf"}
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # in peft
+def test_your_model_your_data_runs(quick):
+    model, tokenizer = tiny_llama(), toy_tokenizer()
+    for part in (model, tokenizer):
+        part.save_pretrained(quick / "my-model")
+    for seed, split in enumerate(("train", "test")):
+        rows = pd.DataFrame(toy_rows(40, seed)).replace({"label": {0: "no", 1: "yes"}})
+        rows.rename(columns={"sentence1": "text"}).to_csv(quick / f"{split}.csv", index=False)
+    code = EXAMPLES[1].replace('"0.1%"', '"5%"')  # a tiny model has little of which 0.1 % could be
+    names = run("\n".join(["import s3pet", code]))
+    assert names["merged"].difference < 1e-4
+    assert {"merged", "adapter", "tuned", "runs"} <= {path.name for path in quick.iterdir()}
+    logits = AutoModelForCausalLM.from_pretrained(quick / "merged")(torch.arange(6)[None]).logits
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(quick / "my-model"), quick / "adapter")
+    assert torch.allclose(peft(torch.arange(6)[None]).logits, logits, atol=1e-5)
 
 
 def test_names_reached_through_modules_exist():

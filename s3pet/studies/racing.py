@@ -20,6 +20,7 @@ from s3pet.errors import SearchError
 from s3pet.gates import BudgetLike
 from s3pet.objectives.streams import derive
 from s3pet.result import SearchResult
+from s3pet.space import Space
 from s3pet.structure import Structure, random_structure
 from s3pet.studies.population import Member, Population
 from s3pet.studies.selectors import covered_structure, sampled_structure
@@ -105,12 +106,16 @@ def race(
 
 
 def proposals(
-    searches: SearchResult | Sequence[SearchResult], budget: BudgetLike, n: int = 8, *, seed: int = 0
+    source: Space | SearchResult | Sequence[SearchResult], budget: BudgetLike, n: int = 16, *, seed: int = 0
 ) -> dict[str, Structure]:
-    """Structures that differ, for a race: in turn a cut of a search, one covered at random, one drawn from the gates.
+    """Structures that differ, for a race: in turn one covered at random and a random one; of searches, cuts and draws.
+
+    Without a search they cost nothing, and on the pocket races of them go further (``data/runs/RESULTS.md``). Where no
+    LoRA stands in a layer, so that nothing can be covered, all are random.
 
     Args:
-        searches: one search, or several of one space, which are drawn from in turn.
+        source: a space; or one search, or several of one space: then in turn a cut of a search, one covered at random
+            and one drawn from the gates.
         budget: of every structure; any form that :meth:`s3pet.Budget.parse` reads.
         n, seed: how many, and the seed of what is random.
 
@@ -120,10 +125,9 @@ def proposals(
     Raises:
         BudgetError: unreadable budget, or one below the cheapest candidate. RunError: no search, or several spaces.
     """
-    results = [searches] if isinstance(searches, SearchResult) else list(searches)
-    space = average_gates(results, budget=budget).space  # checks that it is one
+    results = [] if isinstance(source, Space) else [source] if isinstance(source, SearchResult) else list(source)
+    space = source if isinstance(source, Space) else average_gates(results, budget=budget).space  # one of all results
     has_lora = any(c.pet == "lora" and c.layer is not None for c in space)
-    fresh = covered_structure if has_lora else random_structure
     chosen: dict[str, Structure] = {}
 
     def add(name: str, structure: Structure) -> None:
@@ -131,11 +135,15 @@ def proposals(
             chosen[name] = structure
 
     for turn in range(4 * n):
-        number = turn % len(results)
         if turn < len(results):
             add(f"cut {turn}", results[turn].structure(budget))
-        add(f"covered {turn}" if has_lora else f"random {turn}", fresh(space, budget, seed=derive(seed, turn)))
-        add(f"sampled {turn}", sampled_structure(results[number], budget, seed=derive(seed, turn)))
+        if has_lora:
+            add(f"covered {turn}", covered_structure(space, budget, seed=derive(seed, turn)))
+        if results:
+            result = results[turn % len(results)]
+            add(f"sampled {turn}", sampled_structure(result, budget, seed=derive(seed, turn)))
+        if not (results and has_lora):
+            add(f"random {turn}", random_structure(space, budget, seed=derive(seed, turn)))
     return chosen
 
 

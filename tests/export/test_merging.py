@@ -156,7 +156,7 @@ def test_biases_that_from_pretrained_would_lose_are_not_saved(tmp_path):
             merged.save(tmp_path / "out")
         with pytest.raises(ExportError, match="retrain with LoRA and LNFit only"):
             merged.model.save_pretrained(tmp_path)
-        assert [*(tmp_path / "out").iterdir()] == [], "nothing is half written"
+        assert not (tmp_path / "out").exists(), "nothing is half written"
 
 
 def test_what_cannot_be_merged_is_named():

@@ -63,6 +63,10 @@ def test_proposals_differ_and_hold_the_budget():
     assert proposals(runs[0], 200, 5, seed=4).keys() == proposals(runs[0], 200, 5, seed=3).keys()
     norms = search(model, task, make_space(model, [{"pet": "lnfit"}]), budget=130, steps=2, progress=False)
     assert {name.split()[0] for name in proposals(norms, 130, 4)} == {"cut", "random", "sampled"}
+    alone = proposals(space, 200, 8, seed=3)
+    assert [name.split()[0] for name in alone] == ["covered", "random"] * 4
+    assert len({frozenset(s.names) for s in alone.values()}) == 8 and all(s.n_params <= 200 for s in alone.values())
+    assert [name.split()[0] for name in proposals(norms.space, 130, 3)] == ["random"] * 3
 
 
 def test_a_sampled_structure_follows_the_gates():
