@@ -32,7 +32,7 @@ import pandas as pd
 import torch
 
 from s3pet.errors import RunError
-from s3pet.files.kinds import ANY_NUMBER, FLAG, RECORD, TEXT, Kind, mapping, number, optional, whole
+from s3pet.files.kinds import ANY_NUMBER, FLAG, RECORD, TEXT, Kind, mapping, number, one_or_texts, optional, whole
 from s3pet.files.reading import read_json, read_table, read_tensors, reading
 from s3pet.files.writing import new_folder, saved_files, write_json, write_table, write_tensors
 from s3pet.gates import Budget, BudgetLike
@@ -52,9 +52,10 @@ TABLES["history"] |= dict.fromkeys(("lr", "alpha_lr"), number(0)) | dict.fromkey
 )
 OPTIONAL = ("calls", "inert", "redundant", "lr", "alpha_lr", "loss_train", "loss_val")  # columns that may be missing
 CONFIG_FIELDS = {
-    **dict.fromkeys(("model", "task", "space", "model_hash", "task_hash", "space_hash", "order", "gradient"), TEXT),
-    **{name: whole(1) for name in ("backbone_params", "budget", "steps", "batch_size", "results_version")},
-    **{"seed": whole(), "warmup": whole(), "lr": number(0), "alpha_lr": number(0), "versions": mapping(TEXT)},
+    **dict.fromkeys(("model", "space", "model_hash", "task_hash", "space_hash", "order", "gradient"), TEXT),
+    **{name: whole(1) for name in ("backbone_params", "budget", "batch_size", "results_version")},
+    **{"task": one_or_texts(TEXT), "seed": one_or_texts(whole()), "steps": one_or_texts(whole(1))},  # of an average
+    **{"warmup": whole(), "lr": number(0), "alpha_lr": number(0), "versions": mapping(TEXT)},
 }
 METRICS = {
     **{"stopped": optional(TEXT), "steps": whole(), "head_params": whole(), "cost": RECORD, "passes": whole()},

@@ -36,6 +36,11 @@ def optional(kind: Kind) -> Kind:
     return Kind(f"{kind.what}, or null", lambda v: v is None or kind.holds(v), kind.column, True)
 
 
+def one_or_texts(kind: Kind) -> Kind:
+    """The kind, or a list of texts: several values at once."""
+    return Kind(f"{kind.what}, or a list of texts", lambda v: kind.holds(v) or TEXTS.holds(v))
+
+
 def many(kind: Kind) -> Kind:
     """A list of such values."""
     return Kind(f"a list, each {kind.what}", lambda v: isinstance(v, list) and all(map(kind.holds, v)), "list")
