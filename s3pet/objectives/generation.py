@@ -42,7 +42,8 @@ class Generation(Bound):
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the result, for the config of a run."""
-        return {"columns": list(self.columns), "max_length": self.max_length, "max_target": self.max_target}
+        columns = dict(zip(("source", "target"), self.columns, strict=True))
+        return {**columns, "max_length": self.max_length, "max_target": self.max_target}
 
     def heads(self, model: Any) -> Sequence[str]:
         """None; SearchError for a model that writes nothing, TaskError for a text that would have no end.
@@ -91,6 +92,7 @@ class Generation(Bound):
 
     def _read(self, where: str, row: Any, length: int | None) -> dict[str, list[int]]:
         (source, target), tokenizer = self.columns, self.tokenizer
+        row = {source: row} if isinstance(row, str) else row
         text = read_text(where, row, source)
         whole = tokenizer(text, verbose=False)["input_ids"]
         entry = {"source": whole, "prompt": whole}

@@ -43,7 +43,8 @@ class TokenClassification(ModelLoss):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"names": list(self.names), "max_length": self.max_length}
+        tokens, tags = self.columns
+        return {"names": list(self.names), "tokens": tokens, "tags": tags, "max_length": self.max_length}
 
     def heads(self, model: Any) -> Sequence[str]:
         _check_outputs(model, self.names)
@@ -54,6 +55,7 @@ class TokenClassification(ModelLoss):
 
     def _read(self, where: str, row: Any, length: int | None) -> dict[str, Any]:
         tokens, tags = self.columns
+        row = row if isinstance(row, Mapping) or read_list(row) is None else {tokens: row}
         words = read_list(row.get(tokens)) if isinstance(row, Mapping) else None
         if not words or not all(isinstance(word, str) and word.strip() for word in words):
             value = reprlib.repr(row.get(tokens) if isinstance(row, Mapping) else row)
@@ -117,7 +119,8 @@ class MultiLabel(ModelLoss):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"names": list(self.names), "text": list(self.text), "max_length": self.max_length}
+        columns = {"text": list(self.text), "target": self.target}
+        return {"names": list(self.names), **columns, "max_length": self.max_length}
 
     def heads(self, model: Any) -> Sequence[str]:
         _check_outputs(model, self.names)
@@ -127,6 +130,8 @@ class MultiLabel(ModelLoss):
         return self.cut(rows, self._read, self.length)
 
     def _read(self, where: str, row: Any, length: int | None) -> dict[str, Any]:
+        plain = [row] if isinstance(row, str) else read_list(row) or ()
+        row = dict(zip(self.text, plain, strict=True)) if len(plain) == len(self.text) else row
         texts = [read_text(where, row, column) for column in self.text]
         entry = dict(self.tokenizer(*texts, truncation=length is not None, max_length=length, verbose=False))
         if row.get(self.target) is not None:
@@ -190,7 +195,8 @@ class ImageClassification(ModelLoss):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"names": list(self.names)}
+        image, label = self.columns
+        return {"names": list(self.names), "image": image, "label": label}
 
     def heads(self, model: Any) -> Sequence[str]:
         _check_outputs(model, self.names)
