@@ -18,9 +18,12 @@ from s3pet.tasks.checks import position_limit
 class Generation(Bound):
     """A text that the model writes: the loss of the target's tokens; predictions by greedy generation.
 
+        from s3pet.tasks.plain import RowTask, rouge_l  # or exact_match
         rows = [{"source": "translate: rain", "target": "pluie"}, …]
         task = RowTask("words", rows[:900], rows[900:], metrics={"rouge_l": rouge_l}, label="target")
         retrain(model, task, structure, objective=Generation(tokenizer), test=False)
+
+    ``tuned.predict(["translate: snow"])`` takes plain texts, too.
 
     An encoder-decoder (T5, BART) reads the source; a decoder continues it, and the target ends with its end token.
 

@@ -25,6 +25,7 @@ class ModelLoss(Bound):
 
     For multiple choice, ``input_ids`` of a row is [n_choices, length] (and ``make_space`` needs an ``example`` batch):
 
+        from s3pet.tasks.plain import RowTask, exact_match
         rows = [{**tokenizer([question] * 4, choices), "labels": right} for question, choices, right in data]
         task = RowTask("quiz", rows[:900], rows[900:], metrics={"accuracy": exact_match}, label="labels")
         retrain(model, task, structure, objective=ModelLoss(), test=False)

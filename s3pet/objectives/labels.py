@@ -20,10 +20,12 @@ from s3pet.objectives.heads import ModelLoss
 class TokenClassification(ModelLoss):
     """A tag for each word: its first token carries the label.
 
+        from s3pet.tasks.plain import RowTask, word_accuracy
         rows = [{"tokens": ["Ada", "wrote"], "tags": ["PER", "O"]}, …]
         task = RowTask("names", rows[:900], rows[900:], metrics={"accuracy": word_accuracy}, label="tags")
         retrain(model, task, structure, objective=TokenClassification(tokenizer, names=("O", "PER")), test=False)
 
+    ``tuned.predict`` takes lists of words, too.
     A prediction is a list with one name a word (a number without ``names``); None for words that were cut off.
 
     Args:
@@ -93,11 +95,12 @@ class TokenClassification(ModelLoss):
 class MultiLabel(ModelLoss):
     """Any number of labels for each text: the binary cross-entropy of every label.
 
+        from s3pet.tasks.plain import RowTask, f1_micro
         rows = [{"text": "so funny, so sad", "labels": ["fun", "sad"]}, {"text": "it rained", "labels": []}, …]
         task = RowTask("moods", rows[:900], rows[900:], metrics={"f1": f1_micro}, label="labels")
         retrain(model, task, structure, objective=MultiLabel(tokenizer, names=("fun", "sad")), test=False)
 
-    A prediction is the list of names whose probability is above one half.
+    ``tuned.predict`` takes plain texts, too. A prediction is the list of names whose probability is above one half.
 
     Args:
         tokenizer, names: of the model; one name for each of its outputs, in their order. text, target: columns; text
@@ -173,6 +176,7 @@ class MultiLabel(ModelLoss):
 class ImageClassification(ModelLoss):
     """The class of an image.
 
+        from s3pet.tasks.plain import RowTask, exact_match
         parts = datasets.load_dataset("imagefolder", data_dir="pets")  # columns image and label
         task = RowTask("pets", parts["train"], parts["validation"], metrics={"accuracy": exact_match})
         retrain(model, task, structure, objective=ImageClassification(processor), test=False)
