@@ -322,7 +322,7 @@ def load_tuned(
     if file is None and kind not in REFERENCES:
         raise RunError(f"{path} was tuned by {kind}, whose modules are another library's; tune it again instead")
     own = config["objective"].get("own")
-    if tokenizer is None and None in (task, objective):
+    if tokenizer is None and (task is None or (own and objective is None)):
         tokenizer = tokenizer_of(model)
     if own and objective is None:
         objective = rebuilt(path, config["objective"], tokenizer)
