@@ -6,6 +6,7 @@ space are JSON: ``--space '[{"pet": "lora", "ranks": [1, 2, 4, 8]}]'`` searches 
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -22,6 +23,17 @@ from s3pet.studies.statistics import summary
 from s3pet.studies.study import Study
 from s3pet.tuning import REFERENCES, Recipe
 
+TASK: dict[str, dict[str, Any]] = {  # options of load_task
+    "text_columns": {"nargs": "+", "help": "columns with the texts; default: found by their usual names"},
+    "label_column": {"help": "column with the labels; default: label"},
+    "label_names": {"nargs": "+", "help": "names of the classes"},
+    "label_words": {"nargs": "+", "help": "what a text-to-text backbone writes, one word a class"},
+    "template": {"help": "text-to-text input with columns in braces"},
+    "metric": {"help": "accuracy, f1, f1_macro, matthews, pearson or spearman"},
+    "regression": {"action": "store_true", "default": None, "help": "labels are numbers, not classes"},
+    "n_train": {"type": int, "help": "use only this many training rows"},
+    "n_validation": {"type": int, "help": "use only this many validation rows"},
+}
 NAMES = (*MANUAL, "all", *REFERENCES)  # structures that need no file
 
 
@@ -31,15 +43,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except S3PetError as error:
-        print(f"s3pet: {error}".replace("overwrite=True", "--overwrite"), file=sys.stderr)
+        print(f"s3pet: {_as_options(str(error), args)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _as_options(message: str, args: argparse.Namespace) -> str:
+    """Arguments in a message of the library as this command takes them: ``label_column=…`` is ``--label-column …``."""
+    names = "|".join(["overwrite", *(name for name in TASK if hasattr(args, name))])
+    message = re.sub(rf"load_task\(…, ((?:{names})=[^()]*(?:\(…\))?)\)", r"\1", message)
+
+    def option(match: re.Match) -> str:
+        value = {"True": "", "(…)": "…"}.get(match[2] or "", match[2] or "")
+        return f"--{match[1].replace('_', '-')} {value}".rstrip() + ("" if match[2] else " ")
+
+    return re.sub(rf"(?<![^\s(])({names})=(True|\(…\))?", option, message)
 
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="s3pet", description="Search which PET modules to put where in a model.")
     parser.add_argument("--version", action="version", version=f"s3pet {s3pet.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add_task(command: argparse.ArgumentParser) -> None:
+        for name, how in TASK.items():
+            command.add_argument(f"--{name.replace('_', '-')}", **how)
 
     def add(run: Callable[[argparse.Namespace], None], record: Any = None, skip: str = "") -> argparse.ArgumentParser:
         command = commands.add_parser(run.__name__[1:], help=run.__doc__, description=run.__doc__, allow_abbrev=False)
@@ -49,9 +77,11 @@ def _make_parser() -> argparse.ArgumentParser:
             rules = """mixed, lora, or rules as JSON: '[{"pet": "lora", "ranks": [1, 2, 4, 8]}, {"pet": "bitfit"}]'"""
             command.add_argument("--space", default="mixed", help=rules)
         if record:
-            command.add_argument("--task", required=True, help="pocket/…, glue/…, superglue/…, or a folder of rows")
-            command.add_argument("--n-train", type=int, help="use only this many training rows")
+            command.add_argument(
+                "--task", required=True, help="pocket/…, glue/…, superglue/…, a folder or a file of rows"
+            )
             command.add_argument("--task-seed", type=int, default=0, help="seed of the splits that are cut from train")
+            add_task(command)
             command.add_argument("--quiet", action="store_true", help="no progress bars")
         records = (record, ObjectiveSettings) if record else ()
         for field in (field for each in records for field in fields(each) if field.name != skip):
@@ -97,6 +127,7 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder; what is in it is continued")
     command.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
     command.add_argument("--task", default="pocket/sentiment")
+    add_task(command)
     return parser
 
 
@@ -110,8 +141,11 @@ def _settings(args: argparse.Namespace, record: Any) -> dict[str, Any]:
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     model, tokenizer = s3pet.load_backbone(args.model)
-    task = s3pet.load_task(args.task, tokenizer, n_train=args.n_train, seed=args.task_seed)
-    return model, task, s3pet.make_space(model, _rules(args.space))
+    return model, _load_task(args, tokenizer, seed=args.task_seed), s3pet.make_space(model, _rules(args.space))
+
+
+def _load_task(args: argparse.Namespace, tokenizer: Any, seed: int = 0) -> Any:
+    return s3pet.load_task(args.task, tokenizer, seed=seed, **{name: getattr(args, name) for name in TASK})
 
 
 def _rules(text: str) -> Any:
@@ -198,7 +232,7 @@ def _space(args: argparse.Namespace) -> None:
 def _demo(args: argparse.Namespace) -> None:
     """Search a structure on the embedded backbone and compare it with others, in minutes."""
     model, tokenizer = s3pet.load_backbone("pocket-t5")
-    task = s3pet.load_task(args.task, tokenizer)
+    task = _load_task(args, tokenizer)
     space, out = s3pet.make_space(model, "mixed"), args.out
     print(f"Searching for {task.name} on {space.model_id} ({space.backbone_params:,} parameters) in {space}.")
     if (out / "config.json").is_file() and not args.overwrite:

@@ -31,13 +31,14 @@ from s3pet.files.reading import read_json, read_tensors, reading
 from s3pet.files.writing import carried, destination, new_folder, saved_files, write_json, write_tensors
 from s3pet.objectives import OwnObjective
 from s3pet.objectives.own import Own, checked, objective_of
+from s3pet.objectives.ready import rebuilt
 from s3pet.objectives.texts import ObjectiveSettings
 from s3pet.records import Cost, recorded, versions
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet, is_attached
 from s3pet.tasks import Example, Task
 from s3pet.tasks.forms import FORM, form_of, read_records, task_of
-from s3pet.tasks.plain import RowTask
+from s3pet.tasks.plain import NamedTask, RowTask, exact_match
 from s3pet.tasks.rows import read_split
 from s3pet.trainer import Bar, Learner, Recipe, train
 
@@ -294,10 +295,12 @@ def load_tuned(
 
     Args:
         path, model: the folder, and the backbone it was tuned on.
-        task: only to score its rows again; warns if it was tuned on others. None: the task without rows, as it was
-            saved (prompt, label words, metrics), is enough to predict.
+        task: only to score its rows again (and to merge, with an object of :mod:`s3pet.objectives`); warns if it was
+            tuned on others. None: the task without rows, as it was saved (prompt, label words, metrics), is enough to
+            predict.
         tokenizer: of the backbone; None: the one that was loaded with it.
-        objective: the object that it was tuned with, if it was one of your own; it needs the task, too.
+        objective: the object that it was tuned with, if that cannot be made from its settings: one of your own, one
+            with an image processor, or one with a function.
 
     Raises:
         RunError: no complete tuned model there, one whose modules belong to another library, no tokenizer, or not the
@@ -319,15 +322,21 @@ def load_tuned(
     if file is None and kind not in REFERENCES:
         raise RunError(f"{path} was tuned by {kind}, whose modules are another library's; tune it again instead")
     own = config["objective"].get("own")
-    if own != (None if objective is None else type(objective).__qualname__) or (own and task is None):
-        how = f"load_tuned(…, task, objective={own}(…))" if own else "load_tuned without objective="
+    if tokenizer is None and (task is None or (own and objective is None)):
+        tokenizer = tokenizer_of(model)
+    if own and objective is None:
+        objective = rebuilt(path, config["objective"], tokenizer)
+    if own != (None if objective is None else type(objective).__qualname__):
+        how = f"load_tuned(…, objective={own}(…))" if own else "load_tuned without objective="
         raise RunError(f"{path} was tuned with {own or 'an objective of s3pet, whose settings it holds'}; use {how}")
     if config["model_hash"] != (checksum := backbone_checksum(model, config["objective"].get("head", ()))):
         there = f"{config['model']!r} with checksum {config['model_hash'][:12]}"
         raise StructureMismatchError(f"{path} was tuned on backbone {there}, not on this one with {checksum[:12]}")
-    if task is None and "form" not in config:
+    if task is None and own and config.get("form") is None:
+        task = NamedTask(config["task"], (), (), metrics={metrics["metric"]: exact_match})
+    if task is None and config.get("form") is None:
         raise RunError(f"{path} was saved by an earlier version without the task's prompt; pass the task")
-    if task is None and (tokenizer := tokenizer or tokenizer_of(model)) is None:
+    if task is None and tokenizer is None:
         raise RunError(f"no tokenizer came with this backbone; pass it: load_tuned({path}, model, tokenizer=…)")
     task = task_of(config["form"], tokenizer) if task is None else task
     if (config["regression"], config["label_words"]) != (task.regression, list(task.label_words)):

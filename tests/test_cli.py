@@ -1,5 +1,6 @@
 """The command line: its options are those of the library, its errors are one line, and it runs every command."""
 
+import argparse
 import json
 import runpy
 import sys
@@ -13,7 +14,7 @@ from toy import toy_rows, toy_tokenizer
 from tuned import structure_of, tuned_at_random
 
 import s3pet
-from s3pet.cli import main
+from s3pet.cli import _as_options, main
 from s3pet.errors import RunError
 from s3pet.objectives import ObjectiveSettings
 from s3pet.searcher import Settings
@@ -146,7 +147,10 @@ def test_errors_are_one_line(folders, common, capsys):
         (["search", *common, "--budget", "99999999", *out], "the backbone has only"),
         (["retrain", *common, "no/such.json"], "no structure file"),
         (["space", "--model", str(folders / "nothing")], "is not a folder"),
-        (["search", "--task", str(folders / "no"), "--budget", "300", *out], "neither a known name nor a folder"),
+        (
+            ["search", "--task", str(folders / "no"), "--budget", "300", *out],
+            "neither a known name nor a folder or file",
+        ),
     ]:
         assert main(arguments) == 2
         error = capsys.readouterr().err
@@ -156,6 +160,36 @@ def test_errors_are_one_line(folders, common, capsys):
     with pytest.raises(SystemExit):
         main(["dance"])
     assert not (folders / "x").exists()
+
+
+def test_a_table_of_the_user_needs_no_folder(folders, called, tmp_path, capsys):
+    """Messages name the options as the command line has them."""
+    rows = "".join(f"a text,{k},{'good' if k % 2 else 'bad'},{k / 4}\n" for k in range(40))
+    (tmp_path / "all.csv").write_text("review,number,stars,grade\n" + rows)
+    command = ["retrain", "lnfit", "--model", str(folders / "model"), "--task", str(tmp_path / "all.csv")]
+    columns = ["--label-column", "stars", "--text-columns", "review", "number"]
+    for options, message in (
+        ([], "no column 'label'; columns are ['grade', 'number', 'review', 'stars']. Pass --label-column …\n"),
+        (["--label-column", "stars"], "Pass --text-columns …\n"),
+        (["--label-column", "grade", "--text-columns", "review"], "pass --regression, or --label-names … if they are"),
+        ([*columns, "--label-words", "so", "so"], "words ('so', 'so')"),
+    ):
+        assert main([*command, *options]) == 2
+        assert message in capsys.readouterr().err
+    chosen = ["--label-names", "bad", "good", "--label-words", "w3", "w4", "--template", "{review} w5 {number}"]
+    main([*command, *columns, *chosen, "--metric", "f1", "--n-validation", "5"])
+    task = called["retrain"].args[1]
+    assert (task.columns, task.label_names, task.metric) == (("review", "number"), ("bad", "good"), "f1")
+    assert (task.label_words, task.template) == (("w3", "w4"), "{review} w5 {number}")
+    assert (len(task.train), len(task.validation), len(task.test)) == (31, 5, 4)
+    main([*command, "--label-column", "grade", "--text-columns", "review", "--regression"])
+    assert called["retrain"].args[1].regression
+
+
+def test_paths_that_look_like_arguments_stay(tmp_path):
+    args = argparse.Namespace(metric=None, label_words=None)
+    message = "runs/metric=f1 holds one; pass overwrite=True or load_task(…, label_words=…)"
+    assert _as_options(message, args) == "runs/metric=f1 holds one; pass --overwrite or --label-words …"
 
 
 def test_the_space_is_printed(folders, capsys):
@@ -193,7 +227,7 @@ def test_a_folder_that_holds_no_run_of_the_demo_is_refused(tmp_path, capsys):
 def test_the_demo(monkeypatch, tmp_path, capsys):
     """The whole path, with few steps."""
     search, compare, load_task = s3pet.search, s3pet.compare, s3pet.load_task
-    monkeypatch.setattr(s3pet, "load_task", lambda *args: load_task(*args).subsample(200, 40, 40))
+    monkeypatch.setattr(s3pet, "load_task", lambda *args, **kwargs: load_task(*args, **kwargs).subsample(200, 40, 40))
     monkeypatch.setattr(s3pet, "search", lambda *args, **kwargs: search(*args, **kwargs, steps=6))
     monkeypatch.setattr(
         s3pet, "compare", lambda *args, **kwargs: compare(*args, **{**kwargs, "evaluations": 1}, steps=2)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_bert, tiny_llama, tiny_roberta, tiny_t5
-from toy import toy_regression, toy_task, toy_tokenizer
+from toy import short_task, toy_regression, toy_task, toy_tokenizer
+from transformers import BertModel, DPRConfig, DPRContextEncoder
 from zoo import zoo_model
 
 from s3pet.backbones import preserved
@@ -442,3 +443,27 @@ def test_a_task_without_tokenizer_says_how_to_give_one():
     rows = [{"sentence1": "w1 w2", "label": k % 2} for k in range(20)]
     with pytest.raises(TaskError, match="has no tokenizer"):
         make_objective(tiny_t5(), load_task({"train": rows, "validation": rows, "test": rows}))
+
+
+class Projected(BertModel):
+    """An encoder whose output is narrower than its layers, as of sentence encoders with a projection."""
+
+    def forward(self, **inputs):
+        output = super().forward(**inputs)
+        states = output.last_hidden_state[..., :20]
+        return type(output)(last_hidden_state=states, pooler_output=output.pooler_output[..., :12])
+
+
+@pytest.mark.parametrize(("pooling", "width"), [("pooler", 12), ("first", 20), ("mean", 20)])
+def test_the_head_is_as_wide_as_what_the_encoder_returns(pooling, width):
+    model = tiny_bert()
+    model.__class__ = Projected
+    objective = make_objective(model, short_task(), {"pooling": pooling})
+    assert objective.head.out.in_features == width
+    assert objective.score_rows(short_task().test).shape == (8, 2)
+
+
+def test_an_encoder_without_the_states_that_are_pooled_is_refused_at_once():
+    config = DPRConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    with pytest.raises(SearchError, match=r"reads last_hidden_state, but this encoder returns .*objective of your own"):
+        make_objective(DPRContextEncoder(config), short_task())

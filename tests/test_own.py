@@ -34,6 +34,7 @@ from s3pet.export import save_folder
 from s3pet.objectives import Generation, ImageClassification, ModelLoss, MultiLabel, TokenClassification
 from s3pet.objectives.heads import own_heads
 from s3pet.objectives.own import objective_of
+from s3pet.objectives.ready import rebuilt
 from s3pet.structure import random_structure
 from s3pet.studies.population import Population
 from s3pet.tasks.plain import RowTask, class_number, exact_match, f1_micro, rouge_l, word_accuracy
@@ -208,6 +209,17 @@ def test_from_rows_to_a_tuned_model_that_is_loaded_again(case, tmp_path):
     assert loaded.evaluate(task.test)["score"] == pytest.approx(tuned.metrics["test"], abs=1e-6)
     expected = pytest.approx(tuned.predict(task.test), abs=1e-5) if case == "similarity" else tuned.predict(task.test)
     assert [tuned.predict([row])[0] for row in task.test] == expected
+    rebuilds = case not in ("similarity", "answers", "images")  # a user's class, a function, an image processor
+    how = {"objective": None if rebuilds else objective, "tokenizer": toy_tokenizer()}
+    without_rows = load_tuned(tmp_path / "tuned", same, **how)
+    assert without_rows.predict(task.test) == tuned.predict(task.test)
+    with pytest.raises(TaskError, match=r"came without its metrics; .* load_tuned\(…, task\)"):
+        without_rows.evaluate(task.test)
+    with pytest.raises(ExportError, match="compared on rows of task 'mine', which has none here"):
+        merge(without_rows)
+    if not rebuilds:
+        with pytest.raises(RunError, match=r"cannot be made from its settings; use load_tuned\(…, objective="):
+            load_tuned(tmp_path / "tuned", same, task)
     own = tuned.learner.objective.own  # the objective, bound to its model
     merged, batch = merge(tuned), own.collate(own.encode(task.test))
     with torch.no_grad():
@@ -396,6 +408,44 @@ def test_new_rows_come_in_lists_and_tables():
             tuned.predict(wrong)
     with pytest.warns(UserWarning, match=r"1 of 2 rows \(50.0%\) have more than 40 tokens"):
         tuned.predict([{"text": "w1"}, {"text": "w1 " * 60}])
+
+
+def test_plain_texts_and_lists_of_words_are_rows():
+    tokenizer = toy_tokenizer()
+    for objective, plain, row in (
+        (Generation(tokenizer, source="ask"), "w1 w2", {"ask": "w1 w2"}),
+        (MultiLabel(tokenizer, names=("a", "b")), "w1 w2", {"text": "w1 w2"}),
+        (MultiLabel(tokenizer, names=("a", "b"), text=("a", "b")), ("w1", "w2"), {"a": "w1", "b": "w2"}),
+        (TokenClassification(tokenizer), ["w1", "w2"], {"tokens": ["w1", "w2"]}),
+        (TokenClassification(tokenizer), np.array(["w1", "w2"]), {"tokens": ["w1", "w2"]}),
+    ):
+        assert objective.encode([plain]) == objective.encode([row])
+    for objective, wrong in (
+        (Generation(tokenizer), 3),
+        (Generation(tokenizer), " "),
+        (TokenClassification(tokenizer), "w1 w2"),
+        (MultiLabel(tokenizer, names=("a", "b"), text=("a", "b")), "w1"),
+    ):
+        with pytest.raises(TaskError, match="row 1: column"):
+            objective.encode([wrong])
+
+
+def test_settings_of_a_folder_that_make_no_objective_are_refused():
+    declared = {"own": "Generation", "ready": True, "head": [], "settings": Generation(toy_tokenizer()).settings}
+    assert rebuilt("here", declared, toy_tokenizer()).settings == declared["settings"]
+    for change, message in (
+        ({"ready": False}, "cannot be made from its settings"),  # a user's class of this name
+        ({"own": "exec"}, "cannot be made from its settings"),
+        ({"own": ["Generation"]}, "cannot be made from its settings"),
+        ({"settings": None}, "cannot be made from its settings"),
+        ({"settings": {"columns": 1}}, "here has settings from which Generation cannot be made"),
+        ({"settings": {"max_length": "9"}}, "max_length must be a whole number"),
+        ({"own": "MultiLabel", "settings": {"names": 3}}, "here has settings from which MultiLabel cannot be made"),
+    ):
+        with pytest.raises(RunError, match=message):
+            rebuilt("here", declared | change, toy_tokenizer())
+    with pytest.raises(RunError, match="no tokenizer came with this backbone"):
+        rebuilt("here", declared, None)
 
 
 def test_options_that_cannot_be_used_are_refused_at_once():
@@ -648,9 +698,8 @@ def test_what_an_own_objective_cannot_do_is_refused(tmp_path):
         Population(model, task, [], Recipe(), objective)
     with pytest.raises(SearchError, match=r"An object of your own .* goes to search, retrain and load_tuned only"):
         compare(model, task, {"mine": tuned.structure}, objective=objective)
-    for options in ({}, {"task": task}, {"objective": objective}, {"task": task, "objective": Similarity(None)}):
-        with pytest.raises(RunError, match=r"was tuned with ModelLoss; use load_tuned\(…, task, objective=ModelLoss"):
-            load_tuned(tmp_path / "tuned", model, **options)
+    with pytest.raises(RunError, match=r"was tuned with ModelLoss; use load_tuned\(…, objective=ModelLoss"):
+        load_tuned(tmp_path / "tuned", model, task, objective=Similarity(None))
     with pytest.raises(StructureMismatchError, match="was tuned with objective"):
         load_tuned(tmp_path / "tuned", model, task, objective=ModelLoss(padding={"input_ids": 3}))
 

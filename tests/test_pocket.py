@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForSeq2SeqLM
 
-from s3pet import load_backbone, load_task, make_space, retrain
+from s3pet import load_backbone, load_task, make_space, merge, retrain, search, to_peft
 from s3pet.backbones import embedded_path
+from s3pet.export.merging import SEARCH_PLAIN
 from s3pet.objectives import make_objective
 from s3pet.tasks import list_tasks
 
@@ -105,3 +108,26 @@ def test_a_skill_prompt_is_answered_and_a_task_prompt_is_not(grammar, pocket):
     assert make_objective(pocket.model, skill).evaluate(skill.test)["accuracy"] > 0.9
     task = load_task("pocket/sentiment", pocket.tokenizer)
     assert retrain(pocket.model, task, "zero-shot").metrics["test"] < 0.7
+
+
+def test_a_space_that_can_be_merged_from_search_to_from_pretrained(pocket, tmp_path):
+    """The one that the errors about adapters name."""
+    rules = json.loads(SEARCH_PLAIN.partition("model, ")[2].removesuffix(")"))
+    task = load_task("pocket/sentiment", pocket.tokenizer, n_train=40).subsample(n_validation=8, n_test=8)
+    space = make_space(pocket.model, rules)
+    assert {candidate.pet for candidate in space} == {"lora", "lnfit"}
+    result = search(pocket.model, task, space, budget="0.2%", steps=3, batch_size=4, progress=False)
+    tuned = retrain(pocket.model, task, result.structure(), steps=3, batch_size=4, evaluations=1, test=False)
+    for tensor in tuned.tensors().values():
+        tensor.add_(0.05)
+    merge(tuned).save(tmp_path / "plain")
+    plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "plain").eval()
+    to_peft(tuned, tmp_path / "peft")
+    adapter = PeftModel.from_pretrained(load_backbone("pocket-t5").model, tmp_path / "peft").eval()
+    batch = dict(pocket.tokenizer(["a good book", "bad"], padding=True, return_tensors="pt"))
+    batch["decoder_input_ids"] = batch["input_ids"][:, :2]
+    with torch.no_grad():
+        logits, expected, before = (model(**batch).logits for model in (plain, tuned.model, pocket.model))
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(adapter(**batch).logits, expected, rtol=1e-4, atol=1e-4)
+    assert (expected - before).abs().max() > 1e-2

@@ -41,6 +41,7 @@ from s3pet.supernet import Supernet, is_attached
 from s3pet.tuning import REFERENCES, TunedModel
 
 HEAD = "head.safetensors"
+SEARCH_PLAIN = """search a space without them: make_space(model, [{"pet": "lora"}, {"pet": "lnfit"}])"""
 
 
 class Merged(NamedTuple):
@@ -135,7 +136,7 @@ def merge_into(
     candidates, modules = tuple(candidates), dict(model.named_modules())
     if adapters := [c.name for c in candidates if c.pet not in ("lora", "lnfit", "bitfit")]:
         what = f"adapters cannot be merged into weights: {', '.join(adapters[:3])} ({len(adapters)} in all)"
-        raise ExportError(f"{what}. Use tuned.save and load_tuned, or retrain a structure without them")
+        raise ExportError(f"{what}. Use tuned.save and load_tuned, or {SEARCH_PLAIN}")
     owners = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
     biases, created = dict[str, Tensor](), set[str]()
     for c in candidates:
@@ -258,7 +259,7 @@ def _declare(model: Any, created: set[str]) -> None:
 def _refuse(names: list[str], *args: Any, **kwargs: Any) -> None:
     """Instead of ``save_pretrained`` of a model whose created biases ``from_pretrained`` would not load."""
     what = f"from_pretrained would lose {len(names)} biases of this model ({', '.join(names[:3])}, …)"
-    how = "use it in memory, keep it by tuned.save and load_tuned, or retrain with LoRA and LNFit only"
+    how = f"use it in memory, keep it by tuned.save and load_tuned, or {SEARCH_PLAIN}"
     raise ExportError(f"{what}: its architecture has no place for them. So {how}")
 
 
@@ -298,6 +299,9 @@ def own_probe(tuned: TunedModel) -> dict[str, Any]:
         calls.append({**dict(zip(names, args, strict=False)), **named})
 
     rows = [row for row, _ in zip(tuned.task.validation, range(8), strict=False)]  # a slice of a Dataset is columns
+    if not rows:
+        how = "pass the task: load_tuned(path, model, task)"
+        raise ExportError(f"a merged model is compared on rows of task {tuned.task.name!r}, which has none here; {how}")
     with objective.model.register_forward_pre_hook(note, with_kwargs=True):
         objective.loss(objective.collate(objective.encode(rows)))
     if not calls:

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from s3pet.backbones import backbone_kind, name_of
 from s3pet.backbones.norms import norm_form
 from s3pet.errors import ExportError, StructureMismatchError
-from s3pet.export.merging import HEAD, classifier_of
+from s3pet.export.merging import HEAD, SEARCH_PLAIN, classifier_of
 from s3pet.export.places import Place, structure_at
 from s3pet.files.kinds import TEXTS, Kind, number, optional, whole
 from s3pet.files.reading import read_json, read_tensors, reading
@@ -93,7 +93,10 @@ def to_peft(tuned: TunedModel, path: str | Path, *, overwrite: bool = False) -> 
     if not active or not all(fits.values()):
         names = ", ".join([name for name, takes in fits.items() if not takes][:3]) or "a structure without effect"
         what = f"one PEFT adapter cannot hold {names} ({len(fits) - sum(fits.values())} in all)"
-        raise ExportError(f"{what}; it holds LoRA, LNFit and a norm's own bias. s3pet.merge(tuned) merges biases, too")
+        how = "s3pet.merge(tuned) merges biases, too"
+        if any(c.pet not in ("lora", "lnfit", "bitfit") for c in active):
+            how = f"Adapters cannot be merged either; {SEARCH_PLAIN}"
+        raise ExportError(f"{what}; it holds LoRA, LNFit and a norm's own bias. {how}")
     state, ranks = dict[str, Tensor](), dict[str, int]()
     for site in dict.fromkeys(c.path for c in active if c.pet == "lora"):
         parts = [c for c in active if c.path == site and c.pet == "lora"]

@@ -9,8 +9,11 @@ other rows there are ready objectives:
     objective=Generation(tokenizer)                               # T5, BART, or a decoder: writes the target text
     objective=ImageClassification(processor)                      # AutoModelForImageClassification
 
-They go with a :class:`s3pet.tasks.RowTask`. The head that the model brings is trained, from the weights it has; its
-parameters are reported beside the budget, never as part of it. One of your own is any object with four methods:
+They go with a :class:`s3pet.tasks.RowTask` and the metrics of :mod:`s3pet.tasks.plain`: ``rouge_l`` or ``exact_match``
+for Generation, ``word_accuracy`` for TokenClassification, ``f1_micro`` for MultiLabel, ``exact_match`` for the others.
+``load_tuned(path, model)`` makes them again from their settings, but for image processors and functions. The head that
+the model brings is trained, from the weights it has; its parameters are reported beside the budget, never as part of
+it. One of your own is any object with four methods:
 
     class Mine:
         def encode(self, rows): ...           # rows of a task → encoded rows, one each

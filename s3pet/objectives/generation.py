@@ -18,9 +18,12 @@ from s3pet.tasks.checks import position_limit
 class Generation(Bound):
     """A text that the model writes: the loss of the target's tokens; predictions by greedy generation.
 
+        from s3pet.tasks.plain import RowTask, rouge_l  # or exact_match
         rows = [{"source": "translate: rain", "target": "pluie"}, …]
         task = RowTask("words", rows[:900], rows[900:], metrics={"rouge_l": rouge_l}, label="target")
         retrain(model, task, structure, objective=Generation(tokenizer), test=False)
+
+    ``tuned.predict(["translate: snow"])`` takes plain texts, too.
 
     An encoder-decoder (T5, BART) reads the source; a decoder continues it, and the target ends with its end token.
 
@@ -42,7 +45,8 @@ class Generation(Bound):
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the result, for the config of a run."""
-        return {"columns": list(self.columns), "max_length": self.max_length, "max_target": self.max_target}
+        columns = dict(zip(("source", "target"), self.columns, strict=True))
+        return {**columns, "max_length": self.max_length, "max_target": self.max_target}
 
     def heads(self, model: Any) -> Sequence[str]:
         """None; SearchError for a model that writes nothing, TaskError for a text that would have no end.
@@ -91,6 +95,7 @@ class Generation(Bound):
 
     def _read(self, where: str, row: Any, length: int | None) -> dict[str, list[int]]:
         (source, target), tokenizer = self.columns, self.tokenizer
+        row = {source: row} if isinstance(row, str) else row
         text = read_text(where, row, source)
         whole = tokenizer(text, verbose=False)["input_ids"]
         entry = {"source": whole, "prompt": whole}

@@ -25,6 +25,7 @@ class ModelLoss(Bound):
 
     For multiple choice, ``input_ids`` of a row is [n_choices, length] (and ``make_space`` needs an ``example`` batch):
 
+        from s3pet.tasks.plain import RowTask, exact_match
         rows = [{**tokenizer([question] * 4, choices), "labels": right} for question, choices, right in data]
         task = RowTask("quiz", rows[:900], rows[900:], metrics={"accuracy": exact_match}, label="labels")
         retrain(model, task, structure, objective=ModelLoss(), test=False)
@@ -57,7 +58,7 @@ class ModelLoss(Bound):
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the result, for the config of a run."""
-        return {"padding": self.padding}
+        return {"padding": self.padding, "prepare": None if self.prepare is None else _name(self.prepare)}
 
     def heads(self, model: Any) -> Sequence[str]:
         """Submodules that are trained too; SearchError if the model computes no loss."""
@@ -205,3 +206,7 @@ def own_heads(model: Any) -> tuple[str, ...]:
             inner = {name for name, _ in bare(model.config).named_children()}
     beside = [(n, part) for n, part in model.named_children() if n not in inner and part is not base]
     return tuple(n for n, part in beside if [*part.parameters()] and all(p is not embedding for p in part.modules()))
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", type(function).__qualname__)

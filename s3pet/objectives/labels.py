@@ -20,10 +20,12 @@ from s3pet.objectives.heads import ModelLoss
 class TokenClassification(ModelLoss):
     """A tag for each word: its first token carries the label.
 
+        from s3pet.tasks.plain import RowTask, word_accuracy
         rows = [{"tokens": ["Ada", "wrote"], "tags": ["PER", "O"]}, …]
         task = RowTask("names", rows[:900], rows[900:], metrics={"accuracy": word_accuracy}, label="tags")
         retrain(model, task, structure, objective=TokenClassification(tokenizer, names=("O", "PER")), test=False)
 
+    ``tuned.predict`` takes lists of words, too.
     A prediction is a list with one name a word (a number without ``names``); None for words that were cut off.
 
     Args:
@@ -43,7 +45,8 @@ class TokenClassification(ModelLoss):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"names": list(self.names), "max_length": self.max_length}
+        tokens, tags = self.columns
+        return {"names": list(self.names), "tokens": tokens, "tags": tags, "max_length": self.max_length}
 
     def heads(self, model: Any) -> Sequence[str]:
         _check_outputs(model, self.names)
@@ -54,6 +57,7 @@ class TokenClassification(ModelLoss):
 
     def _read(self, where: str, row: Any, length: int | None) -> dict[str, Any]:
         tokens, tags = self.columns
+        row = row if isinstance(row, Mapping) or read_list(row) is None else {tokens: row}
         words = read_list(row.get(tokens)) if isinstance(row, Mapping) else None
         if not words or not all(isinstance(word, str) and word.strip() for word in words):
             value = reprlib.repr(row.get(tokens) if isinstance(row, Mapping) else row)
@@ -91,11 +95,12 @@ class TokenClassification(ModelLoss):
 class MultiLabel(ModelLoss):
     """Any number of labels for each text: the binary cross-entropy of every label.
 
+        from s3pet.tasks.plain import RowTask, f1_micro
         rows = [{"text": "so funny, so sad", "labels": ["fun", "sad"]}, {"text": "it rained", "labels": []}, …]
         task = RowTask("moods", rows[:900], rows[900:], metrics={"f1": f1_micro}, label="labels")
         retrain(model, task, structure, objective=MultiLabel(tokenizer, names=("fun", "sad")), test=False)
 
-    A prediction is the list of names whose probability is above one half.
+    ``tuned.predict`` takes plain texts, too. A prediction is the list of names whose probability is above one half.
 
     Args:
         tokenizer, names: of the model; one name for each of its outputs, in their order. text, target: columns; text
@@ -117,7 +122,8 @@ class MultiLabel(ModelLoss):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"names": list(self.names), "text": list(self.text), "max_length": self.max_length}
+        columns = {"text": list(self.text), "target": self.target}
+        return {"names": list(self.names), **columns, "max_length": self.max_length}
 
     def heads(self, model: Any) -> Sequence[str]:
         _check_outputs(model, self.names)
@@ -127,6 +133,8 @@ class MultiLabel(ModelLoss):
         return self.cut(rows, self._read, self.length)
 
     def _read(self, where: str, row: Any, length: int | None) -> dict[str, Any]:
+        plain = [row] if isinstance(row, str) else read_list(row) or ()
+        row = dict(zip(self.text, plain, strict=True)) if len(plain) == len(self.text) else row
         texts = [read_text(where, row, column) for column in self.text]
         entry = dict(self.tokenizer(*texts, truncation=length is not None, max_length=length, verbose=False))
         if row.get(self.target) is not None:
@@ -168,6 +176,7 @@ class MultiLabel(ModelLoss):
 class ImageClassification(ModelLoss):
     """The class of an image.
 
+        from s3pet.tasks.plain import RowTask, exact_match
         parts = datasets.load_dataset("imagefolder", data_dir="pets")  # columns image and label
         task = RowTask("pets", parts["train"], parts["validation"], metrics={"accuracy": exact_match})
         retrain(model, task, structure, objective=ImageClassification(processor), test=False)
@@ -190,7 +199,8 @@ class ImageClassification(ModelLoss):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"names": list(self.names)}
+        image, label = self.columns
+        return {"names": list(self.names), "image": image, "label": label}
 
     def heads(self, model: Any) -> Sequence[str]:
         _check_outputs(model, self.names)

@@ -88,7 +88,9 @@ class Own(Objective):
             settings = json.loads(json.dumps(settings, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise SearchError(f"settings of an objective must be plain numbers, texts and lists: {error}") from error
-        return {"own": type(self.own).__qualname__, "head": list(self.heads), "settings": settings}
+        kind = type(self.own)
+        ready = kind.__module__.startswith("s3pet.objectives.")  # not a user's class of the same name
+        return {"own": kind.__qualname__, "ready": ready, "head": list(self.heads), "settings": settings}
 
     def unfreeze(self) -> None:
         super().unfreeze()

@@ -29,6 +29,7 @@ from s3pet.backbones import backbone_kind, preserved
 from s3pet.errors import SearchError, TaskError
 from s3pet.objectives.choices import WordTree
 from s3pet.objectives.columns import IGNORED, scored_logits, written_inputs
+from s3pet.objectives.pooling import pooled, pooled_width
 from s3pet.objectives.streams import Row, in_batches
 from s3pet.records import LATER, check_fields, recorded
 from s3pet.tasks import Example, Task
@@ -335,12 +336,12 @@ class Encoder(Objective):
             raise SearchError("this backbone has no pooler; use pooling='first' or 'mean'")
         usual = "pooler" if has_pooler and not getattr(model, "s3pet_pooler_is_fresh", False) else "mean"
         super().__init__(model, task, replace(settings, pooling=settings.pooling or usual))
-        config: Any = model.config
+        config, width = cast(Any, model.config), pooled_width(self)
         dropout: Any = getattr(config, "classifier_dropout", None)
         dropout = getattr(config, "hidden_dropout_prob", 0.1) if dropout is None else dropout
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            out = nn.Linear(config.hidden_size, task.n_labels)
+            out = nn.Linear(width, task.n_labels)
             nn.init.normal_(out.weight, std=getattr(config, "initializer_range", 0.02))
             nn.init.zeros_(out.bias)
         if task.regression and task.train:  # start at the mean; otherwise the first hundred steps learn little else
@@ -349,16 +350,10 @@ class Encoder(Objective):
 
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
         output = self.run(**{name: tensor for name, tensor in batch.items() if name != "target"})
-        if self.settings.pooling == "pooler":
-            pooled = output.pooler_output
-        elif self.settings.pooling == "first":
-            pooled = output.last_hidden_state[:, 0]
-        else:
-            weight = batch["attention_mask"].unsqueeze(-1).to(output.last_hidden_state.dtype)
-            pooled = (output.last_hidden_state * weight).sum(1) / weight.sum(1)
+        states = pooled(output, cast(str, self.settings.pooling), batch["attention_mask"])
         weights = self.head_weights if head_weights is None else head_weights
         named = dict(zip(self.head.state_dict(), weights, strict=True))
-        return torch.func.functional_call(self.head, named, pooled.to(self.head.out.weight.dtype))
+        return torch.func.functional_call(self.head, named, states.to(self.head.out.weight.dtype))
 
 
 def make_objective(

@@ -145,6 +145,16 @@ class RowTask:
         return f"RowTask({self.name!r}: {sizes} rows, {self.metric})"
 
 
+class NamedTask(RowTask):
+    """A task whose rows and metrics are elsewhere: enough to predict; scoring is a TaskError."""
+
+    def __post_init__(self) -> None:
+        """It has no rows to check."""
+
+    def labels(self, rows: Sequence[Any]) -> list[Any]:
+        raise TaskError(f"task {self.name!r} came without its metrics; to score rows, pass it: load_tuned(…, task)")
+
+
 def exact_match(predictions: Sequence[Any], labels: Sequence[Any]) -> float:
     """The share of predictions that equal their labels; texts are compared without outer spaces.
 

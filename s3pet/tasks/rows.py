@@ -26,6 +26,12 @@ def read_folder(folder: Path, validation: str | None = None) -> dict[str, list[R
     if "train" not in stems:
         names = [path.name for path in content][:8] or "nothing"
         raise TaskError(f"{folder} has no train file of {', '.join(ENDINGS)}; it holds {names}")
+    if stems == {"train"} and (
+        others := [path.name for path in content if path.suffix in ENDINGS and path.stem != "train"]
+    ):
+        raise TaskError(
+            f"{folder}: {others[:4]} are not named after splits ({', '.join(SPLITS)}); rename or remove them"
+        )
     if "test" not in stems and (unreadable := [path.name for path in content if path.stem == "test"]):
         raise TaskError(f"{folder}: {unreadable[0]} cannot be read; use {', '.join(ENDINGS)}, or rename the file")
     return {name: _read_file(path) for name, path in files.items()}
@@ -64,9 +70,10 @@ def _records(table: Any, columns: Any) -> list[Row]:
 
 
 def name_splits(splits: Mapping[str, list[Row]], validation: str | None = None) -> dict[str, list[Row]]:
-    """Return the rows of ``"train"``, ``"validation"`` and ``"test"``; one of the last two may be absent.
+    """Return the rows of ``"train"``, ``"validation"`` and ``"test"``; the last two may be absent.
 
-    A split that is empty or there twice is a TaskError, and so is a row that is not a dict.
+    A split that is empty or there twice is a TaskError, and so is a row that is not a dict, and a split of an unknown
+    name beside train alone, which could be a misspelt one.
     """
     parts: dict[str, list[Row]] = {}
     for name, rows in splits.items():
@@ -76,7 +83,8 @@ def name_splits(splits: Mapping[str, list[Row]], validation: str | None = None) 
             raise TaskError(f"{sorted(splits)} hold {split!r} under two names; keep one")
         if split is not None:
             parts[split] = rows
-    for split in dict.fromkeys(["train", *([] if "test" in parts else ["validation"]), *parts]):
+    needed = ["train"] if len(splits) == 1 or "test" in parts else ["train", "validation"]
+    for split in dict.fromkeys([*needed, *parts]):
         if not parts.get(split):
             raise TaskError(f"split {split!r} is empty or absent; the splits are {sorted(splits)}")
         for row in parts[split]:

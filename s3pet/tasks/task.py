@@ -3,9 +3,9 @@
 A task does not depend on a model: a text-to-text backbone reads ``source`` and answers with a label word; an encoder
 reads ``segments`` and gets a head. Choices (search, best checkpoint) are made on train and validation, and the test
 split is scored once. Without a test split that has labels, the published validation split becomes the test split and
-a new validation split is cut from train, as also where there is none. (The authors halve the public validation split
-with the seed of the run, so their test rows differ between seeds. Here they are the same for all seeds, so that scores
-can be compared.)
+a new validation split is cut from train, as also where there is none; from rows without splits both are cut, with the
+seed of :func:`load_task`. (The authors halve the public validation split with the seed of the run, so their test rows
+differ between seeds. Here they are the same for all seeds of a search or a retraining, so that scores can be compared.)
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from s3pet.tasks.labels import (
 )
 from s3pet.tasks.metrics import choose_metrics, compute_metric
 from s3pet.tasks.rows import Row, name_splits, read_folder, read_hub, read_split
+from s3pet.tasks.splits import class_order, complete
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,7 +139,7 @@ class Task:
         They have no row in common and equal sizes (of an odd number one row is left out). The classes are shared
         evenly, up to one row, and rows keep their order.
         """
-        order = _class_order(self.train, f"{seed}-search", stratify=not self.regression)
+        order = class_order(self.train, f"{seed}-search", stratify=not self.regression)
         end = len(order) // 2 * 2
         # Neighbours in this order have the same class, so taking every second row gives two balanced halves.
         first, second = (tuple(self.train[i] for i in sorted(order[start:end:2])) for start in (0, 1))
@@ -198,7 +199,7 @@ def list_tasks() -> list[str]:
 
 
 def load_task(
-    source: str | Path | Mapping[str, Any],
+    source: str | Path | Mapping[str, Any] | Iterable[Row],
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     path: str | Path | None = None,
@@ -215,21 +216,22 @@ def load_task(
     regression: bool | None = None,
     name: str | None = None,
 ) -> Task:
-    """Load a task by name, from a folder, or from rows.
+    """Load a task by name, from a folder or a file, or from rows.
 
     Arguments are stronger than ``task.json`` or the table of benchmarks, and these are stronger than what the rows say.
 
     Args:
         source: ``"pocket/<name>"``, ``"glue/<name>"``, ``"superglue/<name>"``; or a folder with files ``train`` and
             ``test`` or ``validation`` (``val``, ``dev``), or all three (.jsonl, .csv, .parquet, or .tsv without
-            quoting as in GLUE) and perhaps a ``task.json`` with any of the options below; or a mapping of split names
-            to ``datasets.Dataset`` objects, tables of pandas, lists of dicts, or files. A folder with the name of a
-            GLUE task is read as that task.
+            quoting as in GLUE) and perhaps a ``task.json`` with any of the options below; or one ``datasets.Dataset``,
+            table of pandas, list of dicts or file, or a mapping of split names to these. A folder with the name of a
+            GLUE task is read as that task. From train alone, test and validation are cut.
         tokenizer: the backbone's tokenizer.
         path: read a benchmark task from this folder instead of the hub.
         n_train: use at most this many training rows (after validation was cut), drawn with ``seed``.
-        n_validation: rows of validation; None: all, or, if it is cut from train, a tenth of train, at most 1,000.
-        seed: seed of the cut and of the drawn rows.
+        n_validation: rows of validation; None: all, or, if it is cut from train, a tenth of train, at most 1,000 (as
+            many as of a test split that is cut).
+        seed: seed of the cuts and of the drawn rows.
         template: text-to-text input with columns in braces; None: ``name column: {column} …``.
         label_words: one per class, in the order of the label ids; for regression the values that may be written.
         label_names: names for people; also the order of text labels if they differ from the label words.
@@ -279,18 +281,21 @@ def _locate(source: Any, path: str | Path | None) -> tuple[str, dict[str, Any], 
         return source, _benchmark(source), None if path is None else Path(path)
     if path is not None:
         raise TaskError(f"path= goes with a benchmark's name such as 'glue/rte'; pass the folder instead of {source!r}")
-    if isinstance(source, Mapping):
-        features = getattr(source.get("train"), "features", None) or {}  # of a datasets.Dataset
+    splits = source if isinstance(source, Mapping) else {"train": source}
+    is_name = isinstance(source, str | Path)
+    if not is_name and not isinstance(source, Iterable):
+        how = "pass a name, a folder, a file, rows, or {'train': rows, 'validation': rows}"
+        raise TaskError(f"a {type(source).__name__} is not a task; {how}")
+    if not is_name or Path(source).is_file():
+        features = getattr(splits.get("train"), "features", None) or {}  # of a datasets.Dataset
         classes = {column: names for column, kind in features.items() if (names := getattr(kind, "names", None))}
-        return "data", {"classes": classes}, {str(split): read_split(rows) for split, rows in source.items()}
-    if not isinstance(source, str | Path):
-        kind = type(source).__name__
-        raise TaskError(f"a {kind} is not a task; pass a name, a folder, or {{'train': rows, 'validation': rows}}")
+        rows = {str(split): read_split(part) for split, part in splits.items()}
+        return Path(source).stem if is_name else "data", {"classes": classes}, rows
     pocket = suite == "pocket" and short
     folder = embedded_path() / "tasks" / short if pocket else Path(source)
     if not folder.is_dir():
         hint = nearest(str(source), list_tasks())
-        raise UnknownTaskError(f"task {str(source)!r} is neither a known name nor a folder; {hint}")
+        raise UnknownTaskError(f"task {str(source)!r} is neither a known name nor a folder or file; {hint}")
     name = str(source) if pocket else folder.resolve().name
     if (file := folder / "task.json").exists():
         with reading(file, TaskError, "JSON with the options of a task"):
@@ -352,14 +357,7 @@ def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_valid
     notes += note_empty_texts(rows, columns)
     if regression:
         words = printed_values([example.label for example in rows["train"]], spec.get("label_words"))
-    if "test" in rows and "validation" in rows:
-        notes.append("splits are used as given")
-    else:
-        origin = "the test split as given" if "test" in rows else "the published validation split"
-        rows.setdefault("test", rows.get("validation", []))
-        rows["train"], rows["validation"] = _cut(rows["train"], n_validation, f"{seed}-validation", not regression)
-        count = len(rows["validation"])
-        notes.append(f"test is {origin}; validation is {count} rows cut from train, seed {seed}")
+    notes.append(complete(rows, n_validation, seed, stratify=not regression))
     if len(rows["train"]) < LEAST:
         raise TaskError(f"{len(rows['train'])} training rows are too few; a search needs {LEAST}")
     train, validation, test = (tuple(rows[split]) for split in ("train", "validation", "test"))
@@ -374,23 +372,3 @@ def make_example(
     texts = tuple(read_text(where, row, column) for column in columns)
     segments = (" ".join(texts[:-1]), texts[-1]) if len(texts) > 2 else texts
     return Example(segments, fill_template(template, fields, texts), label, texts)
-
-
-def _cut(rows: list[Example], count: int | None, key: str, stratify: bool) -> tuple[list[Example], list[Example]]:
-    """Cut a validation split from the training rows in which each class keeps its share."""
-    count = max(1, min(1000, len(rows) // 10)) if count is None else count
-    if not 1 <= count <= len(rows) - LEAST:
-        raise TaskError(
-            f"{len(rows)} training rows cannot give {count} for validation and keep {LEAST}; add rows or a test "
-            "split, or lower n_validation"
-        )
-    order = _class_order(rows, key, stratify=stratify)
-    picks = {order[round(k * len(order) / count)] for k in range(count)}
-    return [row for i, row in enumerate(rows) if i not in picks], [rows[i] for i in sorted(picks)]
-
-
-def _class_order(rows: Sequence[Example], key: str, *, stratify: bool) -> list[int]:
-    """Return row numbers in random order; stratified: grouped by class, so that every stretch has its share of each."""
-    order = list(range(len(rows)))
-    random.Random(key).shuffle(order)
-    return sorted(order, key=lambda i: rows[i].label) if stratify else order

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from task_data import data, rows, write
 
-from s3pet.errors import TaskError
+from s3pet.errors import TaskError, UnknownTaskError
 from s3pet.tasks import Example, load_task
 
 
@@ -123,7 +123,7 @@ def test_broken_files_are_named_with_their_line(tmp_path):
 
 def test_splits_that_cannot_be_used():
     with pytest.raises(TaskError, match="'validation' is empty or absent"):
-        load_task({"train": rows(40)})
+        load_task({"train": rows(40), "valdiation": rows(4)})
     with pytest.raises(TaskError, match="'train' is empty or absent"):
         load_task({"train": [], "validation": rows(4)})
     with pytest.raises(TaskError, match="under two names"):
@@ -134,8 +134,13 @@ def test_splits_that_cannot_be_used():
         load_task({"train": rows(3), "validation": rows(4), "test": rows(4)})
     with pytest.raises(TaskError, match="a row is a str"):
         load_task({"train": ["text"], "validation": ["text"]})
-    with pytest.raises(TaskError, match="a list is not a task"):
-        load_task(rows(40))
+    with pytest.raises(TaskError, match="a int is not a task; pass a name, a folder, a file, rows"):
+        load_task(40)
+    for texts in (["text"], {"text"}):
+        with pytest.raises(TaskError, match="a row is a str"):
+            load_task(texts)
+    with pytest.raises(TaskError, match="5 training rows cannot give 1 for test and keep 5"):
+        load_task(rows(5))
     splits = data()
     del splits["train"][5]["sentence"]
     with pytest.raises(TaskError, match=r"train row 6: column 'sentence' is missing \(the row has \['label'\]\)"):
@@ -160,6 +165,48 @@ def test_empty_cells_and_words_like_na_stay_text(tmp_path):
         (folder / f"test.{ending}").write_text("\n".join(mark.join(line) for line in [*lines, ("a", "b", "")]))
         with pytest.raises(TaskError, match="test row 4 has no label"):
             load_task(folder)
+
+
+@pytest.mark.parametrize("kind", ["rows", "generator", "table", "dataset", "file", "name", "folder", "train"])
+def test_rows_without_splits_give_all_three(tmp_path, kind):
+    whole = [{"sentence": f"text {n}", "label": n % 4 // 3} for n in range(60)]  # a quarter is of class 1
+    table = pd.DataFrame(whole)
+    table.to_csv(tmp_path / "all.csv", index=False)
+    source = {
+        "rows": whole,
+        "generator": iter(whole),
+        "table": table,
+        "dataset": datasets.Dataset.from_list(whole),
+        "file": tmp_path / "all.csv",
+        "name": str(tmp_path / "all.csv"),
+        "folder": write(tmp_path / "folder", {"train": whole}),
+        "train": {"train": whole},
+    }[kind]
+    task = load_task(source, seed=3)
+    parts = [{example.texts for example in part} for part in (task.train, task.validation, task.test)]
+    assert [len(part) for part in parts] == [48, 6, 6]
+    assert len(set.union(*parts)) == 60
+    assert [sum(e.label for e in part) for part in (task.validation, task.test)] in ([1, 1], [1, 2], [2, 1], [2, 2])
+    assert "test is 6 rows cut from train; validation is 6 rows cut from train, seed 3" in task.notes
+    same, other = (load_task(whole, seed=seed, name=task.name).fingerprint for seed in (3, 4))
+    assert task.fingerprint == same != other
+    assert task.name == {"file": "all", "name": "all", "folder": "folder"}.get(kind, "data")
+
+
+def test_a_cut_test_split_has_at_most_a_thousand_rows():
+    task = load_task(rows(12_000), n_validation=20)
+    assert (len(task.test), len(task.validation), len(task.train)) == (1000, 20, 10_980)
+
+
+def test_a_folder_whose_other_files_are_no_splits_is_refused(tmp_path):
+    folder = write(tmp_path / "x", {"train": rows(40), "vaild": rows(5)})
+    with pytest.raises(TaskError, match=r"'vaild\.jsonl'\] are not named after splits"):
+        load_task(folder)
+    (tmp_path / "all.xlsx").touch()
+    with pytest.raises(TaskError, match=r"all\.xlsx is not a file of \.jsonl"):
+        load_task(tmp_path / "all.xlsx")
+    with pytest.raises(UnknownTaskError, match="neither a known name nor a folder or file"):
+        load_task(tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize("kind", ["frame", "dataset", "torch", "csv", "parquet"])
@@ -206,5 +253,5 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path, kind):
     """Of a dict only the last one would be left."""
     table = pd.DataFrame([["a", f"b{k}", k % 2] for k in range(20)], columns=["text", "text", "label"])
     table.to_csv(tmp_path / "train.csv", index=False)
-    with pytest.raises(TaskError, match="column 'text' is there 2 times; rename or drop the others"):
+    with pytest.raises(TaskError, match=r"column 'text' (is there 2 times; rename or drop the others|twice)"):
         load_task(dict.fromkeys(("train", "test"), table if kind == "frame" else tmp_path / "train.csv"))
