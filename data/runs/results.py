@@ -150,8 +150,9 @@ PAIRS = [  # what is compared: each way that decides something with the rule, an
 
 @cache
 def tried() -> pd.DataFrame:
-    """The rows of ``methods.csv``, without dropout, of the budgets that all tasks and ways have."""
-    return pd.read_csv(HERE / "methods.csv").rename(columns={"method": "structure"}).assign(index=0)
+    """The rows of ``methods.csv``, without dropout, as rows of a study."""
+    table = pd.read_csv(HERE / "methods.csv").rename(columns={"method": "structure", "budget": "share"})
+    return table.assign(index=0, kind="way of choosing", n_params=0)
 
 
 @cache
@@ -159,7 +160,7 @@ def ways() -> pd.DataFrame:
     """The pairs, at each budget."""
     parts = [
         compare(table, one, other, at=f"{budget}/{one}", against=other)
-        for budget, table in tried().groupby("budget", sort=False)
+        for budget, table in tried().groupby("share", sort=False)
         for one, other in PAIRS
     ]
     return corrected(pd.concat(parts))
@@ -171,7 +172,7 @@ def ways_table() -> pd.DataFrame:
         part = table[table["structure"].eq(name)]
         rows_used = (part["rows_searched"] + part["rows_trained"]).mean()
         line = {"choice": phrase, "rows": f"{rows_used:,.0f}"}
-        for budget, scores in part.groupby("budget", sort=False):
+        for budget, scores in part.groupby("share", sort=False):
             by_task = scores.groupby("task")["score"].mean()
             line |= {f"{budget} {task}": text("score", score) for task, score in by_task.items()}
             line[f"{budget} mean"] = text("score", by_task.mean())
