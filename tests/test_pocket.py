@@ -110,6 +110,7 @@ def test_a_skill_prompt_is_answered_and_a_task_prompt_is_not(grammar, pocket):
     assert retrain(pocket.model, task, "zero-shot").metrics["test"] < 0.7
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_a_space_that_can_be_merged_from_search_to_from_pretrained(pocket, tmp_path):
     """The one that the errors about adapters name."""
     rules = json.loads(SEARCH_PLAIN.partition("model, ")[2].removesuffix(")"))
