@@ -12,6 +12,7 @@ from toy import toy_rows, toy_tokenizer
 from transformers import AutoModelForCausalLM
 
 import s3pet
+import s3pet.studies
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
@@ -24,6 +25,8 @@ def quick(monkeypatch, tmp_path):
     few = {"batch_size": 4, "progress": False}
     monkeypatch.setattr(s3pet, "search", lambda *a, **k: search(*a, **{**few, "steps": 4, **k}))
     monkeypatch.setattr(s3pet, "retrain", lambda *a, **k: retrain(*a, **{**few, "steps": 2, "evaluations": 1, **k}))
+    race = s3pet.studies.race
+    monkeypatch.setattr(s3pet.studies, "race", lambda *a, **k: race(*a, **k, steps=4, batch_size=4, evaluations=2))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -50,7 +53,8 @@ def test_your_model_your_data_runs(quick):
         rows = pd.DataFrame(toy_rows(40, seed)).replace({"label": {0: "no", 1: "yes"}})
         rows.rename(columns={"sentence1": "text"}).to_csv(quick / f"{split}.csv", index=False)
     code = EXAMPLES[1].replace('"0.1%"', '"5%"')  # a tiny model has little of which 0.1 % could be
-    names = run("\n".join(["import s3pet", code]))
+    names = run("\n".join(["import s3pet", code, EXAMPLES[2].replace('"0.1%"', '"5%"')]))
+    assert names["best"].structure.names == names["tuned"].structure.names
     assert names["merged"].difference < 1e-4
     assert {"merged", "adapter", "tuned", "runs"} <= {path.name for path in quick.iterdir()}
     logits = AutoModelForCausalLM.from_pretrained(quick / "merged")(torch.arange(6)[None]).logits
