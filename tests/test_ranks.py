@@ -10,7 +10,7 @@ import torch
 from gate_tables import by_gid, legend_texts
 from test_transfer import make_result
 from tiny import meta_t5, tiny_batch, tiny_bert, tiny_t5
-from toy import short_task, toy_task
+from toy import Cut, cut_at, short_task, toy_task
 from tuned import tuned_at_random
 
 from s3pet import (
@@ -210,16 +210,8 @@ def test_an_unfinished_search_continues_bit_for_bit(tmp_path):
     space = make_space(model, [RANKS])
     options = {"budget": 500, "steps": 12, "batch_size": 4, "progress": False}
     whole = search(model, task, space, **options)
-
-    class Cut(Exception):
-        pass
-
-    def cut(searcher):
-        if searcher.step == 11:
-            raise Cut
-
     with pytest.raises(Cut):
-        search(model, task, space, out=tmp_path, callbacks=[cut], **options)
+        search(model, task, space, out=tmp_path, callbacks=[cut_at(11)], **options)
     steps = []
     rest = search(model, task, space, out=tmp_path, callbacks=[lambda s: steps.append(s.step)], **options)
     assert steps[0] == 11 and rest.gates.equals(whole.gates) and rest.history.equals(whole.history)

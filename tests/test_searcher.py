@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import tiny_bert, tiny_classifier, tiny_llama, tiny_mt5, tiny_roberta, tiny_t5
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy import easy_task, toy_task
+from toy import Cut, cut_at, easy_task, toy_task
 
 from s3pet import Rule, Structure, average_gates, bilevel, load_run, make_space, retrain, search
 from s3pet.backbones import backbone_checksum
@@ -107,16 +107,8 @@ def test_an_interrupted_search_continues_bit_for_bit(tmp_path, preset):
     space = make_space(model, "mixed")
     options = {"budget": 300, "steps": 30, "settings": preset, **QUIET}
     whole = search(model, task, space, **options)
-
-    class Cut(Exception):
-        pass
-
-    def cut(searcher):
-        if searcher.step == 17:
-            raise Cut
-
     with pytest.raises(Cut):
-        search(model, task, space, out=tmp_path, callbacks=[cut], **options)
+        search(model, task, space, out=tmp_path, callbacks=[cut_at(17)], **options)
     with pytest.raises(RunError, match=r"with other settings \(seed 0 → 1\)"):
         search(model, task, space, out=tmp_path, **{**options, "seed": 1})
     steps = []

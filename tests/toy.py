@@ -81,3 +81,17 @@ def short_task(n_labels=2, regression=False):
     return load_task(
         data, toy_tokenizer(), label_words=WORDS[:n_labels], label_names=["bad", "good", "fair"][:n_labels]
     )
+
+
+class Cut(Exception):
+    """A process that dies."""
+
+
+def cut_at(step):
+    """A callback of a search that raises Cut at this step."""
+
+    def cut(searcher):
+        if searcher.step == step:
+            raise Cut
+
+    return cut

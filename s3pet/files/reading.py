@@ -195,7 +195,7 @@ def read_arrow(path: str | Path, *, most: int = 64 * MB) -> pa.Table:
     cells = max(about.num_rows * about.num_columns, sum(column.num_values for column in groups))
     if max(8 * cells, sum(column.total_uncompressed_size for column in groups)) > room or len(groups) > 100_000:
         raise ValueError(f"its {cells:,} values need more than {room / MB:.0f} MB of memory")
-    if len(set(about.schema.to_arrow_schema().names)) < len(about.schema.to_arrow_schema().names):
+    if len(set(names := about.schema.to_arrow_schema().names)) < len(names):
         raise ValueError("a column is there twice")
     file = pq.ParquetFile(source, read_dictionary=[*dict.fromkeys(texts)], metadata=about)  # each text once
     batches = []

@@ -188,7 +188,7 @@ def destination(out: str | Path | None, last: str, what: str, overwrite: bool) -
 
 @contextmanager
 def carried(name: str, value: Callable[[], Any]) -> Iterator[None]:
-    """Put a result on any error that happens inside, as the attribute ``name``, so that the work is not lost."""
+    """Put a result on any error that happens inside, as the attribute ``name``, so that the work is kept."""
     try:
         yield
     except Exception as error:
@@ -294,7 +294,7 @@ def claim(path: str | Path, what: str, lock: str = LOCK) -> Iterator[Path]:
         yield path
         return
     with _writable(path, what):
-        made = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
+        new = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
         path.mkdir(parents=True, exist_ok=True)
         file = None
         while file is None:
@@ -310,7 +310,7 @@ def claim(path: str | Path, what: str, lock: str = LOCK) -> Iterator[Path]:
         if key[0] == os.getpid():
             with suppress(OSError):
                 (path / lock).unlink()
-            for folder in made:
+            for folder in new:
                 with suppress(OSError):
                     folder.rmdir()  # only what is empty
         file.close()

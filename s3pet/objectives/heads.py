@@ -96,7 +96,7 @@ class ModelLoss(Bound):
             check_ids(where, self.tokenizer, self.model, sequences)
             longest = max(map(len, sequences))
             if self.length is not None and longest > self.length:
-                how = "cut it where it is made: tokenizer(…, truncation=True, max_length=…)"
+                how = "cut it where it is tokenised: tokenizer(…, truncation=True, max_length=…)"
                 raise TaskError(f"{where} has {longest} tokens, but the model has positions for {self.length}; {how}")
             for name in ("start_positions", "end_positions"):
                 if name in row:
@@ -131,8 +131,8 @@ class ModelLoss(Bound):
     def _check_choices(self, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
         if type(self.model).__name__.endswith("ForMultipleChoice"):
             counts = [len(row.get("input_ids", ())) for row in rows]
-            if odd := [(name, n) for name, n in zip(names, counts, strict=True) if n != counts[0]]:
-                what = f"{odd[0][0]} has {odd[0][1]} choices and {names[0]} has {counts[0]}"
+            if others := [(name, n) for name, n in zip(names, counts, strict=True) if n != counts[0]]:
+                what = f"{others[0][0]} has {others[0][1]} choices and {names[0]} has {counts[0]}"
                 raise TaskError(f"{what}; all rows need as many, or empty ones would be predicted")
 
     def _class(self, where: str, value: Any) -> int:
