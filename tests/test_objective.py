@@ -244,7 +244,9 @@ def test_a_word_that_another_one_begins_with_can_be_predicted():
         make_objective(tiny_llama(), replace(task, tokenizer=tokenizer))
 
 
-@pytest.mark.parametrize("name", ["t5", "t5-gated", "mt5", "longt5", "switch"])
+@pytest.mark.parametrize(
+    "name", ["t5", "t5-gated", "mt5", "longt5", "switch", "bart", "mbart", "marian", "m2m100", "led"]
+)
 def test_an_encoder_decoder_writes_all_label_words_in_one_pass(name):
     words = tuple(f"w{a} w{b} w{c}" for a in (1, 2) for b in (3, 4, 5) for c in (6, 7))
     model, task = zoo_model(name), replace(toy_task(), label_words=words, label_names=words)
@@ -353,7 +355,7 @@ def test_a_decoder_that_cannot_read_a_tree_of_words_reads_each_alone(name):
     assert len(objective.predict(toy_task().test[:4])) == 4
 
 
-@pytest.mark.parametrize("make_model", [lambda: zoo_model("bart"), lambda: zoo_model("bloom")])
+@pytest.mark.parametrize("make_model", [lambda: zoo_model("umt5"), lambda: zoo_model("bloom")])
 def test_no_more_sequences_than_the_batch_size_are_scored_at_once(make_model, monkeypatch):
     words = tuple(f"w1 w{k}" for k in range(2, 12))
     objective = make_objective(make_model(), replace(toy_task(), label_words=words, label_names=words))

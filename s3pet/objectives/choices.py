@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -66,19 +67,24 @@ class WordTree:
         ids, n = batch["input_ids"], 1 + len(self.tokens)
         written = torch.cat([torch.tensor([objective.start]), self.tokens]).to(ids.device).expand(len(ids), -1)
         inputs = {"input_ids": ids, "attention_mask": batch["attention_mask"], "decoder_input_ids": written}
-        if len(self.tokens):
-            sees = torch.eye(n, dtype=torch.bool)
-            sees[:, 0], sees[1:, 1:] = True, self.above
-            depth = torch.cat([torch.zeros(1, dtype=torch.long), 1 + self.depth])
-            away = (depth[:, None] - depth).clamp(min=0).to(ids.device)  # tokens from a node back to one above it
-            weight = objective.model.get_input_embeddings().weight
-            mask = torch.zeros(1, 1, n, n, dtype=weight.dtype, device=ids.device)
-            bias = _counting_parts(objective.model)[0].compute_bias(n, n)  # [1, heads, n, n], by places in the sequence
-            mask = mask + bias[:, :, away, 0] - bias  # so that positions in the words count
-            hidden = torch.finfo(weight.dtype).min
-            mask = mask.masked_fill(~sees.to(ids.device), hidden).expand(len(ids), -1, -1, -1)
-            inputs["decoder_attention_mask"] = mask
-        return self._likelihoods(objective.run(**inputs, use_cache=False).logits)
+        if not len(self.tokens):
+            return self._likelihoods(objective.run(**inputs, use_cache=False).logits)
+        sees = torch.eye(n, dtype=torch.bool)
+        sees[:, 0], sees[1:, 1:] = True, self.above
+        depth = torch.cat([torch.zeros(1, dtype=torch.long), 1 + self.depth]).to(ids.device)
+        (part,) = _counting_parts(objective.model)
+        weight = objective.model.get_input_embeddings().weight
+        mask = torch.zeros(1, 1, n, n, dtype=weight.dtype, device=ids.device)
+        hook: Any = nullcontext()  # what counts is the position in the word, not in the sequence of nodes
+        if hasattr(part, "compute_bias"):
+            away = (depth[:, None] - depth).clamp(min=0)  # tokens from a node back to one above it
+            bias = part.compute_bias(n, n)  # [1, heads, n, n]
+            mask = mask + bias[:, :, away, 0] - bias
+        else:
+            hook = part.register_forward_hook(lambda _module, _inputs, positions: positions.index_select(-2, depth))
+        mask = mask.masked_fill(~sees.to(ids.device), torch.finfo(weight.dtype).min).expand(len(ids), -1, -1, -1)
+        with hook:
+            return self._likelihoods(objective.run(**inputs, decoder_attention_mask=mask, use_cache=False).logits)
 
     def _likelihoods(self, logits: Tensor) -> Tensor:
         """Of all words, [batch, n_words], by logits before them and at the nodes, [batch, 1 + n_nodes, vocabulary]."""
@@ -113,8 +119,10 @@ class WordTree:
 
 
 def _counting_parts(model: Any) -> list[Any]:
-    """Modules of an encoder-decoder that count positions in its decoder by relative biases: T5 has one for all layers.
+    """Modules that count positions in the decoder of an encoder-decoder: relative biases (T5) or embeddings (BART).
 
-    Other families count with embeddings, and take no ``position_ids`` for them.
+    T5 has one for all layers; a family in which every layer has its own, or none is found, has words read one by one.
     """
-    return [part for part in model.get_decoder().modules() if getattr(part, "has_relative_attention_bias", False)]
+    decoder = model.get_decoder()
+    biases = [part for part in decoder.modules() if getattr(part, "has_relative_attention_bias", False)]
+    return biases or [part for name, part in decoder.named_modules() if name.endswith("embed_positions")]
