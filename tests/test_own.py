@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -224,6 +225,26 @@ def test_from_rows_to_a_tuned_model_that_is_loaded_again(case, tmp_path):
     merged, batch = merge(tuned), own.collate(own.encode(task.test))
     with torch.no_grad():
         assert merged.difference < 1e-4 and own.predict(merged.model, batch) == expected
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("case", [*HEADS, "t5", "similarity"])
+def test_an_own_objective_leaves_the_library_with_its_head(case, tmp_path):
+    tuned, (model, task, _) = tune(case), CASES[case]()
+    for path in tuned.learner.objective.heads:  # a head that comes fresh with every loading
+        torch.nn.init.normal_(model.get_submodule(path).weight)
+    adapted = PeftModel.from_pretrained(model, to_peft(tuned, tmp_path / "peft")).eval()
+    own = tuned.learner.objective.own
+    batch = own.collate(own.encode(task.test))
+    with torch.no_grad():
+        with tuned.learner.attached():
+            expected = float(tuned.learner.objective.loss({"inputs": batch}))
+        assert float(own.loss(adapted, batch)) == pytest.approx(expected, rel=1e-5)
+        assert float(own.loss(CASES[case]()[0], batch)) != pytest.approx(expected, rel=1e-5)
+    save_folder(tuned, tmp_path / "folder", base="me/mine")
+    code = re.search(r"```python\n(.*?)\n```", (tmp_path / "folder" / "README.md").read_text(), re.S)[1]
+    assert own.__class__.__name__ in code if case in ("similarity", "answers", "images") else "objective" not in code
+    assert ("from_pretrained" in code) == bool(tuned.learner.objective.heads)
 
 
 @pytest.mark.parametrize("structure", ["full", "head", "zero-shot"])
@@ -691,9 +712,6 @@ def test_scores_that_are_not_finite_give_no_prediction():
 def test_what_an_own_objective_cannot_do_is_refused(tmp_path):
     tuned = tune("own loss", out=tmp_path / "tuned")
     model, task, objective = own_loss_case()
-    for call in (lambda t: to_peft(t, tmp_path / "peft"), lambda t: save_folder(t, tmp_path / "card")):
-        with pytest.raises(ExportError, match="ModelLoss"):
-            call(tuned)
     with pytest.raises(SearchError, match=r"An object of your own .* goes to search, retrain and load_tuned only"):
         Population(model, task, [], Recipe(), objective)
     with pytest.raises(SearchError, match=r"An object of your own .* goes to search, retrain and load_tuned only"):

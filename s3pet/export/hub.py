@@ -5,13 +5,15 @@ The backbone is named, not copied. :func:`s3pet.load_tuned` opens the folder.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import Counter
 from pathlib import Path
 
-from s3pet.errors import ExportError, RunError
+from s3pet.errors import RunError
 from s3pet.files.writing import new_folder, write_text
 from s3pet.objectives.own import Own
+from s3pet.objectives.ready import can_be_rebuilt
 from s3pet.plots import plot_structure, save_figure
 from s3pet.tuning import TunedModel
 
@@ -26,11 +28,11 @@ tags: [s3pet, parameter-efficient-tuning]
 {what}; {n_params:,} parameters in PET modules, {head_params:,} in the head.
 
 ```python
-model, tokenizer = s3pet.load_backbone("{base}")
-tuned = s3pet.load_tuned("this-folder", model)  # then tuned.predict(["new text", …])
+{model}
+tuned = s3pet.load_tuned("this-folder", model{more})  # then tuned.predict([…])
 ```
 
-Labels: {labels}. A text-to-text backbone reads `{template}`.
+{learns}.
 
 One training with seed {seed}, {steps} steps, learning rate {lr}; other seeds score differently.
 
@@ -57,10 +59,8 @@ def save_folder(tuned: TunedModel, path: str | Path, *, base: str | None = None,
     """Write the folder of a tuned model with its card.
 
     ``base`` is the hub id of the backbone, for the card; None: the name it was loaded by. Raises RunError if the folder
-    holds a card and ``overwrite`` is not set, and ExportError for an objective of your own.
+    holds a card and ``overwrite`` is not set. Of an objective of your own the card has the name and the settings.
     """
-    if isinstance(objective := tuned.learner.objective, Own):
-        raise ExportError(f"a card cannot say how to load {objective.name}, your own objective; use tuned.save")
     with new_folder(path, "README.md", "tuned model with a card", overwrite) as folder:
         tuned.write(folder)
         if tuned.structure is not None and len(tuned.structure):
@@ -91,8 +91,23 @@ def push_to_hub(
 
 def card(tuned: TunedModel, base: str) -> str:
     """The model card: Markdown with a YAML header."""
-    metrics, structure, words = tuned.metrics, tuned.structure, tuned.config["label_words"]
+    metrics, structure, task, objective = tuned.metrics, tuned.structure, tuned.task, tuned.learner.objective
     splits, part = [split for split in ("validation", "test") if split in metrics], ""
+    model, more = f'model, tokenizer = s3pet.load_backbone("{base}")', ""
+    if isinstance(objective, Own):
+        declared = objective.declared()
+        learns = f"Objective: `{objective.name}` with `{json.dumps(declared['settings'])}`"
+        if objective.heads:
+            backbone = objective.model
+            kind, n = type(backbone).__name__, getattr(backbone.config, "num_labels", 2)
+            model = f'model = transformers.{kind}.from_pretrained("{base}", num_labels={n})'
+            more = f', tokenizer=transformers.AutoTokenizer.from_pretrained("{base}")'
+        if not can_be_rebuilt(declared):
+            more = f", objective={objective.name}(…)"
+    else:
+        scale = tuned.config["label_words"]
+        learns = f"Labels: {', '.join(task.label_names) or f'values from {scale[0]} to {scale[-1]}'}"
+        learns += f". A text-to-text backbone reads `{task.template}`"
     if structure is not None and len(structure):
         counts = Counter((c.stack, c.role, c.pet) for c in structure)
         rows = "\n".join(f"| {' | '.join(place)} | {count} |" for place, count in counts.items())
@@ -103,8 +118,9 @@ def card(tuned: TunedModel, base: str) -> str:
         **{name: metrics[name] for name in ("n_params", "head_params")},
         base=base,
         what=tuned.config["structure"] if structure is None else structure,
-        labels=", ".join(tuned.task.label_names) or f"values from {words[0]} to {words[-1]}",
-        template=tuned.task.template,
+        model=model,
+        more=more,
+        learns=learns,
         scores="\n".join(f"| {split} | {metrics['metric']} | {metrics[split]:.4f} |" for split in splits),
         structure=part,
         versions=", ".join(f"{name} {number}" for name, number in tuned.config["versions"].items()),

@@ -3,6 +3,7 @@
     s3pet                        PEFT
     LoRA, scale 16/r             LoRA with lora_alpha = 16; ranks that differ in rank_pattern
     LNFit, BitFit on a norm      the whole norm in modules_to_save (without any LoRA: LN tuning)
+    a model's own head           in modules_to_save
     head of an encoder           classifier in modules_to_save, if transformers has the class (see merging)
 
 Everything else has no place in one PEFT adapter: adapters, and a bias where the module has none or is a linear map.
@@ -80,9 +81,6 @@ def to_peft(tuned: TunedModel, path: str | Path, *, overwrite: bool = False) -> 
         RunError: the folder holds an adapter and ``overwrite`` is not set.
     """
     objective, supernet = tuned.learner.objective, tuned.learner.target
-    if objective.heads:
-        what = f"PEFT has no place for the head of {objective.name}, {', '.join(objective.heads)}"
-        raise ExportError(f"{what}; use tuned.save and load_tuned")
     if tuned.structure is None or not isinstance(supernet, Supernet):
         raise ExportError(f"{tuned.config['structure']!r} has no structure; PEFT takes one with LoRA or norms")
     modules, tensors = dict(supernet.model.named_modules()), supernet.tensors()
@@ -112,9 +110,11 @@ def to_peft(tuned: TunedModel, path: str | Path, *, overwrite: bool = False) -> 
             if c.path == site:
                 own["weight" if c.pet == "lnfit" else "bias"] += tensors[f"{c.name}/{'w' if c.pet == 'lnfit' else 'b'}"]
         state |= {f"{site}{suffix}.{name}": tensor for name, tensor in own.items()}
-    _check_exact([*modules], [*ranks], sorted(norms))
-    kind, saved, prefix, head = backbone_kind(supernet.model), sorted(norms), "", dict[str, Tensor]()
-    if objective.head is not None:
+    heads = dict(zip(objective.heads, objective.head.children() if objective.heads else (), strict=True))
+    state |= {f"{path}.{name}": tensor for path, own in heads.items() for name, tensor in own.state_dict().items()}
+    _check_exact([*modules], [*ranks], sorted({*norms, *heads}))
+    saved, prefix, head = sorted(norms) + [*heads], "", dict[str, Tensor]()
+    if objective.head is not None and not heads:
         head = objective.head.out.state_dict()
         classifier = classifier_of(tuned, copy.deepcopy(supernet.model))
         if classifier is not None:
@@ -122,15 +122,15 @@ def to_peft(tuned: TunedModel, path: str | Path, *, overwrite: bool = False) -> 
             prefix = own_name if getattr(supernet.model, "base_model", supernet.model) is supernet.model else ""
             state = {prefix + name: tensor for name, tensor in state.items()}
             state |= {f"classifier.{name}": tensor for name, tensor in classifier.classifier.state_dict().items()}
-            saved, head = [prefix + name for name in saved] + ["classifier"], {}
+            saved, heads, head = [prefix + name for name in saved] + ["classifier"], {"classifier": classifier}, {}
     common = Counter(ranks.values()).most_common(1)[0][0] if ranks else None
     config: dict[str, Any] = {
         "peft_type": "LORA" if ranks else "LN_TUNING",
-        "task_type": "SEQ_CLS" if "classifier" in saved else TASK_TYPES[kind],
+        "task_type": None if objective.heads else "SEQ_CLS" if heads else TASK_TYPES[backbone_kind(supernet.model)],
         "base_model_name_or_path": name_of(supernet.model),
         "inference_mode": True,
         "target_modules": [prefix + name for name in ranks or sorted(norms)],
-        "modules_to_save": (saved if ranks else [name for name in saved if name == "classifier"]) or None,
+        "modules_to_save": (saved if ranks else [*heads]) or None,
     }
     if ranks:
         config |= {"r": common, "lora_alpha": LORA_ALPHA, "lora_dropout": 0.0, "bias": "none", "alpha_pattern": {}}

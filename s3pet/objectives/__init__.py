@@ -21,8 +21,8 @@ it. One of your own is any object with four methods:
         def loss(self, model, batch): ...     # → a scalar tensor
         def predict(self, model, batch): ...  # → one prediction a row, as the task's metrics read it
 
-What needs scores of labels (populations, races, interventions, one-pass selectors), PEFT files of a model with a head,
-and cards take the objectives of :mod:`s3pet.objectives.texts` only, and refuse these. ``merge`` takes both.
+What needs scores of labels (populations, races, interventions, one-pass selectors) takes the objectives of
+:mod:`s3pet.objectives.texts` only, and refuses these. All of :mod:`s3pet.export` takes both.
 """
 
 from s3pet.objectives.generation import Generation

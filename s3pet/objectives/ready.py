@@ -14,6 +14,13 @@ from s3pet.objectives.labels import MultiLabel, TokenClassification
 READY = {kind.__name__: kind for kind in (Generation, ModelLoss, MultiLabel, TokenClassification)}
 
 
+def can_be_rebuilt(declared: Mapping[str, Any]) -> bool:
+    """Whether settings say all of an objective: a ready one, without a function that prepares rows or images."""
+    name, settings = declared["own"], declared.get("settings")
+    known = declared.get("ready") is True and isinstance(name, str) and name in READY
+    return known and isinstance(settings, Mapping) and settings.get("prepare") is None
+
+
 def rebuilt(where: Any, declared: Mapping[str, Any], tokenizer: Any) -> Any:
     """The objective of a saved folder, made of its settings and the tokenizer of the backbone.
 
@@ -24,12 +31,12 @@ def rebuilt(where: Any, declared: Mapping[str, Any], tokenizer: Any) -> Any:
         RunError: it was written by the user, or holds what no file can: a function that prepares rows, an image
             processor; or there is no tokenizer, or the settings are damaged.
     """
-    name, settings = declared["own"], declared.get("settings")
-    kind: Any = READY.get(name) if declared.get("ready") is True and isinstance(name, str) else None
-    if kind is None or not isinstance(settings, Mapping) or settings.get("prepare") is not None:
+    name = declared["own"]
+    if not can_be_rebuilt(declared):
         what = "an objective that cannot be made from its settings"
         raise RunError(f"{where} was tuned with {name}, {what}; use load_tuned(…, objective={name}(…))")
-    names, options = inspect.signature(kind).parameters, dict(settings)
+    kind: Any = READY[name]
+    names, options = inspect.signature(kind).parameters, dict(declared["settings"])
     if "tokenizer" in names:
         if tokenizer is None:
             raise RunError(f"no tokenizer came with this backbone; pass it: load_tuned({where}, model, tokenizer=…)")
