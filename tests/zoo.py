@@ -154,6 +154,7 @@ TEXT = {
         "lru_width": 32, "attention_window_size": 16, "block_types": ["recurrent", "attention"]}),
     "lfm2": ("Lfm2ForCausalLM", DECODER | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}),
     "gemma3": ("Gemma3ForCausalLM", DECODER),
+    "glm4-ends": ("Glm4ForCausalLM", DECODER | {"eos_token_id": [1, 2]}),
 } | {
     name: (f"{kind}ForCausalLM", DECODER)
     for name, kind in {

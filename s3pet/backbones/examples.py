@@ -56,10 +56,12 @@ def _inputs(model: nn.Module, rows: int) -> Iterator[dict[str, Tensor]]:
         return torch.randn(sizes, generator=generator).to(device, weight.dtype)
 
     size = read("vocab_size", "src_vocab_size", default=64)
-    special = {value for name, value in _settings(config) if name.endswith(("_token_id", "_token_index"))}
+    marks = [value for name, value in _settings(config) if name.endswith(("_token_id", "_token_index"))]
+    special = {n for value in marks for n in (value if isinstance(value, (list, tuple)) else [value])}
     usual = torch.tensor([n for n in range(min(size, 1000)) if n not in special] or [0])
     ids, written = (usual[torch.randint(len(usual), (rows, n), generator=generator)] for n in (LENGTH, DECODER_LENGTH))
-    if isinstance(end := getattr(config, "eos_token_id", None), int) and 0 <= end < size:
+    ends = getattr(config, "eos_token_id", None)  # a number, or a list of them
+    if isinstance(end := ends[0] if isinstance(ends, list) and ends else ends, int) and 0 <= end < size:
         ids[:, -1] = end  # some classifiers read the state at this token
     image, patch = read("image_size", "crop_size", default=64), read("patch_size", default=16)
     height, width = image if isinstance(image, (list, tuple)) else (image, image)
