@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -144,8 +145,10 @@ def run(
                 part.reason = "no gradient comes back to it" if part.calls else unseen
         return returned
     what = "; ".join(tried) or "nothing: no input that can be made from its config"
-    inputs = getattr(model, "main_input_name", None) or "input_ids"
-    how = f"Pass keyword arguments of one forward pass: make_space(model, example={{{inputs!r}: …}})"
+    needed = [name for name, p in inspect.signature(model.forward).parameters.items() if p.default is p.empty]
+    needed = [name for name in needed if "kwargs" not in name] or [getattr(model, "main_input_name", "input_ids")]
+    inputs = ", ".join(f"{name!r}: …" for name in needed)
+    how = f"Pass keyword arguments of one forward pass: make_space(model, example={{{inputs}}})"
     raise BackboneError(f"{type(model).__name__} could not be run, so its sites are not known. Tried {what}. {how}")
 
 
