@@ -258,5 +258,6 @@ def _print_summary(table: Any) -> None:
     """Print the mean test score of each structure, the best first."""
     columns = ["task", "structure", "kind", "n_params", "head_params", "score", "spread", "runs", "seconds"]
     print(f"\nTest {table['metric'].iloc[0]}: mean and standard deviation (spread) over the runs.")
+    columns += ["diverged"] * bool(table["diverged"].any())
     rows = summary(table)[columns].astype({"n_params": int})
     print(rows.to_string(index=False, float_format="{:.3f}".format, na_rep="–"))

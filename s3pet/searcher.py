@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from s3pet import bilevel
 from s3pet.backbones import backbone_checksum, preserved
-from s3pet.errors import SearchError
+from s3pet.errors import DivergedError, SearchError
 from s3pet.files.writing import carried, destination
 from s3pet.gates import GRADIENT_MODES, Budget, BudgetLike, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
 from s3pet.objectives import OwnObjective
@@ -170,9 +170,9 @@ class Searcher:
         start = time.perf_counter()
         self.read_losses()
         self.cost.seconds += time.perf_counter() - start  # on a GPU, waiting for all steps since the last record
-        losses = ("loss_train",) if self.step <= self.settings.warmup else ("loss_train", "loss_val")
-        finite = all(math.isfinite(self.history[-1][key]) for key in losses)
-        if not finite or not bool(torch.isfinite(self.alpha).all()):
+        new, last = self.history[self.records[-1][0] :], self.settings.warmup
+        losses = [row[name] for row in new for name in HISTORY[1:3] if name == "loss_train" or row["step"] > last]
+        if not all(map(math.isfinite, losses)) or not bool(torch.isfinite(self.alpha).all()):
             self.alpha = self.records[-1][1].clone()
             return False
         self.records.append((self.step, self.alpha.clone()))
@@ -301,8 +301,8 @@ def search(
 
     Raises:
         BudgetError: the budget cannot be read, is below the cheapest candidate, or above the space.
-        SearchError: bad settings, a model that cannot be searched, or a search that diverged (``error.result`` is the
-            result at the last good record, also saved in ``out``).
+        SearchError: bad settings, or a model that cannot be searched. DivergedError: a loss is NaN or infinite;
+            ``error.result`` is the result at the last good record, also saved in ``out``.
         RunError: ``out`` holds a finished run, or an unfinished one with other settings; another process works there;
             or it cannot be written to (found before the work; after it, ``error.result`` is the result).
     """
@@ -346,8 +346,8 @@ def search(
         where = f", saved in {folder}" if folder else ""
         what = f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite"
         how = f"Lower lr ({chosen.lr}) or alpha_lr ({chosen.alpha_lr})"
-        error = SearchError(f"{what}. {how}. The last good state is error.result{where}")
-        error.result = result  # type: ignore[attr-defined]
+        error = DivergedError(f"{what}. {how}. The last good state is error.result{where}")
+        error.result = result
         raise error
     return result
 

@@ -34,7 +34,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from s3pet.backbones import quiet_transformers
-from s3pet.errors import SearchError
+from s3pet.errors import DivergedError, SearchError, check_finite
 from s3pet.files.kinds import RECORD
 from s3pet.files.reading import read_json, read_tensors, reading
 from s3pet.files.writing import saved_files, seal, write_json
@@ -155,10 +155,9 @@ class PetTrainer(Trainer):
         return self.accelerator.prepare(DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As the Trainer's; a loss that is not finite raises SearchError before the optimiser uses its gradient."""
+        """As the Trainer's; a loss that is not finite raises DivergedError before the optimiser uses its gradient."""
         loss = super().training_step(*args, **kwargs)
-        if not bool(torch.isfinite(loss)):
-            raise SearchError("the training loss is NaN or infinite")
+        check_finite("the training loss is", loss)
         return loss
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -255,7 +254,7 @@ def train(
     score_from: int,
     folder: Path | None = None,
     config: Mapping[str, Any] | None = None,
-) -> tuple[int, list[dict[str, float]], SearchError | None]:
+) -> tuple[int, list[dict[str, float]], DivergedError | None]:
     """Run the Trainer and leave the best weights in the learner; their step, the validation curve, and any failure.
 
     With a ``folder``, its checkpoints lie there, and training goes on after the last one of the same ``config``.
@@ -299,9 +298,9 @@ def train(
             trainer.add_callback(Often(trainer))
         try:
             trainer.train(resume_from_checkpoint=start)
-        except SearchError as error:
+        except DivergedError as error:
             what = f"training diverged at step {trainer.state.global_step}: {error}. Lower lr (now {lr:g}) or raise"
-            failure = SearchError(f"{what} lr_warmup. The best model before it, if any, is error.tuned")
+            failure = DivergedError(f"{what} lr_warmup. The best model before it, if any, is error.tuned")
             failure.__cause__ = error
         if (best := trainer.best_weights()) is not None:
             learner.load_state_dict(best)

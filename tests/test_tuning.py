@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from s3pet import Structure, attach, load_task, load_tuned, make_space, manual_structure, random_structure, retrain
 from s3pet.backbones import backbone_checksum
-from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError
+from s3pet.errors import DivergedError, RunError, SearchError, StructureMismatchError, TaskError
 from s3pet.objectives import Objective, Stream, make_objective
 from s3pet.supernet import Supernet
 from s3pet.tasks.forms import read_records
@@ -366,7 +366,7 @@ def test_scores_that_become_infinite_keep_the_best_model(monkeypatch):
     def evaluate(self, examples, rows=None):
         calls.append(None)
         if len(calls) == 3:
-            raise SearchError("scores are NaN or infinite")
+            raise DivergedError("scores are NaN or infinite")
         return real(self, examples, rows)
 
     monkeypatch.setattr(Objective, "evaluate", evaluate)

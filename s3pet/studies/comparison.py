@@ -22,7 +22,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from s3pet.backbones import backbone_checksum, n_parameters
-from s3pet.errors import RunError, SearchError
+from s3pet.errors import DivergedError, RunError
 from s3pet.files.kinds import FLAG, TEXT, check_record, number, optional, whole
 from s3pet.files.reading import read_lines, reading
 from s3pet.files.writing import check_signature, claim, signed, writing
@@ -138,7 +138,7 @@ def measure_together(
         _, scores = population.evaluate(task.test, best=True)
     rows = []
     for k, (structure, _) in enumerate(runs):
-        diverged = not bool(population.finite[k]) or not math.isfinite(scores[k])
+        diverged = not population.finite[k] or not math.isfinite(scores[k])
         row = {"n_params": structure.n_params, "head_params": population.objective.head_params, "metric": task.metric}
         row |= {"validation": population.best[k], "score": scores[k], "passes": population.step}
         row |= {"rows": population.rows // len(runs), "seconds": (time.perf_counter() - started) / len(runs)}
@@ -167,9 +167,7 @@ def measure(train: Callable[[], TunedModel], model: nn.Module, task: Task, entry
     names = ("head_params", "validation", "score", "metric", "passes", "rows", "seconds")
     try:
         tuned = train()
-    except SearchError as error:
-        if not hasattr(error, "tuned"):  # it did not diverge: something else is wrong
-            raise
+    except DivergedError:
         size = entry.n_params if isinstance(entry, Structure) else n_parameters(model) if entry == "full" else 0
         return {"n_params": size} | dict.fromkeys(names) | {"metric": task.metric, "diverged": True}
     metrics = tuned.metrics | tuned.cost.to_dict() | {"score": tuned.metrics["test"]}

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from s3pet.backbones import backbone_checksum, preserved
+from s3pet.errors import DivergedError, check_finite
 from s3pet.objectives.streams import derive, in_batches
 from s3pet.objectives.texts import make_objective
 from s3pet.records import recorded
@@ -96,7 +97,10 @@ def solo_utility(
         **recipe: fields of :class:`s3pet.trainer.Recipe`; by default 100 steps of 8 rows at 1e-2, warm-up 10.
 
     Returns:
-        A utility table with ``measure`` "solo".
+        A utility table with ``measure`` "solo"; the utility of a candidate whose training diverged is NaN.
+
+    Raises:
+        DivergedError: the head alone diverged.
     """
     chosen = {"steps": 100, "batch_size": 8, "lr": 1e-2, "lr_warmup": 10} | recipe
     chosen["evaluations"] = 1  # what counts is the end of the training: no choice, so no bias by choosing
@@ -155,6 +159,8 @@ def drop_utility(
     with population:
         while population.step < population.recipe.steps:
             population.advance()
+        if not population.finite[0]:
+            raise DivergedError(f"all candidates trained together diverged; lower lr (now {lr:g}) or raise lr_warmup")
         tensors = population.tensors(0, best=False)
     learned, examples = population.objective, task.validation
     if learned.head is not None:
@@ -178,6 +184,7 @@ def drop_utility(
             scores = [_scores(learned, batch, supernet, gates) for batch in batches]
             parts = zip(scores, batches, strict=True)
             losses[name] = torch.cat([learned.losses(score, batch["target"]) for score, batch in parts])
+            check_finite(f"the loss without {name} is", losses[name].sum())
             correct[name] = task.score(learned.decide(torch.cat(scores)), labels)[task.metric]
     rows = []
     for c in space:
@@ -203,21 +210,27 @@ def _train_alone(
             while population.step < population.recipe.steps:
                 population.advance()
         losses, scores = population.evaluate(task.validation, population.validation_rows)
+        finite = population.finite.cpu() & losses.sum(1).isfinite().cpu() & torch.tensor(scores).isfinite()
     names = [c.name for c in chunk] or [""]
     return [
-        {"candidate": name, "seed": seed, "losses": [round(v, 6) for v in own.tolist()], "score": score}
-        for name, own, score in zip(names, losses, scores, strict=True)
+        {"candidate": name, "seed": seed, "diverged": True}
+        if not fine
+        else {"candidate": name, "seed": seed, "losses": [round(v, 6) for v in own.tolist()], "score": score}
+        for name, own, score, fine in zip(names, losses, scores, finite.tolist(), strict=True)
     ]
 
 
 def _solo_table(
     space: Space, task: Task, rows: dict[int, dict[str, dict[str, Any]]], idle: set[str], steps: int
 ) -> pd.DataFrame:
-    summary = []
+    summary, failed = [], {"losses": [math.nan], "score": math.nan}
+    if any(own[""].get("diverged") for own in rows.values()):
+        raise DivergedError("the head diverged where nothing else was trained; lower lr or raise lr_warmup")
     for c in space:
         gains, scores, per_row = [], [], torch.zeros(1)
         for own in rows.values():
             with_it = own.get(c.name, own[""])
+            with_it = failed if with_it.get("diverged") else with_it
             per_row = torch.tensor(own[""]["losses"]) - torch.tensor(with_it["losses"])
             gains.append(float(per_row.mean()))
             scores.append(with_it["score"] - own[""]["score"])

@@ -16,6 +16,7 @@ dropping a member is one mask.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ class Population:
         members, step, rows: who is left, steps done, rows passed forward and backward so far (of all members).
         theta, owner: all trained tensors as one vector, and the member of each element.
         best, best_step, curves: per member the best validation score, its step, and ``(step, score, loss)`` so far.
-        finite: per member, whether all its training losses were finite; a tensor.
+        finite: per member, whether all its losses and scores were finite; a tensor. One that diverged is never chosen.
     """
 
     def __init__(self, model: nn.Module, task: Task, members: Sequence[Member], recipe: Recipe, objective: Any = None):
@@ -174,6 +175,7 @@ class Population:
         better = torch.zeros(len(self.members), dtype=torch.bool)
         for k, (loss, score) in enumerate(zip(losses.mean(1).tolist(), scores, strict=True)):
             self.curves[k].append((self.step, score, loss))
+            self.finite[k] &= math.isfinite(score)
             if score > self.best[k]:  # never true for NaN
                 self.best[k], self.best_step[k], better[k] = score, self.step, True
         mask = better.to(self.owner.device)[self.owner]

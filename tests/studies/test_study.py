@@ -12,7 +12,7 @@ from toy import toy_rows, toy_tokenizer
 
 import s3pet
 from s3pet.cli import main
-from s3pet.errors import SearchError, StudyError
+from s3pet.errors import DivergedError, StudyError
 from s3pet.studies import jobs
 from s3pet.studies.report import agreement_table, drop_table, random_baselines, summarize
 from s3pet.studies.statistics import variance_components
@@ -271,7 +271,7 @@ def test_a_search_that_did_not_end_is_made_again(root, monkeypatch, stopped):
         path.write_text(json.dumps({**json.loads(path.read_text()), "stopped": stopped}))
         result.metrics["stopped"] = stopped
         if stopped == "diverged":
-            error = SearchError("the search diverged after step 1")
+            error = DivergedError("the search diverged after step 1")
             error.result = result
             raise error
         return result
@@ -297,9 +297,7 @@ def test_diverged_retrainings_are_rows_and_never_chosen(root, monkeypatch):
 
     def diverges(*arguments, **options):
         if options["lr"] > 1:
-            error = SearchError("training diverged at step 2")
-            error.tuned = None
-            raise error
+            raise DivergedError("training diverged at step 2")
         return real(*arguments, **options)
 
     monkeypatch.setattr(jobs, "retrain", diverges)
