@@ -41,7 +41,7 @@ from s3pet.objectives.own import objective_of
 from s3pet.objectives.streams import Stream, derive
 from s3pet.objectives.texts import Batch, ObjectiveSettings
 from s3pet.progress import View, make_view
-from s3pet.records import Cost, check_fields, versions
+from s3pet.records import AT_MOST, Cost, check_fields, versions
 from s3pet.result import CONFIG, FINISHED, RESULTS_VERSION, SearchResult, gate_table, load_state, save_state, space_hash
 from s3pet.space import Space
 from s3pet.structure import parse_budget, select_by_gates, select_mask
@@ -212,7 +212,8 @@ class Searcher:
         return SearchResult(self.space, config, gates, history, pd.concat(trajectory), metrics)
 
     def save(self, folder: Path, config: dict[str, Any]) -> None:
-        """Write the state, from which :meth:`load` continues; right after a record. A failure is a warning."""
+        """Write the state, from which :meth:`load` continues. A failure is a warning."""
+        self.read_losses()
         tensors = {"alpha": self.alpha, "records": torch.stack([alpha for _, alpha in self.records])}
         tensors["history"] = torch.tensor([[*row.values()] for row in self.history], dtype=torch.float64)
         tensors |= {f"weight.{index}": weight for index, weight in enumerate(self.weights)}
@@ -366,23 +367,24 @@ def _run(
     searcher: Searcher, folder: Path | None, config: dict[str, Any], view: View, callbacks: Sequence[Callback]
 ) -> str | None:
     """Advance to the last step; returns why the search ended early, or None."""
-    steps = searcher.settings.steps
+    steps, saved = searcher.settings.steps, time.perf_counter()
     every = max(1, steps // 50)  # about 50 records in all
     try:
         view.start(searcher)
         while searcher.step < steps:
             searcher.advance()
             stop = view.advance(searcher)
-            if not stop and searcher.step % every and searcher.step < steps:
-                continue
-            if not searcher.record():
-                return "diverged"
-            view.record(searcher)
-            stops = [callback(searcher) is True for callback in callbacks]  # every callback is called
-            if stop or any(stops):
-                return "stopped"
-            if folder is not None and searcher.step < steps:
+            due = stop or searcher.step % every == 0 or searcher.step == steps
+            if due:
+                if not searcher.record():
+                    return "diverged"
+                view.record(searcher)
+                stops = [callback(searcher) is True for callback in callbacks]  # every callback is called
+                if stop or any(stops):
+                    return "stopped"
+            if folder is not None and searcher.step < steps and (due or time.perf_counter() - saved > AT_MOST):
                 searcher.save(folder / "checkpoint", config)
+                saved = time.perf_counter()
     except KeyboardInterrupt:
         return "interrupted"
     finally:

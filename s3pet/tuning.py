@@ -162,6 +162,7 @@ def retrain(
     progress: bool = False,
     test: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
+    checkpoints: str | Path | None = None,
     **recipe: Any,
 ) -> TunedModel:
     """Train a structure from fresh tensors, keep the best weights by validation, and score the test split.
@@ -178,6 +179,7 @@ def retrain(
             cut off. progress: show a bar.
         test: score the test split; use False while something is still to be chosen.
         callbacks: Hugging Face callbacks, for early stopping, logging and the like.
+        checkpoints: without ``out``: folder for checkpoints alone; remove it when its result is kept.
         **recipe: fields of :class:`Recipe`: steps, batch_size, lr, seed, …
 
     Raises:
@@ -190,8 +192,8 @@ def retrain(
     chosen, objective = Recipe(**recipe), checked(objective)
     with destination(out, CONFIG, TUNED, overwrite=False) as folder:
         learner = _make_learner(model, task, structure, objective, chosen.seed)
-        checkpoints = None if folder is None else folder / "checkpoint"
-        options: Any = {"progress": progress, "test": test, "callbacks": callbacks, "checkpoints": checkpoints}
+        place = folder / "checkpoint" if folder is not None else checkpoints and Path(checkpoints)
+        options: Any = {"progress": progress, "test": test, "callbacks": callbacks, "checkpoints": place}
         tuned = tune(learner, model, chosen, structure, **options)
         if folder is not None:
             with carried("tuned", lambda: tuned):

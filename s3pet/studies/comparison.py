@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def compare(
             (five random ones, one search per seed).
         seeds: retraining seeds; every structure is retrained with each.
         objective: max_length, pooling, loss and precision, see :class:`s3pet.objectives.ObjectiveSettings`.
-        out: JSON-lines file to which finished rows are appended; rows in it are not computed again.
+        out: JSON-lines file to which finished rows are appended; rows in it are not computed again, and a retraining
+            that was cut off continues from its checkpoints, which lie in a folder beside it.
         progress: show one bar over all rows.
         together: number of structures that are trained at once as a :class:`s3pet.studies.population.Population`: the
             same scores up to rounding (with dropout, up to its noise), in less time where a batch is small.
@@ -111,8 +113,9 @@ def compare(
                     measured = measure_together(model, task, runs, objective, recipe)
                 else:
                     entry, seed = runs[0]
-                    train = partial(retrain, model, task, entry, seed=seed, objective=objective, **recipe)
-                    measured = [measure(train, model, task, entry)]
+                    place = None if path is None else path.parent / f".{path.name}.unfinished" / chunk[0]
+                    options = {**recipe, "seed": seed, "objective": objective, "checkpoints": place}
+                    measured = [measure(partial(retrain, model, task, entry, **options), model, task, entry)]
                 for key, row in zip(chunk, measured, strict=True):
                     finished[key] = labels[keys.index(key)] | row
                     if path is not None:
@@ -120,9 +123,18 @@ def compare(
                             append_row(path, {"key": key, **finished[key]})
                         except RunError as error:  # the rows are returned
                             warnings.warn(f"the comparison goes on without saving its rows: {error}", stacklevel=2)
+                        else:
+                            discard(path.parent / f".{path.name}.unfinished" / key)
                 bar.update(len(chunk))
         # the same retraining may have another name in the file
         return as_table([{**finished[key], **own} for key, own in zip(keys, labels, strict=True)])
+
+
+def discard(folder: Path) -> None:
+    """Remove the checkpoints of a finished row, and the folder around them if it is empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
 
 
 def measure_together(

@@ -114,6 +114,7 @@ def run_row(study: Any, row: Row, key: str) -> Row:
     model, task, space = _open(study, row["task"])
     budget, structure = row["budget"], None
     recipe = {**study.recipe(row["task"]), "seed": row["seed"], "lr": row["lr"], "objective": study.objective}
+    recipe["checkpoints"] = study.unfinished(key)
     try:
         if row["kind"] == "adalora":
             train = partial(retrain_adalora, model, task, budget, **_options(study, row))

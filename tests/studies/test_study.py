@@ -230,23 +230,23 @@ def test_changed_data_or_another_backbone_give_other_rows(tmp_path, monkeypatch)
     assert len(Study.load(study.path.with_suffix(".yaml")).chosen()) == 4  # from facts.json, without opening anything
     write_task(tmp_path / "task1", 5)
     clear_caches()
-    with pytest.warns(UserWarning, match="seed0 is searched again: other task_hash"):
+    with pytest.warns(UserWarning, match="seed0 is searched again: other settings .the rows of the task.$"):
         study.run()
     assert (len(searches), len(retrainings)) == (3, 12)  # of one task
     other = Study.load(declare(tmp_path / "s.yaml", structures=few, seeds=1, backbone="${TOY}/other"))
     assert len(other.chosen()) == 0  # it was never opened
     clear_caches()
-    with pytest.warns(UserWarning, match="is searched again: other model_hash"):
+    with pytest.warns(UserWarning, match="is searched again: other settings .the weights of the backbone"):
         other.run()
     assert (len(searches), len(retrainings)) == (5, 20)
     other.run()
     assert (len(searches), len(retrainings)) == (5, 20)
     smaller = Study.load(declare(tmp_path / "s.yaml", structures=few, seeds=1, backbone="${TOY}/other", space="lora"))
-    with pytest.warns(UserWarning, match="is searched again: other space_hash"):
+    with pytest.warns(UserWarning, match="is searched again: other settings .the candidates of the space"):
         smaller.run(tasks=["one"], structures=["searched"])
     settings = {"steps": 4, "batch_size": 8}
     longer = Study.load(declare(tmp_path / "s.yaml", structures=few, seeds=1, space="lora", search=settings))
-    with pytest.warns(UserWarning, match="is searched again: other model_hash, steps"):
+    with pytest.warns(UserWarning, match="is searched again: other settings .steps 3 → 4, the weights"):
         longer.run(tasks=["one"], structures=["searched"])
     assert longer.chosen().query("entry == 'searched'")["search_rows"].eq(4 * 16).all()
 
