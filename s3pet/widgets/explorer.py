@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
 import pandas as pd
 from matplotlib.figure import Figure
 
+from s3pet.files.writing import json_text
 from s3pet.plots import candidate_facts, describe, plot_cut
 from s3pet.plots.style import PETS
 from s3pet.structure import Structure
@@ -38,7 +38,8 @@ class Explorer(Panel):
             and "run". Set ``.value`` of a control to use it from code.
         quantity, budget, step, pets, layers: what to show, and where to cut.
         candidate: which candidate to look at. earlier, later: buttons that go through the chosen ones.
-        saving, exporting: where to write (``.path``), and the ``.button`` that writes.
+        saving, exporting: where to write (``.path``; None on a web page, where the file is downloaded), and the
+            ``.button`` that writes.
         card: facts of the candidate. spent: the budget in words. search: the search that is shown.
 
     Raises:
@@ -192,7 +193,7 @@ class Explorer(Panel):
         here = names.index(self.candidate.value) if self.candidate.value in names else min(-by, 0)
         self.candidate.value = names[(here + by) % len(names)]
 
-    def _save(self, path: Path) -> str:
+    def _save(self, kind: str) -> tuple[bytes, str]:
         structure = self.structure
-        structure.to_json(path)
-        return f"wrote {path}: {len(structure)} candidates, {structure.n_params:,} parameters of {structure.budget:,}"
+        what = f"{len(structure)} candidates, {structure.n_params:,} parameters of {structure.budget:,}"
+        return json_text(structure.record()).encode(), what
