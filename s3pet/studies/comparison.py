@@ -31,6 +31,7 @@ from s3pet.objectives.texts import ObjectiveSettings, make_objective
 from s3pet.records import config_hash, recorded
 from s3pet.result import RESULTS_VERSION
 from s3pet.structure import Structure
+from s3pet.studies.checkpoints import train_in
 from s3pet.studies.population import Member, Population
 from s3pet.tasks import Task
 from s3pet.tuning import DEFAULT_LR, Recipe, TunedModel, retrain
@@ -109,11 +110,11 @@ def compare(
         ) as bar:
             for chunk in chunks:
                 runs = [waiting[key] for key in chunk]
+                place = unfinished(path, chunk)
                 if len(chunk) > 1 or chunk[0] in alike:
-                    measured = measure_together(model, task, runs, objective, recipe)
+                    measured = measure_together(model, task, runs, objective, recipe, place)
                 else:
                     entry, seed = runs[0]
-                    place = None if path is None else path.parent / f".{path.name}.unfinished" / chunk[0]
                     options = {**recipe, "seed": seed, "objective": objective, "checkpoints": place}
                     measured = [measure(partial(retrain, model, task, entry, **options), model, task, entry)]
                 for key, row in zip(chunk, measured, strict=True):
@@ -123,30 +124,44 @@ def compare(
                             append_row(path, {"key": key, **finished[key]})
                         except RunError as error:  # the rows are returned
                             warnings.warn(f"the comparison goes on without saving its rows: {error}", stacklevel=2)
-                        else:
-                            discard(path.parent / f".{path.name}.unfinished" / key)
+                discard(place)
                 bar.update(len(chunk))
         # the same retraining may have another name in the file
         return as_table([{**finished[key], **own} for key, own in zip(keys, labels, strict=True)])
 
 
-def discard(folder: Path) -> None:
-    """Remove the checkpoints of a finished row, and the folder around them if it is empty."""
-    shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):
-        folder.parent.rmdir()
+def unfinished(rows: Path | None, keys: Sequence[str]) -> Path | None:
+    """The folder beside a file of rows where checkpoints of one or several rows lie until they are finished."""
+    name = keys[0] if len(keys) == 1 else config_hash({"keys": [*keys]})
+    return None if rows is None else rows.parent / f".{rows.name}.unfinished" / name
+
+
+def discard(folder: Path | None) -> None:
+    """Remove the checkpoints of finished rows, and the folder around them if it is empty."""
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.parent.rmdir()
 
 
 def measure_together(
-    model: nn.Module, task: Task, runs: Sequence[tuple[Any, int]], objective: Any, recipe: Mapping[str, Any]
+    model: nn.Module,
+    task: Task,
+    runs: Sequence[tuple[Any, int]],
+    objective: Any,
+    recipe: Mapping[str, Any],
+    folder: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """What :func:`measure` returns, of several (structure, seed) trained at once; costs are shared out evenly."""
+    """What :func:`measure` returns, of several (structure, seed) trained at once; costs are shared out evenly.
+
+    ``folder`` is for checkpoints, see :func:`s3pet.studies.checkpoints.train_in`.
+    """
     started, lr = time.perf_counter(), recipe.get("lr") or DEFAULT_LR["pet"]
     for structure, _ in runs:
         structure.check(model)
     members = [Member(structure.candidates, lr, seed) for structure, seed in runs]
     with Population(model, task, members, Recipe(**recipe), objective) as population:
-        population.train()
+        train_in(folder, population)
         _, scores = population.evaluate(task.test, best=True)
     rows = []
     for k, (structure, _) in enumerate(runs):

@@ -32,7 +32,8 @@ from s3pet.objectives.streams import derive, in_batches
 from s3pet.objectives.texts import make_objective
 from s3pet.records import recorded
 from s3pet.space import Candidate, Space
-from s3pet.studies.comparison import append_row, kept_rows, row_key
+from s3pet.studies.checkpoints import train_in
+from s3pet.studies.comparison import append_row, discard, kept_rows, row_key, unfinished
 from s3pet.studies.population import Member, Population, blocks_before
 from s3pet.supernet import Supernet
 from s3pet.tasks import Task
@@ -122,13 +123,15 @@ def solo_utility(
                 for chunk in chunks:
                     names = [c.name for c in chunk] or [""]
                     keys = {row_key(structure=["solo", name, seed], **known): name for name in names}
+                    place = unfinished(path, [*keys])
                     if not set(keys) <= set(finished):
                         for key, row in zip(
-                            keys, _train_alone(model, task, chunk, seed, chosen, objective), strict=True
+                            keys, _train_alone(model, task, chunk, seed, chosen, objective, place), strict=True
                         ):
                             finished[key] = row
                             if path is not None:
                                 append_row(path, {"key": key, **row})
+                        discard(place)
                     rows[seed] |= {name: finished[key] for key, name in keys.items()}
                     bar.update(len(keys))
         return _solo_table(space, task, rows, idle, chosen["steps"])
@@ -201,14 +204,19 @@ def _scores(learned: Any, batch: dict[str, Tensor], supernet: Supernet, gates: T
 
 
 def _train_alone(
-    model: nn.Module, task: Task, chunk: Sequence[Candidate], seed: int, recipe: dict[str, Any], objective: Any
+    model: nn.Module,
+    task: Task,
+    chunk: Sequence[Candidate],
+    seed: int,
+    recipe: dict[str, Any],
+    objective: Any,
+    folder: Path | None,
 ) -> list[dict[str, Any]]:
     """Losses of all validation rows and the score, after training each candidate of a chunk alone (none: the head)."""
     members = [Member((c,), recipe["lr"], seed) for c in chunk] or [Member((), recipe["lr"], seed)]
     with Population(model, task, members, Recipe(**recipe), objective) as population:
         if len(population.theta):
-            while population.step < population.recipe.steps:
-                population.advance()
+            train_in(folder, population, score=False)
         losses, scores = population.evaluate(task.validation, population.validation_rows)
         finite = population.finite.cpu() & losses.sum(1).isfinite().cpu() & torch.tensor(scores).isfinite()
     names = [c.name for c in chunk] or [""]

@@ -160,14 +160,18 @@ class Population:
         self.rows += sum(map(len, batches))
         return losses.detach()
 
-    def train(self, until: int | None = None) -> None:
-        """Advance to a step (None: the last), and score the validation split as often as the recipe says."""
+    def train(self, until: int | None = None, after: Any = lambda: None, *, score: bool = True) -> None:
+        """Advance to a step (None: the last), and ``score`` the validation split as often as the recipe says.
+
+        ``after`` is called after every step.
+        """
         recipe = self.recipe
         every = max(1, recipe.steps // recipe.evaluations)
         while self.step < (recipe.steps if until is None else until):
             self.advance()
-            if self.step % every == 0:
+            if score and self.step % every == 0:
                 self.note()
+            after()
 
     def note(self) -> None:
         """Score the validation split and keep the weights of those members that have never been better."""

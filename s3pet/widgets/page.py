@@ -31,6 +31,6 @@ class VisitorKernels(AsyncMappingKernelManager):
         async with self._one_by_one:
             if len(self) >= self.visitors:
                 minutes = max(1, round(self.cull_idle_timeout / 60))
-                what = f"All {self.visitors} places of this page are taken."
-                raise HTTPError(503, f"{what} Try again in {minutes} min: places of idle visitors become free.")
+                taken = f"All {self.visitors} places of this page are taken. Try again in {minutes} min"
+                raise HTTPError(503, reason=f"{taken}: places of idle visitors become free.")  # the page shows it
             return await super().start_kernel(**kwargs)

@@ -19,6 +19,7 @@ import s3pet
 from s3pet import trainer
 from s3pet.searcher import Searcher
 from s3pet.studies import Study
+from s3pet.studies.population import Population
 from s3pet.trainer import PetTrainer
 
 STEPS = 40  # of the search and of each of two rows
@@ -62,7 +63,7 @@ def counted(log, function, end=None, how=signal.SIGKILL):
 
     def run():
         trainer.PAUSE = 0.0  # checkpoints however long they take
-        for kind, name in ((Searcher, "advance"), (PetTrainer, "training_step")):
+        for kind, name in ((Searcher, "advance"), (PetTrainer, "training_step"), (Population, "advance")):
             setattr(kind, name, noting(getattr(kind, name), log, end, how))
         try:
             function()
@@ -104,20 +105,21 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, whole, how):
     assert not (study.path / "unfinished").exists() and not list(study.path.rglob("checkpoint*"))
 
 
-def test_a_comparison_goes_on_where_it_was_killed(tmp_path):
+@pytest.mark.parametrize(("together", "end", "steps"), [(1, STEPS + 30, 2 * STEPS), (2, 30, STEPS)])
+def test_a_comparison_goes_on_where_it_was_killed(tmp_path, together, end, steps):
     model, task = tiny_t5(), short_task()
-    structures = {"lnfit": s3pet.manual_structure(model, "lnfit"), "head": "full"}
-    options = {"steps": STEPS, "batch_size": 4, "evaluations": 2, "progress": False}
+    structures = {"lnfit": s3pet.manual_structure(model, "lnfit"), "bitfit": s3pet.manual_structure(model, "bitfit")}
+    options = {"steps": STEPS, "batch_size": 4, "evaluations": 4, "progress": False, "together": together}
 
     def run(out):
         return lambda: s3pet.compare(model, task, structures, out=out, **options)
 
     assert counted(tmp_path / "a", run(tmp_path / "whole.jsonl")) == "done"
     out = tmp_path / "rows.jsonl"
-    assert counted(tmp_path / "b", run(out), STEPS + 30) == "died of signal 9"
+    assert counted(tmp_path / "b", run(out), end) == "died of signal 9"
     assert counted(tmp_path / "b", run(out)) == "done"
-    assert (tmp_path / "b").stat().st_size <= 2 * STEPS + 1
-    tables = [s3pet.compare(model, task, structures, out=path, **options) for path in (tmp_path / "whole.jsonl", out)]
+    assert (tmp_path / "b").stat().st_size <= steps + 1
+    tables = [run(path)() for path in (tmp_path / "whole.jsonl", out)]
     assert tables[0].drop(columns="seconds").equals(tables[1].drop(columns="seconds"))
     assert [path.name for path in tmp_path.iterdir() if "unfinished" in path.name] == []
 
