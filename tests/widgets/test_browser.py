@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
@@ -412,5 +412,8 @@ def files_of(folder):
 
 def kernels():
     """Kernels below this process."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if any("ipykernel_launcher" in part for part in child.cmdline())]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it ends at this moment
+            found += [child] * ("ipykernel_launcher" in " ".join(child.cmdline()))
+    return found
