@@ -13,7 +13,8 @@ from s3pet.plots import candidate_facts, describe, plot_cut
 from s3pet.plots.style import PETS
 from s3pet.structure import Structure
 from s3pet.utility import check_utility
-from s3pet.widgets.panel import WRAP, BudgetSlider, FileRow, Panel, control
+from s3pet.widgets.environment import on_page
+from s3pet.widgets.panel import IDLE, WRAP, BudgetSlider, FileRow, Panel, control
 from s3pet.widgets.runs import Entry, SavedSearch, find_runs
 
 FIELDS = ("model", "space", "task", "budget", "seed")
@@ -79,7 +80,7 @@ class Explorer(Panel):
             W.HBox([sliders, self.pets, self.layers], layout=WRAP),
             self.message,
             W.HBox([self.picture, card]),
-            W.HBox([self.saving, self.exporting], layout=WRAP),
+            W.HBox([self.saving, self.exporting, *([W.HTML(IDLE)] if on_page() else [])], layout=WRAP),
         ]
         shown = (self.quantity, self.budget, self.step, self.pets, self.layers, self.candidate)
         self._listen(*self.selectors.values(), *shown)

@@ -32,6 +32,7 @@ from s3pet.plots.style import figure_file, figure_style, style
 from s3pet.result import SearchResult
 from s3pet.widgets.environment import on_page
 
+IDLE = "<i>A page that is not used for some minutes no longer answers; then load it again.</i>"
 WRAP = W.Layout(flex_flow="row wrap", align_items="center")
 Draw = Callable[[Figure], str]  # draws in an empty figure and returns what that shows, in words
 

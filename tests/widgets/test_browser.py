@@ -375,6 +375,7 @@ def test_explorer_as_a_web_page(folder, environment, new_page, tmp_path):
         found.scroll_into_view_if_needed()
         explore(page, found, "voila")
         fields = page.locator("input[type=text]")
+        assert found.get_by_text("no longer answers; then load it again").count() == 1
         assert fields.count() == found.locator("input[placeholder='type an address']").count() == 1, (
             "no field for paths"
         )
