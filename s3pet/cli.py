@@ -9,15 +9,17 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import s3pet
 from s3pet.errors import RunError, S3PetError, SpaceError
+from s3pet.files.reading import reading
 from s3pet.objectives.texts import ObjectiveSettings
-from s3pet.searcher import Settings
-from s3pet.structure import MANUAL
+from s3pet.result import changed_settings, read_config, space_hash
+from s3pet.searcher import Settings, make_settings
+from s3pet.structure import MANUAL, parse_budget
 from s3pet.studies.report import show, write_figures
 from s3pet.studies.statistics import summary
 from s3pet.studies.study import Study
@@ -34,6 +36,9 @@ TASK: dict[str, dict[str, Any]] = {  # options of load_task
     "n_train": {"type": int, "help": "use only this many training rows"},
     "n_validation": {"type": int, "help": "use only this many validation rows"},
 }
+DEMO_BUDGET = "0.05%"
+DEMO: dict[str, Any] = {"batch_size": 16}  # settings of its search
+DEMO_FILES = ("checkpoint", "figures", "comparison.jsonl", "comparison.csv")  # beside those of a finished search
 NAMES = (*MANUAL, "all", *REFERENCES)  # structures that need no file
 
 
@@ -45,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except S3PetError as error:
         print(f"s3pet: {_as_options(str(error), args)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("s3pet: interrupted; what is saved stays, and the same command continues from there", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -124,7 +132,9 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--structures", nargs="+", default=["*"], help="only structures that match these patterns")
     add(_space)
     command = add(_demo)
-    command.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder; what is in it is continued")
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder; a demo in it is continued or opened"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
     command.add_argument("--task", default="pocket/sentiment")
     add_task(command)
@@ -174,11 +184,17 @@ def _structures(runs: Sequence[Any], space: Any, model: Any, n_random: int, name
 
 def _search(args: argparse.Namespace) -> None:
     """Search a structure and save the run."""
-    result = s3pet.search(
-        *_load(args), budget=args.budget, out=args.out, overwrite=args.overwrite, **_settings(args, Settings)
-    )
+    settings = _settings(args, Settings)
+    result = _whole(s3pet.search(*_load(args), budget=args.budget, out=args.out, overwrite=args.overwrite, **settings))
     s3pet.save_figure(s3pet.plot_gates(result), args.out / "figures" / "gates")
     print(f"{s3pet.describe(result)}\n{result.structure()}\nThe run is saved in {args.out}.")
+
+
+def _whole(result: Any) -> Any:
+    """A search that was not interrupted; one that was is unfinished, and nothing is made of it."""
+    if result.metrics["stopped"] == "interrupted":
+        raise KeyboardInterrupt
+    return result
 
 
 def _retrain(args: argparse.Namespace) -> None:
@@ -234,14 +250,28 @@ def _demo(args: argparse.Namespace) -> None:
     model, tokenizer = s3pet.load_backbone("pocket-t5")
     task = _load_task(args, tokenizer)
     space, out = s3pet.make_space(model, "mixed"), args.out
+    others = sorted(path.name for path in out.glob("[!.]*")) if out.is_dir() else []
+    if finished := "config.json" in others:
+        with reading(out / "config.json", hint="It is no run; choose another folder: --out"):
+            read_config(out / "config.json")
+    if not finished and (others := [name for name in others if name not in DEMO_FILES]):
+        raise RunError(f"{out} holds {', '.join(others[:3])}, which no demo wrote; choose another folder: --out")
     print(f"Searching for {task.name} on {space.model_id} ({space.backbone_params:,} parameters) in {space}.")
-    if (out / "config.json").is_file() and not args.overwrite:
-        print(f"A finished search is in {out}: it is opened, and only what is missing is computed.")
+    if finished and not args.overwrite:
         result = s3pet.load_run(out)
-        if result.config["task"] != task.name:
-            raise RunError(f"{out} holds a run on {result.config['task']}; choose another folder, or pass --overwrite")
+        wanted = asdict(make_settings(**DEMO)) | {"model": space.model_id, "task": task.name, "stopped": None}
+        wanted |= {"task_hash": task.fingerprint, "space_hash": space_hash(space)}
+        wanted["budget"] = parse_budget(space, DEMO_BUDGET).n_params
+        saved = result.config | result.metrics
+        if changes := ", ".join(changed_settings({name: saved.get(name) for name in wanted}, wanted)):
+            raise RunError(f"{out} holds another search ({changes}); choose another folder, or pass --overwrite")
+        state = "The demo in {} is complete" if "comparison.csv" in others else "The search in {} is finished"
+        print(f"{state.format(out)}: it is opened, and only what is missing is computed. --overwrite starts over.")
     else:
-        result = s3pet.search(model, task, space, budget="0.05%", batch_size=16, out=out, overwrite=args.overwrite)
+        if finished:
+            (out / "comparison.jsonl").unlink(missing_ok=True)
+        how = {**DEMO, "budget": DEMO_BUDGET, "out": out, "overwrite": args.overwrite}
+        result = _whole(s3pet.search(model, task, space, **how))
     s3pet.save_figure(s3pet.plot_gates(result), out / "figures" / "gates")
     s3pet.save_figure(s3pet.plot_structure(result.structure()), out / "figures" / "structure")
     print("Retraining this structure, random ones of the same budget, structures chosen by hand, and the whole model.")
@@ -258,5 +288,6 @@ def _print_summary(table: Any) -> None:
     """Print the mean test score of each structure, the best first."""
     columns = ["task", "structure", "kind", "n_params", "head_params", "score", "spread", "runs", "seconds"]
     print(f"\nTest {table['metric'].iloc[0]}: mean and standard deviation (spread) over the runs.")
+    columns += ["diverged"] * bool(table["diverged"].any())
     rows = summary(table)[columns].astype({"n_params": int})
     print(rows.to_string(index=False, float_format="{:.3f}".format, na_rep="–"))

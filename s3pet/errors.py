@@ -7,7 +7,9 @@ Every error is an :class:`S3PetError` and also the builtin error a user would ex
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from typing import Any
 
 
 class S3PetError(Exception):
@@ -46,6 +48,16 @@ class SearchError(S3PetError, RuntimeError):
     """A search or a retraining that cannot start, or that diverged; finished steps are kept."""
 
 
+class DivergedError(SearchError):
+    """Numbers that became NaN or infinite: a loss, scores, predictions; nothing is chosen by them.
+
+    ``tuned`` is the best model before it, ``result`` the last good state of a search; None without one.
+    """
+
+    tuned: Any = None
+    result: Any = None
+
+
 class RunError(S3PetError, OSError):
     """A run folder that is missing, incomplete, or would be overwritten."""
 
@@ -60,6 +72,12 @@ class ExportError(S3PetError, ValueError):
 
 class PlotError(S3PetError, ValueError):
     """A table that cannot be drawn: a missing column, several runs in one table, no rows."""
+
+
+def check_finite(what: str, value: Any, hint: str = "") -> None:
+    """Raise DivergedError unless a number is finite: this decides everywhere what has diverged."""
+    if not math.isfinite(value):
+        raise DivergedError(f"{what} NaN or infinite{hint}")
 
 
 def nearest(word: str, names: Iterable[str], n: int = 3) -> str:

@@ -19,6 +19,7 @@ import torch
 from s3pet.errors import SearchError
 
 Choices = Mapping[str, Sequence[Any]]
+AT_MOST = 60.0  # seconds of a long run that a kill may cost: checkpoints are written at least so often
 LATER = {"later": True}  # metadata of an option, None by default, that early runs did not have
 EXPECTED = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a string", NoneType: "None"}
 

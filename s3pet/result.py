@@ -277,21 +277,22 @@ def load_state(
 def check_same(path: Path, saved: Mapping[str, Any], config: Mapping[str, Any], what: str = "search") -> None:
     """Raise RunError, naming the settings that differ, unless an unfinished run was made with this config."""
     now = decisive(config)
-    if changes := _changes(saved, now):
+    if changes := changed_settings(saved, now):
         raise RunError(
             f"{path} holds an unfinished {what} with other settings ({', '.join(changes)}); pass the same settings to "
             f"continue, choose another folder, or {'pass overwrite=True' if what == 'search' else 'remove it'}"
         )
 
 
-def _changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that differ, in words: ``seed 0 → 1``."""
     changes = []
     for name in [name for name in {**saved, **now} if saved.get(name) != now.get(name)]:
         before, after = saved.get(name), now.get(name)
         if name.endswith("_hash"):
             changes.append(CONTENT.get(name, name))
         elif isinstance(before, dict) and isinstance(after, dict):
-            changes += [f"{name}.{change}" for change in _changes(before, after)]
+            changes += [f"{name}.{change}" for change in changed_settings(before, after)]
         else:
             changes.append(f"{name} {before!r:.60} → {after!r:.60}")
     return changes

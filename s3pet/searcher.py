@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from s3pet import bilevel
 from s3pet.backbones import backbone_checksum, preserved
-from s3pet.errors import SearchError
+from s3pet.errors import DivergedError, SearchError
 from s3pet.files.writing import carried, destination
 from s3pet.gates import GRADIENT_MODES, Budget, BudgetLike, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
 from s3pet.objectives import OwnObjective
@@ -41,7 +41,7 @@ from s3pet.objectives.own import objective_of
 from s3pet.objectives.streams import Stream, derive
 from s3pet.objectives.texts import Batch, ObjectiveSettings
 from s3pet.progress import View, make_view
-from s3pet.records import Cost, check_fields, versions
+from s3pet.records import AT_MOST, Cost, check_fields, versions
 from s3pet.result import CONFIG, FINISHED, RESULTS_VERSION, SearchResult, gate_table, load_state, save_state, space_hash
 from s3pet.space import Space
 from s3pet.structure import parse_budget, select_by_gates, select_mask
@@ -170,9 +170,9 @@ class Searcher:
         start = time.perf_counter()
         self.read_losses()
         self.cost.seconds += time.perf_counter() - start  # on a GPU, waiting for all steps since the last record
-        losses = ("loss_train",) if self.step <= self.settings.warmup else ("loss_train", "loss_val")
-        finite = all(math.isfinite(self.history[-1][key]) for key in losses)
-        if not finite or not bool(torch.isfinite(self.alpha).all()):
+        new, last = self.history[self.records[-1][0] :], self.settings.warmup
+        losses = [row[name] for row in new for name in HISTORY[1:3] if name == "loss_train" or row["step"] > last]
+        if not all(map(math.isfinite, losses)) or not bool(torch.isfinite(self.alpha).all()):
             self.alpha = self.records[-1][1].clone()
             return False
         self.records.append((self.step, self.alpha.clone()))
@@ -212,7 +212,8 @@ class Searcher:
         return SearchResult(self.space, config, gates, history, pd.concat(trajectory), metrics)
 
     def save(self, folder: Path, config: dict[str, Any]) -> None:
-        """Write the state, from which :meth:`load` continues; right after a record. A failure is a warning."""
+        """Write the state, from which :meth:`load` continues. A failure is a warning."""
+        self.read_losses()
         tensors = {"alpha": self.alpha, "records": torch.stack([alpha for _, alpha in self.records])}
         tensors["history"] = torch.tensor([[*row.values()] for row in self.history], dtype=torch.float64)
         tensors |= {f"weight.{index}": weight for index, weight in enumerate(self.weights)}
@@ -301,8 +302,8 @@ def search(
 
     Raises:
         BudgetError: the budget cannot be read, is below the cheapest candidate, or above the space.
-        SearchError: bad settings, a model that cannot be searched, or a search that diverged (``error.result`` is the
-            result at the last good record, also saved in ``out``).
+        SearchError: bad settings, or a model that cannot be searched. DivergedError: a loss is NaN or infinite;
+            ``error.result`` is the result at the last good record, also saved in ``out``.
         RunError: ``out`` holds a finished run, or an unfinished one with other settings; another process works there;
             or it cannot be written to (found before the work; after it, ``error.result`` is the result).
     """
@@ -346,8 +347,8 @@ def search(
         where = f", saved in {folder}" if folder else ""
         what = f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite"
         how = f"Lower lr ({chosen.lr}) or alpha_lr ({chosen.alpha_lr})"
-        error = SearchError(f"{what}. {how}. The last good state is error.result{where}")
-        error.result = result  # type: ignore[attr-defined]
+        error = DivergedError(f"{what}. {how}. The last good state is error.result{where}")
+        error.result = result
         raise error
     return result
 
@@ -366,23 +367,24 @@ def _run(
     searcher: Searcher, folder: Path | None, config: dict[str, Any], view: View, callbacks: Sequence[Callback]
 ) -> str | None:
     """Advance to the last step; returns why the search ended early, or None."""
-    steps = searcher.settings.steps
+    steps, saved = searcher.settings.steps, time.perf_counter()
     every = max(1, steps // 50)  # about 50 records in all
     try:
         view.start(searcher)
         while searcher.step < steps:
             searcher.advance()
             stop = view.advance(searcher)
-            if not stop and searcher.step % every and searcher.step < steps:
-                continue
-            if not searcher.record():
-                return "diverged"
-            view.record(searcher)
-            stops = [callback(searcher) is True for callback in callbacks]  # every callback is called
-            if stop or any(stops):
-                return "stopped"
-            if folder is not None and searcher.step < steps:
+            due = stop or searcher.step % every == 0 or searcher.step == steps
+            if due:
+                if not searcher.record():
+                    return "diverged"
+                view.record(searcher)
+                stops = [callback(searcher) is True for callback in callbacks]  # every callback is called
+                if stop or any(stops):
+                    return "stopped"
+            if folder is not None and searcher.step < steps and (due or time.perf_counter() - saved > AT_MOST):
                 searcher.save(folder / "checkpoint", config)
+                saved = time.perf_counter()
     except KeyboardInterrupt:
         return "interrupted"
     finally:

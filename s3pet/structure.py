@@ -171,9 +171,12 @@ class Structure(Candidates):
 
     def to_json(self, path: str | Path) -> Path:
         """Write the structure as versioned JSON; returns the path."""
-        record = {"format": FORMAT, "version": VERSION, **asdict(self), "n_params": self.n_params}
-        write_json(signed(record), Path(path))
+        write_json(self.record(), Path(path))
         return Path(path)
+
+    def record(self) -> dict[str, Any]:
+        """What :meth:`to_json` writes."""
+        return signed({"format": FORMAT, "version": VERSION, **asdict(self), "n_params": self.n_params})
 
     @classmethod
     def from_json(cls, path: str | Path, model: torch.nn.Module | None = None) -> Structure:

@@ -2,8 +2,8 @@
 
 The Trainer sees a module whose only parameters are the trained tensors (:class:`Learner`), so its checkpoints hold
 nothing else (kilobytes). In a lasting folder they also hold the optimiser and the random states, every 2 % of the
-steps, and training continues exactly where it was cut off, because batch t depends only on the seed and t. A checkpoint
-counts once it has its manifest.
+steps and at least every minute, and training continues exactly where it was cut off, because batch t depends only on
+the seed and t. A checkpoint counts once it has its manifest.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from s3pet.backbones import quiet_transformers
-from s3pet.errors import SearchError
+from s3pet.errors import DivergedError, SearchError, check_finite
 from s3pet.files.kinds import RECORD
 from s3pet.files.reading import read_json, read_tensors, reading
 from s3pet.files.writing import saved_files, seal, write_json
 from s3pet.objectives.streams import Row, Stream
 from s3pet.objectives.texts import Objective
-from s3pet.records import LATER, Cost, check_fields
+from s3pet.records import AT_MOST, LATER, Cost, check_fields
 from s3pet.result import check_same, decisive
 from s3pet.supernet import Supernet
 
@@ -144,7 +144,8 @@ class PetTrainer(Trainer):
     control: Any
     about: Mapping[str, Any] | None = None  # config of a retraining that lasts
     best: tuple[int, dict[str, Tensor]] | None = None  # step and weights of a checkpoint that could not be written
-    _saved, _pause = 0, 0.0  # step of the last checkpoint, and when there may be another one
+    _saved = 0  # step of the last checkpoint
+    _pause, _latest = 0.0, 0.0  # when there may be another one, and when there must be
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches 0, 1, 2, … of the stream, as many as all processes need."""
@@ -155,10 +156,9 @@ class PetTrainer(Trainer):
         return self.accelerator.prepare(DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As the Trainer's; a loss that is not finite raises SearchError before the optimiser uses its gradient."""
+        """As the Trainer's; a loss that is not finite raises DivergedError before the optimiser uses its gradient."""
         loss = super().training_step(*args, **kwargs)
-        if not bool(torch.isfinite(loss)):
-            raise SearchError("the training loss is NaN or infinite")
+        check_finite("the training loss is", loss)
         return loss
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -180,7 +180,7 @@ class PetTrainer(Trainer):
                 self.best = step, {name: weight.detach().clone() for name, weight in self.model.state_dict().items()}
             warnings.warn(f"training goes on without checkpoint {step}: {error}", stacklevel=2)
         now = time.perf_counter()
-        self._saved, self._pause = step, now + min(60.0, PAUSE * (now - started))
+        self._saved, self._pause, self._latest = step, now + min(AT_MOST, PAUSE * (now - started)), now + AT_MOST
 
     def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
         """As the Trainer's; a checkpoint that is due is also written where the score is no better."""
@@ -213,16 +213,16 @@ class Bar(ProgressCallback):
 
 
 class Often(TrainerCallback):
-    """Asks for a checkpoint every 2 % of the steps, but for no more than a twentieth of the time."""
+    """Asks for a checkpoint every 2 % of the steps, but for no more than a twentieth of the time, and every minute."""
 
     def __init__(self, trainer: PetTrainer):
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer."""
-        due = state.global_step - self.trainer._saved >= max(1, state.max_steps // 50)
-        if due and state.global_step < state.max_steps and time.perf_counter() >= self.trainer._pause:
-            control.should_save = True
+        now, enough = time.perf_counter(), state.global_step - self.trainer._saved >= max(1, state.max_steps // 50)
+        due = now >= self.trainer._latest or (enough and now >= self.trainer._pause)
+        control.should_save |= due and state.global_step < state.max_steps
 
 
 def last_checkpoint(folder: Path, config: Mapping[str, Any], learner: Learner) -> str | None:
@@ -255,7 +255,7 @@ def train(
     score_from: int,
     folder: Path | None = None,
     config: Mapping[str, Any] | None = None,
-) -> tuple[int, list[dict[str, float]], SearchError | None]:
+) -> tuple[int, list[dict[str, float]], DivergedError | None]:
     """Run the Trainer and leave the best weights in the learner; their step, the validation curve, and any failure.
 
     With a ``folder``, its checkpoints lie there, and training goes on after the last one of the same ``config``.
@@ -295,13 +295,13 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         if lasting:
-            trainer.about = config
+            trainer.about, trainer._latest = config, time.perf_counter() + AT_MOST
             trainer.add_callback(Often(trainer))
         try:
             trainer.train(resume_from_checkpoint=start)
-        except SearchError as error:
+        except DivergedError as error:
             what = f"training diverged at step {trainer.state.global_step}: {error}. Lower lr (now {lr:g}) or raise"
-            failure = SearchError(f"{what} lr_warmup. The best model before it, if any, is error.tuned")
+            failure = DivergedError(f"{what} lr_warmup. The best model before it, if any, is error.tuned")
             failure.__cause__ = error
         if (best := trainer.best_weights()) is not None:
             learner.load_state_dict(best)

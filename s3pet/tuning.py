@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from s3pet.backbones import backbone_checksum, n_parameters, name_of, preserved, tokenizer_of, unwrapped
-from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError
+from s3pet.errors import DivergedError, RunError, SearchError, StructureMismatchError, TaskError
 from s3pet.files.kinds import FLAG, RECORD, RECORDS, TEXT, TEXTS, mapping, number, optional, whole
 from s3pet.files.reading import read_json, read_tensors, reading
 from s3pet.files.writing import carried, destination, new_folder, saved_files, write_json, write_tensors
@@ -97,7 +97,7 @@ class TunedModel:
             proba: return a DataFrame, [n_records, n_labels], with the label names as columns.
 
         Raises:
-            TaskError: records that the task cannot read, or ``proba`` of a regression. SearchError: a score is NaN.
+            TaskError: records that the task cannot read, or ``proba`` of a regression. DivergedError: a score is NaN.
         """
         if isinstance(self.learner.objective, Own):
             if proba:
@@ -162,6 +162,7 @@ def retrain(
     progress: bool = False,
     test: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
+    checkpoints: str | Path | None = None,
     **recipe: Any,
 ) -> TunedModel:
     """Train a structure from fresh tensors, keep the best weights by validation, and score the test split.
@@ -178,20 +179,21 @@ def retrain(
             cut off. progress: show a bar.
         test: score the test split; use False while something is still to be chosen.
         callbacks: Hugging Face callbacks, for early stopping, logging and the like.
+        checkpoints: without ``out``: folder for checkpoints alone; remove it when its result is kept.
         **recipe: fields of :class:`Recipe`: steps, batch_size, lr, seed, …
 
     Raises:
         StructureMismatchError: the structure is not for this model. RunError: ``out`` holds a tuned model, or an
             unfinished retraining with other settings; another process works there; or it cannot be written to (found
             before the work; after it, ``error.tuned`` is the tuned model).
-        SearchError: bad settings, an attached supernet, or training diverged (then the attribute ``tuned`` of the error
-            is the best model scored before, or None).
+        SearchError: bad settings, or an attached supernet. DivergedError: a loss or score is NaN or infinite; the
+            attribute ``tuned`` of the error is the best model scored before, or None.
     """
     chosen, objective = Recipe(**recipe), checked(objective)
     with destination(out, CONFIG, TUNED, overwrite=False) as folder:
         learner = _make_learner(model, task, structure, objective, chosen.seed)
-        checkpoints = None if folder is None else folder / "checkpoint"
-        options: Any = {"progress": progress, "test": test, "callbacks": callbacks, "checkpoints": checkpoints}
+        place = folder / "checkpoint" if folder is not None else checkpoints and Path(checkpoints)
+        options: Any = {"progress": progress, "test": test, "callbacks": callbacks, "checkpoints": place}
         tuned = tune(learner, model, chosen, structure, **options)
         if folder is not None:
             with carried("tuned", lambda: tuned):
@@ -262,7 +264,7 @@ def tune(
                 scores["validation"] = objective.evaluate(task.validation, rows)
             if failure is None and test:
                 scores["test"] = objective.evaluate(task.test)
-        except SearchError as error:
+        except DivergedError as error:
             failure = error
     learner.cost.scored, learner.cost.seconds = objective.scored, learner.cost.seconds + time.perf_counter() - started
     metrics = {
@@ -278,7 +280,7 @@ def tune(
     }
     tuned = TunedModel(target, task, kept, learner, metrics, config)
     if failure is not None:
-        failure.tuned = tuned if "validation" in scores else None  # type: ignore[attr-defined]
+        failure.tuned = tuned if "validation" in scores else None
         raise failure
     return tuned
 

@@ -14,10 +14,11 @@ from toy import toy_rows, toy_tokenizer
 from tuned import structure_of, tuned_at_random
 
 import s3pet
+from s3pet import cli
 from s3pet.cli import _as_options, main
 from s3pet.errors import RunError
 from s3pet.objectives import ObjectiveSettings
-from s3pet.searcher import Settings
+from s3pet.searcher import Searcher, Settings
 from s3pet.tuning import Recipe
 
 COMMANDS = ("search", "retrain", "export", "compare", "study", "space", "demo")
@@ -217,22 +218,36 @@ def test_an_error_about_a_finished_run_names_the_option_of_the_command_line(fold
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_a_folder_that_holds_no_run_of_the_demo_is_refused(tmp_path, capsys):
-    (tmp_path / "config.json").write_text("{}")
-    assert main(["demo", "--out", str(tmp_path)]) == 2
-    assert "holds no finished run" in capsys.readouterr().err
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+@pytest.mark.parametrize("name", ["config.json", "tuned.json", "notes.txt"])
+def test_a_folder_that_holds_something_else_than_a_demo_is_refused(name, more, tmp_path, capsys):
+    (tmp_path / name).write_text("{}")
+    assert main(["demo", "--out", str(tmp_path), *more]) == 2
+    said = capsys.readouterr().err
+    assert name in said and "choose another folder: --out" in said
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "{}")]
 
 
 @pytest.mark.slow
 def test_the_demo(monkeypatch, tmp_path, capsys):
     """The whole path, with few steps."""
-    search, compare, load_task = s3pet.search, s3pet.compare, s3pet.load_task
+    compare, load_task, out, record = s3pet.compare, s3pet.load_task, tmp_path / "demo", Searcher.record
     monkeypatch.setattr(s3pet, "load_task", lambda *args, **kwargs: load_task(*args, **kwargs).subsample(200, 40, 40))
-    monkeypatch.setattr(s3pet, "search", lambda *args, **kwargs: search(*args, **kwargs, steps=6))
+    monkeypatch.setitem(cli.DEMO, "steps", 6)
     monkeypatch.setattr(
         s3pet, "compare", lambda *args, **kwargs: compare(*args, **{**kwargs, "evaluations": 1}, steps=2)
     )
-    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Searcher, "record", lambda self: interrupt(self) if self.step == 4 else record(self))
+    assert main(["demo", "--out", str(out)]) == 130
+    assert "the same command continues" in capsys.readouterr().err and not (out / "config.json").exists()
+    steps = []
+    monkeypatch.setattr(Searcher, "record", lambda self: steps.append(self.step) or record(self))
+    assert main(["demo", "--out", str(out)]) == 0
+    assert steps == [4, 5, 6]
     printed = capsys.readouterr().out
     assert "zero-shot" in printed and f"are in {tmp_path / 'demo'}." in printed
     files = {path.name for path in (tmp_path / "demo").iterdir()}
@@ -241,9 +256,15 @@ def test_the_demo(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(s3pet, "search", lambda *args, **kwargs: pytest.fail("the search was finished"))
     monkeypatch.setattr("s3pet.studies.comparison.retrain", lambda *args, **kwargs: pytest.fail("all rows are there"))
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
-    assert "is opened, and only what is missing is computed" in capsys.readouterr().out
-    assert main(["demo", "--out", str(tmp_path / "demo"), "--task", "pocket/number"]) == 2
-    assert "holds a run on pocket/sentiment" in capsys.readouterr().err
+    assert f"The demo in {out} is complete: it is opened" in capsys.readouterr().out
+    assert main(["demo", "--out", str(out), "--task", "pocket/number"]) == 2
+    assert "another search (task 'pocket/sentiment' → 'pocket/number', the rows of" in capsys.readouterr().err
+    monkeypatch.setitem(cli.DEMO, "steps", 7)
+    assert main(["demo", "--out", str(out)]) == 2
+    assert "another search (steps 6 → 7)" in capsys.readouterr().err
+    monkeypatch.setattr(s3pet, "search", lambda *args, **how: (_ for _ in ()).throw(RunError(f"{how['overwrite']}")))
+    assert (out / "comparison.jsonl").exists() and main(["demo", "--out", str(out), "--overwrite"]) == 2
+    assert "True" in capsys.readouterr().err and not (out / "comparison.jsonl").exists()
 
 
 def test_python_m_s3pet(monkeypatch, capsys):

@@ -119,6 +119,26 @@ def test_an_interrupted_search_continues_bit_for_bit(tmp_path, preset):
     assert rest.trajectory.reset_index(drop=True).equals(whole.trajectory.reset_index(drop=True))
 
 
+def test_a_long_search_writes_checkpoints_between_records(tmp_path, monkeypatch):
+    monkeypatch.setattr("s3pet.searcher.AT_MOST", 0.0)  # every step is long
+    model, task, real = tiny_t5(), toy_task(), Searcher.advance
+    space, options = make_space(model, "lora"), {"budget": 300, "steps": 150, **QUIET}
+    whole, steps = search(model, task, space, **options), []
+
+    def advance(self):
+        steps.append(self.step)
+        if steps == [0, 1, 2, 3, 4]:  # records are at every third step
+            raise Cut
+        real(self)
+
+    monkeypatch.setattr(Searcher, "advance", advance)
+    with pytest.raises(Cut):
+        search(model, task, space, out=tmp_path, **options)
+    rest = search(model, task, space, out=tmp_path, **options)
+    assert steps[5] == 4 and len(steps) == 151
+    assert rest.gates.equals(whole.gates) and rest.history.equals(whole.history)
+
+
 def test_an_interrupted_search_is_unfinished_and_overwriting_continues(tmp_path):
     model, task = tiny_t5(), toy_task()
     space, options = make_space(model, "lora"), {"budget": 300, "steps": 8, "out": tmp_path, **QUIET}

@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from s3pet import Structure, attach, load_task, load_tuned, make_space, manual_structure, random_structure, retrain
 from s3pet.backbones import backbone_checksum
-from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError
+from s3pet.errors import DivergedError, RunError, SearchError, StructureMismatchError, TaskError
 from s3pet.objectives import Objective, Stream, make_objective
 from s3pet.supernet import Supernet
 from s3pet.tasks.forms import read_records
@@ -366,7 +366,7 @@ def test_scores_that_become_infinite_keep_the_best_model(monkeypatch):
     def evaluate(self, examples, rows=None):
         calls.append(None)
         if len(calls) == 3:
-            raise SearchError("scores are NaN or infinite")
+            raise DivergedError("scores are NaN or infinite")
         return real(self, examples, rows)
 
     monkeypatch.setattr(Objective, "evaluate", evaluate)
@@ -458,9 +458,9 @@ def test_a_folder_is_tried_before_the_work_and_files_are_swapped(tmp_path, monke
     assert load_tuned(tmp_path / "run", model, task).structure == tuned.structure
 
 
-@pytest.mark.parametrize("what", ["full", "lnfit"])
-def test_a_retraining_that_was_cut_off_continues_bit_for_bit(tmp_path, monkeypatch, what):
-    monkeypatch.setattr("s3pet.trainer.PAUSE", 0.0)  # a checkpoint after every step
+@pytest.mark.parametrize(("what", "constant", "value"), [("full", "PAUSE", 0.0), ("lnfit", "AT_MOST", 0.0)])
+def test_a_retraining_that_was_cut_off_continues_bit_for_bit(tmp_path, monkeypatch, what, constant, value):
+    monkeypatch.setattr(f"s3pet.trainer.{constant}", value)  # a checkpoint after every step
     model, task, out = tiny_bert(), short_task(), tmp_path / "run"
     structure = what if what == "full" else manual_structure(model, what)
     options = {"steps": 9, "batch_size": 4, "evaluations": 3, "dropout": True, "lr": 1e-2}

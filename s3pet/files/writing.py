@@ -77,7 +77,12 @@ def write_text(text: str, path: Path) -> None:
 
 def write_json(record: Mapping[str, Any], path: Path) -> None:
     """Write JSON in one move; numbers that are not finite become null."""
-    write_text(json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n", path)
+    write_text(json_text(record), path)
+
+
+def json_text(record: Mapping[str, Any]) -> str:
+    """What :func:`write_json` writes."""
+    return json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

@@ -10,13 +10,14 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from s3pet.backbones import preserved
-from s3pet.errors import SearchError, TaskError, nearest
+from s3pet.errors import SearchError, TaskError, check_finite, nearest
 from s3pet.objectives.columns import Bound
 from s3pet.objectives.streams import in_batches
 from s3pet.objectives.texts import Objective, ObjectiveSettings, make_objective
@@ -141,6 +142,8 @@ class Own(Objective):
                     raise TaskError(f"{self.name}.predict must return {what}")
                 self.scored += len(part)
                 for index, value in zip(part, values, strict=True):
+                    if isinstance(value, Real):
+                        check_finite(f"predictions on task {self.task.name!r} are", value)
                     predictions[index] = value
         return predictions
 
@@ -169,10 +172,10 @@ class Own(Objective):
                 slots[leaf] = weight
 
     def _check_output(self, model: nn.Module, inputs: Any, output: Any) -> None:
-        """After a training that diverged, the argmax of NaN is 0, which looks like a prediction."""
+        """See :meth:`check_scores`."""
         for name, value in output.items() if isinstance(output, Mapping) else ():
-            if "logits" in name and isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
-                raise SearchError(f"{name} on task {self.task.name!r} are NaN or infinite, so nothing is predicted")
+            if "logits" in name and isinstance(value, Tensor):
+                self.check_scores(value, name)
 
 
 def objective_of(model: nn.Module, task: Any, objective: Any = None, *, seed: int = 0) -> Objective:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from s3pet.backbones import backbone_kind, preserved
-from s3pet.errors import SearchError, TaskError
+from s3pet.errors import SearchError, TaskError, check_finite
 from s3pet.objectives.choices import WordTree
 from s3pet.objectives.columns import IGNORED, scored_logits, written_inputs
 from s3pet.objectives.pooling import pooled, pooled_width
@@ -183,7 +183,7 @@ class Objective(nn.Module):
     ) -> list[float]:
         """Class index (or value) of each example; ``rows`` are the examples, already encoded.
 
-        Raises SearchError if a score is NaN or infinite, as after a training that diverged.
+        Raises DivergedError if a score is NaN or infinite, as after a training that diverged.
         """
         return self.decide(self.score_rows(examples, rows, batch_size=batch_size)) if examples else []
 
@@ -201,11 +201,15 @@ class Objective(nn.Module):
             for numbers in batches:
                 scores = self.scores(self.collate([encoded[number] for number in numbers])).float()
                 self.scored += len(scores)
-                if not bool(torch.isfinite(scores).all()):  # the argmax of NaN is 0, a plausible class
-                    raise SearchError(f"scores on task {self.task.name!r} are NaN or infinite, so nothing is predicted")
+                self.check_scores(scores)
                 parts.append(scores)
         order = torch.tensor([number for numbers in batches for number in numbers])
         return torch.cat(parts)[order.argsort().to(parts[0].device)]  # in the order of the rows
+
+    def check_scores(self, scores: Tensor, what: str = "scores") -> None:
+        """Raise DivergedError unless all are finite; the argmax of NaN is 0, a plausible class."""
+        where = f"{what} on task {self.task.name!r} are"
+        check_finite(where, scores.abs().max() if scores.numel() else 0.0, ", so nothing is predicted")
 
     def decide(self, scores: Tensor) -> list[float]:
         """Class index (or value) of each row by its scores [batch, n_labels]."""
@@ -215,7 +219,7 @@ class Objective(nn.Module):
         return [values[index] for index in chosen] if values else chosen
 
     def evaluate(self, examples: Sequence[Example], rows: Sequence[Row] | None = None) -> dict[str, float]:
-        """The task's metrics on these examples, the main one first; raises SearchError as :meth:`predict` does."""
+        """The task's metrics on these examples, the main one first; raises as :meth:`predict`."""
         return self.task.score(self.predict(examples, rows), [example.label for example in examples])
 
     def _word_loss(self, batch: Batch) -> Tensor:

@@ -119,16 +119,26 @@ def _families(table: pd.DataFrame) -> pd.Series:
 
 
 def _read(table: Any, metric: str | None) -> tuple[pd.DataFrame, str]:
-    """The runs of one task, and the column that holds the score."""
+    """The runs of one task that have a score, and the column that holds it; the others are counted."""
     score = metric if metric and metric in getattr(table, "columns", ()) else "score"
     table = as_table(table, ["structure", "kind", "n_params", "seed", score], at="scores", one=["task"])
+    scored = table[_has_score(table[score])]
+    table = scored.assign(without_score=len(table) - len(scored))
     structures = table[table["kind"] != "reference"]
     if structures.empty:
-        raise PlotError("The table has references only, and no structure to compare with them.")
+        raise PlotError("The table has scores of references only, and of no structure to compare with them.")
     if len(wrong := structures.loc[~structures["n_params"].gt(0), "structure"].unique()):
         problem = f"n_params must be > 0 in every run of {wrong.tolist()}, or its kind 'reference'"
         raise PlotError(f"{problem}: the axis is a log.")
     return table, score
+
+
+def _has_score(scores: pd.Series) -> pd.Series:
+    """Which runs have a finite score, not those that diverged; PlotError if none has."""
+    finite = np.isfinite(scores.astype("Float64").to_numpy(float, na_value=np.nan))
+    if not finite.any():
+        raise PlotError("No run has a score: all diverged; lower lr or raise lr_warmup.")
+    return pd.Series(finite, scores.index)
 
 
 def _means(table: pd.DataFrame, score: str, metric: str | None) -> pd.DataFrame:
@@ -144,6 +154,7 @@ def _draw(
     """Runs, intervals and means of every family, and the references. Longest curves come first, then the best mean."""
     ax, bottom, top = ax or new_axes(5.2, 4.0), float(table[score].min()), float(table[score].max())
     means, references = means[means["kind"] != "reference"], means[means["kind"] == "reference"]
+    lost = table["without_score"].iloc[0]
     table, scale, handles = table[table["kind"] != "reference"], style().scale, list[Any]()
     low, high = table["n_params"].min(), table["n_params"].max()
     width, sizes = max(float(np.log(high / low)), 1.0), list[float]()  # in log parameters; of the points drawn so far
@@ -179,6 +190,8 @@ def _draw(
         handles.append(ax.axhline(row["mean"], label=f"{row['structure']} {row['mean']:.3g}", **look))
     handles.append(entry("one run", color=style().grey, marker="o", markersize=2.5 * scale))
     handles.append(Patch(color=style().grey, alpha=0.3, linewidth=0, label="95 % t interval of the mean"))
+    if lost:
+        handles.append(entry(f"{lost} without a score, not shown", color="none"))
     pad, room = max((high / low) ** 0.1, (3 * low / high) ** 0.5), 0.08 * (top - bottom) or 0.05  # at least two ticks
     ax.set(xscale="log", xlim=(low / pad, high * pad), ylim=(bottom - room, top + room))
     _set_log_ticks(ax, ax.xaxis, EngFormatter(sep=""))
@@ -306,6 +319,7 @@ def plot_repeats(table: Any, *, metric: str = "score", title: str | None = None,
         metric: name of the score, for the axis.
     """
     table = as_table(table, ("task", "structure", "kind", "index", "score"), one=("task",))
+    table = table[_has_score(table["score"])]
     runs = table.groupby(["structure", "index"], sort=False)
     rows = runs["score"].agg(["size", "mean", "min", "max"]).assign(kind=runs["kind"].first()).reset_index()
     if rows["size"].max() < 2:

@@ -7,6 +7,7 @@ matplotlib's settings as they were; only `figure_style` changes these.
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -234,10 +235,18 @@ def save_figure(
     base = base.with_suffix("") if base.suffix[1:].lower() in known else base
     base.parent.mkdir(parents=True, exist_ok=True)
     paths = [base.with_name(f"{base.name}.{name}") for name in formats]
+    for name, file in zip(formats, paths, strict=True):
+        file.write_bytes(figure_file(figure, name, alt))
+    return paths
+
+
+def figure_file(figure: Figure, name: str, alt: str | None = None) -> bytes:
+    """The content of a file of one format, as `save_figure` writes it; PlotError for an unknown format."""
+    if name not in (known := figure.canvas.get_supported_filetypes()):
+        raise PlotError(f"Expected a format out of {', '.join(known)}; got {name!r}.")
     metadata: dict[str, dict[str, Any]] = {"png": {"Description": alt}, "svg": {"Date": None, "Description": alt}}
     metadata["pdf"] = {"CreationDate": None, "Subject": alt}
     with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "s3pet"}):
-        for name, file in zip(formats, paths, strict=True):
-            ground = figure.get_facecolor()
-            figure.savefig(file, dpi=200, bbox_inches="tight", facecolor=ground, metadata=metadata.get(name))
-    return paths
+        ground, file = figure.get_facecolor(), io.BytesIO()
+        figure.savefig(file, format=name, dpi=200, bbox_inches="tight", facecolor=ground, metadata=metadata.get(name))
+    return file.getvalue()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,12 +50,13 @@ def retrain_adalora(
     alpha: float | None = None,
     objective: ObjectiveSettings | Mapping[str, Any] | None = None,
     progress: bool = False,
+    checkpoints: str | Path | None = None,
     **recipe: Any,
 ) -> TunedModel:
     """Tune with AdaLoRA on all linear sites, within a budget after the last allocation.
 
     Args:
-        model, task, objective, progress: as for :func:`s3pet.retrain`.
+        model, task, objective, progress, checkpoints: as for :func:`s3pet.retrain`.
         budget: any form :meth:`s3pet.gates.Budget.parse` reads; parameters of the triplets that stay.
         init_rank: rank of every site at the start, ≥ 1; a budget above all triplets together is not used up.
         regularizer: γ above, PEFT's ``orth_reg_weight`` (0.5 there).
@@ -103,7 +105,10 @@ def retrain_adalora(
         tuner = peft.AdaLoraModel(target, {_NAME: config}, _NAME)
     allocation = _Allocation(tuner, space, n_budget, cut_at)
     learner = _AdaLearner(make_objective(target, task, objective, seed=chosen.seed), target, regularizer)
-    tuned = tune(learner, model, chosen, "adalora", progress=progress, callbacks=[allocation], score_from=cut_at + 1)
+    learner.__dict__["allocation"] = allocation
+    options: Any = {"progress": progress, "callbacks": [allocation], "score_from": cut_at + 1}
+    options["checkpoints"] = None if checkpoints is None else Path(checkpoints)
+    tuned = tune(learner, model, chosen, "adalora", **options)
     ranks = allocation.ranks()
     n_params, initial = sum(rank * widths[site] for site, rank in ranks.items()), init_rank * sum(widths.values())
     tuned.metrics |= {"n_params": n_params, "initial_params": initial, "trained_from": cut_at + 1, "ranks": ranks}
@@ -114,6 +119,8 @@ def retrain_adalora(
 class _AdaLearner(Learner):
     """PEFT's modules on a copy of the backbone, and the head; the regulariser is added to the loss."""
 
+    allocation: _Allocation
+
     def __init__(self, objective: Objective, backbone: nn.Module, regularizer: float):
         super().__init__(objective, None, backbone)
         self.regularizer = regularizer
@@ -121,6 +128,14 @@ class _AdaLearner(Learner):
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         loss = super().forward(**batch)["loss"]
         return {"loss": loss + self.regularizer * orthogonality(self.target)}
+
+    def get_extra_state(self) -> Tensor:
+        """For checkpoints: the importances that PEFT averages over the steps."""
+        return self.allocation.averages()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take them from a checkpoint."""
+        self.allocation.set_averages(state)
 
 
 def orthogonality(model: nn.Module) -> Tensor:
@@ -146,6 +161,34 @@ class _Allocation(TrainerCallback):
         # the schedule's end, in triplets of mean cost; PEFT's threshold needs at least one triplet below it
         n_triplets = int(budget * len(self.costs) / sum(self.costs))
         self.allocator.target_bgt = max(0, min(n_triplets, self.allocator.init_bgt - 1))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Where training continues after the last cut, the triplets that are left are those that stay."""
+        if state.global_step > self.cut_at:
+            modules = {c.path: self.tuner.model.get_submodule(c.path) for c in self.space}
+            left = {f"{path}.lora_E.{_NAME}": module.lora_E[_NAME] for path, module in modules.items()}
+            pattern = {key: (singular != 0).view(-1).tolist() for key, singular in left.items()}
+            self.tuner.peft_config[_NAME].rank_pattern = pattern
+
+    def averages(self) -> Tensor:
+        """PEFT's averages of importances and of their uncertainties, as one vector; zeros before the first step."""
+        parts = [
+            known.get(name, torch.zeros_like(tensor))
+            for known in (self.allocator.exp_avg_ipt, self.allocator.exp_avg_unc)
+            for name, tensor in self._tensors().items()
+        ]
+        return torch.cat([part.detach().flatten() for part in parts])
+
+    def set_averages(self, vector: Tensor) -> None:
+        """The opposite of :meth:`averages`."""
+        tensors = self._tensors()
+        values = iter(vector.split([tensor.numel() for tensor in tensors.values()] * 2))
+        for known in (self.allocator.exp_avg_ipt, self.allocator.exp_avg_unc):
+            known.update({name: next(values).view_as(tensor).to(tensor) for name, tensor in tensors.items()})
+        self.allocator.ipt = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.tuner.model.named_parameters() if "lora_" in name}
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Allocate; ``state.global_step`` counts the steps before this one."""

@@ -36,7 +36,7 @@ from s3pet.space import Space, layers_of
 from s3pet.structure import Structure
 from s3pet.studies.bench_files import VERSION, check_tables, find_folder, read_space, structure_hash
 from s3pet.studies.surrogate import MODEL, Surrogate, families, jaccard, presence
-from s3pet.studies.validation import choose_lr
+from s3pet.studies.validation import choose_lr, failed_runs
 
 DRAWS = 2000  # of the repeated structures, for the interval of a ceiling
 
@@ -287,25 +287,30 @@ class Bench:
             A row per structure, in the form of :func:`s3pet.compare`, so that
             :func:`s3pet.studies.statistics.summary` compares the methods: ``task, structure`` (the method), ``kind,
             index, seed`` (which of its structures), ``n_params, score, error, source`` ("table" or "surrogate"),
-            ``warning`` (None unless extrapolated) and ``key`` (the structure's hash).
+            ``warning`` (None unless extrapolated), ``key`` (the structure's hash) and ``diverged`` (every rate of the
+            table diverged: it has no score, and is not predicted).
 
         Raises:
             StudyError: as :meth:`predict`, if a structure is not in the table.
         """
         known, judged = set(self.choose(task)["structure"]), []
+        trained = set(self.rows.loc[self.rows["task"].eq(task), "structure"])
         for method, structures in methods.items():
             if isinstance(structures, (str, Structure)):
                 raise StudyError(f"method {method!r} must have a list of structures, not {structures!r}")
             for seed, structure in enumerate(structures):
                 key = self._key(structure)
                 resolved = self.structure(structure) if isinstance(structure, str) else structure
-                score: Any = (
-                    self.lookup(key, task) if key in known else self.predict(resolved, task, extrapolate=extrapolate)
-                )
+                diverged = key in trained and key not in known
+                score: Any = Prediction(math.nan, math.nan) if diverged else None
+                if score is None:
+                    there = key in known
+                    score = self.lookup(key, task) if there else self.predict(resolved, task, extrapolate=extrapolate)
                 row = {"task": task, "structure": method, "kind": resolved.origin.get("kind", "custom"), "index": seed}
                 row |= {"seed": seed, "n_params": resolved.n_params, "score": score.score, "error": score.error}
-                row |= {"source": "table" if key in known else "surrogate", "warning": getattr(score, "warning", None)}
-                judged.append({**row, "key": key})
+                row |= {"source": "table" if key in trained else "surrogate"}
+                row |= {"warning": getattr(score, "warning", None), "key": key, "diverged": diverged}
+                judged.append(row)
         return pd.DataFrame(judged)
 
     def __repr__(self) -> str:
@@ -317,7 +322,7 @@ class Bench:
     @cached_property
     def _chosen(self) -> pd.DataFrame:
         """See `choose`."""
-        failed = (self.rows["diverged"] | self.rows["validation"].isna()).rename("failed")
+        failed = failed_runs(self.rows).rename("failed")
         places = [self.rows[name] for name in ("task", "structure")]
         by_rate = failed.groupby([*places, self.rows["lr"]]).transform("any")
         return choose_lr(self.rows[~by_rate.groupby(places).transform("all")])

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from s3pet.backbones import backbone_checksum, n_parameters
-from s3pet.errors import RunError, SearchError
+from s3pet.errors import DivergedError, RunError
 from s3pet.files.kinds import FLAG, TEXT, check_record, number, optional, whole
 from s3pet.files.reading import read_lines, reading
 from s3pet.files.writing import check_signature, claim, signed, writing
@@ -30,6 +31,7 @@ from s3pet.objectives.texts import ObjectiveSettings, make_objective
 from s3pet.records import config_hash, recorded
 from s3pet.result import RESULTS_VERSION
 from s3pet.structure import Structure
+from s3pet.studies.checkpoints import train_in
 from s3pet.studies.population import Member, Population
 from s3pet.tasks import Task
 from s3pet.tuning import DEFAULT_LR, Recipe, TunedModel, retrain
@@ -65,7 +67,8 @@ def compare(
             (five random ones, one search per seed).
         seeds: retraining seeds; every structure is retrained with each.
         objective: max_length, pooling, loss and precision, see :class:`s3pet.objectives.ObjectiveSettings`.
-        out: JSON-lines file to which finished rows are appended; rows in it are not computed again.
+        out: JSON-lines file to which finished rows are appended; rows in it are not computed again, and a retraining
+            that was cut off continues from its checkpoints, which lie in a folder beside it.
         progress: show one bar over all rows.
         together: number of structures that are trained at once as a :class:`s3pet.studies.population.Population`: the
             same scores up to rounding (with dropout, up to its noise), in less time where a batch is small.
@@ -107,12 +110,13 @@ def compare(
         ) as bar:
             for chunk in chunks:
                 runs = [waiting[key] for key in chunk]
+                place = unfinished(path, chunk)
                 if len(chunk) > 1 or chunk[0] in alike:
-                    measured = measure_together(model, task, runs, objective, recipe)
+                    measured = measure_together(model, task, runs, objective, recipe, place)
                 else:
                     entry, seed = runs[0]
-                    train = partial(retrain, model, task, entry, seed=seed, objective=objective, **recipe)
-                    measured = [measure(train, model, task, entry)]
+                    options = {**recipe, "seed": seed, "objective": objective, "checkpoints": place}
+                    measured = [measure(partial(retrain, model, task, entry, **options), model, task, entry)]
                 for key, row in zip(chunk, measured, strict=True):
                     finished[key] = labels[keys.index(key)] | row
                     if path is not None:
@@ -120,25 +124,48 @@ def compare(
                             append_row(path, {"key": key, **finished[key]})
                         except RunError as error:  # the rows are returned
                             warnings.warn(f"the comparison goes on without saving its rows: {error}", stacklevel=2)
+                discard(place)
                 bar.update(len(chunk))
         # the same retraining may have another name in the file
         return as_table([{**finished[key], **own} for key, own in zip(keys, labels, strict=True)])
 
 
+def unfinished(rows: Path | None, keys: Sequence[str]) -> Path | None:
+    """The folder beside a file of rows where checkpoints of one or several rows lie until they are finished."""
+    name = keys[0] if len(keys) == 1 else config_hash({"keys": [*keys]})
+    return None if rows is None else rows.parent / f".{rows.name}.unfinished" / name
+
+
+def discard(folder: Path | None) -> None:
+    """Remove the checkpoints of finished rows, and the folder around them if it is empty."""
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.parent.rmdir()
+
+
 def measure_together(
-    model: nn.Module, task: Task, runs: Sequence[tuple[Any, int]], objective: Any, recipe: Mapping[str, Any]
+    model: nn.Module,
+    task: Task,
+    runs: Sequence[tuple[Any, int]],
+    objective: Any,
+    recipe: Mapping[str, Any],
+    folder: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """What :func:`measure` returns, of several (structure, seed) trained at once; costs are shared out evenly."""
+    """What :func:`measure` returns, of several (structure, seed) trained at once; costs are shared out evenly.
+
+    ``folder`` is for checkpoints, see :func:`s3pet.studies.checkpoints.train_in`.
+    """
     started, lr = time.perf_counter(), recipe.get("lr") or DEFAULT_LR["pet"]
     for structure, _ in runs:
         structure.check(model)
     members = [Member(structure.candidates, lr, seed) for structure, seed in runs]
     with Population(model, task, members, Recipe(**recipe), objective) as population:
-        population.train()
+        train_in(folder, population)
         _, scores = population.evaluate(task.test, best=True)
     rows = []
     for k, (structure, _) in enumerate(runs):
-        diverged = not bool(population.finite[k]) or not math.isfinite(scores[k])
+        diverged = not population.finite[k] or not math.isfinite(scores[k])
         row = {"n_params": structure.n_params, "head_params": population.objective.head_params, "metric": task.metric}
         row |= {"validation": population.best[k], "score": scores[k], "passes": population.step}
         row |= {"rows": population.rows // len(runs), "seconds": (time.perf_counter() - started) / len(runs)}
@@ -167,9 +194,7 @@ def measure(train: Callable[[], TunedModel], model: nn.Module, task: Task, entry
     names = ("head_params", "validation", "score", "metric", "passes", "rows", "seconds")
     try:
         tuned = train()
-    except SearchError as error:
-        if not hasattr(error, "tuned"):  # it did not diverge: something else is wrong
-            raise
+    except DivergedError:
         size = entry.n_params if isinstance(entry, Structure) else n_parameters(model) if entry == "full" else 0
         return {"n_params": size} | dict.fromkeys(names) | {"metric": task.metric, "diverged": True}
     metrics = tuned.metrics | tuned.cost.to_dict() | {"score": tuned.metrics["test"]}

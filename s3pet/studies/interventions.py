@@ -27,11 +27,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from s3pet.backbones import backbone_checksum, preserved
+from s3pet.errors import DivergedError, check_finite
 from s3pet.objectives.streams import derive, in_batches
 from s3pet.objectives.texts import make_objective
 from s3pet.records import recorded
 from s3pet.space import Candidate, Space
-from s3pet.studies.comparison import append_row, kept_rows, row_key
+from s3pet.studies.checkpoints import train_in
+from s3pet.studies.comparison import append_row, discard, kept_rows, row_key, unfinished
 from s3pet.studies.population import Member, Population, blocks_before
 from s3pet.supernet import Supernet
 from s3pet.tasks import Task
@@ -96,7 +98,10 @@ def solo_utility(
         **recipe: fields of :class:`s3pet.trainer.Recipe`; by default 100 steps of 8 rows at 1e-2, warm-up 10.
 
     Returns:
-        A utility table with ``measure`` "solo".
+        A utility table with ``measure`` "solo"; the utility of a candidate whose training diverged is NaN.
+
+    Raises:
+        DivergedError: the head alone diverged.
     """
     chosen = {"steps": 100, "batch_size": 8, "lr": 1e-2, "lr_warmup": 10} | recipe
     chosen["evaluations"] = 1  # what counts is the end of the training: no choice, so no bias by choosing
@@ -118,13 +123,15 @@ def solo_utility(
                 for chunk in chunks:
                     names = [c.name for c in chunk] or [""]
                     keys = {row_key(structure=["solo", name, seed], **known): name for name in names}
+                    place = unfinished(path, [*keys])
                     if not set(keys) <= set(finished):
                         for key, row in zip(
-                            keys, _train_alone(model, task, chunk, seed, chosen, objective), strict=True
+                            keys, _train_alone(model, task, chunk, seed, chosen, objective, place), strict=True
                         ):
                             finished[key] = row
                             if path is not None:
                                 append_row(path, {"key": key, **row})
+                        discard(place)
                     rows[seed] |= {name: finished[key] for key, name in keys.items()}
                     bar.update(len(keys))
         return _solo_table(space, task, rows, idle, chosen["steps"])
@@ -155,6 +162,8 @@ def drop_utility(
     with population:
         while population.step < population.recipe.steps:
             population.advance()
+        if not population.finite[0]:
+            raise DivergedError(f"all candidates trained together diverged; lower lr (now {lr:g}) or raise lr_warmup")
         tensors = population.tensors(0, best=False)
     learned, examples = population.objective, task.validation
     if learned.head is not None:
@@ -178,6 +187,7 @@ def drop_utility(
             scores = [_scores(learned, batch, supernet, gates) for batch in batches]
             parts = zip(scores, batches, strict=True)
             losses[name] = torch.cat([learned.losses(score, batch["target"]) for score, batch in parts])
+            check_finite(f"the loss without {name} is", losses[name].sum())
             correct[name] = task.score(learned.decide(torch.cat(scores)), labels)[task.metric]
     rows = []
     for c in space:
@@ -194,30 +204,41 @@ def _scores(learned: Any, batch: dict[str, Tensor], supernet: Supernet, gates: T
 
 
 def _train_alone(
-    model: nn.Module, task: Task, chunk: Sequence[Candidate], seed: int, recipe: dict[str, Any], objective: Any
+    model: nn.Module,
+    task: Task,
+    chunk: Sequence[Candidate],
+    seed: int,
+    recipe: dict[str, Any],
+    objective: Any,
+    folder: Path | None,
 ) -> list[dict[str, Any]]:
     """Losses of all validation rows and the score, after training each candidate of a chunk alone (none: the head)."""
     members = [Member((c,), recipe["lr"], seed) for c in chunk] or [Member((), recipe["lr"], seed)]
     with Population(model, task, members, Recipe(**recipe), objective) as population:
         if len(population.theta):
-            while population.step < population.recipe.steps:
-                population.advance()
+            train_in(folder, population, score=False)
         losses, scores = population.evaluate(task.validation, population.validation_rows)
+        finite = population.finite.cpu() & losses.sum(1).isfinite().cpu() & torch.tensor(scores).isfinite()
     names = [c.name for c in chunk] or [""]
     return [
-        {"candidate": name, "seed": seed, "losses": [round(v, 6) for v in own.tolist()], "score": score}
-        for name, own, score in zip(names, losses, scores, strict=True)
+        {"candidate": name, "seed": seed, "diverged": True}
+        if not fine
+        else {"candidate": name, "seed": seed, "losses": [round(v, 6) for v in own.tolist()], "score": score}
+        for name, own, score, fine in zip(names, losses, scores, finite.tolist(), strict=True)
     ]
 
 
 def _solo_table(
     space: Space, task: Task, rows: dict[int, dict[str, dict[str, Any]]], idle: set[str], steps: int
 ) -> pd.DataFrame:
-    summary = []
+    summary, failed = [], {"losses": [math.nan], "score": math.nan}
+    if any(own[""].get("diverged") for own in rows.values()):
+        raise DivergedError("the head diverged where nothing else was trained; lower lr or raise lr_warmup")
     for c in space:
         gains, scores, per_row = [], [], torch.zeros(1)
         for own in rows.values():
             with_it = own.get(c.name, own[""])
+            with_it = failed if with_it.get("diverged") else with_it
             per_row = torch.tensor(own[""]["losses"]) - torch.tensor(with_it["losses"])
             gains.append(float(per_row.mean()))
             scores.append(with_it["score"] - own[""]["score"])

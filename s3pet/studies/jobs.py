@@ -16,7 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from s3pet.backbones import backbone_checksum, load_backbone
-from s3pet.errors import RunError, S3PetError, SearchError, StudyError
+from s3pet.errors import DivergedError, RunError, S3PetError, SearchError, StudyError
 from s3pet.objectives.texts import make_objective
 from s3pet.records import config_hash, recorded
 from s3pet.searcher import search as search_structure
@@ -100,12 +100,10 @@ def run_search(study: Any, task: str, search: str, seed: int) -> tuple[tuple[str
     )
     try:
         result = run(overwrite=True)  # of a search with the same settings it continues, others are replaced
-    except RunError as error:
-        raise StudyError(f"search {search!r} on {task!r}, seed {seed}: {error}") from error
-    except SearchError as error:
-        if not hasattr(error, "result"):  # it did not diverge: something is wrong with its settings
-            raise StudyError(f"search {search!r} on {task!r}, seed {seed}: {error}") from error
+    except DivergedError as error:
         return (task, search, seed), str(error)
+    except (RunError, SearchError) as error:
+        raise StudyError(f"search {search!r} on {task!r}, seed {seed}: {error}") from error
     if result.metrics.get("stopped") == "interrupted":
         raise KeyboardInterrupt
     return (task, search, seed), None
@@ -116,6 +114,7 @@ def run_row(study: Any, row: Row, key: str) -> Row:
     model, task, space = _open(study, row["task"])
     budget, structure = row["budget"], None
     recipe = {**study.recipe(row["task"]), "seed": row["seed"], "lr": row["lr"], "objective": study.objective}
+    recipe["checkpoints"] = study.unfinished(key)
     try:
         if row["kind"] == "adalora":
             train = partial(retrain_adalora, model, task, budget, **_options(study, row))

@@ -16,6 +16,7 @@ dropping a member is one mask.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ class Population:
         members, step, rows: who is left, steps done, rows passed forward and backward so far (of all members).
         theta, owner: all trained tensors as one vector, and the member of each element.
         best, best_step, curves: per member the best validation score, its step, and ``(step, score, loss)`` so far.
-        finite: per member, whether all its training losses were finite; a tensor.
+        finite: per member, whether all its losses and scores were finite; a tensor. One that diverged is never chosen.
     """
 
     def __init__(self, model: nn.Module, task: Task, members: Sequence[Member], recipe: Recipe, objective: Any = None):
@@ -159,14 +160,18 @@ class Population:
         self.rows += sum(map(len, batches))
         return losses.detach()
 
-    def train(self, until: int | None = None) -> None:
-        """Advance to a step (None: the last), and score the validation split as often as the recipe says."""
+    def train(self, until: int | None = None, after: Any = lambda: None, *, score: bool = True) -> None:
+        """Advance to a step (None: the last), and ``score`` the validation split as often as the recipe says.
+
+        ``after`` is called after every step.
+        """
         recipe = self.recipe
         every = max(1, recipe.steps // recipe.evaluations)
         while self.step < (recipe.steps if until is None else until):
             self.advance()
-            if self.step % every == 0:
+            if score and self.step % every == 0:
                 self.note()
+            after()
 
     def note(self) -> None:
         """Score the validation split and keep the weights of those members that have never been better."""
@@ -174,6 +179,7 @@ class Population:
         better = torch.zeros(len(self.members), dtype=torch.bool)
         for k, (loss, score) in enumerate(zip(losses.mean(1).tolist(), scores, strict=True)):
             self.curves[k].append((self.step, score, loss))
+            self.finite[k] &= math.isfinite(score)
             if score > self.best[k]:  # never true for NaN
                 self.best[k], self.best_step[k], better[k] = score, self.step, True
         mask = better.to(self.owner.device)[self.owner]

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from s3pet.errors import SearchError
+from s3pet.errors import DivergedError, SearchError
 from s3pet.gates import BudgetLike
 from s3pet.objectives.streams import derive
 from s3pet.result import SearchResult
@@ -38,7 +38,8 @@ class Race:
     Attributes:
         structure, lr: the winner, and its learning rate.
         validation, test: its scores with the weights it has at the end; ``test`` is None unless asked for.
-        table: one row per member: ``name, lr, seed, n_params, validation, steps`` (until dropped), best first.
+        table: one row per member, best first: ``name, lr, seed, n_params, validation, steps`` (until dropped),
+            ``diverged``. A member that diverged is dropped at the next rung, whatever its scores were.
         rows: rows passed forward and backward, of all members; ``scored``: rows passed forward only.
     """
 
@@ -74,7 +75,7 @@ def race(
         **recipe: fields of :class:`s3pet.trainer.Recipe`, except ``lr`` and ``seed``.
 
     Raises:
-        SearchError: nothing to race, bad rungs, or every member diverged.
+        SearchError: nothing to race, or bad rungs. DivergedError: every member diverged.
     """
     if not proposals or any(not 0 < at < 1 or not 0 < share <= 1 for at, share in rungs.items()):
         raise SearchError(f"a race needs proposals, and rungs as shares in (0, 1); got {len(proposals)} and {rungs}")
@@ -90,18 +91,21 @@ def race(
             for k, number in enumerate(left):
                 name, lr = entries[number]
                 rows[number] = {"name": name, "lr": lr, "seed": seed, "n_params": proposals[name].n_params}
-                rows[number] |= {"validation": population.best[k], "steps": population.step}
-            # by the best score so far; of equals by the last loss, and NaN is the worst
-            order = sorted(range(len(left)), key=lambda k: (-population.best[k], _loss(population.curves[k][-1][2])))
+                rows[number] |= {"validation": population.best[k], "steps": population.step, "diverged": False}
+                if not population.finite[k]:
+                    rows[number] |= {"validation": None, "diverged": True}
+            # by the best score so far; of equals by the last loss
+            alive = [k for k in range(len(left)) if population.finite[k]]
+            if not alive:
+                raise DivergedError("every member of the race diverged; lower lrs or raise lr_warmup")
+            order = sorted(alive, key=lambda k: (-population.best[k], population.curves[k][-1][2]))
             keep = sorted(order[: max(1, round(share * len(members)))])
             left = [left[k] for k in keep]
             population.keep(keep)
-        if population.best_step[0] == 0:
-            raise SearchError("every member of the race diverged; lower lrs or raise lr_warmup")
         score = population.evaluate(task.test, best=True)[1][0] if test else None
     name, lr = entries[left[0]]
     table = pd.DataFrame([rows[number] for number in sorted(rows)])
-    table = table.sort_values(["steps", "validation"], ascending=False, ignore_index=True)
+    table = table.sort_values(["diverged", "steps", "validation"], ascending=[True, False, False], ignore_index=True)
     return Race(proposals[name], lr, population.best[0], score, table, population.rows, population.objective.scored)
 
 
@@ -145,7 +149,3 @@ def proposals(
         if not (results and has_lora):
             add(f"random {turn}", random_structure(space, budget, seed=derive(seed, turn)))
     return chosen
-
-
-def _loss(value: float) -> float:
-    return value if value == value else float("inf")

@@ -126,15 +126,16 @@ def repeat_table(rows: pd.DataFrame) -> pd.DataFrame:
 def finished_searches(
     folder: Path, searches: Sequence[str] | None = None, tasks: Sequence[str] | None = None
 ) -> Iterator[tuple[str, str, list[SearchResult]]]:
-    """Open the finished searches in a study's folder ``searches``: name, task, and results by seed.
+    """Open the finished searches in a study's folder ``searches`` that did not diverge: name, task, results by seed.
 
     They come in the order of ``searches`` and ``tasks``; None: all that are there, sorted.
     """
     for search in searches if searches is not None else sorted(path.name for path in folder.glob("*")):
         for task in tasks if tasks is not None else sorted(path.name for path in (folder / search).glob("*")):
             paths = sorted((folder / search / task).glob("*/config.json"))
-            if paths:
-                yield search, task, [load_run(path.parent) for path in paths]
+            runs = [run for path in paths if (run := load_run(path.parent)).metrics.get("stopped") != "diverged"]
+            if runs:
+                yield search, task, runs
 
 
 def agreement_table(

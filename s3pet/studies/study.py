@@ -21,7 +21,8 @@ retrained with seed k at every rate. With ``repeats: n`` it is retrained n times
 this separates structures from retrainings and is left out of comparisons. Other kinds, and an average over all seeds,
 give one structure: its first seed is run at every rate, the others at the chosen one.
 
-Finished rows are never computed again, so a study can be interrupted, continued and extended. A row's key holds its
+Finished rows are never computed again, and unfinished searches and retrainings continue from their checkpoints, so a
+study can be interrupted, killed, continued and extended. A row's key holds its
 declaration and, from ``facts.json``, the checksums of backbone and data: if these change, rows are made anew.
 """
 
@@ -44,9 +45,9 @@ from s3pet.files.reading import read_json, reading
 from s3pet.files.writing import claim, write_json, write_table
 from s3pet.gates import Budget
 from s3pet.records import recorded
-from s3pet.result import RESULTS_VERSION, SearchResult, load_run
+from s3pet.result import RESULTS_VERSION, SearchResult, changed_settings, load_run
 from s3pet.searcher import make_settings
-from s3pet.studies.comparison import append_row, as_table, read_rows, row_key
+from s3pet.studies.comparison import append_row, as_table, discard, read_rows, row_key
 from s3pet.studies.declaration import KINDS, check_file_name, check_names, check_study, read_declaration
 from s3pet.studies.jobs import Row, each, open_facts, run_row, run_search
 from s3pet.studies.validation import choose_lr
@@ -248,6 +249,7 @@ class Study:
                 unfinished = {key: (self, row, key) for key, row in stage if key not in finished}
                 for row in each(run_row, list(unfinished.values()), jobs, what):
                     append_row(path, row)
+                    discard(self.unfinished(row["key"]))
             table = self.chosen(repeats=True)
             if len(table):
                 write_table(table, self.path / "rows.parquet")
@@ -267,6 +269,10 @@ class Study:
         names = (check_file_name(name, what) for name, what in ((search, "search"), (task, "task")))
         return self.path.joinpath("searches", *names, f"seed{seed}")
 
+    def unfinished(self, key: str) -> Path:
+        """The folder where a row keeps checkpoints until it is finished."""
+        return self.path / "unfinished" / key
+
     def result(self, task: str, search: str, seed: int) -> SearchResult:
         """Open a finished search; raises RunError."""
         return load_run(self.folder(task, search, seed))
@@ -284,9 +290,9 @@ class Study:
         wanted["budget"] = Budget.parse(wanted["budget"], total=facts["backbone_params"]).n_params
         wanted |= {"model_hash": facts["backbone"], "task_hash": facts["tasks"][task]["fingerprint"]}
         wanted |= {"space_hash": facts["space"], "objective": facts["objective"], "results_version": RESULTS_VERSION}
-        differ = sorted(name for name, value in wanted.items() if config.get(name) != value)
+        differ = changed_settings({name: config.get(name) for name in wanted}, wanted)
         if stopped or differ:
-            why = f"it was {stopped}" if stopped else f"other {', '.join(differ)}"
+            why = f"it was {stopped}" if stopped else f"other settings ({', '.join(differ)})"
             warnings.warn(f"{path} is searched again: {why}", stacklevel=2)
         return not (stopped or differ)
 

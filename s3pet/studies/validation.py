@@ -20,7 +20,7 @@ def choose_lr(table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure"))
     """Keep the runs at the learning rate that is best on validation, in their order.
 
     The best rate has the highest mean ``validation`` over those (index, seed) that were run at every rate; of equal
-    rates the smallest is kept. A rate is never chosen if one of its runs diverged or has no validation score.
+    rates the smallest is kept. A rate is never chosen if one of its runs failed (:func:`failed_runs`).
 
     Args:
         table: one row per run: ``task, structure, seed, lr, validation`` and, where there are several structures of a
@@ -31,14 +31,13 @@ def choose_lr(table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure"))
         StudyError: a column is missing, no (index, seed) has every rate, or every rate has a failed run.
     """
     original, table = table, checked(table, ("task", "structure", "seed", "lr", "validation"), finite=())
-    table["validation"] = table["validation"].mask(table["diverged"])
+    table["failed"] = failed_runs(table)
     rated, keep = table[table["lr"].notna()].copy(), table["lr"].isna()
 
     def over(*names: str) -> Any:
         return rated.groupby([*dict.fromkeys([*by, *names])], sort=False, observed=True)
 
     rated["complete"] = over("index", "seed")["lr"].transform("nunique").eq(over()["lr"].transform("nunique"))
-    rated["failed"] = rated["validation"].isna()
     failed = over("lr")["failed"].transform("any")  # also in runs that lack a partner
     rated["usable"] = rated["validation"].where(rated["complete"] & ~failed)
     rated["mean"] = over("lr")["usable"].transform("mean").round(12)
@@ -48,8 +47,8 @@ def choose_lr(table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure"))
             place = bad[[*by]].iloc[:1].to_dict("records")[0]
             where = ", ".join(f"{name} {value!r}" for name, value in place.items())
             if column == "mean":
-                what = f"every learning rate of {where} has a run without a validation score; drop these runs"
-                raise StudyError(what)
+                what = f"every learning rate of {where} has a run without a validation score, or one that diverged"
+                raise StudyError(f"{what}; add lower rates, or raise lr_warmup")
             rates = sorted(bad.loc[(bad[[*by]] == pd.Series(place)).all(axis=1), "lr"].unique().tolist())
             raise StudyError(
                 f"no (index, seed) of {where} has all its {len(rates)} learning rates, {rates}: they cannot be "
@@ -58,6 +57,11 @@ def choose_lr(table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure"))
     rated["best"] = rated["lr"].where(rated["mean"] == over()["mean"].transform("max"))
     keep[rated.index] = rated["lr"] == over()["best"].transform("min")  # of equals the smallest
     return original[keep.to_numpy()]
+
+
+def failed_runs(table: pd.DataFrame) -> pd.Series:
+    """Which runs diverged, or have a validation score that is missing, NaN or infinite: none of them is chosen."""
+    return table["diverged"] | ~np.isfinite(table["validation"].astype(float))
 
 
 def best_of(table: pd.DataFrame, k: int) -> pd.DataFrame:

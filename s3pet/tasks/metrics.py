@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s3pet.errors import TaskError
+from s3pet.errors import TaskError, check_finite
 
 CLASS_METRICS = ("accuracy", "f1", "f1_macro", "matthews")
 VALUE_METRICS = ("pearson", "spearman")
@@ -16,13 +15,14 @@ VALUE_METRICS = ("pearson", "spearman")
 def compute_metric(name: str, predictions: Sequence[float], labels: Sequence[float]) -> float:
     """Compute one metric of class indices (``f1``: class 1 is positive) or of values.
 
-    It is NaN if a prediction is not finite. A correlation with constant predictions or labels is undefined; it is 0.
+    A correlation with constant predictions or labels is undefined; it is 0. Raises DivergedError if a prediction is not
+    finite.
     """
     from scipy import stats
     from sklearn import metrics
 
-    if not all(math.isfinite(value) for value in predictions):
-        return math.nan
+    for value in predictions:
+        check_finite("predictions are", value)
     if name == "accuracy":
         return float(metrics.accuracy_score(labels, predictions))
     if name in ("f1", "f1_macro"):
@@ -35,7 +35,7 @@ def compute_metric(name: str, predictions: Sequence[float], labels: Sequence[flo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SciPy warns about nearly constant predictions
         value = float((stats.pearsonr if name == "pearson" else stats.spearmanr)(predictions, labels).statistic)
-    return value if math.isfinite(value) else 0.0
+    return 0.0 if value != value else value
 
 
 def choose_metrics(spec: Mapping[str, Any]) -> tuple[tuple[str, ...], bool]:

@@ -20,7 +20,7 @@ from functools import cached_property
 from numbers import Number
 from typing import Any
 
-from s3pet.errors import TaskError
+from s3pet.errors import TaskError, check_finite
 from s3pet.tasks.checks import LEAST
 from s3pet.tasks.rows import read_split
 
@@ -121,7 +121,10 @@ class RowTask:
         return [row[self.label] for row in rows]
 
     def score(self, predictions: Sequence[Any], labels: Sequence[Any]) -> dict[str, float]:
-        """Compute all metrics, the main one first; TaskError without rows, or if a metric gives no number."""
+        """Compute all metrics, the main one first.
+
+        Raises TaskError without rows, or if a metric gives no number; DivergedError if one is NaN or infinite.
+        """
         predictions, labels = list(predictions), list(labels)
         if len(predictions) != len(labels) or not labels:
             what = f"{len(predictions)} predictions for {len(labels)} labels; pass one each"
@@ -138,6 +141,8 @@ class RowTask:
             if not isinstance(value, Number) or isinstance(value, complex):
                 raise TaskError(f"task {self.name!r}: metric {name!r} must return a number, got {value!r}")
             values[name] = float(value)  # type: ignore[arg-type]
+            hint = "; if the predictions are fine, let it return a number where it is undefined"
+            check_finite(f"task {self.name!r}: metric {name!r} is", values[name], hint)
         return values
 
     def __repr__(self) -> str:

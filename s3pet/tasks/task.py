@@ -172,7 +172,7 @@ class Task:
             labels: the true ones, in the same form.
 
         Raises:
-            TaskError: no rows, or not one prediction for each label.
+            TaskError: no rows, or not one prediction for each label. DivergedError: a prediction is NaN or infinite.
         """
         predictions, labels = ([getattr(v, "item", lambda v=v: v)() for v in part] for part in (predictions, labels))
         if len(predictions) != len(labels) or not labels:

@@ -9,12 +9,27 @@
     runs         the saved searches that a widget shows
     panel        what the widgets share: a picture, its controls, a budget slider, files
     environment  environment_report: what the widgets need
+    page         the kernels of a web page of widgets
 """
 
-from s3pet.widgets.comparison import Comparison as compare
-from s3pet.widgets.environment import environment_report
-from s3pet.widgets.explorer import Explorer as explore
-from s3pet.widgets.lab import GateLab as gate_lab
-from s3pet.widgets.live import watch
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from s3pet.widgets.comparison import Comparison as compare
+    from s3pet.widgets.environment import environment_report
+    from s3pet.widgets.explorer import Explorer as explore
+    from s3pet.widgets.lab import GateLab as gate_lab
+    from s3pet.widgets.live import watch
 
 __all__ = ["compare", "environment_report", "explore", "gate_lab", "watch"]
+
+_PLACES = {"compare": "comparison.Comparison", "explore": "explorer.Explorer", "gate_lab": "lab.GateLab"}
+_PLACES |= {"environment_report": "environment.environment_report", "watch": "live.watch"}
+
+
+def __getattr__(name: str) -> Any:  # so that the server of a page, which needs no figures, stays small
+    if name not in _PLACES:
+        raise AttributeError(f"module 's3pet.widgets' has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(".")
+    return getattr(import_module(f"s3pet.widgets.{module}"), attribute)

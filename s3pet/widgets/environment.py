@@ -48,6 +48,11 @@ def environment_report() -> EnvironmentReport:
     return EnvironmentReport(installed, missing)
 
 
+def on_page() -> bool:
+    """Whether this is the kernel of a web page (voila), whose visitors must not write on the server."""
+    return "VOILA_BASE_URL" in os.environ  # of every kernel that voila starts
+
+
 def in_notebook() -> bool:
     """Whether this is the kernel of a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()

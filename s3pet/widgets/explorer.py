@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
 import pandas as pd
 from matplotlib.figure import Figure
 
+from s3pet.files.writing import json_text
 from s3pet.plots import candidate_facts, describe, plot_cut
 from s3pet.plots.style import PETS
 from s3pet.structure import Structure
 from s3pet.utility import check_utility
-from s3pet.widgets.panel import WRAP, BudgetSlider, FileRow, Panel, control
+from s3pet.widgets.environment import on_page
+from s3pet.widgets.panel import IDLE, WRAP, BudgetSlider, FileRow, Panel, control
 from s3pet.widgets.runs import Entry, SavedSearch, find_runs
 
 FIELDS = ("model", "space", "task", "budget", "seed")
@@ -38,7 +39,8 @@ class Explorer(Panel):
             and "run". Set ``.value`` of a control to use it from code.
         quantity, budget, step, pets, layers: what to show, and where to cut.
         candidate: which candidate to look at. earlier, later: buttons that go through the chosen ones.
-        saving, exporting: where to write (``.path``), and the ``.button`` that writes.
+        saving, exporting: where to write (``.path``; None on a web page, where the file is downloaded), and the
+            ``.button`` that writes.
         card: facts of the candidate. spent: the budget in words. search: the search that is shown.
 
     Raises:
@@ -78,7 +80,7 @@ class Explorer(Panel):
             W.HBox([sliders, self.pets, self.layers], layout=WRAP),
             self.message,
             W.HBox([self.picture, card]),
-            W.HBox([self.saving, self.exporting], layout=WRAP),
+            W.HBox([self.saving, self.exporting, *([W.HTML(IDLE)] if on_page() else [])], layout=WRAP),
         ]
         shown = (self.quantity, self.budget, self.step, self.pets, self.layers, self.candidate)
         self._listen(*self.selectors.values(), *shown)
@@ -192,7 +194,7 @@ class Explorer(Panel):
         here = names.index(self.candidate.value) if self.candidate.value in names else min(-by, 0)
         self.candidate.value = names[(here + by) % len(names)]
 
-    def _save(self, path: Path) -> str:
+    def _save(self, kind: str) -> tuple[bytes, str]:
         structure = self.structure
-        structure.to_json(path)
-        return f"wrote {path}: {len(structure)} candidates, {structure.n_params:,} parameters of {structure.budget:,}"
+        what = f"{len(structure)} candidates, {structure.n_params:,} parameters of {structure.budget:,}"
+        return json_text(structure.record()).encode(), what

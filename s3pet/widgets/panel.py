@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
+import mimetypes
 import textwrap
 import threading
 from base64 import b64encode
@@ -26,9 +27,12 @@ from matplotlib.figure import Figure
 from traitlets import Unicode
 
 from s3pet.errors import RunError, S3PetError
-from s3pet.plots.style import figure_style, save_figure, style
+from s3pet.files.writing import writing
+from s3pet.plots.style import figure_file, figure_style, style
 from s3pet.result import SearchResult
+from s3pet.widgets.environment import on_page
 
+IDLE = "<i>A page that is not used for some minutes no longer answers; then load it again.</i>"
 WRAP = W.Layout(flex_flow="row wrap", align_items="center")
 Draw = Callable[[Figure], str]  # draws in an empty figure and returns what that shows, in words
 
@@ -137,10 +141,10 @@ class Panel(W.VBox):
         share = 100 * self.n_params / result.space.backbone_params
         return f"<b>{self.n_params:,}</b> parameters = {share:.3g} % of the backbone"
 
-    def _export(self, path: Path) -> str:
+    def _export(self, kind: str) -> tuple[bytes, str]:
         figure = Figure()
-        (file,) = save_figure(figure, path, [path.suffix[1:]], alt=self._draw(figure))
-        return f"wrote {file}: {file.stat().st_size / 1024:,.0f} KB"
+        content = figure_file(figure, kind, self._draw(figure))
+        return content, f"{len(content) / 1024:,.0f} KB"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         self.picture.refresh()
@@ -181,23 +185,38 @@ class BudgetSlider(W.FloatLogSlider):
 
 
 class FileRow(W.HBox):
-    """A ``button`` and the ``path`` that it writes to. A file that exists is never overwritten."""
+    """A ``button`` and the ``path`` that it writes to. A file that exists is never overwritten.
 
-    def __init__(self, label: str, start: str, write: Callable[[Path], str], panel: Panel):
-        """``write`` gets the path, with the suffix of ``start`` if it has none, and says what it wrote."""
-        self.path, self.button = control(W.Text, "to", 300, value=start), control(W.Button, label, 150, icon="save")
-        self._suffix, self._write_to, self._panel = Path(start).suffix, write, panel
+    On a web page there is no ``path`` (None): the button gives a link to download the file, and nothing is written.
+    """
+
+    def __init__(self, label: str, start: str, make: Callable[[str], tuple[bytes, str]], panel: Panel):
+        """``make`` gets a format (the suffix of the path, or of ``start``); returns the file, and what it is."""
+        self.button, self._start = control(W.Button, label, 150, icon="save"), Path(start)
+        self.path = None if on_page() else control(W.Text, "to", 300, value=start)
+        self._make, self._panel = make, panel
         self.button.on_click(lambda _: panel.picture.call(self._write))
-        super().__init__([self.button, self.path])
+        super().__init__([self.button] if self.path is None else [self.button, self.path])
 
     def _write(self) -> None:
-        path = Path(self.path.value.strip()).expanduser()
         try:
-            if not path.name:
-                raise RunError("give a path to write to, such as figures/map.pdf")
-            path = path if path.suffix else path.with_suffix(self._suffix)
-            if path.exists():
-                raise RunError(f"{path} exists already and was not changed; choose another name")
-            self._panel.message.value = escape(self._write_to(path))
+            self._panel.message.value = self._link() if self.path is None else escape(self._save(self.path.value))
         except (S3PetError, OSError) as error:
             self._panel._complain(error)
+
+    def _save(self, where: str) -> str:
+        path = Path(where.strip()).expanduser()
+        if not path.name:
+            raise RunError("give a path to write to, such as figures/map.pdf")
+        path = path if path.suffix else path.with_suffix(self._start.suffix)
+        if path.exists():
+            raise RunError(f"{path} exists already and was not changed; choose another name")
+        content, what = self._make(path.suffix[1:])
+        with writing(path), path.open("xb") as file:
+            file.write(content)
+        return f"wrote {path}: {what}"
+
+    def _link(self) -> str:
+        (content, what), name = self._make(self._start.suffix[1:]), self._start.name
+        data = f"data:{mimetypes.guess_type(name)[0]};base64,{b64encode(content).decode()}"
+        return f'<a download="{name}" href="{data}"><b>download {name}</b></a>: {escape(what)}'

@@ -204,3 +204,25 @@ def test_bad_input_is_refused(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install 's3pet\[peft\]'"):
         retrain_adalora(model, task, BUDGET, **QUICK)
+
+
+@pytest.mark.parametrize("end", [12, 25])  # before the last cut, and after it
+def test_it_continues_bit_for_bit(tmp_path, monkeypatch, end):
+    monkeypatch.setattr("s3pet.trainer.PAUSE", 0.0)  # a checkpoint after every step
+    model, task, done, real = tiny_bert(), toy_task(), [], PetTrainer.training_step
+
+    def step(self, *args, **kwargs):
+        if len(done) == end:
+            raise ZeroDivisionError
+        done.append(None)
+        return real(self, *args, **kwargs)
+
+    whole = retrain_adalora(model, task, BUDGET, **QUICK)
+    monkeypatch.setattr(PetTrainer, "training_step", step)
+    with pytest.raises(ZeroDivisionError):
+        retrain_adalora(model, task, BUDGET, checkpoints=tmp_path / "c", **QUICK)
+    done.extend([None])
+    rest = retrain_adalora(model, task, BUDGET, checkpoints=tmp_path / "c", **QUICK)
+    assert len(done) == 1 + QUICK["steps"]
+    assert all(torch.equal(tensor, rest.tensors()[name]) for name, tensor in whole.tensors().items())
+    assert rest.metrics["ranks"] == whole.metrics["ranks"] and rest.metrics["curve"] == whole.metrics["curve"]

@@ -209,6 +209,9 @@ def test_diverged_trainings_decide_nothing(tables, tmp_path, trained):
     bench = Bench.load(written(tmp_path, config, structures, rows))
     with pytest.raises(StudyError, match="diverged at every learning rate"):
         bench.lookup(trained[0], "a")
+    judged = bench.judge({"mine": [trained[0], trained[1]]}, "a")
+    assert judged["diverged"].tolist() == judged["score"].isna().tolist() == [True, False]
+    assert summary(judged)["diverged"].tolist() == [1] and judged["source"].eq("table").all()
     assert keys[0] not in set(bench.choose("a")["structure"]) and bench.lookup(trained[0], "b").retrainings == 3
     assert bench.lookup(trained[1], "a").lr == RATES[0]
 

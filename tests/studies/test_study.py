@@ -12,7 +12,7 @@ from toy import toy_rows, toy_tokenizer
 
 import s3pet
 from s3pet.cli import main
-from s3pet.errors import SearchError, StudyError
+from s3pet.errors import DivergedError, StudyError
 from s3pet.studies import jobs
 from s3pet.studies.report import agreement_table, drop_table, random_baselines, summarize
 from s3pet.studies.statistics import variance_components
@@ -230,23 +230,23 @@ def test_changed_data_or_another_backbone_give_other_rows(tmp_path, monkeypatch)
     assert len(Study.load(study.path.with_suffix(".yaml")).chosen()) == 4  # from facts.json, without opening anything
     write_task(tmp_path / "task1", 5)
     clear_caches()
-    with pytest.warns(UserWarning, match="seed0 is searched again: other task_hash"):
+    with pytest.warns(UserWarning, match="seed0 is searched again: other settings .the rows of the task.$"):
         study.run()
     assert (len(searches), len(retrainings)) == (3, 12)  # of one task
     other = Study.load(declare(tmp_path / "s.yaml", structures=few, seeds=1, backbone="${TOY}/other"))
     assert len(other.chosen()) == 0  # it was never opened
     clear_caches()
-    with pytest.warns(UserWarning, match="is searched again: other model_hash"):
+    with pytest.warns(UserWarning, match="is searched again: other settings .the weights of the backbone"):
         other.run()
     assert (len(searches), len(retrainings)) == (5, 20)
     other.run()
     assert (len(searches), len(retrainings)) == (5, 20)
     smaller = Study.load(declare(tmp_path / "s.yaml", structures=few, seeds=1, backbone="${TOY}/other", space="lora"))
-    with pytest.warns(UserWarning, match="is searched again: other space_hash"):
+    with pytest.warns(UserWarning, match="is searched again: other settings .the candidates of the space"):
         smaller.run(tasks=["one"], structures=["searched"])
     settings = {"steps": 4, "batch_size": 8}
     longer = Study.load(declare(tmp_path / "s.yaml", structures=few, seeds=1, space="lora", search=settings))
-    with pytest.warns(UserWarning, match="is searched again: other model_hash, steps"):
+    with pytest.warns(UserWarning, match="is searched again: other settings .steps 3 → 4, the weights"):
         longer.run(tasks=["one"], structures=["searched"])
     assert longer.chosen().query("entry == 'searched'")["search_rows"].eq(4 * 16).all()
 
@@ -271,7 +271,7 @@ def test_a_search_that_did_not_end_is_made_again(root, monkeypatch, stopped):
         path.write_text(json.dumps({**json.loads(path.read_text()), "stopped": stopped}))
         result.metrics["stopped"] = stopped
         if stopped == "diverged":
-            error = SearchError("the search diverged after step 1")
+            error = DivergedError("the search diverged after step 1")
             error.result = result
             raise error
         return result
@@ -297,9 +297,7 @@ def test_diverged_retrainings_are_rows_and_never_chosen(root, monkeypatch):
 
     def diverges(*arguments, **options):
         if options["lr"] > 1:
-            error = SearchError("training diverged at step 2")
-            error.tuned = None
-            raise error
+            raise DivergedError("training diverged at step 2")
         return real(*arguments, **options)
 
     monkeypatch.setattr(jobs, "retrain", diverges)

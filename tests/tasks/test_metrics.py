@@ -7,7 +7,7 @@ import pytest
 import torch
 from task_data import data
 
-from s3pet.errors import TaskError
+from s3pet.errors import DivergedError, TaskError
 from s3pet.tasks import load_task
 
 
@@ -35,7 +35,8 @@ def test_scores_of_degenerate_predictions():
     task = load_task(data(labels=(0.0, 1.5)), metrics=("pearson", "spearman"))
     assert task.score([2.5] * 4, [0.0, 1.0, 2.0, 3.0]) == {"pearson": 0.0, "spearman": 0.0}
     assert task.score([1.0, 1.0 + 1e-16, 1.0 + 3e-16, 1.0], [0.0, 1.0, 2.0, 3.0])["pearson"] == pytest.approx(0, abs=1)
-    assert math.isnan(task.score([math.nan, 1.0], [0.0, 1.0])["pearson"])
+    with pytest.raises(DivergedError, match="predictions are NaN or infinite"):
+        task.score([math.nan, 1.0], [0.0, 1.0])
     with pytest.raises(TaskError, match="1 predictions for 2 labels"):
         task.score([1.0], [1.0, 2.0])
     with pytest.raises(TaskError, match="0 predictions"):

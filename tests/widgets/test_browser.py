@@ -14,11 +14,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
+
+import s3pet
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "runs" / "browser"
@@ -357,15 +360,61 @@ def stop(page, found, name):
     shot(page, f"{name}_stopped")
 
 
-def test_explorer_as_a_web_page(folder, environment, new_page):
-    """The README's recipe: voila serves the explorer without JupyterLab."""
+def test_explorer_as_a_web_page(folder, environment, new_page, tmp_path):
+    """As `make page` serves it: files are downloaded, nothing is written, kernels are few and end when unused."""
     pytest.importorskip("voila", reason="voila is not installed: pip install s3pet[web]")
-    command = ["voila", "notebooks/08_explorer.ipynb", "--no-browser", "--Voila.ip=127.0.0.1"]
-    with server(command, folder, environment, "/static/none") as address:
+    place = folder / "notebooks"
+    shutil.copy(ROOT / "notebooks" / "voila.json", place)
+    command = ["voila", "08_explorer.ipynb", "--no-browser", "--Voila.ip=127.0.0.1", "--VisitorKernels.visitors=1"]
+    command += ["--VisitorKernels.cull_idle_timeout=60", "--VisitorKernels.cull_interval=2"]
+    before = files_of(folder)
+    with server(command, place, environment, "/static/none") as address:
         page = new_page(address)
         found = page.locator(".widget-vbox", has=page.get_by_role("button", name="save structure")).last
-        found.wait_for(timeout=180_000)
+        found.wait_for(timeout=400_000)
         found.scroll_into_view_if_needed()
         explore(page, found, "voila")
+        fields = page.locator("input[type=text]")
+        assert found.get_by_text("no longer answers; then load it again").count() == 1
+        assert fields.count() == found.locator("input[placeholder='type an address']").count() == 1, (
+            "no field for paths"
+        )
+        for label, name, start in (("export figure", "map.pdf", b"%PDF"), ("save structure", "structure.json", b"{")):
+            found.get_by_role("button", name=label).click()
+            link = found.get_by_text(f"download {name}")
+            link.wait_for(timeout=60_000)
+            with page.expect_download() as waiting:
+                link.click()
+            waiting.value.save_as(tmp_path / name)
+            assert waiting.value.suggested_filename == name and (tmp_path / name).read_bytes().startswith(start)
+        assert s3pet.Structure.from_json(tmp_path / "structure.json").n_params == spent(found)[1]
+        second = new_page(address)
+        assert "All 1 places of this page are taken. Try again in 1 min" in second.locator("body").inner_text()
+        shot(second, "voila_taken")
+        for path in ("voila/files/08_explorer.ipynb", "voila/files/../data/runs/ways.svg", "voila/files/a.png"):
+            with pytest.raises(urllib.error.HTTPError, match=r"40[34]"):
+                urllib.request.urlopen(f"{address}/{path}", timeout=60)
+        until(page, lambda: not kernels(), "the end of an unused kernel", 180)
+        page.wait_for_timeout(3000)
+        shot(page, "voila_ended")
         # voila's own page asks for an icon style sheet, and does without it
         assert all("fontawesome" in address for address in page.elsewhere)
+        third = new_page(address)
+        third.get_by_text("places of this page are taken").wait_for(state="detached")
+        until(third, kernels, "a kernel for the next visitor")
+    assert files_of(folder) == before
+
+
+def files_of(folder):
+    """Every file but logs and what Jupyter keeps for itself."""
+    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
+    return {path: time for path, time in files.items() if "jupyter" not in path.relative_to(folder).parts[0]}
+
+
+def kernels():
+    """Kernels below this process."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it ends at this moment
+            found += [child] * ("ipykernel_launcher" in " ".join(child.cmdline()))
+    return found

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from base64 import b64decode
 
 import numpy as np
 import pandas as pd
@@ -249,6 +250,26 @@ def test_saved_structure_loads_and_is_never_overwritten(run, tmp_path):
     assert "color:#D55E00" in widget.message.value  # the system's own words, shown
 
 
+def test_on_a_web_page_files_are_downloaded_and_nothing_is_written(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("VOILA_BASE_URL", "/")
+    monkeypatch.chdir(tmp_path)
+    widget = explore(run)
+    for row in (widget.saving, widget.exporting):  # no field for a path
+        assert row.path is None and list(row.children) == [row.button]
+    contents = {}
+    for row, name in ((widget.saving, "structure.json"), (widget.exporting, "map.pdf")):
+        row.button.click()
+        kind, _, content = widget.message.value.partition('href="data:')[2].partition('"')[0].partition(";base64,")
+        assert f'download="{name}"' in widget.message.value and kind.endswith(name[-3:].replace("son", "json"))
+        contents[name] = b64decode(content)
+    (tmp_path / "mine.json").write_bytes(contents["structure.json"])
+    assert s3pet.Structure.from_json(tmp_path / "mine.json") == widget.structure
+    assert contents["map.pdf"].startswith(b"%PDF")
+    widget.budget.value = 3000
+    assert "href" not in widget.message.value  # it would be a file of another budget
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.json"]
+
+
 def test_exported_figures_are_vector_in_the_style_in_use(run, tmp_path):
     widget = explore(run)
     for name in ("map", "map.svg", "map.png"):  # the suffix decides; without one it is PDF
@@ -260,7 +281,7 @@ def test_exported_figures_are_vector_in_the_style_in_use(run, tmp_path):
     assert "<image" not in svg and "share of the budget" in svg and "candidates at" in svg
     widget.exporting.path.value = str(tmp_path / "map.docx")
     widget.exporting.button.click()
-    assert "Expected a list of formats" in widget.message.value
+    assert "Expected a format out of" in widget.message.value
     with s3pet.plots.figure_style("paper"):
         assert widget.figure().get_figwidth() <= style().page + 0.2
     assert widget.figure().get_figwidth() > style().page / 2
