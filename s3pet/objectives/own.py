@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from s3pet.backbones import preserved
+from s3pet.backbones import borrows, preserved
 from s3pet.errors import SearchError, TaskError, nearest
 from s3pet.objectives.columns import Bound
 from s3pet.objectives.streams import in_batches
@@ -158,15 +158,15 @@ class Own(Objective):
     @contextmanager
     def with_head(self, weights: Sequence[Tensor] | None = None) -> Iterator[None]:
         """Put the trained tensors of the head into the model."""
-        before = [slots[leaf] for slots, leaf in self._slots]
+        before = [(slots, {leaf: slots[leaf]}) for slots, leaf in self._slots]
         try:
             new = self.head_weights if weights is None else weights
             for (slots, leaf), weight in zip(self._slots, new, strict=True):
                 slots[leaf] = weight  # type: ignore[assignment]
             yield
         finally:
-            for (slots, leaf), weight in zip(self._slots, before, strict=True):
-                slots[leaf] = weight
+            for slots, weight in before:
+                slots.update(weight)
 
     def _check_output(self, model: nn.Module, inputs: Any, output: Any) -> None:
         """After a training that diverged, the argmax of NaN is 0, which looks like a prediction."""
@@ -175,6 +175,7 @@ class Own(Objective):
                 raise SearchError(f"{name} on task {self.task.name!r} are NaN or infinite, so nothing is predicted")
 
 
+@borrows("looking at how it learns", short=True)
 def objective_of(model: nn.Module, task: Any, objective: Any = None, *, seed: int = 0) -> Objective:
     """How this backbone learns this task: by an object of the user's own, or as :func:`make_objective` says.
 

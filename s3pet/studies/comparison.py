@@ -21,7 +21,7 @@ import pandas as pd
 from torch import nn
 from tqdm.auto import tqdm
 
-from s3pet.backbones import backbone_checksum, n_parameters
+from s3pet.backbones import backbone_checksum, borrows, n_parameters
 from s3pet.errors import RunError, SearchError
 from s3pet.files.kinds import FLAG, TEXT, check_record, number, optional, whole
 from s3pet.files.reading import read_lines, reading
@@ -125,6 +125,7 @@ def compare(
         return as_table([{**finished[key], **own} for key, own in zip(keys, labels, strict=True)])
 
 
+@borrows("a comparison")
 def measure_together(
     model: nn.Module, task: Task, runs: Sequence[tuple[Any, int]], objective: Any, recipe: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
