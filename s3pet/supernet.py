@@ -145,17 +145,19 @@ class Supernet(nn.Module):
         with claimed(self.model, "attach"):
             if not self.is_attached:
                 self.attach()
-            cast(Loan, self._loan).entered += 1
+            cast(Loan, self._loan).entered.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        with claimed(self.model, "detach"):
-            loan = cast(Loan, self._loan)
-            others = loan.entered - 1  # a `with` around this one, or in another thread, goes on
+        loan = cast(Loan, self._loan)
+        with loan.lock:
             try:
-                loan.leave(others)
+                del loan.entered[-1:]
             finally:
-                loan.leave(others)
+                try:
+                    loan.leave()
+                finally:  # an interrupt may have cut it short
+                    loan.leave()
 
     def flatten(self) -> Tensor:
         """All PET tensors as one vector that shares their memory from now on; :meth:`use` takes it as weights."""

@@ -84,7 +84,8 @@ class Loan(State):
 
     def __init__(self, model: nn.Module, what: str):
         super().__init__(model, modes=False)
-        self.what, self.is_live, self.entered = f"{what} on this {type(model).__name__}", False, 0
+        self.what, self.is_live = f"{what} on this {type(model).__name__}", False
+        self.entered, self.lock = list[object](), _use_of(model).lock
         self.undo: list[Callable[[], Any]] = []  # further steps; each may run twice
         refuse_attached(model)
 
@@ -98,10 +99,9 @@ class Loan(State):
         vars(self.model)["save_pretrained"] = self.save_pretrained
         self.model.requires_grad_(False)
 
-    def leave(self, others: int) -> None:
-        """Leave a ``with``; the last one ends the loan."""
-        self.entered = others
-        if others <= 0:
+    def leave(self) -> None:
+        """End the loan, unless a ``with`` around this one, or in another thread, goes on."""
+        if not self.entered:
             self.end()
 
     def end(self) -> None:
@@ -130,9 +130,7 @@ class Loan(State):
     def __reduce_ex__(self, protocol: Any) -> Any:
         if not self.is_live:
             return type(None), ()  # the copy has nothing attached
-        how = (
-            "detach it first: s3pet.detach(model), or leave the `with`; tuned.save and s3pet.merge keep what it learned"
-        )
+        how = "detach it first: s3pet.detach(model), or leave the `with`; tuned.save and s3pet.merge keep its tensors"
         raise SearchError(f"{self.what} is not copied or pickled; {how}")
 
 
@@ -161,16 +159,19 @@ def detach(model: nn.Module) -> int:
     use = _use_of(model)
     use.refuse("detach", also_own=True)
     with use.lock:
-        count = sum(1 for _ in _own_hooks(model))
-        for part in model.modules():
-            if isinstance(loan := vars(part).get(MARK), Loan):
-                loan.end()
-            for name in OWN:
+        marks = (vars(part).get(MARK) for part in model.modules())
+        loans = list(dict.fromkeys(mark for mark in marks if isinstance(mark, Loan)))
+        models = [model, *(loan.model for loan in loans)]
+        count = len({key for one in models for _, _, key in _own_hooks(one)})
+        for loan in loans:
+            loan.end()
+        for part, name, key in [hook for one in models for hook in _own_hooks(one)]:
+            vars(part)[name].pop(key, None)
+        for part in (part for one in models for part in one.modules()):
+            for name in OWN:  # such as those of a shallow copy
                 value = vars(part).get(name)
                 if isinstance(value, Loan) or isinstance(getattr(value, "__self__", None), Loan):
                     del vars(part)[name]
-        for part, name, key in [*_own_hooks(model)]:
-            vars(part)[name].pop(key)
         return count
 
 
