@@ -20,7 +20,8 @@ from s3pet.errors import SearchError
 if TYPE_CHECKING:  # s3pet.tasks reads from this room without torch
     from torch import nn
 
-T, F = TypeVar("T"), TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 MARK = "_s3pet_attached"
 OWN = (MARK, "save_pretrained", "forward")  # attributes of modules that s3pet may set
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -214,7 +215,7 @@ def _use_of(model: nn.Module) -> Use:
         return _USES[model]
 
 
-def claimed(model: nn.Module, what: str) -> threading.RLock:  # type: ignore[valid-type]
+def claimed(model: nn.Module, what: str) -> Any:
     """The lock of a model, for a ``with``; raises SearchError while another thread searches or trains on it."""
     use = _use_of(model)
     use.refuse(what)
@@ -281,7 +282,7 @@ def borrows(what: str, *, of: Callable[[Any], nn.Module] | None = None, **option
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def borrowed(*args: Any, **kwargs: Any) -> Any:
-            model = args[0] if args else kwargs.get("model")
+            model: Any = args[0] if args else kwargs.get("model")
             model = of(model) if of is not None else model
             if not callable(getattr(model, "named_modules", None)):  # the function says what is wrong
                 return function(*args, **kwargs)

@@ -99,7 +99,7 @@ def merge(tuned: TunedModel) -> Merged:
         raise ExportError("a supernet is attached to this model; leave the `with` or detach it, then merge")
     own = isinstance(objective, Own)
     model, batches = copy.deepcopy(backbone), [own_probe(tuned)] if own else [*probes(tuned)]
-    with preserved(model, backbone, objective):
+    with preserved(backbone, objective):
         for part in (model, backbone, objective):
             part.eval()
         if isinstance(target, Supernet):

@@ -165,8 +165,8 @@ class Own(Objective):
                 slots[leaf] = weight  # type: ignore[assignment]
             yield
         finally:
-            for slots, weight in before:
-                slots.update(weight)
+            for slots, own in before:
+                slots.update(own)
 
     def _check_output(self, model: nn.Module, inputs: Any, output: Any) -> None:
         """After a training that diverged, the argmax of NaN is 0, which looks like a prediction."""
