@@ -20,10 +20,10 @@ __version__ = "0.1.0"
 _MODULES = {
     "backbones": ("load_backbone",),
     "tasks": ("load_task",),
-    "space": ("make_space", "Rule"),
+    "space": ("make_space",),
     "gates": ("Budget",),
     "structure": ("Structure", "random_structure", "manual_structure"),
-    "supernet": ("attach",),
+    "supernet": ("attach", "detach"),
     "searcher": ("search",),
     "result": ("load_run",),
     "tuning": ("retrain", "load_tuned"),
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from s3pet.plots import describe, plot_gates, plot_structure, save_figure
     from s3pet.result import load_run
     from s3pet.searcher import search
-    from s3pet.space import Rule, make_space
+    from s3pet.space import make_space
     from s3pet.structure import Structure, manual_structure, random_structure
     from s3pet.studies import compare
-    from s3pet.supernet import attach
+    from s3pet.supernet import attach, detach
     from s3pet.tasks import load_task
     from s3pet.transfer import average_gates, retarget_gates
     from s3pet.tuning import load_tuned, retrain

@@ -22,7 +22,7 @@ class View:
     """Shows nothing. Other views override what they need. A view may stop the search, which keeps its result."""
 
     def conduct(self, function: Callable[[], T]) -> T:
-        """Run the search; a view may choose the thread."""
+        """Run the search, in this thread, to which the model is lent."""
         return function()
 
     def start(self, searcher: Any) -> None:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from s3pet import bilevel
-from s3pet.backbones import backbone_checksum, preserved
+from s3pet.backbones import backbone_checksum, borrows, preserved
 from s3pet.errors import DivergedError, SearchError
 from s3pet.files.writing import carried, destination
 from s3pet.gates import GRADIENT_MODES, Budget, BudgetLike, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
@@ -264,6 +264,7 @@ class Searcher:
         return shifted_sigmoid(alpha, costs, self.budget.n_params, gradient=self.settings.gradient, check=False)
 
 
+@borrows("a search")
 def search(
     model: nn.Module,
     task: Task | RowTask,

@@ -28,21 +28,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from s3pet.backbones import unwrapped
+from s3pet.backbones.loans import Loan, attached_to, claimed, detach, is_in_use, lent
 from s3pet.errors import SearchError, StructureMismatchError
 from s3pet.modules import PETS, pet_module
 from s3pet.space import Candidate
 from s3pet.structure import Structure
 
-MARK = "_s3pet_attached"
+__all__ = ["Supernet", "attach", "detach", "fresh_tensors", "is_attached"]
 
 
 class Supernet(nn.Module):
@@ -91,9 +93,8 @@ class Supernet(nn.Module):
         self._shares = self._find_shares(sizes.values(), device) if sizes else None
         self._active: Sequence[Tensor] = list(self.weights)  # what the hooks use: gates multiplied in
         self._last_forward: Sequence[Tensor] | None = None
-        self._hooks: list[Any] = []
-        self.__dict__["also"], self._rest = nullcontext, ExitStack()
-        self._flags: list[tuple[nn.Parameter, bool]] = []
+        self.__dict__["also"], self._loan = nullcontext, cast(Loan | None, None)
+        self._is_lasting = False  # attached for longer than the call of a function that borrows the model
 
     @property
     def is_nested(self) -> bool:
@@ -103,49 +104,60 @@ class Supernet(nn.Module):
     def attach(self) -> Supernet:
         """Put the candidates on and freeze the backbone.
 
-        Raises SearchError if another supernet is attached or the model uses reentrant gradient checkpointing, and
-        StructureMismatchError if a site is not in the model.
+        Raises SearchError if another supernet is attached, another thread searches or trains on the model, or it uses
+        reentrant gradient checkpointing; and StructureMismatchError if a site is not in the model.
         """
         _refuse_reentrant_checkpointing(self.model)
-        if is_attached(self.model):
-            raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
-        try:
-            setattr(self.model, MARK, True)
-            self.model.__dict__["save_pretrained"] = self.save_pretrained  # it would leave the candidates out
-            for parameter in self.model.parameters():
-                self._flags.append((parameter, parameter.requires_grad))
-                parameter.requires_grad_(False)
-            sites = dict(self.model.named_modules())
-            indexed = enumerate(self.candidates)
-            for (path, _), group in groupby(indexed, key=lambda pair: (pair[1].path, "." not in pair[1].role)):
-                if path not in sites:
-                    raise StructureMismatchError(f"{path!r} is not in {type(self.model).__name__}")
-                self._hooks.append(sites[path].register_forward_hook(self._adder([index for index, _ in group])))
-            self._hooks.append(register_optimizer_step_pre_hook(self._check_optimizer))
-            self._rest.enter_context(self.also())
-        except BaseException:  # an interrupt, too
-            self.detach()
-            raise
+        with claimed(self.model, "attach"):
+            self._loan = loan = Loan(self.model, f"a supernet of {len(self.candidates)} candidates")
+            try:
+                loan.take()
+                sites = dict(self.model.named_modules())
+                indexed = enumerate(self.candidates)
+                for (path, _), group in groupby(indexed, key=lambda pair: (pair[1].path, "." not in pair[1].role)):
+                    if path not in sites:
+                        raise StructureMismatchError(f"{path!r} is not in {type(self.model).__name__}")
+                    sites[path].register_forward_hook(partial(self._add_deltas, [index for index, _ in group]))
+                loan.undo.append(register_optimizer_step_pre_hook(self._check_optimizer).remove)
+                also = self.also()
+                leave = partial(also.__exit__, None, None, None)
+                also.__enter__()
+                loan.undo.append(leave)
+                loan.undo.append(partial(setattr, self, "_is_lasting", False))
+                self._is_lasting = not is_in_use(self.model)
+            except BaseException:  # an interrupt, too
+                self.detach()
+                raise
         return self
 
     def detach(self) -> None:
         """Take the candidates off and give the backbone its requires_grad flags back. Safe to call twice."""
-        if not self._flags:
-            return
-        self._rest.close()
-        while self._hooks:
-            self._hooks.pop().remove()
-        for parameter, flag in self._flags:
-            parameter.requires_grad_(flag)
-        self._flags, self._last_forward = [], None
-        for name in (MARK, "save_pretrained"):
-            self.model.__dict__.pop(name, None)
+        if self._loan is not None:
+            self._loan.end()
+            self._last_forward = None
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the candidates are on the model now."""
+        return self._loan is not None and self._loan.is_live
 
     def __enter__(self) -> Supernet:
-        return self if self._flags else self.attach()
+        with claimed(self.model, "attach"):
+            if not self.is_attached:
+                self.attach()
+            cast(Loan, self._loan).entered.append(self)
+        return self
 
     def __exit__(self, *_: object) -> None:
-        self.detach()
+        loan = cast(Loan, self._loan)
+        with loan.lock:
+            try:
+                del loan.entered[-1:]
+            finally:
+                try:
+                    loan.leave()
+                finally:  # an interrupt may have cut it short
+                    loan.leave()
 
     def flatten(self) -> Tensor:
         """All PET tensors as one vector that shares their memory from now on; :meth:`use` takes it as weights."""
@@ -201,13 +213,21 @@ class Supernet(nn.Module):
         """The output of the backbone, with the candidates on for this call."""
         named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         named |= {"pixel_values": pixel_values, "labels": labels}
-        with nullcontext() if self._flags else self:
-            return self.model(*args, **{name: value for name, value in named.items() if value is not None}, **more)
+        given = {name: value for name, value in named.items() if value is not None}
+        return self._call(partial(self.model, *args, **given, **more))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """What the backbone generates with the candidates on."""
-        with nullcontext() if self._flags else self:
-            return self.model.generate(*args, **kwargs)
+        return self._call(partial(self.model.generate, *args, **kwargs))
+
+    def _call(self, function: Callable[[], Any]) -> Any:
+        """Call the model with the candidates on: as it is, if they are attached for longer, or else for this call."""
+
+        def within() -> Any:
+            with self:
+                return function()
+
+        return function() if self._is_lasting else lent(self.model, "a prediction", within, short=True)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Refused with SearchError: the file of a backbone has no place for candidates."""
@@ -261,35 +281,31 @@ class Supernet(nn.Module):
         sources, targets, factors = zip(*shares, strict=True)
         return tuple(torch.tensor(part, device=device) for part in (sources, targets, factors))  # type: ignore[return-value]
 
-    def _adder(self, indices: list[int]) -> Callable[[nn.Module, tuple, Any], Any]:
+    def _add_deltas(self, indices: Sequence[int], site: nn.Module, inputs: tuple, output: Any) -> Any:
         """A forward hook that adds the deltas of these candidates."""
-
-        def add_deltas(site: nn.Module, inputs: tuple, output: Any) -> Any:
-            self._check_recomputation()
-            h = output[0] if isinstance(output, tuple) else output
-            x = inputs[0] if inputs else h
-            changed = h
-            for index in indices:
-                if not self._slots[index]:  # a size within a larger one
-                    continue
-                tensors = {name: self._active[slot].to(h.dtype) for name, slot in self._slots[index].items()}
-                delta = PETS[self.candidates[index].pet].delta(tensors, x, h, site)
-                if delta.dtype != changed.dtype:
-                    changed = changed + delta
-                elif changed is not h:  # adding in place, where the tensor is ours, needs less memory
-                    changed.add_(delta)
-                elif delta.shape == h.shape and not delta._is_view():
-                    changed = delta.add_(h)
-                else:
-                    changed = h + delta
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-        return add_deltas
+        self._check_recomputation()
+        h = output[0] if isinstance(output, tuple) else output
+        x = inputs[0] if inputs else h
+        changed = h
+        for index in indices:
+            if not self._slots[index]:  # a size within a larger one
+                continue
+            tensors = {name: self._active[slot].to(h.dtype) for name, slot in self._slots[index].items()}
+            delta = PETS[self.candidates[index].pet].delta(tensors, x, h, site)
+            if delta.dtype != changed.dtype:
+                changed = changed + delta
+            elif changed is not h:  # adding in place, where the tensor is ours, needs less memory
+                changed.add_(delta)
+            elif delta.shape == h.shape and not delta._is_view():
+                changed = delta.add_(h)
+            else:
+                changed = h + delta
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     def _check_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Refuse the step of an optimiser that has nothing but the frozen backbone, as one of a Trainer of it would."""
         has = [p for group in optimizer.param_groups for p in group["params"]]
-        frozen = {id(parameter) for parameter, _ in self._flags}
+        frozen = {id(parameter) for parameter, _ in self._loan.flags} if self._loan is not None else set()
         if self.candidates and all(not p.requires_grad and id(p) in frozen for p in has):
             what = (
                 "this optimiser has only the frozen backbone, so it trains nothing, and none of the PET modules on it"
@@ -322,8 +338,8 @@ def attach(model: nn.Module, candidates: Iterable[Candidate], *, seed: int = 0) 
 
 
 def is_attached(model: nn.Module) -> bool:
-    """Whether a supernet is attached to this model."""
-    return getattr(model, MARK, False)
+    """Whether a supernet is attached to this model, to a part of it or to a model around it."""
+    return attached_to(model) is not None
 
 
 def _refuse_reentrant_checkpointing(model: nn.Module) -> None:

@@ -125,6 +125,11 @@ class Learner(nn.Module):
         self.objective.prepare(self.dropout and mode)
         return super().train(mode)
 
+    @property
+    def backbone(self) -> nn.Module:
+        """The model that computes: the user's, or a copy of it."""
+        return self.target.model if isinstance(self.target, Supernet) else self.target
+
     def attached(self) -> Any:
         """A context with the PET modules on the backbone; does nothing without a supernet."""
         return self.target if isinstance(self.target, Supernet) else nullcontext()

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from s3pet.backbones import backbone_checksum, n_parameters, name_of, preserved, tokenizer_of, unwrapped
+from s3pet.backbones import backbone_checksum, borrows, n_parameters, name_of, preserved, tokenizer_of, unwrapped
+from s3pet.backbones.loans import refuse_attached
 from s3pet.errors import DivergedError, RunError, SearchError, StructureMismatchError, TaskError
 from s3pet.files.kinds import FLAG, RECORD, RECORDS, TEXT, TEXTS, mapping, number, optional, whole
 from s3pet.files.reading import read_json, read_tensors, reading
@@ -35,7 +36,7 @@ from s3pet.objectives.ready import rebuilt
 from s3pet.objectives.texts import ObjectiveSettings
 from s3pet.records import Cost, recorded, versions
 from s3pet.structure import Structure
-from s3pet.supernet import Supernet, is_attached
+from s3pet.supernet import Supernet
 from s3pet.tasks import Example, Task
 from s3pet.tasks.forms import FORM, form_of, read_records, task_of
 from s3pet.tasks.plain import NamedTask, RowTask, exact_match
@@ -88,6 +89,7 @@ class TunedModel:
         """What the retraining cost: passes, rows, seconds, peak memory."""
         return Cost.of(self.metrics)
 
+    @borrows("a prediction", short=True, of=lambda tuned: tuned.learner.backbone)
     def predict(self, records: Iterable[Any], *, proba: bool = False) -> list[Any] | pd.DataFrame:
         """Label name (or value) of each record; with ``proba`` a table with the probability of each label instead.
 
@@ -121,6 +123,7 @@ class TunedModel:
         generate: Any = self.model.generate
         return generate(*args, **kwargs)
 
+    @borrows("a prediction", short=True, of=lambda tuned: tuned.learner.backbone)
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         """The task's metrics on examples, the main one first."""
         with self.learner.attached():
@@ -152,6 +155,7 @@ class TunedModel:
         return f"TunedModel({self.task.name}, {self.config['structure']}, {split} {self.metrics[split]:.4f})"
 
 
+@borrows("a retraining", seeds=True)
 def retrain(
     model: nn.Module,
     task: Task | RowTask,
@@ -245,7 +249,7 @@ def tune(
     }
     best_step, curve, failure, scores = 0, list[dict[str, float]](), None, dict[str, dict[str, float]]()
     watched = learner.cost.watch_memory(objective.device)
-    with preserved(model, target, objective, all_random_states=True), learner.attached(), watched:
+    with preserved(model, target, objective), learner.attached(), watched:
         torch.manual_seed(recipe.seed)
         if len(learner.weights) and kind != "zero-shot":
             hooks = [*callbacks, Bar()] if progress else callbacks
@@ -371,8 +375,7 @@ def _make_learner(
     """Fresh tensors on the backbone, or for ``"full"`` on a copy of it."""
     if not isinstance(structure, Structure) and structure not in REFERENCES:
         raise SearchError(f"structure {structure!r} is neither a Structure nor one of {', '.join(REFERENCES)}")
-    if is_attached(model):
-        raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
+    refuse_attached(model)
     target = copy.deepcopy(unwrapped(model)).eval() if structure == "full" else model
     objective = objective_of(target, task, settings, seed=seed)
     if structure == "full":

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from s3pet import Rule, attach, load_backbone, load_task, load_tuned, make_space, random_structure, retrain, search
+from s3pet import attach, load_backbone, load_task, load_tuned, make_space, random_structure, retrain, search
 from s3pet.backbones import backbone_checksum
+from s3pet.space import Rule
 
 pytestmark = pytest.mark.slow
 

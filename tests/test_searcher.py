@@ -12,10 +12,11 @@ from tiny import tiny_bert, tiny_classifier, tiny_llama, tiny_mt5, tiny_roberta,
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import Cut, cut_at, easy_task, toy_task
 
-from s3pet import Rule, Structure, average_gates, bilevel, load_run, make_space, retrain, search
+from s3pet import Structure, average_gates, bilevel, load_run, make_space, retrain, search
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import BudgetError, RunError, SearchError
 from s3pet.searcher import Searcher, Settings, make_settings
+from s3pet.space import Rule
 from s3pet.structure import parse_budget
 
 QUIET = {"progress": False, "batch_size": 16}

@@ -9,12 +9,12 @@ from tiny import FAMILIES, meta_t5, tiny_batch, tiny_bert, tiny_llama, tiny_t5
 from transformers import LlamaForCausalLM, T5ForConditionalGeneration
 from zoo import zoo_model
 
-from s3pet import Rule, make_space
+from s3pet import make_space
 from s3pet.backbones.norms import norm_form
 from s3pet.backbones.sites import find_sites
 from s3pet.errors import BackboneError, SpaceError, UnknownSiteError
 from s3pet.modules import PETS
-from s3pet.space import Candidate
+from s3pet.space import Candidate, Rule
 from s3pet.supernet import attach
 
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_batch, tiny_bert, tiny_llama, tiny_t5
 
-from s3pet import Rule, attach, make_space, random_structure
+from s3pet import attach, make_space, random_structure
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import SearchError, StructureMismatchError
 from s3pet.modules import PETS
+from s3pet.space import Rule
 from s3pet.supernet import Supernet
 
 

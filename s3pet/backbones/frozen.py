@@ -1,11 +1,9 @@
-"""What a frozen model is: its kind, its size, a checksum of its weights; and how to leave it as it was."""
+"""What a frozen model is: its kind, its size, a checksum of its weights."""
 
 from __future__ import annotations
 
 import hashlib
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from s3pet.errors import BackboneError
@@ -70,29 +68,3 @@ def backbone_checksum(model: nn.Module, heads: Sequence[str] = ()) -> str:
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def preserved(*modules: nn.Module, all_random_states: bool = False) -> Iterator[None]:
-    """Restore training modes, ``requires_grad`` flags and torch's random states at any exit.
-
-    ``all_random_states`` also restores those of NumPy and Python, which the Trainer seeds. A search leaves these alone:
-    it may run in the background while other code draws from them.
-    """
-    import numpy as np
-    import torch
-
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    flags = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the Trainer seeds the global state
-    try:
-        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
-            yield
-    finally:
-        if all_random_states:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
-        for part, mode in modes:
-            part.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from s3pet.backbones.examples import example_batches
-from s3pet.backbones.frozen import preserved
+from s3pet.backbones.loans import borrows, preserved
 from s3pet.errors import BackboneError
 
 INERT_BELOW = 1e-3  # |Σ g| / Σ |g| of a bias that is cancelled is about 1e-6 (in half precision 1e-3), of others > 0.05
@@ -100,6 +99,7 @@ class Part:
         self.absolute += float(flat.abs().sum())
 
 
+@borrows("looking for sites", short=True, everything=True)
 def run(
     model: nn.Module, parts: Iterable[Part], others: Iterable[str], example: Mapping[str, Any] | None
 ) -> dict[str, Output]:
@@ -120,8 +120,11 @@ def run(
         for part in parts:
             part.calls, part.first, part.reason, part.total, part.absolute = 0, -1, None, None, 0.0
         try:
-            with _untouched(model), torch.enable_grad():
+            with preserved(model, everything=True), torch.enable_grad():
                 torch.manual_seed(0)
+                model.requires_grad_(False).eval()
+                for module in model.modules():
+                    module._forward_hooks.clear()  # the user's own need not see this pass
                 anchor = next(model.parameters()).new_zeros((), requires_grad=True, dtype=torch.float32)
                 for part in parts:
                     hook = part.hook(clock, anchor, alive)
@@ -150,27 +153,6 @@ def run(
     inputs = ", ".join(f"{name!r}: …" for name in needed)
     how = f"Pass keyword arguments of one forward pass: make_space(model, example={{{inputs}}})"
     raise BackboneError(f"{type(model).__name__} could not be run, so its sites are not known. Tried {what}. {how}")
-
-
-@contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Freeze a model; afterwards restore all that its modules hold, also what their code exchanged."""
-    before = [
-        (m, dict(vars(m)), [(v, dict(v)) for v in vars(m).values() if isinstance(v, dict)]) for m in model.modules()
-    ]
-    try:
-        with preserved(model):
-            model.requires_grad_(False).eval()
-            for module in model.modules():
-                module._forward_hooks.clear()  # the user's own need not see this pass
-            yield
-    finally:
-        for module, attributes, tables in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-            for table, content in tables:
-                table.clear()
-                table.update(content)
 
 
 def _noting(path: str, returned: dict[str, Output], alive: list[Tensor]) -> Callable[..., None]:

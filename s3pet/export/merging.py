@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
-from s3pet.backbones import preserved, quiet_transformers
+from s3pet.backbones import borrows, preserved, quiet_transformers
 from s3pet.backbones.sites import linear_widths
 from s3pet.errors import ExportError
 from s3pet.files.writing import new_folder, write_tensors
@@ -76,6 +76,7 @@ class Merged(NamedTuple):
         return Path(path)
 
 
+@borrows("merging", short=True, of=lambda tuned: tuned.learner.backbone)
 @torch.no_grad()
 def merge(tuned: TunedModel) -> Merged:
     """Put the trained tensors of a tuned model into the weights of a copy of its backbone, and compare the two.
@@ -91,15 +92,14 @@ def merge(tuned: TunedModel) -> Merged:
             supernet; or logits that differ by more than rounding.
     """
     objective: Any = tuned.learner.objective
-    target = tuned.learner.target
+    target, backbone = tuned.learner.target, tuned.learner.backbone
     if tuned.structure is None and tuned.config["structure"] not in REFERENCES:
         raise ExportError(f"modules of {tuned.config['structure']} are another library's; merge them with it")
-    backbone = target.model if isinstance(target, Supernet) else target
     if is_attached(backbone):
         raise ExportError("a supernet is attached to this model; leave the `with` or detach it, then merge")
     own = isinstance(objective, Own)
     model, batches = copy.deepcopy(backbone), [own_probe(tuned)] if own else [*probes(tuned)]
-    with preserved(model, backbone, objective):
+    with preserved(backbone, objective):
         for part in (model, backbone, objective):
             part.eval()
         if isinstance(target, Supernet):

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from s3pet.backbones import preserved
+from s3pet.backbones import borrows, preserved
 from s3pet.errors import SearchError, TaskError, check_finite, nearest
 from s3pet.objectives.columns import Bound
 from s3pet.objectives.streams import in_batches
@@ -161,15 +161,15 @@ class Own(Objective):
     @contextmanager
     def with_head(self, weights: Sequence[Tensor] | None = None) -> Iterator[None]:
         """Put the trained tensors of the head into the model."""
-        before = [slots[leaf] for slots, leaf in self._slots]
+        before = [(slots, {leaf: slots[leaf]}) for slots, leaf in self._slots]
         try:
             new = self.head_weights if weights is None else weights
             for (slots, leaf), weight in zip(self._slots, new, strict=True):
                 slots[leaf] = weight  # type: ignore[assignment]
             yield
         finally:
-            for (slots, leaf), weight in zip(self._slots, before, strict=True):
-                slots[leaf] = weight
+            for slots, own in before:
+                slots.update(own)
 
     def _check_output(self, model: nn.Module, inputs: Any, output: Any) -> None:
         """See :meth:`check_scores`."""
@@ -178,6 +178,7 @@ class Own(Objective):
                 self.check_scores(value, name)
 
 
+@borrows("looking at how it learns", short=True)
 def objective_of(model: nn.Module, task: Any, objective: Any = None, *, seed: int = 0) -> Objective:
     """How this backbone learns this task: by an object of the user's own, or as :func:`make_objective` says.
 

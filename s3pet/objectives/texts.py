@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from s3pet.backbones import backbone_kind, preserved
+from s3pet.backbones import backbone_kind, borrows, preserved
 from s3pet.errors import SearchError, TaskError, check_finite
 from s3pet.objectives.choices import WordTree
 from s3pet.objectives.columns import IGNORED, scored_logits, written_inputs
@@ -195,7 +195,7 @@ class Objective(nn.Module):
         encoded = self.encode(examples) if rows is None else rows
         batches = in_batches(encoded, max(1, (batch_size or self.batch_size) // self.n_sequences))
         parts = list[Tensor]()
-        with preserved(self, self.model):
+        with preserved(self, self.model, seeded=False):
             self.model.eval()
             self.eval()
             for numbers in batches:
@@ -360,6 +360,7 @@ class Encoder(Objective):
         return torch.func.functional_call(self.head, named, states.to(self.head.out.weight.dtype))
 
 
+@borrows("looking at how it learns", short=True)
 def make_objective(
     model: nn.Module, task: Task, settings: ObjectiveSettings | Mapping[str, Any] | None = None, *, seed: int = 0
 ) -> Objective:

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from s3pet.backbones import preserved
+from s3pet.backbones import borrows, preserved
+from s3pet.backbones.loans import refuse_attached
 from s3pet.errors import BudgetError, SearchError
 from s3pet.gates import BudgetLike
 from s3pet.modules import LORA_ALPHA
 from s3pet.objectives.texts import Objective, ObjectiveSettings, make_objective
 from s3pet.space import Space, make_space
 from s3pet.structure import parse_budget, select_mask
-from s3pet.supernet import is_attached
 from s3pet.tasks import Task
 from s3pet.tuning import Learner, Recipe, TunedModel, tune
 
@@ -40,6 +40,7 @@ WARMUP, FINAL = 0.1, 0.4  # shares of the steps before the first cut, and after 
 SCALE = 4 * LORA_ALPHA  # of the deltas, by default
 
 
+@borrows("a retraining", seeds=True)
 def retrain_adalora(
     model: nn.Module,
     task: Task,
@@ -86,8 +87,7 @@ def retrain_adalora(
     n_budget, cheapest = parse_budget(space, budget).n_params, min(widths.values())
     if n_budget < cheapest:
         raise BudgetError(f"budget {budget!r} is {n_budget:,} parameters; the cheapest triplet costs {cheapest:,}")
-    if is_attached(model):
-        raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
+    refuse_attached(model)
     target = copy.deepcopy(model)
     with preserved():  # only the random state: PEFT sets the flags of the copy
         torch.manual_seed(chosen.seed)

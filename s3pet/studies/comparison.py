@@ -22,7 +22,7 @@ import pandas as pd
 from torch import nn
 from tqdm.auto import tqdm
 
-from s3pet.backbones import backbone_checksum, n_parameters
+from s3pet.backbones import backbone_checksum, borrows, n_parameters
 from s3pet.errors import DivergedError, RunError
 from s3pet.files.kinds import FLAG, TEXT, check_record, number, optional, whole
 from s3pet.files.reading import read_lines, reading
@@ -144,6 +144,7 @@ def discard(folder: Path | None) -> None:
             folder.parent.rmdir()
 
 
+@borrows("a comparison")
 def measure_together(
     model: nn.Module,
     task: Task,

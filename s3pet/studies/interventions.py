@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from s3pet.backbones import backbone_checksum, preserved
+from s3pet.backbones import backbone_checksum, borrows, preserved
 from s3pet.errors import DivergedError, check_finite
 from s3pet.objectives.streams import derive, in_batches
 from s3pet.objectives.texts import make_objective
@@ -44,6 +44,7 @@ TOGETHER = 24  # candidates in one population
 BATCH = 128  # rows that are scored at once
 
 
+@borrows("a measurement")
 def probe_inert(
     model: nn.Module, task: Task, space: Space, *, rows: int = 8, seed: int = 0, objective: Any = None
 ) -> list[str]:
@@ -74,6 +75,7 @@ def probe_inert(
     return [name for name, change in zip(space.names, changes, strict=True) if change <= least]
 
 
+@borrows("a measurement")
 def solo_utility(
     model: nn.Module,
     task: Task,
@@ -137,6 +139,7 @@ def solo_utility(
         return _solo_table(space, task, rows, idle, chosen["steps"])
 
 
+@borrows("a measurement")
 def drop_utility(
     model: nn.Module,
     task: Task,

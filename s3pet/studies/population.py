@@ -27,13 +27,14 @@ import torch
 from torch import Tensor, nn
 
 from s3pet.backbones import preserved
+from s3pet.backbones.loans import Loan
 from s3pet.errors import SearchError
 from s3pet.modules import PETS
 from s3pet.objectives.streams import Row, Stream, derive, in_batches
 from s3pet.objectives.texts import Batch, Objective, ObjectiveSettings, make_objective
 from s3pet.searcher import CLIP
 from s3pet.space import Candidate
-from s3pet.supernet import MARK, fresh_tensors, is_attached
+from s3pet.supernet import fresh_tensors
 from s3pet.tasks import Example, Task
 from s3pet.trainer import Recipe
 
@@ -113,20 +114,18 @@ class Population:
     # -- on and off the backbone
 
     def __enter__(self) -> Population:
-        if is_attached(self.model):
-            raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
+        loan = Loan(self.model, f"a population of {len(self.members)} members")
         with ExitStack() as undo:
             undo.enter_context(preserved(self.model, self.objective))
-            self.model.requires_grad_(False)
-            setattr(self.model, MARK, True)
-            undo.callback(self.model.__dict__.pop, MARK, None)
+            undo.callback(loan.end)
+            loan.take()
             places = {c.name: c for member in self.members for c in member.candidates}
             before = blocks_before(self.objective, self.model, list(places.values()), self.train_rows[0])
             if not any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules()):  # it runs them again
                 self._shared_blocks = min(before.values(), key=len, default=[])
             modules = dict(self.model.named_modules())
             for path, is_block in {part.key[:2] for part in self._parts if part.key.pet}:
-                undo.enter_context(modules[path].register_forward_hook(self._adder(path, is_block)))
+                modules[path].register_forward_hook(self._adder(path, is_block))
             if self.objective.head is not None:
                 undo.enter_context(self.objective.head.out.register_forward_hook(self._head))
             self._undo = undo.pop_all()

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from s3pet.backbones import borrows
 from s3pet.errors import DivergedError, SearchError
 from s3pet.gates import BudgetLike
 from s3pet.objectives.streams import derive
@@ -52,6 +53,7 @@ class Race:
     scored: int
 
 
+@borrows("a race")
 def race(
     model: nn.Module,
     task: Task,

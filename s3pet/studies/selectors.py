@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from s3pet.backbones import preserved
+from s3pet.backbones import borrows, preserved
 from s3pet.errors import SearchError, SpaceError, nearest
 from s3pet.gates import BudgetLike
 from s3pet.objectives.streams import Stream, derive
@@ -37,6 +37,7 @@ SCORES = ("gradient", "fisher")
 DEPTHS = ("uniform", "top")
 
 
+@borrows("a measurement")
 def sensitivity(
     model: nn.Module,
     task: Task,

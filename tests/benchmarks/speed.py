@@ -107,7 +107,7 @@ def make_spaces(model: Any) -> dict[str, Space]:
     """Make the mixed space, the LoRA space, a tenth of the mixed one, and LoRA in ten sizes."""
     mixed, lora = s3pet.make_space(model, "mixed"), s3pet.make_space(model, "lora")
     tenth = dataclasses.replace(mixed, candidates=mixed.candidates[::10])
-    sizes = s3pet.make_space(model, [s3pet.Rule("lora", ranks=tuple(range(1, 11)))])
+    sizes = s3pet.make_space(model, [s3pet.space.Rule("lora", ranks=tuple(range(1, 11)))])
     return {"mixed": mixed, "lora": lora, "tenth": tenth, "sizes": sizes}
 
 

@@ -5,10 +5,11 @@ import torch
 from tiny import FAMILIES, tiny_bert, tiny_llama, tiny_t5
 from toy import toy_regression, toy_task
 
-from s3pet import Rule, attach, make_space, retrain
+from s3pet import attach, make_space, retrain
 from s3pet.backbones import backbone_checksum
 from s3pet.errors import BudgetError, SearchError, SpaceError, StructureMismatchError
 from s3pet.objectives import Stream, derive, make_objective
+from s3pet.space import Rule
 from s3pet.studies.selectors import SCORES, depth_structure, sensitive_structure, sensitivity
 
 QUICK = {"batches": 2, "batch_size": 8, "seed": 3}
