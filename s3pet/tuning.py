@@ -24,19 +24,21 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from s3pet.backbones import backbone_checksum, n_parameters, name_of, preserved, tokenizer_of, unwrapped
-from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError
+from s3pet.backbones import backbone_checksum, check_model, n_parameters, name_of, preserved, tokenizer_of, unwrapped
+from s3pet.errors import RunError, SearchError, StructureMismatchError, TaskError, shown
+from s3pet.files import kinds
 from s3pet.files.kinds import FLAG, RECORD, RECORDS, TEXT, TEXTS, mapping, number, optional, whole
-from s3pet.files.reading import read_json, read_tensors, reading
+from s3pet.files.reading import path_of, read_json, read_tensors, reading
 from s3pet.files.writing import carried, destination, new_folder, saved_files, write_json, write_tensors
 from s3pet.objectives import OwnObjective
 from s3pet.objectives.own import Own, checked, objective_of
 from s3pet.objectives.ready import rebuilt
 from s3pet.objectives.texts import ObjectiveSettings
-from s3pet.records import Cost, recorded, versions
+from s3pet.records import Cost, made, recorded, versions
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet, is_attached
 from s3pet.tasks import Example, Task
+from s3pet.tasks.checks import TOKENIZER
 from s3pet.tasks.forms import FORM, form_of, read_records, task_of
 from s3pet.tasks.plain import NamedTask, RowTask, exact_match
 from s3pet.tasks.rows import read_split
@@ -99,6 +101,7 @@ class TunedModel:
         Raises:
             TaskError: records that the task cannot read, or ``proba`` of a regression. SearchError: a score is NaN.
         """
+        FLAG.check(TaskError, proba=proba)
         if isinstance(self.learner.objective, Own):
             if proba:
                 raise TaskError(f"{self.config['objective']['own']} predicts no probabilities; call without proba")
@@ -123,6 +126,8 @@ class TunedModel:
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         """The task's metrics on examples, the main one first."""
+        if isinstance(self.task, Task):
+            kinds.many(kinds.instance(Example, "an example, as task.test has them")).check(TaskError, examples=examples)
         with self.learner.attached():
             return self.learner.objective.evaluate(examples)
 
@@ -150,6 +155,9 @@ class TunedModel:
     def __repr__(self) -> str:
         split = "test" if "test" in self.metrics else "validation"
         return f"TunedModel({self.task.name}, {self.config['structure']}, {split} {self.metrics[split]:.4f})"
+
+
+TUNED_MODEL = kinds.instance(TunedModel, "a tuned model, as retrain(…) and load_tuned(…) return it")
 
 
 def retrain(
@@ -187,7 +195,12 @@ def retrain(
         SearchError: bad settings, an attached supernet, or training diverged (then the attribute ``tuned`` of the error
             is the best model scored before, or None).
     """
-    chosen, objective = Recipe(**recipe), checked(objective)
+    chosen, objective = made(Recipe, recipe, "retrain"), checked(objective)
+    check_model(model)
+    FLAG.check(SearchError, progress=progress, test=test)
+    kinds.many(kinds.instance((TrainerCallback, type), "a callback of transformers")).check(
+        SearchError, callbacks=callbacks
+    )
     with destination(out, CONFIG, TUNED, overwrite=False) as folder:
         learner = _make_learner(model, task, structure, objective, chosen.seed)
         checkpoints = None if folder is None else folder / "checkpoint"
@@ -307,7 +320,10 @@ def load_tuned(
             objective that it was tuned with.
         StructureMismatchError: another backbone, or a task with other labels. TaskError: another tokenizer.
     """
-    path, how = Path(path), f"Make one: tuned.save({path})"
+    path, how = path_of(path), f"Make one: tuned.save({path})"
+    check_model(model)
+    TOKENIZER.check(TaskError, tokenizer=tokenizer)
+    optional(kinds.instance((Task, RowTask), "a task, as load_task(…) returns it")).check(TaskError, task=task)
     files = saved_files(path, TUNED, (WEIGHTS, "metrics.json", CONFIG), how)
     with reading(path / CONFIG):
         config = read_json(files[CONFIG], CONFIG_FIELDS, ("structure", "task", "task_hash", "objective", "seed"))
@@ -328,7 +344,8 @@ def load_tuned(
         objective = rebuilt(path, config["objective"], tokenizer)
     if own != (None if objective is None else type(objective).__qualname__):
         how = f"load_tuned(…, objective={own}(…))" if own else "load_tuned without objective="
-        raise RunError(f"{path} was tuned with {own or 'an objective of s3pet, whose settings it holds'}; use {how}")
+        what = own or "an objective of s3pet, whose settings it holds"
+        raise RunError(f"{path} was tuned with {what}, got objective={shown(objective)}; use {how}")
     if config["model_hash"] != (checksum := backbone_checksum(model, config["objective"].get("head", ()))):
         there = f"{config['model']!r} with checksum {config['model_hash'][:12]}"
         raise StructureMismatchError(f"{path} was tuned on backbone {there}, not on this one with {checksum[:12]}")
@@ -367,8 +384,9 @@ def _make_learner(
     model: nn.Module, task: Task | RowTask, structure: Structure | str, settings: Any, seed: int
 ) -> Learner:
     """Fresh tensors on the backbone, or for ``"full"`` on a copy of it."""
-    if not isinstance(structure, Structure) and structure not in REFERENCES:
-        raise SearchError(f"structure {structure!r} is neither a Structure nor one of {', '.join(REFERENCES)}")
+    check_model(model)
+    if not isinstance(structure, Structure) and not kinds.one_of(REFERENCES).holds(structure):
+        raise SearchError(f"structure {shown(structure)} is neither a Structure nor one of {', '.join(REFERENCES)}")
     if is_attached(model):
         raise SearchError("another supernet is attached to this model; detach it first (or use `with`)")
     target = copy.deepcopy(unwrapped(model)).eval() if structure == "full" else model

@@ -3,7 +3,7 @@
 Importing this package does not import torch.
 """
 
-from s3pet.backbones.frozen import backbone_checksum, backbone_kind, n_parameters, preserved, unwrapped
+from s3pet.backbones.frozen import backbone_checksum, backbone_kind, check_model, n_parameters, preserved, unwrapped
 from s3pet.backbones.loading import (
     Backbone,
     embedded_path,
@@ -15,6 +15,6 @@ from s3pet.backbones.loading import (
 )
 
 __all__ = [
-    "Backbone", "backbone_checksum", "backbone_kind", "embedded_path", "list_backbones", "load_backbone",
+    "Backbone", "backbone_checksum", "backbone_kind", "check_model", "embedded_path", "list_backbones", "load_backbone",
     "n_parameters", "name_of", "preserved", "quiet_transformers", "tokenizer_of", "unwrapped",
 ]  # fmt: skip

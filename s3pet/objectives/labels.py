@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s3pet.errors import TaskError
+from s3pet.errors import TaskError, shown
+from s3pet.files.kinds import TEXT, several
 from s3pet.objectives.columns import IGNORED, read_list, read_text
 from s3pet.objectives.heads import ModelLoss
 
@@ -240,8 +241,8 @@ class ImageClassification(ModelLoss):
 
 def named(names: Sequence[str]) -> tuple[str, ...]:
     """Names of classes as a tuple; a TaskError if two are the same, or for one text instead of several names."""
-    if isinstance(names, str) or len({*names}) < len(names):
-        raise TaskError(f"names= must be distinct names, such as ('no', 'yes'); got {reprlib.repr(names)}")
+    if not several(TEXT, 0).holds(names):
+        raise TaskError(f"names= must be distinct names, such as ('no', 'yes'); got {shown(names)}")
     return tuple(names)
 
 
