@@ -140,6 +140,8 @@ def solve_shift(alpha: Tensor, costs: Tensor, budget: float, *, temperature: flo
             raise BudgetError(f"alpha {tuple(alpha.shape)} and costs {tuple(costs.shape)} disagree in candidates")
         POSITIVE.check(BudgetError, temperature=temperature)
         number().check(BudgetError, budget=budget)
+        if not bool(torch.isfinite(costs).all()):
+            raise BudgetError("costs must be finite, got NaN or infinity among them")
         if not 0 < budget < float(total):
             what = f"budget {budget:,} parameters is not between 0 and the {float(total):,.0f} parameters of all"
             raise BudgetError(f"{what} {len(costs)} candidates together; take a smaller budget or a larger space")

@@ -178,7 +178,7 @@ class Rule:
                 continue
             single = isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable)
             values = (value,) if single else tuple(value)
-            valid = values and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
+            valid = values and all(isinstance(v, kind) and not isinstance(v, bool) and v != "" for v in values)
             if not valid or (name == "ranks" and min(values) < 1):
                 what = {"layers": "whole numbers", "ranks": "whole numbers of at least 1"}.get(name, "patterns")
                 raise SpaceError(f"{name} of a rule must be {what}, not {value!r}")

@@ -262,7 +262,7 @@ def select_structure(
 ) -> Structure:
     """The structure that :func:`select_mask` gives for these probabilities; raises as :func:`parse_budget`."""
     parsed = parse_budget(space, budget)
-    kinds.instance(Mapping, "a mapping").check(StructureMismatchError, origin=origin or {})
+    kinds.instance(Mapping, "a mapping").check(StructureMismatchError, origin={} if origin is None else origin)
     mask = select_mask(probs, space.costs, parsed.n_params, space.groups)
     return _structure(space, mask, parsed.n_params, origin or {"kind": "selected"}, probs)
 

@@ -49,13 +49,8 @@ DEFAULT_LR = {"pet": 3e-3, "head": 3e-3, "full": 5e-4, "adalora": 3e-3}
 WEIGHTS, CONFIG, TUNED = "weights.safetensors", "tuned.json", "tuned model"
 CONFIG_FIELDS = {
     **dict.fromkeys(("structure", "model", "model_hash", "task", "task_hash"), TEXT),
-    **{
-        "label_words": TEXTS,
-        "regression": FLAG,
-        "objective": RECORD,
-        "form": optional(FORM),
-        "lr": optional(number(0)),
-    },
+    **{"label_words": TEXTS, "regression": FLAG, "objective": RECORD, "form": optional(FORM)},
+    **{"lr": optional(number(0))},
     **{name: whole(1) for name in ("steps", "batch_size", "evaluations")},
     **{"seed": whole(), "lr_warmup": whole(), "vector_lr": number(0), "dropout": FLAG, "versions": mapping(TEXT)},
 }
@@ -198,9 +193,8 @@ def retrain(
     chosen, objective = made(Recipe, recipe, "retrain"), checked(objective)
     check_model(model)
     FLAG.check(SearchError, progress=progress, test=test)
-    kinds.many(kinds.instance((TrainerCallback, type), "a callback of transformers")).check(
-        SearchError, callbacks=callbacks
-    )
+    callback = kinds.instance((TrainerCallback, type), "a callback of transformers")
+    kinds.many(callback).check(SearchError, callbacks=callbacks)
     with destination(out, CONFIG, TUNED, overwrite=False) as folder:
         learner = _make_learner(model, task, structure, objective, chosen.seed)
         checkpoints = None if folder is None else folder / "checkpoint"
@@ -348,7 +342,9 @@ def load_tuned(
         raise RunError(f"{path} was tuned with {what}, got objective={shown(objective)}; use {how}")
     if config["model_hash"] != (checksum := backbone_checksum(model, config["objective"].get("head", ()))):
         there = f"{config['model']!r} with checksum {config['model_hash'][:12]}"
-        raise StructureMismatchError(f"{path} was tuned on backbone {there}, not on this one with {checksum[:12]}")
+        raise StructureMismatchError(
+            f"{path} was tuned on backbone {there}, not on this {type(model).__name__} with {checksum[:12]}"
+        )
     if task is None and own and config.get("form") is None:
         task = NamedTask(config["task"], (), (), metrics={metrics["metric"]: exact_match})
     if task is None and config.get("form") is None:

@@ -39,6 +39,7 @@ class TokenClassification(ModelLoss):
         max_length: int = 128, head: Sequence[str] | None = None,
     ):  # fmt: skip
         super().__init__(padding={"input_ids": getattr(tokenizer, "pad_token_id", 0) or 0, "words": -1}, head=head)
+        TEXT.check(TaskError, tokens=tokens, tags=tags)
         self.tokenizer, self.names, self.columns, self.max_length = tokenizer, named(names), (tokens, tags), max_length
         self.check_options(max_length=2)
         if not getattr(tokenizer, "is_fast", False):
@@ -116,6 +117,8 @@ class MultiLabel(ModelLoss):
     ):  # fmt: skip
         super().__init__(padding={"input_ids": getattr(tokenizer, "pad_token_id", 0) or 0}, head=head)
         self.tokenizer, self.names, self.max_length = tokenizer, named(names), max_length
+        TEXT.check(TaskError, target=target)
+        several(TEXT).check(TaskError, text=[text] if isinstance(text, str) else text)
         self.text, self.target = (text,) if isinstance(text, str) else tuple(text), target
         self.check_options(max_length=2)
         if len(self.text) not in (1, 2):
@@ -196,6 +199,7 @@ class ImageClassification(ModelLoss):
         head: Sequence[str] | None = None,
     ):  # fmt: skip
         super().__init__(head=head)
+        TEXT.check(TaskError, image=image, label=label)
         self.processor, self.names, self.columns = processor, named(names), (image, label)
 
     @property

@@ -76,9 +76,8 @@ class ObjectiveSettings:
         names = [entry.name for entry in fields(cls)]
         if not isinstance(settings, Mapping | None) or not set(settings or {}) <= set(names):
             own = "An object of your own (s3pet.objectives) goes to search, retrain and load_tuned only"
-            raise SearchError(
-                f"objective must be a mapping of some of {', '.join(names)}; got {shown(settings)}. {own}"
-            )
+            what = f"objective must be a mapping of some of {', '.join(names)}; got {shown(settings)}"
+            raise SearchError(f"{what}. {own}")
         return cls(**(settings or {}))
 
 
@@ -378,8 +377,8 @@ def make_objective(
         what = f"a {type(task).__name__} is not a task of texts and labels, which load_task makes"
         raise TaskError(f"{what}; rows of another form need objective=, an object: see s3pet.objectives")
     if getattr(model, "config", None) is None:
-        what = f"model must be one of transformers, which has a config, got a {type(model).__name__}"
-        raise BackboneError(f"{what}; any other needs objective=, an object: see s3pet.objectives")
+        what = f"model must be one of transformers with a config, got a {type(model).__name__}; others need objective="
+        raise BackboneError(f"{what}, an object: see s3pet.objectives")
     if task.tokenizer is None:
         raise TaskError(f"task {task.name!r} has no tokenizer; give one: load_task({task.name!r}, tokenizer)")
     if kind == "encoder":

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from s3pet.errors import PlotError, shown
-from s3pet.files.kinds import TEXT, Kind, one_of
+from s3pet.files.kinds import one_of
 from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_for, in_order, readable_on, rim, wrapped
 from s3pet.plots.sizes import shown_ranks, write_ranks
 from s3pet.plots.style import PETS, as_table, figure_of, flag, new_axes, new_figure, style, styled, value_limits
@@ -117,8 +117,7 @@ def gate_cells(
     one_of(("max", "sum", "mean")).check(PlotError, how=how)
     if not pd.api.types.is_numeric_dtype(table[value]):
         raise PlotError(f"Column {value!r} holds {table[value].dtype}; a colour needs numbers, as 'prob' has.")
-    grid = grid or make_grid(table)
-    flags = {name: flag(table, name) for name in ("chosen", "inert")}
+    grid, flags = grid or make_grid(table), {name: flag(table, name) for name in ("chosen", "inert")}
     table = table.assign(column=_columns(table), value=table[value].astype(float), **flags)
     keys = ["role", "pet", "stack", "column"]
     groups = table.groupby(keys, sort=False, observed=True)
@@ -291,8 +290,6 @@ def plot_difference(
     Raises:
         RunError: the two searched different spaces.
     """
-    pair = Kind("two texts", lambda v: isinstance(v, list | tuple) and len(v) == 2 and all(map(TEXT.holds, v)))
-    pair.check(PlotError, names=names)
     first, second = (as_table(gates, [*MAP_COLUMNS, "site", value]) for gates in (one, other))
     grid = make_grid(gate_difference(first, second, value))  # raises unless they have the same candidates
     a, b = (gate_cells(table, value, grid=grid).set_index(["x", "y"]) for table in (first, second))

@@ -140,6 +140,7 @@ def style() -> Style:
 
 ARGUMENTS: dict[str, Kind] = {  # of all figures, by name
     "ax": optional(instance(Axes, "Axes of matplotlib")),
+    "names": Kind("two texts", lambda v: isinstance(v, tuple | list) and len(v) == 2 and all(map(TEXT.holds, v))),
     "figure": optional(instance(Figure, "a figure of matplotlib")),
     **dict.fromkeys(("title", "metric"), optional(instance(str, "a text"))),
     **dict.fromkeys(("cbar", "relative", "ranks"), FLAG),

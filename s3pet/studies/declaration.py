@@ -93,6 +93,8 @@ def check_study(study: Any) -> None:
     mapping(RECORD).check(StudyError, recipes=study.recipes)
     for task in ["", *study.recipes]:
         _check_fields(Recipe, study.recipe(task), f"retrain of {task}" if task else "retrain", without=("seed", "lr"))
+    shared = {name: value for name, value in study.search.items() if name not in ("budget", "settings")}
+    _check_fields(Settings, shared, "search", without=("seed",))
     for name, changes in study.searches.items():
         settings = {**study.search, **changes}
         if "budget" not in settings or not one_of(PRESETS).holds(preset := settings.pop("settings", "default")):
@@ -185,12 +187,14 @@ def _problem(study: Any, name: str, entry: Any) -> str | None:
     unknown = sorted(set(entry) - {"kind", "budgets", "seeds", "repeats", *options})
     if unknown:
         return f"of kind {kind} has {unknown}; it may have {', '.join(options)}"
-    values = OPTIONS | {"search": one_of([*study.searches]), "sources": several(one_of([*study.tasks]))}
+    values: dict[Any, Any] = OPTIONS | {"search": one_of([*study.searches]), "sources": several(one_of([*study.tasks]))}
     values |= {"name": one_of([*MANUAL, "all"] if kind == "manual" else REFERENCES)}
     for option, value in {"name": name, **dict.fromkeys(NEEDED & {*options}), **entry}.items():
         if option in values and (option != "name" or "name" in options) and not values[option].holds(value):
             return f"has {option} {shown(value)}; expected {values[option].what}"
     _check_budgets("budgets", entry.get("budgets", ()))
+    if KINDS[kind].per_budget and not study.budgets_of(entry):
+        return "is made for a budget, and budgets are []; give one or more"
     if "rules" in entry:
         _check_space(entry["rules"])
     if "repeats" in entry and not study.is_seeded(entry):

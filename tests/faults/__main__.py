@@ -1,10 +1,11 @@
-"""The long form: ``python tests/faults``. Prints what came of damaged files, kills, two processes and full disks."""
+"""The long form: ``python tests/faults``. Prints what came of bad arguments, damaged files, kills and full disks."""
 
 import argparse
 import os
 import signal
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -12,6 +13,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg")
 
+import fault_arguments  # noqa: E402
 import fault_kills  # noqa: E402
 from fault_cases import OUTCOMES, Harness, in_child, many_cases  # noqa: E402
 from fault_kinds import KINDS, make_all  # noqa: E402
@@ -22,12 +24,18 @@ def main():
     parser.add_argument("--cases", type=int, default=1500, help="damaged files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-hashes", action="store_true", help="as files of earlier versions, which hold no hashes")
-    parser.add_argument("--only", choices=("files", "kills"), help="one part")
+    parser.add_argument("--only", choices=("arguments", "files", "kills"), help="one part")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # prints what is known, as Ctrl-C
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if options.only != "kills":
+        if options.only in (None, "arguments"):
+            (folder / "arguments").mkdir()
+            counts = fault_arguments.report(folder / "arguments")
+            print(f"\n{'bad arguments':<24}" + "".join(f"{o:>10}" for o in fault_arguments.OUTCOMES))
+            for call, own in [*counts.items(), ("all", sum(counts.values(), Counter()))]:
+                print(f"{call:<24}" + "".join(f"{own[o]:>10}" for o in fault_arguments.OUTCOMES), flush=True)
+        if options.only in (None, "files"):
             (fixtures := folder / "fixtures").mkdir()
             made, _ = in_child(lambda: make_all(fixtures) or "made", wait=600)
             assert made == "made", made
@@ -36,7 +44,7 @@ def main():
             for kind in KINDS:
                 print(f"{kind:<16}" + "".join(f"{by_kind[kind][o]:>19}" for o in OUTCOMES))
             print(f"{'all':<16}" + "".join(f"{counts[o]:>19}" for o in OUTCOMES))
-        if options.only != "files":
+        if options.only in (None, "kills"):
             print(f"\n{'kills':<28}{'moments':>9}{'old':>6}{'new':>6}{'unfinished':>12}{'bad':>6}{'repeatable':>12}")
             for what, counts in fault_kills.all_scenes(folder):
                 numbers = [sum(counts.values()) - counts["repeated"] - counts["not"]]

@@ -11,7 +11,6 @@ import re
 import signal
 import warnings
 from collections import Counter
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +74,7 @@ def bad_values(g):
         "proposals": [5, [], {}, odd, [g.structure], {"a": None}, {"a": "full"}, {"a": [g.structure]},
                       {"a": g.elsewhere}],
         "own candidates": [5, "mixed", odd, ["a"], [5], [g.space.candidates[0]] * 2],
+        "names of parts": [5, "classifier", odd, [5], [None], {"a": 1}, True],
         "patterns": [5, [], odd, [5], [None], {"a": 1}, True, ""],
         "layers or ranks": [2.5, "0", [], odd, ["a"], [None], {"a": 1}, True, [True], nan],
         "candidates": [5, "mixed", odd, ["a"], [5], [g.space.candidates[0]] * 2, g.elsewhere],
@@ -117,6 +117,7 @@ def bad_values(g):
         "figure": [5, "x", odd, [], g.axes],
         "axes or figure": [5, "x", odd, [], g.result],
         "formats": ["png", 5, [5], ["doc"], odd, [None], []],
+        "cost": [True, "x", nan, [1], -1, 0],
         "limit": [True, "1", nan, inf, [1], odd],
         "layers": [5, "01", [0], [0, 1, 2], ["a", "b"], [True, 2.5], odd, (3, 1), (nan, 1)],
         "pair": [5, "ab", ["a"], [1, 2], odd, {}],
@@ -187,6 +188,8 @@ def _interrupt(*_):
 
 def _names(case, message):
     """Whether a message names the argument, and what was passed or its type."""
+    if case.call.startswith("study file"):  # an entry, which a message names with its place
+        return case.argument in message or case.says in message
     words = "|".join(word for word in (case.argument.strip("-"), case.says) if word)
     if not re.search(rf"\b({words})\b", message):
         return False
@@ -195,12 +198,12 @@ def _names(case, message):
     while parts:
         value = parts.pop()
         texts = (str(value), repr(value), f"{value:,}" if type(value) is int else "", type(value).__name__)
-        texts = (*texts, getattr(value, "__name__", ""))
+        texts = (*texts, getattr(value, "__name__", ""), str(len(value)) if isinstance(value, list) else "")
         empty = hasattr(value, "__len__") and not isinstance(value, torch.nn.Module) and not len(value)
         if empty or isinstance(value, torch.Tensor) or any(text and text[:12].casefold() in message for text in texts):
             return True
         parts += [*value.items()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
-        parts += [key for key in value.columns] if isinstance(value, pd.DataFrame) else []
+        parts += list(value.columns) if isinstance(value, pd.DataFrame) else []
     return False
 
 
@@ -217,26 +220,28 @@ def all_cases(g, calls):
 
 
 def welcome(calls):
-    """Good calls, and the same with numbers of NumPy: pairs of a name and a function."""
+    """Good calls, and quick ones with numbers of NumPy: pairs of a name and a function."""
     for call in calls:
         yield call.name, call.with_()
+        if "model" in call.kinds or call.name.startswith(("plots", "widgets", "Bench", "push", "Study")):
+            continue  # the others take the same numbers by the same checks
         for argument, kind in call.kinds.items():
-            for value in GOOD.get(kind, ()):
+            for value in GOOD.get(kind, ()) if argument not in ("total", "n_train") else ():
                 yield f"{call.name}({argument}={value!r})", call.with_(argument, value)
 
 
 def report(folder, show=print):
     """Judge all cases and print those that are not clear; returns the counts by call."""
     import fault_calls
+    import fault_files
+    import matplotlib.pyplot as plt
 
     g = fault_calls.good_objects(folder)
     counts = {}
-    for case in [*all_cases(g, fault_calls.table(g)), *fault_calls.command_cases(g), *fault_calls.study_cases(g)]:
+    for case in [*all_cases(g, fault_calls.table(g)), *fault_files.command_cases(g), *fault_files.study_cases(g)]:
         outcome, said = judge(case)
         counts.setdefault(case.call.split(".")[0], Counter())[outcome] += 1
+        plt.close("all")
         if outcome != "clear":
             show(f"{outcome:<9} {case.call}({case.argument}={case.value!r:.60}): {said[:160]!r}")
     return counts
-
-
-Good = SimpleNamespace

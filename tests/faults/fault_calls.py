@@ -3,16 +3,11 @@
 A kind is a word of ``fault_arguments.bad_values``. Arguments whose name says their kind are not repeated in each call.
 """
 
-import contextlib
 import inspect
-import io
 import json
-from functools import partial
 from itertools import count
 from types import SimpleNamespace
 
-import yaml
-from fault_arguments import Case
 from fault_kinds import SEARCH, STUDY
 from rows import rows
 from tiny import tiny_bert, tiny_t5
@@ -20,10 +15,8 @@ from toy import short_task, toy_tokenizer
 
 import s3pet
 from s3pet import objectives, plots, studies, tasks, transfer, utility, widgets
-from s3pet.cli import main
-from s3pet.errors import S3PetError
 from s3pet.export import push_to_hub, save_folder
-from s3pet.gates import expected_gates, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
+from s3pet.gates import shifted_sigmoid, solve_shift
 from s3pet.objectives.texts import ObjectiveSettings
 from s3pet.searcher import Settings
 from s3pet.structure import select_mask, select_structure
@@ -52,20 +45,25 @@ KIND_OF = {
     **dict.fromkeys(("lr", "alpha_lr", "vector_lr", "temperature"), "positive"),
 }
 ALIASES = {  # how else a message may name an argument
-    "gates": "gate table|table|DataFrame|search|panels|searches", "table": "DataFrame", "utility": "utility table|column",
-    "source": "task|rows?|split|column|labels?|space|search", "rules": "rule|space|PET module|role|site", "k": "keep",
-    "candidates": "candidate|structure|DataFrame|table", "proposals": "structure", "records": "record", "place": "a",
-    "seeds": "seed", "results": "result|search|searches|DataFrame|table", "example": "could not be run", "p": "column",
-    "objective": "loss|max_length|pooling|class_weights|setting", "settings": "objective|loss|max_length|pooling|class_weights",
-    "path": "folder|file|holds no|is not", "name": "structure|task|backbone|folder|style", "value": "column|budget",
-    "label_words": "words", "label_names": "names|words", "one": "search|DataFrame|table", "other": "search|DataFrame|table",
-    "runs": "run|search|holds no|does not exist", "inert": "candidate", "names": "candidate", "examples": "predictions|rows?",
-    "structure": "table|DataFrame|structures", "model": "backbone|Linear", "methods": "method|structure", "result": "search|DataFrame|table",
-    "baseline": "structure", "text_columns": "text column|columns?", "space": "table|DataFrame", "probs": "alpha", "costs": "alpha",
-    "label_column": "column", "by": "column", "tasks": "task", "structures": "structure", "within": "column", "key": "structure",
-    "candidate": "candidate", "search": "search", "path_or_name": "no folder of a bench", "callbacks": "callback", "alpha": "α",
-    "pairs": "table|DataFrame", "stack": "stack", "score": "column", "model_": "", "predictions": "labels", "labels": "predictions",
-}  # fmt: skip
+    "gates": "gate table|table|DataFrame|search|panels|searches", "table": "DataFrame",
+    "utility": "utility table|column", "source": "task|file|rows?|split|column|labels?|space|search",
+    "rules": "rule|space|PET module|role|site", "metrics": "metric", "k": "keep",
+    "candidates": "candidate|structure|DataFrame|table", "proposals": "structure", "records": "record",
+    "seeds": "seed", "results": "result|search|searches|DataFrame|table", "example": "could not be run",
+    "p": "column", "objective": "loss|max_length|pooling|class_weights|setting",
+    "settings": "objective|loss|max_length|pooling|class_weights", "path": "folder|file|holds no|is not",
+    "name": "structure|task|backbone|folder|style", "value": "column|budget", "label_words": "words",
+    "label_names": "names|words", "one": "search|DataFrame|table", "other": "search|DataFrame|table",
+    "runs": "run|search|holds no|does not exist", "inert": "candidate", "names": "candidate",
+    "examples": "predictions|rows?", "structure": "table|DataFrame|structures", "model": "backbone|Linear",
+    "methods": "method|structure", "result": "search|DataFrame|table", "baseline": "structure",
+    "text_columns": "text column|columns?", "space": "table|DataFrame", "probs": "alpha|probabilities",
+    "costs": "alpha", "label_column": "column", "by": "column", "tasks": "task", "structures": "structure",
+    "within": "column", "key": "structure", "path_or_name": "no folder of a bench", "callbacks": "callback",
+    "alpha": "α", "pairs": "table|DataFrame", "score": "column", "predictions": "labels", "labels": "predictions",
+}
+
+FREE = {"check", "groups", "grid", "space", "test"}  # arguments of a few calls that any value goes with, or inner ones
 
 
 class Call:
@@ -75,9 +73,10 @@ class Call:
         self.name, self.function, self.good = name, function, good or {}
         parameters = inspect.signature(function).parameters
         self.defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
-        self.kinds = {n: KIND_OF.get(n) for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        self.kinds = {n: KIND_OF.get(n) for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD,
+            p.VAR_POSITIONAL)}
         self.kinds |= {n: KIND_OF[n] for n in more}
-        self.defaults |= dict.fromkeys({"patience", *(["lr", "dropout"] if "vector_lr" in more else [])})
+        self.defaults |= dict.fromkeys({"patience", "metric", *(["lr", "dropout"] if "vector_lr" in more else [])})
         self.kinds = {n: kind for n, kind in (self.kinds | kinds).items() if kind != "any"}
         lacking = [n for n, kind in self.kinds.items() if kind is None]
         assert not lacking, f"{name}: no kind of {lacking}"
@@ -128,7 +127,8 @@ def good_objects(folder):
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in g.rows))
     theirs = [{"encoder.block.0.layer.0.SelfAttention.q": {"parallel": {"Lora": {"lora_r": 1}}}}]
     (folder / "theirs.json").write_text(json.dumps(theirs))
-    gates = [f"|encoder.block.{k}.layer.0.SelfAttention.q |parallel |Lora |{64 / 2**20:.9f} |0.1 |0.6 |" for k in (0, 1)]
+    gates = [f"|encoder.block.{k}.layer.0.SelfAttention.q |parallel |Lora |{64 / 2**20:.9f} |0.1 |0.6 |" for k in (0,
+        1)]
     (folder / "theirs.txt").write_text("\n".join(gates))
     (folder / "study.yaml").write_text(STUDY)
     g.study = studies.Study.load(folder / "study.yaml")
@@ -170,7 +170,8 @@ def table(g):
                layers="layers or ranks", ranks="layers or ranks", exclude="patterns")
     yield Call("Budget", s3pet.Budget, {"n_params": 10, "total": 1000}, n_params="count", total="count")
     yield Call("Budget.parse", s3pet.Budget.parse, {"value": 600, "total": 10**6}, value="budget", total="count")
-    yield Call("Structure", s3pet.Structure, {"candidates": g.structure.candidates, "model_id": "x"}, candidates="own candidates", model_id="text",
+    yield Call("Structure", s3pet.Structure, {"candidates": g.structure.candidates, "model_id": "x"},
+        candidates="own candidates", model_id="text",
                space="text", budget="count", origin="origin", probs="numbers", layers="mapping")
     yield Call("Structure.jaccard", g.structure.jaccard, {"other": g.structure}, other="own structure")
     yield Call("Structure.retarget", g.structure.retarget, {"space": g.space})
@@ -286,7 +287,7 @@ def method_calls(g, parts, recipe, trained):
     yield Call("gates.shifted_sigmoid", shifted_sigmoid, {"alpha": probs, "costs": costs, "budget": 600},
                alpha="tensor", costs="tensor", budget="positive", gradient="name", check="any")
     yield Call("structure.select_mask", select_mask, {"probs": probs, "costs": costs, "budget": 600}, probs="tensor",
-               costs="tensor", budget="positive", groups="any")
+               costs="tensor", budget="cost", groups="any")
     yield Call("structure.select_structure", select_structure, {"space": g.space, "probs": probs, "budget": 600},
                probs="tensor", origin="origin")
     yield Call("Task.subsample", g.task.subsample, {}, n_train="count", n_validation="count", n_test="count")
@@ -300,15 +301,17 @@ def method_calls(g, parts, recipe, trained):
     yield Call("objectives.Generation", objectives.Generation, of_tokens, source="text", target="text",
                max_length="least 2", max_target="least 2")
     yield Call("objectives.MultiLabel", objectives.MultiLabel, of_tokens | {"names": ["a", "b"]}, names="words",
-               text="words", target="text", max_length="least 2", head="words")
+               text="patterns", target="text", max_length="least 2", head="names of parts")
     yield Call("objectives.TokenClassification", objectives.TokenClassification, of_tokens, names="words",
-               tokens="text", tags="text", max_length="least 2", head="words")
-    yield Call("objectives.ModelLoss", objectives.ModelLoss, {}, prepare="function", padding="mapping", head="words")
+               tokens="text", tags="text", max_length="least 2", head="names of parts")
+    yield Call("objectives.ModelLoss", objectives.ModelLoss, {}, prepare="function", padding="mapping",
+        head="names of parts")
     yield Call("objectives.make_objective", objectives.make_objective, {"model": g.model, "task": g.task},
                settings="objective", task="text task")
     of_texts = {"task": "text task"}
     two = {"a": g.structure, "b": s3pet.manual_structure(g.space, "lnfit")}
-    yield Call("studies.race", studies.race, {"model": g.model, "task": g.task, "proposals": two, **recipe, "steps": 4}, **of_texts,
+    yield Call("studies.race", studies.race, {"model": g.model, "task": g.task, "proposals": two, **recipe,
+        "steps": 4}, **of_texts,
                lrs="rates", rungs="rungs", more=(*trained[:2], *trained[3:-1]))
     yield Call("studies.proposals", studies.proposals, {"source": g.space, "budget": 600}, source="space")
     yield Call("studies.probe_inert", studies.probe_inert, parts, **of_texts)
@@ -355,7 +358,7 @@ def method_calls(g, parts, recipe, trained):
     yield Call("Study.load", studies.Study.load, {"path": g.folder / "study.yaml"}, path="file")
     yield Call("Study.only", g.study.only, {}, tasks="names", structures="names")
     yield Call("Study.run", lambda jobs=1, tasks=("*",), structures=("*",): None if (jobs, tasks, structures) in (
-        (1, ("*",), ("*",)), (2, ("*",), ("*",))) else g.study.run(jobs=jobs, tasks=tasks, structures=structures), {},
+        (1, ("*",), ("*",)),) and jobs is not True else g.study.run(jobs=jobs, tasks=tasks, structures=structures), {},
         tasks="names", structures="names")
 
 
@@ -366,126 +369,3 @@ def _styled(name="notebook", *, dark=False):
 
 def _watched(search):
     return widgets.watch(search) if search is not list else None
-
-
-# --- the command line -------------------------------------------------------------------------------------------------
-
-
-def command(*argv):
-    """Run a command; exit code 2 is an error of the library, with what was printed."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        try:
-            code = main([str(part) for part in argv])
-        except SystemExit as end:
-            code = end.code
-    assert "Traceback" not in said.getvalue()
-    if code == 2:
-        raise S3PetError(said.getvalue())
-    assert code == 0, code
-
-
-def command_cases(g):
-    """Commands with one bad option, a missing file, or a folder for a file."""
-    f, new = g.folder, New(g.folder)
-    at = ["--model", f / "backbone", "--quiet"]
-    task = ["--task", f / "rows.jsonl"]
-    search = ["search", *at, *task, "--budget", "600", "--steps", "1", "--batch-size", "4"]
-    retrain = ["retrain", f / "structure.json", *at, *task, "--steps", "1", "--batch-size", "4"]
-    compare = ["compare", f / "runs" / "one", *at, *task, "--steps", "1", "--batch-size", "4", "--random", "1"]
-    study = ["study", "show", f / "study.yaml"]
-    alone = ["--manual", "--references"]
-    for start, options in (
-        (search, SEARCHED | TRAINED | {"--task": FILES, "--model": FILES, "--space": RULES, "--out": OUTS}),
-        (retrain, TRAINED | {"--task": FILES, "--model": FILES, "--space": RULES, "--patience": NUMBERS}),
-        ([*compare, *alone], TRAINED | {"--random": ["x", "-1", "1.5"], "--seeds": ["x", "0", "-1"], "--seed": ["0"]}),
-        (compare, {"--manual": ["nonsense"], "--references": ["nonsense"], "--out": [f]}),
-        (study, {"--baseline": ["nonsense"], "--tasks": ["nonsense"], "--structures": ["nonsense"], "--jobs": ["x"]}),
-        (["study", "run", f / "study.yaml"], {"--jobs": ["0", "-1"], "--tasks": ["nonsense"]}),
-        (["space", "--model", f / "backbone"], {"--space": RULES}),
-        (["space"], {"--model": FILES}),
-        (["demo", "--task", f / "rows.jsonl"], {"--n-train": NUMBERS, "--out": [f / "rows.jsonl"]}),
-    ):
-        for option, values in options.items():
-            for value in values:
-                extra = ["--out", new()] if "search" in start[:1] and option != "--out" else []
-                argv = [*start, *extra, option, f / "rows.jsonl" if value == "FILE" else value]
-                says = "|".join(filter(None, [option.strip("-").replace("-", "_"), ALIASES.get(option.strip("-"))]))
-                yield Case(f"cli.{start[0]} {option}", option, str(value), partial(command, *argv), says + "|unrecognized|file|folder|rows?|backbone|space|task|alpha_lr|column")
-    for name, value, *argv in (
-        ("structure", "nowhere.json", "retrain", "nowhere.json", *at, *task),
-        ("structure", f, "retrain", f, *at, *task),
-        ("structure", f / "rows.jsonl", "retrain", f / "rows.jsonl", *at, *task),
-        ("runs", "nowhere", "compare", "nowhere", *at, *task),
-        ("runs", f / "rows.jsonl", "compare", f / "rows.jsonl", *at, *task),
-        ("tuned", "nowhere", "export", "merge", "nowhere", new(), "--model", f / "backbone"),
-        ("tuned", f / "rows.jsonl", "export", "merge", f / "rows.jsonl", new(), "--model", f / "backbone"),
-        ("kind", "zip", "export", "zip", f / "tuned", new()),
-        ("out", f / "rows.jsonl", "export", "merge", f / "tuned", f / "rows.jsonl", "--model", f / "backbone"),
-        ("file", "nowhere.yaml", "study", "show", "nowhere.yaml"),
-        ("file", f, "study", "show", f),
-        ("file", f / "rows.jsonl", "study", "show", f / "rows.jsonl"),
-        ("action", "draw", "study", "draw", f / "study.yaml"),
-        ("command", "nonsense", "nonsense"),
-    ):
-        yield Case(f"cli.{argv[0]} {name}", name, str(value), partial(command, *argv), "command|invalid choice|file|run folder|tuned|structure|holds no")
-
-
-NUMBERS = ["x", "0", "-1", "1.5", "nan"]
-FILES = ["nowhere", "", "FILE.txt"]
-RULES = ["nonsense", "[", "[5]", "[{}]", '[{"pet": "nonsense"}]', "5", "{}", ""]
-OUTS = ["FILE", ""]
-TRAINED = {"--steps": NUMBERS, "--batch-size": NUMBERS, "--lr": ["x", "0", "-1", "nan", "inf"], "--seed": ["x", "-1", "1.5"]}
-TRAINED |= {"--n-train": ["x", "0", "1.5"], "--metric": ["nonsense"], "--loss": ["nonsense"], "--max-length": ["1", "x"]}
-TRAINED |= {"--label-column": ["nonsense"], "--text-columns": ["nonsense"], "--nonsense": ["1"]}
-SEARCHED = {"--budget": ["0,1%", "lots", "0", "-1", "nan", "200%", ""], "--settings": ["nonsense"], "--order": ["nonsense"]}
-
-
-# --- study files ------------------------------------------------------------------------------------------------------
-
-
-def study_cases(g):
-    """A study file with one entry changed; the path of the entry, and what it becomes."""
-    for number, (path, values) in enumerate(ENTRIES.items()):
-        for k, value in enumerate(values):
-            declared = yaml.safe_load(STUDY)
-            place, (*parents, last) = declared, path.split("/")
-            for parent in parents:
-                place = place.setdefault(parent, {})
-            place[last] = value
-            file = g.folder / f"study-{number}-{k}.yaml"
-            file.write_text(yaml.safe_dump(declared))
-            yield Case(f"study file.{path}", last, value, partial(studies.Study.load, file), parents[-1] if parents else "")
-
-
-WHOLE, RATES = ["3", 2.5, True, 0, -1, None, [3]], ["1e-3", True, 0, -1, None, [], ["1e-3"], [True], [0], [1e-3, 1e-3]]
-NAMES = [5, None, [], "nonsense"]
-ENTRIES = {
-    "seeds": WHOLE, "backbone": [5, None, [], ""], "tasks": [5, None, [], "one", {}], "structures": [5, None, [], {}],
-    "budgets": [5, None, "0.05%", ["0,1%"], [True], [None], [[600]], [-1], ["lots"], ["0.05%", "0.05%"], []],
-    "unknown": [5], "space": ["nonsense", 5, None, [], [5], [{"pet": "nonsense"}], [{"pet": "lora", "rank": 1}]],
-    "tasks/one": [5, None, [], {}, {"path": 5}, {"n_train": 4}, ""], "tasks/..": ["pocket/number"], "tasks/.hidden": ["pocket/number"],
-    "tasks/one/n_train": ["40", True, 2.5, -1, None], "tasks/one/unknown": [1], "tasks/one/label_words": ["ab", 5],
-    "tasks/one/regression": ["no", 5], "tasks/one/metric": ["nonsense", 5], "tasks/one/seed": [-1, "0", 1.5],
-    "objective/max_length": ["64", 1, True, None], "objective/unknown": [1], "objective": [5, None, [], "lm"],
-    "objective/loss": NAMES, "retrain": [5, None, []], "retrain/seed": [1], "retrain/lr": [1e-3], "retrain/unknown": [1],
-    "retrain/steps": WHOLE, "retrain/vector_lr": ["1", 0, True], "retrain/dropout": ["no", 1],
-    "recipes": [5, None, {"three": {}}], "recipes/one": [5, None, {"seed": 1}, {"steps": "9"}, {"unknown": 1}],
-    "lr": [5, None, 1e-3], "lr/pet": RATES, "lr/nonsense": [[1e-3]],
-    "searches": [5, None, []], "searches/ours": [5, None, [], {}, {"steps": 30}], "searches/ours/steps": WHOLE,
-    "searches/ours/budget": ["0,1%", None, True, -1, [600], "lots"], "searches/ours/seed": [1],
-    "searches/ours/settings": NAMES, "searches/ours/unknown": [1], "searches/ours/order": NAMES,
-    "search": [5, None, {"unknown": 1}, {"steps": "9"}, {"seed": 1}], "searches/..": [{"budget": 300}],
-    "structures/random": [5, None, {}], "structures/random/kind": NAMES, "structures/random/seeds": WHOLE,
-    "structures/random/repeats": WHOLE, "structures/random/unknown": [1], "structures/full/repeats": [2],
-    "structures/random/budgets": [5, "0.05%", ["0,1%"], [], None, [True]], "structures/searched/search": NAMES,
-    "structures/new": [
-        {"kind": "manual", "name": "nonsense"}, {"kind": "manual", "name": 5}, {"kind": "reference", "name": "nonsense"},
-        {"kind": "rules"}, {"kind": "rules", "rules": 5}, {"kind": "rules", "rules": [{"pet": "nonsense"}]},
-        {"kind": "heuristic"}, {"kind": "heuristic", "where": "nonsense"}, {"kind": "sensitivity", "score": "nonsense"},
-        {"kind": "sensitivity", "per_param": "no"}, {"kind": "sensitivity", "batches": 0},
-        {"kind": "adalora", "alpha": "x"}, {"kind": "adalora", "init_rank": 0}, {"kind": "average", "search": "ours"},
-        {"kind": "average", "search": "ours", "over": "tasks"}, {"kind": "transfer", "search": "ours", "sources": 5},
-        {"kind": "transfer", "search": "ours", "sources": ["three"]}, {"kind": "transfer"},
-    ],
-}  # fmt: skip
