@@ -180,7 +180,7 @@ def _check_fields(record: type, values: Mapping[str, Any], where: str, without: 
 
 def _problem(study: Any, name: str, entry: Any) -> str | None:
     """What is wrong with a declared structure."""
-    kind = entry.get("kind") if isinstance(entry, dict) else None
+    kind: Any = entry.get("kind") if isinstance(entry, dict) else None
     if not one_of(KINDS).holds(kind):
         return f"has kind {kind!r}, not one of {', '.join(KINDS)}"
     options = KINDS[kind].options

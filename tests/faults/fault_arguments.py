@@ -130,7 +130,7 @@ def bad_values(g):
         "baseline": [5, "nonsense", odd, ["a"], {"a": "nonsense"}, {"nonsense": "a"}, {"a": 5}, True],
         "structure or key": [5, "nonsense", [], odd, None, g.structure],
         "methods": [5, [], {}, odd, {"a": None}, {"a": "key"}, {"a": [5]}, {"a": []}, {"a": ["nonsense"]}],
-        "function": [5, "x", [], None],
+        "function": [5, "x", []],
         "metrics": [5, {}, "accuracy", {"a": 5}, {"loss": len}, odd, {5: len}, [len]],
         "splits": [5, "rows", {}, odd, None, [], g.rows[:0], True],
         "dtype": [5, "float32", odd, True, np.float32, torch.int64],
