@@ -28,7 +28,7 @@ demo: $(STAMP)  ## the whole path on the embedded backbone: search, retrain, com
 test: $(STAMP) $(VENV)/.real-models  ## all tests
 	$(BIN)/python -m pytest
 
-faults: $(STAMP)  ## damaged files, kills at every write, full disks, interrupts at any line: tables of what came of them (an hour)
+faults: $(STAMP)  ## bad arguments, damaged files, kills at every write, full disks, interrupts at any line: tables (an hour)
 	$(BIN)/python tests/faults
 
 $(VENV)/.real-models: $(STAMP)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -80,9 +81,15 @@ def check_finite(what: str, value: Any, hint: str = "") -> None:
         raise DivergedError(f"{what} NaN or infinite{hint}")
 
 
-def nearest(word: str, names: Iterable[str], n: int = 3) -> str:
+def shown(value: Any) -> str:
+    """Return a value as error messages show it: numbers, texts and lists in short, of others the type."""
+    plain = value is None or isinstance(value, bool | int | float | str | bytes | list | tuple | dict | range)
+    return reprlib.repr(value) if plain else f"a {type(value).__name__}"
+
+
+def nearest(word: Any, names: Iterable[str], n: int = 3) -> str:
     """Return the ``n`` names most similar to ``word``, as part of a sentence for error messages."""
-    names = list(names)
-    if similar := difflib.get_close_matches(word, names, n=n, cutoff=0.3):
+    names = list(map(str, names))
+    if similar := difflib.get_close_matches(str(word), names, n=n, cutoff=0.3):
         return "nearest: " + ", ".join(map(repr, similar))
     return "known: " + ", ".join(map(repr, sorted(names)[:12])) + (" …" if len(names) > 12 else "")

@@ -32,7 +32,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from s3pet.errors import BudgetError
+from s3pet.errors import BudgetError, shown
+from s3pet.files.kinds import POSITIVE, instance, is_real, is_whole, number, whole
 
 GRADIENT_MODES: tuple[str, ...] = ("normalized", "detached", "implicit")
 
@@ -50,6 +51,9 @@ class Budget:
 
     n_params: int
     total: int
+
+    def __post_init__(self) -> None:
+        whole(1).check(BudgetError, n_params=self.n_params, total=self.total)
 
     @property
     def fraction(self) -> float:
@@ -77,25 +81,26 @@ class Budget:
         2,048 parameters = 0.01 % = 1 ‱ of 20,480,000
         """
         how = 'Give parameters (2048), a fraction (0.0001, "1.39e-4"), or a share ("0.01%", "1.39‱").'
-        number, unit = (value.n_params if isinstance(value, Budget) else value), ""
-        if isinstance(number, bool) or not isinstance(number, (int, float, str)):
-            raise BudgetError(f"budget {value!r} is a {type(value).__name__}. {how}")
-        if isinstance(number, str):
-            text = number.strip()
+        amount, unit = (value.n_params if isinstance(value, Budget) else value), ""
+        whole(1).check(BudgetError, total=total)
+        if not isinstance(amount, str) and not is_real(amount):
+            raise BudgetError(f"budget {shown(value)} is a {type(value).__name__}. {how}")
+        if isinstance(amount, str):
+            text = amount.strip()
             text = text.replace(",", "") if re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+", text) else text
             match = re.fullmatch(r"([+-]?[\d_]*\.?\d+(?:[eE][+-]?\d+)?)\s*([%‰‱]?)", text)
             if match is None:
                 raise BudgetError(f"budget {value!r} is not a number. {how}")
             text, unit = match[1].replace("_", ""), match[2]
-            number = int(text) if re.fullmatch(r"[+-]?\d{1,300}", text) else float(text)
-        if not 0 < number < 1e300:  # not isfinite(), which fails for integers beyond the floats
+            amount = int(text) if re.fullmatch(r"[+-]?\d{1,300}", text) else float(text)
+        if not 0 < amount < 1e300:  # not isfinite(), which fails for integers beyond the floats
             raise BudgetError(f"budget {value!r} must be positive and finite. {how}")
         if unit:
-            exact = number * _UNITS[unit] * total
-        elif isinstance(number, int) or (number > 1 and number.is_integer()):
-            exact = float(number)
-        elif number < 1:
-            exact = number * total
+            exact = amount * _UNITS[unit] * total
+        elif is_whole(amount) or (amount > 1 and float(amount).is_integer()):
+            exact = float(amount)
+        elif amount < 1:
+            exact = float(amount) * total
         else:
             raise BudgetError(f"budget {value!r} is neither whole parameters nor a fraction below 1. {how}")
         n_params = math.floor(exact + 1e-6)
@@ -126,14 +131,17 @@ def solve_shift(alpha: Tensor, costs: Tensor, budget: float, *, temperature: flo
         ζ, float64 [...] (a scalar for one vector alpha), on alpha's device; residual below 1e-6 · budget. Raises
         BudgetError for a budget outside (0, costs.sum()), or if alpha is not finite.
     """
+    instance(Tensor, "a tensor [n_candidates]").check(BudgetError, alpha=alpha, costs=costs)
     alpha = alpha.detach().double()
     costs = costs.detach().to(alpha.device, torch.float64)
     total = costs.sum()
     if check:
         if alpha.shape[-1:] != costs.shape:
             raise BudgetError(f"alpha {tuple(alpha.shape)} and costs {tuple(costs.shape)} disagree in candidates")
-        if not temperature > 0:
-            raise BudgetError(f"temperature must be > 0, got {temperature}")
+        POSITIVE.check(BudgetError, temperature=temperature)
+        number().check(BudgetError, budget=budget)
+        if not bool(torch.isfinite(costs).all()):
+            raise BudgetError("costs must be finite, got NaN or infinity among them")
         if not 0 < budget < float(total):
             what = f"budget {budget:,} parameters is not between 0 and the {float(total):,.0f} parameters of all"
             raise BudgetError(f"{what} {len(costs)} candidates together; take a smaller budget or a larger space")
@@ -173,7 +181,7 @@ def shifted_sigmoid(
         probs, [..., n_candidates], in alpha's dtype. Raises BudgetError as :func:`solve_shift`.
     """
     if gradient not in GRADIENT_MODES:
-        raise ValueError(f"gradient {gradient!r} is not one of {', '.join(GRADIENT_MODES)}")
+        raise BudgetError(f"gradient {gradient!r} is not one of {', '.join(GRADIENT_MODES)}")
     shift = solve_shift(alpha, costs, budget, temperature=temperature, check=check).unsqueeze(-1).to(alpha.dtype)
     probs = torch.sigmoid((alpha - shift) / temperature)
     if gradient == "normalized":

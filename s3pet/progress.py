@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 import torch
 from tqdm.auto import tqdm
 
+from s3pet.errors import SearchError
+from s3pet.files.kinds import FLAG
+
 T = TypeVar("T")
 
 
@@ -89,6 +92,7 @@ def make_view(progress: bool | View) -> View:
     """
     if isinstance(progress, View):
         return progress
+    FLAG.check(SearchError, progress=progress)
     if not progress:
         return View()
     for entry in entry_points(group="s3pet.views"):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
-from numbers import Integral, Real
+from numbers import Real
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import psutil
 import torch
 
-from s3pet.errors import SearchError
+from s3pet.errors import SearchError, shown
+from s3pet.files.kinds import FLAG, is_whole, number
 
+T = TypeVar("T")
 Choices = Mapping[str, Sequence[Any]]
 AT_MOST = 60.0  # seconds of a long run that a kill may cost: checkpoints are written at least so often
 LATER = {"later": True}  # metadata of an option, None by default, that early runs did not have
@@ -35,20 +36,30 @@ def check_fields(
     """
     for name, hint in get_type_hints(type(record)).items():
         value, kinds = getattr(record, name), get_args(hint) or (hint,)
-        if bool in kinds and isinstance(value, bool):
-            continue
-        if int in kinds and isinstance(value, Integral) and not isinstance(value, bool):
+        if bool in kinds and FLAG.holds(value):
+            object.__setattr__(record, name, bool(value))
+        elif int in kinds and is_whole(value):
             object.__setattr__(record, name, int(value))
-        elif float in kinds and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+        elif float in kinds and number().holds(value):
             object.__setattr__(record, name, float(value))
         elif isinstance(value, Real) or not isinstance(value, kinds):
-            raise SearchError(f"{name} must be {' or '.join(EXPECTED[kind] for kind in kinds)}, got {value!r}")
+            raise SearchError(f"{name} must be {' or '.join(EXPECTED[kind] for kind in kinds)}, got {shown(value)}")
+        if name == "seed" and value >= 2**32:
+            raise SearchError(f"seed must be below 2**32, got {value}")
         if name in positive and value is not None and value <= 0:
             raise SearchError(f"{name} must be > 0, got {value}")
         if least and name in least and value is not None and value < least[name]:
             raise SearchError(f"{name} must be >= {least[name]}, got {value}")
         if choices and name in choices and value not in choices[name]:
             raise SearchError(f"{name}={value!r} is not one of {', '.join(map(str, choices[name]))}")
+
+
+def made(record: type[T], values: Mapping[str, Any], what: str) -> T:
+    """A record of these settings; SearchError for one that ``what``, which takes them, does not have."""
+    known = [field.name for field in fields(record)]  # type: ignore[arg-type]
+    if unknown := ", ".join(str(name) for name in values if name not in known):
+        raise SearchError(f"{what} has no setting {unknown}; it has {', '.join(known)}")
+    return record(**values)
 
 
 def recorded(record: Any) -> dict[str, Any]:

@@ -33,7 +33,7 @@ import torch
 
 from s3pet.errors import RunError
 from s3pet.files.kinds import ANY_NUMBER, FLAG, RECORD, TEXT, Kind, mapping, number, one_or_texts, optional, whole
-from s3pet.files.reading import read_json, read_table, read_tensors, reading
+from s3pet.files.reading import path_of, read_json, read_table, read_tensors, reading
 from s3pet.files.writing import new_folder, saved_files, write_json, write_table, write_tensors
 from s3pet.gates import Budget, BudgetLike
 from s3pet.records import Cost, config_hash
@@ -139,6 +139,7 @@ class SearchResult:
             budget: what ``chosen`` and ``margin`` refer to, as for :meth:`structure`; None: that of the search.
         """
         table = self.gates
+        optional(whole()).check(RunError, step=step)
         if step is not None:
             steps = sorted(set(self.trajectory["step"]))
             if step not in steps:
@@ -188,7 +189,8 @@ def load_run(path: str | Path) -> SearchResult:
 
     Raises RunError, with the path and the reason, if it is not complete, or its files are damaged or not of one run.
     """
-    path, unfinished = Path(path), os.path.exists(Path(path) / "checkpoint" / STATE)
+    path = path_of(path)
+    unfinished = os.path.exists(path / "checkpoint" / STATE)
     how = f"Call search(…, out={path}) {'again to continue it' if unfinished else 'to make one'}."
     files = saved_files(path, FINISHED, (CONFIG, "metrics.json", *(f"{name}.parquet" for name in TABLES)), how)
     with reading(path / CONFIG):

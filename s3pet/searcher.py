@@ -32,8 +32,9 @@ import torch
 from torch import Tensor, nn
 
 from s3pet import bilevel
-from s3pet.backbones import backbone_checksum, borrows, preserved
+from s3pet.backbones import backbone_checksum, borrows, check_model, preserved
 from s3pet.errors import DivergedError, SearchError
+from s3pet.files.kinds import CALLABLE, FLAG, many, one_of
 from s3pet.files.writing import carried, destination
 from s3pet.gates import GRADIENT_MODES, Budget, BudgetLike, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
 from s3pet.objectives import OwnObjective
@@ -41,7 +42,7 @@ from s3pet.objectives.own import objective_of
 from s3pet.objectives.streams import Stream, derive
 from s3pet.objectives.texts import Batch, ObjectiveSettings
 from s3pet.progress import View, make_view
-from s3pet.records import AT_MOST, Cost, check_fields, versions
+from s3pet.records import AT_MOST, Cost, check_fields, made, versions
 from s3pet.result import CONFIG, FINISHED, RESULTS_VERSION, SearchResult, gate_table, load_state, save_state, space_hash
 from s3pet.space import Space
 from s3pet.structure import parse_budget, select_by_gates, select_mask
@@ -309,6 +310,9 @@ def search(
             or it cannot be written to (found before the work; after it, ``error.result`` is the result).
     """
     chosen = make_settings(settings, **changes)
+    check_model(model)
+    many(CALLABLE).check(SearchError, callbacks=callbacks)
+    FLAG.check(SearchError, overwrite=overwrite)
     parsed = parse_budget(space, budget)
     largest = space.costs[select_mask(space.costs, space.costs, math.inf, space.groups)]  # what a structure can spend
     solve_shift(torch.zeros_like(largest), largest, parsed.n_params)  # raises BudgetError above the space
@@ -356,12 +360,9 @@ def search(
 
 def make_settings(preset: str = "default", **changes: Any) -> Settings:
     """A preset with some fields changed; raises SearchError for unknown presets and fields."""
-    if preset not in PRESETS:
+    if not one_of(PRESETS).holds(preset):
         raise SearchError(f"settings={preset!r} is not one of {', '.join(PRESETS)}")
-    known = Settings.__dataclass_fields__
-    if unknown := ", ".join(name for name in changes if name not in known):
-        raise SearchError(f"search has no setting {unknown}; it has {', '.join(known)}")
-    return Settings(**{**PRESETS[preset], **changes})
+    return made(Settings, {**PRESETS[preset], **changes}, "search")
 
 
 def _run(

@@ -23,11 +23,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from s3pet.backbones import n_parameters, name_of
-from s3pet.backbones.sites import LeftOut, Site, survey
+from s3pet.backbones import n_parameters, name_of, unwrapped
+from s3pet.backbones.sites import LeftOut, Site, has_widths, survey
 from s3pet.backbones.sites import find_sites as find_sites
-from s3pet.errors import SpaceError, UnknownSiteError, nearest
-from s3pet.files.kinds import FLAG, TEXT, optional, whole
+from s3pet.errors import SpaceError, StructureMismatchError, UnknownSiteError, nearest, shown
+from s3pet.files.kinds import FLAG, TEXT, instance, optional, several, whole
 from s3pet.modules import PETS, pet_module
 
 
@@ -80,10 +80,19 @@ CANDIDATE = {  # what its fields hold in a file; later versions added the last t
 CANDIDATE_REQUIRED = [name for name in CANDIDATE if name not in ("calls", "inert", "redundant")]
 
 
+def checked_candidates(candidates: Any) -> tuple[Candidate, ...]:
+    """Candidates that a user passed, each once; StructureMismatchError for anything else."""
+    items = tuple(candidates) if isinstance(candidates, Iterable) else (candidates,)
+    kind = several(instance(Candidate, "one of those that a space or a structure holds"), 0)
+    kind.check(StructureMismatchError, candidates=items)
+    return items
+
+
 class Candidates:
     """Candidates in canonical order: what a space and a structure have in common."""
 
     candidates: tuple[Candidate, ...]
+    model_id: str
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -109,6 +118,28 @@ class Candidates:
         """
         numbers: dict[tuple, int] = {}
         return torch.tensor([numbers.setdefault((c.site, c.pet), len(numbers)) for c in self], dtype=torch.long)
+
+    def check(self, model: nn.Module) -> None:
+        """Raise StructureMismatchError, naming the first mismatches, unless every candidate fits this model.
+
+        Paths and widths are compared, which needs no forward pass; the sites are found only to name what differs.
+        """
+        modules = dict(unwrapped(model).named_modules())
+        if all(c.path in modules and has_widths(modules[c.path], c.d_in, c.d_out) for c in self):
+            return
+        sites, wrong = {site.address: site for site in find_sites(model)}, []
+        for c in self:
+            if (site := sites.get(c.site)) is None:
+                wrong.append(f"{c.site} does not exist ({nearest(c.site, sites)})")
+            elif (site.path, site.d_in, site.d_out) != (c.path, c.d_in, c.d_out):
+                here = f"{site.path} {site.d_in}→{site.d_out} here"
+                wrong.append(f"{c.site} is {here}, {c.path} {c.d_in}→{c.d_out} in the {type(self).__name__.lower()}")
+        if wrong:
+            what = (
+                f"{type(self).__name__.lower()} made for {self.model_id!r} does not fit this {type(model).__name__}: "
+            )
+            what += "; ".join(wrong[:3]) + (f" … and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+            raise StructureMismatchError(f"{what}. Load the backbone it was made for.")
 
     def table(self) -> pd.DataFrame:
         """One row for each candidate, its fields as columns; ``layer`` and ``rank`` are Int64."""
@@ -147,7 +178,7 @@ class Rule:
                 continue
             single = isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable)
             values = (value,) if single else tuple(value)
-            valid = values and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
+            valid = values and all(isinstance(v, kind) and not isinstance(v, bool) and v != "" for v in values)
             if not valid or (name == "ranks" and min(values) < 1):
                 what = {"layers": "whole numbers", "ranks": "whole numbers of at least 1"}.get(name, "patterns")
                 raise SpaceError(f"{name} of a rule must be {what}, not {value!r}")
@@ -190,6 +221,8 @@ class Space(Candidates):
 
         ``reason`` is noted in ``notes``. Raises SpaceError for a name that is not in the space.
         """
+        TEXT.check(SpaceError, reason=reason)
+        several(TEXT, 0).check(SpaceError, names=names)
         left_out = set(names)
         if unknown := sorted(left_out - set(self.names)):
             raise SpaceError(f"candidate {unknown[0]!r} is not in {self!r}; {nearest(unknown[0], self.names)}")
@@ -267,7 +300,10 @@ def make_space(
         named = SPACES[rules] if isinstance(rules, str) else rules
         chosen = [rule if isinstance(rule, Rule) else Rule(**rule) for rule in named]
     except TypeError as error:
-        raise SpaceError(f"a rule is a Rule or a mapping such as {{'pet': 'lora', 'layers': [0]}}: {error}") from error
+        how = f"got {shown(rules)} ({error})"
+        raise SpaceError(f"a rule is a Rule or a mapping such as {{'pet': 'lora', 'layers': [0]}}; {how}") from error
+    FLAG.check(SpaceError, keep_inert=keep_inert, cross_attention=cross_attention)
+    optional(instance(Mapping, "the keyword arguments of a forward pass")).check(SpaceError, example=example)
     if not chosen:
         raise SpaceError("a space needs at least one rule, such as Rule('lora')")
     (sites, left_out), notes = survey(model, example), list[str]()

@@ -27,10 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s3pet.backbones.sites import find_sites, has_widths
-from s3pet.errors import BudgetError, SpaceError, StructureMismatchError, nearest
+from s3pet.backbones.sites import find_sites
+from s3pet.errors import BudgetError, SearchError, SpaceError, StructureMismatchError, nearest, shown
+from s3pet.files import kinds
 from s3pet.files.kinds import RECORD, RECORDS, TEXT, Kind, check_record, mapping, optional, whole
-from s3pet.files.reading import read_json, reading
+from s3pet.files.reading import path_of, read_json, reading
 from s3pet.files.writing import check_signature, signed, write_json
 from s3pet.gates import Budget, BudgetLike
 from s3pet.modules import PETS
@@ -41,6 +42,7 @@ from s3pet.space import (
     Candidates,
     Rule,
     Space,
+    checked_candidates,
     counterparts,
     layers_of,
     make_space,
@@ -56,6 +58,7 @@ _FIELDS = {
     ),
 }
 
+SPACE = kinds.instance(Space, "a space, as make_space(model) returns it")
 _ALL_OF = ("bitfit", "lnfit", "lowrank_adapter", "adapter")
 # Queries and values; of a model that computes them together in one map (GPT-2, Falcon, Phi-3 …), that map.
 QUERIES_VALUES = Rule("lora", roles=("attn.[qv]", "attn.qkv", "attn.kv"))
@@ -83,6 +86,13 @@ class Structure(Candidates):
     layers: Mapping[str, int] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        error, names = StructureMismatchError, kinds.instance(Mapping, "a mapping")
+        object.__setattr__(self, "candidates", checked_candidates(self.candidates))
+        TEXT.check(error, model_id=self.model_id, space=self.space)
+        optional(whole(1)).check(error, budget=self.budget)
+        names.check(error, origin=self.origin)
+        optional(mapping(whole(1))).check(error, layers=self.layers)
+        optional(kinds.many(kinds.instance((int, float), "a number"))).check(error, probs=self.probs)
         infinite = sum(not math.isfinite(prob) for prob in self.probs or ())
         if self.probs is not None and (infinite or len(self.probs) != len(self)):
             what = f"{len(self.probs)} probabilities for {len(self)} candidates, {infinite} of them not finite"
@@ -95,6 +105,7 @@ class Structure(Candidates):
 
     def jaccard(self, other: Structure) -> float:
         """Shared candidates divided by all candidates of both, in [0, 1]; 1.0 for two empty structures."""
+        kinds.instance(Structure, "a structure").check(StructureMismatchError, other=other)
         one, two = set(self.names), set(other.names)
         return len(one & two) / len(one | two) if one | two else 1.0
 
@@ -118,6 +129,7 @@ class Structure(Candidates):
             StructureMismatchError: no candidate has a counterpart, or ``layers`` is needed and unknown.
             SpaceError: unknown ``by``. BudgetError: unreadable budget, or one below the cheapest counterpart.
         """
+        SPACE.check(SpaceError, space=space)
         same = space.model_id == self.model_id
         layers = layers_of(space) if self.layers is None and same else self.layers
         if layers is None and by == "relative_depth":
@@ -149,29 +161,9 @@ class Structure(Candidates):
         structure = _structure(placed, mask, new_budget, origin, None if self.probs is None else ranked_by)
         return replace(structure, layers=layers_of(space))
 
-    def check(self, model: torch.nn.Module) -> None:
-        """Raise StructureMismatchError, naming the first mismatches, unless every candidate fits this model.
-
-        Paths and widths are compared, which needs no forward pass; the sites are found only to name what differs.
-        """
-        modules = dict(model.named_modules())
-        if all(c.path in modules and has_widths(modules[c.path], c.d_in, c.d_out) for c in self):
-            return
-        sites, wrong = {site.address: site for site in find_sites(model)}, []
-        for c in self:
-            if (site := sites.get(c.site)) is None:
-                wrong.append(f"{c.site} does not exist ({nearest(c.site, sites)})")
-            elif (site.path, site.d_in, site.d_out) != (c.path, c.d_in, c.d_out):
-                here = f"{site.path} {site.d_in}→{site.d_out} here"
-                wrong.append(f"{c.site} is {here}, {c.path} {c.d_in}→{c.d_out} in the structure")
-        if wrong:
-            what = f"structure made for {self.model_id!r} does not fit this {type(model).__name__}: "
-            what += "; ".join(wrong[:3]) + (f" … and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-            raise StructureMismatchError(f"{what}. Load the backbone it was made for.")
-
     def to_json(self, path: str | Path) -> Path:
         """Write the structure as versioned JSON; returns the path."""
-        write_json(self.record(), Path(path))
+        write_json(self.record(), path_of(path))
         return Path(path)
 
     def record(self) -> dict[str, Any]:
@@ -188,6 +180,7 @@ class Structure(Candidates):
             StructureMismatchError: no such file or not a structure file, a newer version, a candidate that is there
                 twice, a cost that does not follow from module, widths and rank, or a structure for another model.
         """
+        path_of(path, StructureMismatchError)
         what = f"a structure file of version ≤ {VERSION}"
         with reading(path, StructureMismatchError, what, "Write one with structure.to_json()."):
             record = read_json(path, _FIELDS, ("format", "version", "candidates", "model_id", "space", "origin"))
@@ -245,10 +238,13 @@ def select_mask(probs: Tensor, costs: Tensor, budget: float, groups: Tensor | No
     Returns:
         Boolean mask, [n_candidates], on the CPU. Other shapes, or a budget that is not positive, raise BudgetError.
     """
+    kinds.instance(Tensor, "a tensor [n_candidates]").check(BudgetError, probs=probs, costs=costs)
     if probs.shape != costs.shape or probs.ndim != 1:
         raise BudgetError(f"probs {tuple(probs.shape)} and costs {tuple(costs.shape)} must be one vector each")
-    if not budget > 0:
-        raise BudgetError(f"budget must be positive, got {budget}")
+    if not kinds.is_real(budget) or not budget > 0:
+        raise BudgetError(f"budget must be positive, got {shown(budget)}")
+    if not bool(torch.isfinite(probs).all() and torch.isfinite(costs).all()):
+        raise BudgetError("probs and costs must be finite, got NaN or infinity among them")
     if groups is not None and groups.shape != costs.shape:
         raise BudgetError(f"groups {tuple(groups.shape)} and costs {tuple(costs.shape)} must be one vector each")
     mask, left, prices = torch.zeros(len(costs), dtype=torch.bool), float(budget), costs.tolist()
@@ -269,6 +265,7 @@ def select_structure(
 ) -> Structure:
     """The structure that :func:`select_mask` gives for these probabilities; raises as :func:`parse_budget`."""
     parsed = parse_budget(space, budget)
+    kinds.instance(Mapping, "a mapping").check(StructureMismatchError, origin={} if origin is None else origin)
     mask = select_mask(probs, space.costs, parsed.n_params, space.groups)
     return _structure(space, mask, parsed.n_params, origin or {"kind": "selected"}, probs)
 
@@ -295,6 +292,7 @@ def select_by_gates(space: Space, probs: Tensor, budget: float) -> Tensor:
 
 def parse_budget(space: Space, budget: BudgetLike) -> Budget:
     """Read a budget for a space; raises BudgetError if it is unreadable or below the cheapest candidate."""
+    SPACE.check(SpaceError, space=space)
     parsed = Budget.parse(budget, total=space.backbone_params)
     cheapest = min((candidate.n_params for candidate in space), default=0)
     if parsed.n_params < cheapest:
@@ -306,6 +304,7 @@ def parse_budget(space: Space, budget: BudgetLike) -> Budget:
 def random_structure(space: Space, budget: BudgetLike, *, seed: int = 0) -> Structure:
     """A random structure of at most this cost, filled until nothing more fits; raises as :func:`parse_budget`."""
     parsed = parse_budget(space, budget)
+    kinds.SEED.check(SearchError, seed=seed)
     # distributed as the authors' baseline, which draws again and again among the candidates that still fit
     order = np.random.default_rng(seed).permutation(len(space))
     mask = select_mask(-torch.from_numpy(order.argsort()), space.costs, parsed.n_params, space.groups)
@@ -323,7 +322,8 @@ def manual_structure(space: Space | torch.nn.Module, name: str) -> Structure:
     ``"lora_qv"`` is on the maps of queries and values. Where a model has one map for both (``attn.qkv``), the LoRA is
     on that map, and so acts on keys, too; ``origin["fused"]`` then names its role.
     """
-    if name not in MANUAL and name != "all":
+    kinds.instance((Space, torch.nn.Module), "a space or a model").check(SpaceError, space=space)
+    if not kinds.one_of([*MANUAL, "all"]).holds(name):
         raise SpaceError(f"manual structure {name!r} is not known; {nearest(name, [*MANUAL, 'all'])}")
     if isinstance(space, torch.nn.Module):
         space = make_space(space, "mixed" if name == "all" else [Rule(MANUAL[name].pet)])

@@ -40,9 +40,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from s3pet.backbones import unwrapped
 from s3pet.backbones.loans import Loan, attached_to, claimed, detach, is_in_use, lent
 from s3pet.errors import SearchError, StructureMismatchError
+from s3pet.files.kinds import SEED
 from s3pet.modules import PETS, pet_module
-from s3pet.space import Candidate
-from s3pet.structure import Structure
+from s3pet.space import Candidate, Candidates, checked_candidates
 
 __all__ = ["Supernet", "attach", "detach", "fresh_tensors", "is_attached"]
 
@@ -72,9 +72,10 @@ class Supernet(nn.Module):
     def __init__(self, model: nn.Module, candidates: Iterable[Candidate], *, seed: int = 0, nested: bool = False):
         super().__init__()
         self.__dict__["model"] = unwrapped(model)
-        if isinstance(candidates, Structure):
+        SEED.check(SearchError, seed=seed)
+        if isinstance(candidates, Candidates):
             candidates.check(model)
-        self.candidates = tuple(candidates)
+        self.candidates = checked_candidates(candidates)
         device = next(model.parameters()).device
         sizes = _nested_sizes(self.candidates) if nested else {}
         largest = {n: group[-1] for group in sizes.values() for n in group}

@@ -83,8 +83,6 @@ class Recipe:
         )
         if self.lr_warmup > self.steps:
             raise SearchError(f"lr_warmup must be at most steps ({self.steps}), got {self.lr_warmup}")
-        if self.seed >= 2**32:
-            raise SearchError(f"seed must be below 2**32, got {self.seed}")
 
 
 class Learner(nn.Module):

@@ -9,7 +9,7 @@ Source: Hu et al. 2022 (arXiv:2206.07382), section 5, for transfer between tasks
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -18,12 +18,14 @@ import pandas as pd
 import torch
 
 from s3pet.errors import RunError
+from s3pet.files.kinds import SEED, instance, many, one_of, optional, whole
 from s3pet.gates import BudgetLike, shifted_sigmoid
 from s3pet.records import config_hash
 from s3pet.result import SearchResult, gate_table
 from s3pet.space import Space, layers_of
 from s3pet.structure import parse_budget, random_structure
 
+RESULT = instance(SearchResult, "a search result, as search(…) and load_run(path) return it")
 Results = Mapping[str, SearchResult] | Sequence[SearchResult]
 
 
@@ -62,9 +64,12 @@ def gate_difference(one: Any, other: Any, value: str = "prob") -> pd.DataFrame:
     first, second = (getattr(table, "gates", table) for table in (one, other))
     keys = ["site", "pet", "rank"]
     for table in (first, second):
-        missing = [name for name in (*keys, "chosen", value) if name not in table]
+        instance(pd.DataFrame, "a search result or a gate table").check(RunError, one=first, other=second)
+        missing = [name for name in (*keys, "chosen", value) if name not in [*table]]
         if missing:
-            raise RunError(f"a gate table has no column {', '.join(missing)}; it has {', '.join(map(str, table))}")
+            raise RunError(
+                f"a gate table has no column {', '.join(map(str, missing))}; it has {', '.join(map(str, table))}"
+            )
     names, other_names = (t[keys].astype("string").fillna("").agg(":".join, axis=1) for t in (first, second))
     unshared = sorted(set(names) ^ set(other_names))
     if unshared:
@@ -92,6 +97,7 @@ def retarget_gates(
         chosen last; ``metrics["unplaced"]`` names them. Raises RunError for an unknown ``by``, or if no candidate has a
         counterpart; BudgetError for a budget unfit for the space.
     """
+    RESULT.check(RunError, result=result)
     if by not in ("name", "relative_depth"):
         raise RunError(f"by={by!r} is not one of name, relative_depth")
     parsed = parse_budget(space, result.budget.fraction if budget is None else budget)
@@ -139,8 +145,11 @@ def agreement(
         Raises RunError for fewer than two results, or different spaces.
     """
     searches = _same_space(results)
+    whole(1).check(RunError, draws=draws)
+    SEED.check(RunError, seed=seed)
     if len(searches) < 2:
         raise RunError("agreement needs two searches or more")
+    optional(one_of([*next(iter(searches.values())).gates])).check(RunError, within=within)
     structures = {name: result.structure(budget) for name, result in searches.items()}
     rng, rows = np.random.default_rng(seed), []
     for (first, one), (second, other) in combinations(searches.items(), 2):
@@ -169,6 +178,10 @@ def agreement(
 
 def _same_space(results: Results) -> dict[str, SearchResult]:
     """The results by name (task and seed for a sequence); raises RunError unless they are of one space."""
+    given = [*results.values()] if isinstance(results, Mapping) else results
+    many(RESULT).check(
+        RunError, results=[*given] if isinstance(given, Iterable) and not isinstance(given, str) else given
+    )
     searches: dict[str, SearchResult] = dict(results) if isinstance(results, Mapping) else {}
     for result in [] if isinstance(results, Mapping) else results:
         task, seed = str(result.config.get("task", "search")), result.config.get("seed")

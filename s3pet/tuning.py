@@ -24,20 +24,31 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from s3pet.backbones import backbone_checksum, borrows, n_parameters, name_of, preserved, tokenizer_of, unwrapped
+from s3pet.backbones import (
+    backbone_checksum,
+    borrows,
+    check_model,
+    n_parameters,
+    name_of,
+    preserved,
+    tokenizer_of,
+    unwrapped,
+)
 from s3pet.backbones.loans import refuse_attached
-from s3pet.errors import DivergedError, RunError, SearchError, StructureMismatchError, TaskError
+from s3pet.errors import DivergedError, RunError, SearchError, StructureMismatchError, TaskError, shown
+from s3pet.files import kinds
 from s3pet.files.kinds import FLAG, RECORD, RECORDS, TEXT, TEXTS, mapping, number, optional, whole
-from s3pet.files.reading import read_json, read_tensors, reading
+from s3pet.files.reading import path_of, read_json, read_tensors, reading
 from s3pet.files.writing import carried, destination, new_folder, saved_files, write_json, write_tensors
 from s3pet.objectives import OwnObjective
 from s3pet.objectives.own import Own, checked, objective_of
 from s3pet.objectives.ready import rebuilt
 from s3pet.objectives.texts import ObjectiveSettings
-from s3pet.records import Cost, recorded, versions
+from s3pet.records import Cost, made, recorded, versions
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet
 from s3pet.tasks import Example, Task
+from s3pet.tasks.checks import TOKENIZER
 from s3pet.tasks.forms import FORM, form_of, read_records, task_of
 from s3pet.tasks.plain import NamedTask, RowTask, exact_match
 from s3pet.tasks.rows import read_split
@@ -48,13 +59,8 @@ DEFAULT_LR = {"pet": 3e-3, "head": 3e-3, "full": 5e-4, "adalora": 3e-3}
 WEIGHTS, CONFIG, TUNED = "weights.safetensors", "tuned.json", "tuned model"
 CONFIG_FIELDS = {
     **dict.fromkeys(("structure", "model", "model_hash", "task", "task_hash"), TEXT),
-    **{
-        "label_words": TEXTS,
-        "regression": FLAG,
-        "objective": RECORD,
-        "form": optional(FORM),
-        "lr": optional(number(0)),
-    },
+    **{"label_words": TEXTS, "regression": FLAG, "objective": RECORD, "form": optional(FORM)},
+    **{"lr": optional(number(0))},
     **{name: whole(1) for name in ("steps", "batch_size", "evaluations")},
     **{"seed": whole(), "lr_warmup": whole(), "vector_lr": number(0), "dropout": FLAG, "versions": mapping(TEXT)},
 }
@@ -101,6 +107,7 @@ class TunedModel:
         Raises:
             TaskError: records that the task cannot read, or ``proba`` of a regression. DivergedError: a score is NaN.
         """
+        FLAG.check(TaskError, proba=proba)
         if isinstance(self.learner.objective, Own):
             if proba:
                 raise TaskError(f"{self.config['objective']['own']} predicts no probabilities; call without proba")
@@ -126,6 +133,8 @@ class TunedModel:
     @borrows("a prediction", short=True, of=lambda tuned: tuned.learner.backbone)
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         """The task's metrics on examples, the main one first."""
+        if isinstance(self.task, Task):
+            kinds.many(kinds.instance(Example, "an example, as task.test has them")).check(TaskError, examples=examples)
         with self.learner.attached():
             return self.learner.objective.evaluate(examples)
 
@@ -153,6 +162,9 @@ class TunedModel:
     def __repr__(self) -> str:
         split = "test" if "test" in self.metrics else "validation"
         return f"TunedModel({self.task.name}, {self.config['structure']}, {split} {self.metrics[split]:.4f})"
+
+
+TUNED_MODEL = kinds.instance(TunedModel, "a tuned model, as retrain(…) and load_tuned(…) return it")
 
 
 @borrows("a retraining", seeds=True)
@@ -193,7 +205,11 @@ def retrain(
         SearchError: bad settings, or an attached supernet. DivergedError: a loss or score is NaN or infinite; the
             attribute ``tuned`` of the error is the best model scored before, or None.
     """
-    chosen, objective = Recipe(**recipe), checked(objective)
+    chosen, objective = made(Recipe, recipe, "retrain"), checked(objective)
+    check_model(model)
+    FLAG.check(SearchError, progress=progress, test=test)
+    callback = kinds.instance((TrainerCallback, type), "a callback of transformers")
+    kinds.many(callback).check(SearchError, callbacks=callbacks)
     with destination(out, CONFIG, TUNED, overwrite=False) as folder:
         learner = _make_learner(model, task, structure, objective, chosen.seed)
         place = folder / "checkpoint" if folder is not None else checkpoints and Path(checkpoints)
@@ -313,7 +329,10 @@ def load_tuned(
             objective that it was tuned with.
         StructureMismatchError: another backbone, or a task with other labels. TaskError: another tokenizer.
     """
-    path, how = Path(path), f"Make one: tuned.save({path})"
+    path, how = path_of(path), f"Make one: tuned.save({path})"
+    check_model(model)
+    TOKENIZER.check(TaskError, tokenizer=tokenizer)
+    optional(kinds.instance((Task, RowTask), "a task, as load_task(…) returns it")).check(TaskError, task=task)
     files = saved_files(path, TUNED, (WEIGHTS, "metrics.json", CONFIG), how)
     with reading(path / CONFIG):
         config = read_json(files[CONFIG], CONFIG_FIELDS, ("structure", "task", "task_hash", "objective", "seed"))
@@ -334,10 +353,13 @@ def load_tuned(
         objective = rebuilt(path, config["objective"], tokenizer)
     if own != (None if objective is None else type(objective).__qualname__):
         how = f"load_tuned(…, objective={own}(…))" if own else "load_tuned without objective="
-        raise RunError(f"{path} was tuned with {own or 'an objective of s3pet, whose settings it holds'}; use {how}")
+        what = own or "an objective of s3pet, whose settings it holds"
+        raise RunError(f"{path} was tuned with {what}, got objective={shown(objective)}; use {how}")
     if config["model_hash"] != (checksum := backbone_checksum(model, config["objective"].get("head", ()))):
         there = f"{config['model']!r} with checksum {config['model_hash'][:12]}"
-        raise StructureMismatchError(f"{path} was tuned on backbone {there}, not on this one with {checksum[:12]}")
+        raise StructureMismatchError(
+            f"{path} was tuned on backbone {there}, not on this {type(model).__name__} with {checksum[:12]}"
+        )
     if task is None and own and config.get("form") is None:
         task = NamedTask(config["task"], (), (), metrics={metrics["metric"]: exact_match})
     if task is None and config.get("form") is None:
@@ -373,8 +395,9 @@ def _make_learner(
     model: nn.Module, task: Task | RowTask, structure: Structure | str, settings: Any, seed: int
 ) -> Learner:
     """Fresh tensors on the backbone, or for ``"full"`` on a copy of it."""
-    if not isinstance(structure, Structure) and structure not in REFERENCES:
-        raise SearchError(f"structure {structure!r} is neither a Structure nor one of {', '.join(REFERENCES)}")
+    check_model(model)
+    if not isinstance(structure, Structure) and not kinds.one_of(REFERENCES).holds(structure):
+        raise SearchError(f"structure {shown(structure)} is neither a Structure nor one of {', '.join(REFERENCES)}")
     refuse_attached(model)
     target = copy.deepcopy(unwrapped(model)).eval() if structure == "full" else model
     objective = objective_of(target, task, settings, seed=seed)

@@ -17,6 +17,7 @@ import pandas as pd
 from scipy.special import ndtr  # type: ignore[import-untyped]
 
 from s3pet.errors import StudyError
+from s3pet.files.kinds import TEXT, instance
 
 COLUMNS = ["site", "stack", "layer", "role", "pet", "rank", "inert", "measure", "task"]
 MEASURES = ("spearman", "low", "high", "ceiling", "spearman_chance", "spearman_chance_high")
@@ -36,6 +37,7 @@ def check_utility(utility: pd.DataFrame, value: str = "utility") -> pd.DataFrame
     if not isinstance(utility, pd.DataFrame):
         raise StudyError(f"expected a utility table (DataFrame, one row per candidate), got {type(utility).__name__}")
     error, problems = f"{value}_error", []
+    TEXT.check(StudyError, value=value)
     if missing := [name for name in (*COLUMNS, value, error) if name not in utility]:
         problems.append(f"no column {', '.join(missing)}; it has {', '.join(map(str, utility))}")
     for name in ("measure", "task"):
@@ -74,6 +76,7 @@ def disagreement(gates: Any, utility: pd.DataFrame, *, value: str = "utility") -
         and ``only_utility``. Raises StudyError for bad tables, or if no candidate is in both.
     """
     table, measured = getattr(gates, "gates", gates), check_utility(utility, value).dropna(subset=[value])
+    instance(pd.DataFrame, "a search result or a gate table").check(StudyError, gates=table)
     if missing := [name for name in ("site", "stack", "layer", "pet", "rank", "prob") if name not in table]:
         raise StudyError(f"a gate table has no column {', '.join(missing)}; it has {', '.join(map(str, table))}")
     gated = table.set_axis(candidate_names(table).rename("candidate"))

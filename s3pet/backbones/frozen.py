@@ -7,11 +7,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from s3pet.errors import BackboneError
+from s3pet.files.kinds import instance
 
 if TYPE_CHECKING:  # s3pet.tasks reads from this room without torch
     from torch import nn
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how transformers names its decoders with a language-model head
+
+
+def check_model(model: Any) -> None:
+    """Raise BackboneError for what is no model, such as a name, or a model with its tokenizer."""
+    import torch
+
+    how = "load_backbone(…) returns one, with its tokenizer: model, tokenizer = load_backbone(…)"
+    instance(torch.nn.Module, f"a model of torch ({how})").check(BackboneError, model=model)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -20,6 +29,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises BackboneError for a compiled model (its compiled code does not see modules that are attached later) and for
     one with modules of PEFT (their places have other names); the message says what to pass instead.
     """
+    check_model(model)
     if hasattr(model, "_orig_mod") or any(part._compiled_call_impl is not None for part in model.modules()):
         what = "this model is compiled, and compiled code does not see modules that are attached later"
         raise BackboneError(

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from s3pet.backbones.frozen import CAUSAL
-from s3pet.errors import BackboneError, nearest
+from s3pet.errors import BackboneError, nearest, shown
+from s3pet.files.kinds import FLAG, TEXT, Kind, optional
+from s3pet.files.reading import path_of
 
 if TYPE_CHECKING:  # s3pet.tasks reads from this room without torch
     import torch
@@ -73,7 +75,19 @@ def load_backbone(
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
-    name = str(name)
+    name = str(path_of(name, BackboneError, "name"))
+    FLAG.check(BackboneError, local_files_only=local_files_only)
+    optional(TEXT).check(BackboneError, attn_implementation=attn_implementation, revision=revision)
+    floating = Kind(
+        "a floating type of torch, such as torch.bfloat16", lambda v: getattr(v, "is_floating_point", False)
+    )
+    optional(floating).check(BackboneError, dtype=dtype)
+    try:
+        torch.empty(0, device=device)
+    except (TypeError, RuntimeError, AssertionError) as error:
+        raise BackboneError(
+            f"device must be one that is here, such as 'cpu', got {shown(device)} ({error!s:.99})"
+        ) from error
     where = str(embedded_path() / EMBEDDED[name]) if name in EMBEDDED else name
     if is_folder := name in EMBEDDED or Path(where).is_dir():
         if lacking := [file for file in ("config.json", "model*.safetensors") if not any(Path(where).glob(file))]:

@@ -138,7 +138,9 @@ def run(
                     torch.autograd.backward(outputs, weights)
         except Exception as error:  # whatever the code of a model may raise
             shapes = ", ".join(f"{name} {[*t.shape]}" for name, t in batch.items() if isinstance(t, Tensor))
-            tried.append(f"{shapes}: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
+            tried.append(
+                f"{shapes or sorted(map(str, batch))}: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            )
             continue
         for part in parts:
             if part.reason is None and part.total is None:

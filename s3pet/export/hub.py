@@ -10,12 +10,13 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from s3pet.errors import RunError
+from s3pet.errors import ExportError, RunError
+from s3pet.files.kinds import FLAG, TEXT, optional
 from s3pet.files.writing import new_folder, write_text
 from s3pet.objectives.own import Own
 from s3pet.objectives.ready import can_be_rebuilt
 from s3pet.plots import plot_structure, save_figure
-from s3pet.tuning import TunedModel
+from s3pet.tuning import TUNED_MODEL, TunedModel
 
 CARD = """---
 library_name: s3pet
@@ -61,6 +62,8 @@ def save_folder(tuned: TunedModel, path: str | Path, *, base: str | None = None,
     ``base`` is the hub id of the backbone, for the card; None: the name it was loaded by. Raises RunError if the folder
     holds a card and ``overwrite`` is not set. Of an objective of your own the card has the name and the settings.
     """
+    TUNED_MODEL.check(ExportError, tuned=tuned)
+    optional(TEXT).check(ExportError, base=base)
     with new_folder(path, "README.md", "tuned model with a card", overwrite) as folder:
         tuned.write(folder)
         if tuned.structure is not None and len(tuned.structure):
@@ -78,6 +81,8 @@ def push_to_hub(
     """
     from huggingface_hub import HfApi
 
+    TEXT.check(ExportError, repo_id=repo_id)
+    FLAG.check(ExportError, private=private)
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         save_folder(tuned, folder, base=base)

@@ -38,7 +38,7 @@ from s3pet.modules import LORA_ALPHA
 from s3pet.objectives.own import Own
 from s3pet.space import Candidate
 from s3pet.supernet import Supernet, is_attached
-from s3pet.tuning import REFERENCES, TunedModel
+from s3pet.tuning import REFERENCES, TUNED_MODEL, TunedModel
 
 HEAD = "head.safetensors"
 SEARCH_PLAIN = """search a space without them: make_space(model, [{"pet": "lora"}, {"pet": "lnfit"}])"""
@@ -91,6 +91,7 @@ def merge(tuned: TunedModel) -> Merged:
         ExportError: adapters, which are named; quantised or shared weights; modules of another library; an attached
             supernet; or logits that differ by more than rounding.
     """
+    TUNED_MODEL.check(ExportError, tuned=tuned)
     objective: Any = tuned.learner.objective
     target, backbone = tuned.learner.target, tuned.learner.backbone
     if tuned.structure is None and tuned.config["structure"] not in REFERENCES:

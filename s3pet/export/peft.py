@@ -22,19 +22,19 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from s3pet.backbones import backbone_kind, name_of
+from s3pet.backbones import backbone_kind, check_model, name_of
 from s3pet.backbones.norms import norm_form
 from s3pet.errors import ExportError, StructureMismatchError
 from s3pet.export.merging import HEAD, SEARCH_PLAIN, classifier_of
 from s3pet.export.places import Place, structure_at
 from s3pet.files.kinds import TEXTS, Kind, number, optional, whole
-from s3pet.files.reading import read_json, read_tensors, reading
+from s3pet.files.reading import path_of, read_json, read_tensors, reading
 from s3pet.files.writing import new_folder, saved_files, write_json, write_tensors
 from s3pet.modules import LORA_ALPHA
 from s3pet.space import find_sites
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet
-from s3pet.tuning import TunedModel
+from s3pet.tuning import TUNED_MODEL, TunedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -80,6 +80,7 @@ def to_peft(tuned: TunedModel, path: str | Path, *, overwrite: bool = False) -> 
         ExportError: no structure, or modules that PEFT cannot take, which are named; ``merge`` takes most of them.
         RunError: the folder holds an adapter and ``overwrite`` is not set.
     """
+    TUNED_MODEL.check(ExportError, tuned=tuned)
     objective, supernet = tuned.learner.objective, tuned.learner.target
     if tuned.structure is None or not isinstance(supernet, Supernet):
         raise ExportError(f"{tuned.config['structure']!r} has no structure; PEFT takes one with LoRA or norms")
@@ -153,7 +154,8 @@ def from_peft(path: str | Path, model: nn.Module) -> Adapter:
         RunError: no adapter there, or damaged files. ExportError: another method, or options of LoRA that change what
             it computes. StructureMismatchError: an adapter of another model, missing tensors, or wrong shapes.
     """
-    config, tensors = _read(Path(path))
+    check_model(model)
+    config, tensors = _read(path_of(path))
     scales, places, head = dict[str, float](), dict[tuple[str, str], Tensor](), dict[str, Tensor]()
     modules = dict(model.named_modules())
     sites = {site.path: site.kind for site in find_sites(model) if site.kind != "block"}

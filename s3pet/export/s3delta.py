@@ -19,11 +19,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from s3pet.backbones import n_parameters
+from s3pet.backbones import check_model, n_parameters
 from s3pet.errors import ExportError, RunError, StructureMismatchError, nearest
 from s3pet.export.places import Place, structure_at
 from s3pet.files.kinds import whole
-from s3pet.files.reading import MB, read_bytes, read_json, reading
+from s3pet.files.reading import MB, path_of, read_bytes, read_json, reading
 from s3pet.gates import Budget, BudgetLike
 from s3pet.result import gate_table
 from s3pet.space import Space
@@ -56,10 +56,13 @@ def from_s3delta(path: str | Path, model: nn.Module, *, budget: BudgetLike | Non
         RunError: no such file, or one of another form. StructureMismatchError: names, or numbers of parameters, that do
             not fit the model. ExportError: types or options that have no counterpart here.
     """
-    path = Path(path)
+    path = path_of(path)
+    check_model(model)
     with reading(path, RunError, "a structure (.json) or final_alphas.txt of the authors' code"):
         if path.suffix == ".txt":
             return _gates(path, read_bytes(path, 16 * MB).decode(), model, budget)
+        if budget is not None:
+            raise ValueError(f"budget={budget!r} is for the gates of a search (.txt); a structure has its own size")
         configs = read_json(path)
         if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
             raise ValueError("expected a list of configs by names of modules")

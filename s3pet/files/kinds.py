@@ -1,10 +1,14 @@
-"""What a field of a record or a column of a table may hold; small enough to be written beside the reader."""
+"""What an argument, a field of a record or a column of a table may hold; small enough to be written beside its use."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Hashable, Mapping
+from numbers import Integral, Real
 from typing import Any, NamedTuple
+
+from s3pet.errors import S3PetError, shown
 
 
 class Kind(NamedTuple):
@@ -15,25 +19,53 @@ class Kind(NamedTuple):
     column: str = "text"
     empty: bool = False
 
+    def check(self, error: type[S3PetError], /, **arguments: Any) -> None:
+        """Raise ``error`` at the first argument that is not of this kind; it says which, and what was expected."""
+        for name, value in arguments.items():
+            if not self.holds(value):
+                raise error(f"{name} must be {self.what}, got {shown(value)}")
+
 
 def whole(least: int = 0, most: int = 2**62) -> Kind:
-    """A whole number within limits; True is none."""
-    return Kind(f"a whole number from {least}", lambda v: type(v) is int and least <= v <= most, "whole")
+    """A whole number within limits, also of NumPy; True is none."""
+    upto = "" if most >= 2**62 else f" to {most:,}"
+    return Kind(f"a whole number from {least}{upto}", lambda v: is_whole(v) and least <= v <= most, "whole")
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Kind:
-    """A finite number within limits."""
+    """A finite number within limits, also of NumPy; True is none."""
     limits = "" if math.inf in (-low, high) and math.isinf(low + high) else f" from {low:g} to {high:g}"
     return Kind(
         f"a finite number{limits}",
-        lambda v: type(v) in (int, float) and abs(v) < math.inf and low <= v <= high,
+        lambda v: is_real(v) and abs(v) < math.inf and low <= v <= high,
         "number",
     )
 
 
 def optional(kind: Kind) -> Kind:
     """The kind, or None."""
-    return Kind(f"{kind.what}, or null", lambda v: v is None or kind.holds(v), kind.column, True)
+    return Kind(f"{kind.what}, or None", lambda v: v is None or kind.holds(v), kind.column, True)
+
+
+def instance(kind: type | tuple[type, ...], what: str) -> Kind:
+    """An object of a class, or of one of several."""
+    return Kind(what, lambda v: isinstance(v, kind))
+
+
+def one_of(names: Collection[Any]) -> Kind:
+    """One of these texts (or None, if it is among them)."""
+    return Kind(f"one of {', '.join(map(str, names))}", lambda v: isinstance(v, str | None) and v in names)
+
+
+def several(kind: Kind, least: int = 1) -> Kind:
+    """Different values of a kind in a list, tuple, range or array: an argument."""
+
+    def holds(v: Any) -> bool:
+        is_list = hasattr(v, "__len__") and hasattr(v, "__iter__") and not isinstance(v, str | bytes | Mapping)
+        unlike = {x if isinstance(x, Hashable) else id(x) for x in v} if is_list else ()
+        return is_list and least <= len(v) == len(unlike) and all(map(kind.holds, v))
+
+    return Kind(f"a list of different values, each {kind.what}", holds)
 
 
 def one_or_texts(kind: Kind) -> Kind:
@@ -43,19 +75,36 @@ def one_or_texts(kind: Kind) -> Kind:
 
 def many(kind: Kind) -> Kind:
     """A list of such values."""
-    return Kind(f"a list, each {kind.what}", lambda v: isinstance(v, list) and all(map(kind.holds, v)), "list")
+    return Kind(f"a list, each {kind.what}", lambda v: isinstance(v, list | tuple) and all(map(kind.holds, v)), "list")
 
 
 def mapping(kind: Kind) -> Kind:
     """An object with such values."""
-    return Kind(f"an object, each {kind.what}", lambda v: isinstance(v, dict) and all(map(kind.holds, v.values())))
+
+    def holds(v: Any) -> bool:
+        return isinstance(v, Mapping) and all(map(kind.holds, v.values())) and all(isinstance(k, str) for k in v)
+
+    return Kind(f"an object, each {kind.what}", holds)
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, also of NumPy; True is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is a number, also of NumPy; True is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+PATH = Kind("a path", lambda v: isinstance(v, str | os.PathLike) and str(v) != "" and "\0" not in str(v))
+SEED, POSITIVE = whole(), Kind("a finite number above 0", lambda v: is_real(v) and 0 < v < math.inf)
+CALLABLE = Kind("a function", callable)
 TEXT = Kind("a text that is not empty", lambda v: isinstance(v, str) and v != "")
-FLAG = Kind("true or false", lambda v: type(v) is bool, "flag")
+FLAG = Kind("true or false", lambda v: type(v).__name__ in ("bool", "bool_"), "flag")  # NumPy's have either name
 TEXTS = many(TEXT)
-ANY_NUMBER = Kind("a number", lambda v: v is None or type(v) in (int, float), "number")
-TEXT_OR_NUMBER = Kind("a text or a number", lambda v: TEXT.holds(v) or type(v) in (int, float))
+ANY_NUMBER = Kind("a number", lambda v: v is None or is_real(v), "number")
+TEXT_OR_NUMBER = Kind("a text or a number", lambda v: TEXT.holds(v) or is_real(v))
 RECORD = Kind("an object", lambda v: isinstance(v, dict))
 RECORDS = many(RECORD)
 

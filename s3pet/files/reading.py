@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from s3pet.errors import RunError, S3PetError
-from s3pet.files.kinds import Kind, check_record
+from s3pet.files.kinds import PATH, Kind, check_record
 
 if TYPE_CHECKING:  # importing this module must be quick: tasks are read without torch
     import pandas as pd
@@ -32,6 +32,12 @@ MB = 2**20
 MEMORY = 90 * MB  # what the values of a file may need beyond its size
 DEPTH = 40  # of nested lists and objects
 KINDS_OF_FILE = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
+
+
+def path_of(value: Any, error: type[S3PetError] = RunError, name: str = "path") -> Path:
+    """A path that was passed as an argument; an ``error`` for what is none, and for an empty text."""
+    PATH.check(error, **{name: value})
+    return Path(value)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import numpy as np
 
 from s3pet.errors import RunError, S3PetError
 from s3pet.files.kinds import FLAG, TEXT, TEXTS, mapping
-from s3pet.files.reading import read_json, reading, regular
+from s3pet.files.reading import path_of, read_json, reading, regular
 
 try:
     import fcntl
@@ -146,7 +146,7 @@ def new_folder(
         RunError: ``path`` holds ``last`` and ``overwrite`` is not set, is in use by another process, or it cannot be
             written to.
     """
-    path = Path(path)
+    path = path_of(path)
     refuse_finished(path, last, what, overwrite)
     with claim(path, what):
         finish_move(path)
@@ -176,6 +176,7 @@ def seal(folder: Path, last: str = "", *, old: Sequence[str] = (), foreign: bool
 
 def refuse_finished(path: Path, last: str, what: str, overwrite: bool) -> None:
     """Raise RunError if a folder holds something that may not be replaced."""
+    FLAG.check(RunError, overwrite=overwrite)
     if not overwrite and any(os.path.exists(place / last) for place in (path, *_complete(path))):
         raise RunError(f"{path} holds a {what}; choose another folder or pass overwrite=True")
 
@@ -186,7 +187,7 @@ def destination(out: str | Path | None, last: str, what: str, overwrite: bool) -
     if out is None:
         yield None
         return
-    refuse_finished(Path(out), last, what, overwrite)
+    refuse_finished(path_of(out, name="out"), last, what, overwrite)
     with claim(out, what) as folder:
         yield folder
 
@@ -249,7 +250,7 @@ def saved_files(path: str | Path, what: str, required: Collection[str], hint: st
     Raises:
         RunError: a required file is missing, or one is not the file that was saved with the others.
     """
-    path = Path(path)
+    path = path_of(path)
     moved = _complete(path)
     manifest = next((place / MANIFEST for place in (*moved, path) if os.path.exists(place / MANIFEST)), None)
     with reading(path, hint=hint):

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s3pet.errors import TaskError
+from s3pet.errors import TaskError, shown
+from s3pet.files.kinds import is_whole
 from s3pet.tasks.checks import check_ids, position_limit
 from s3pet.tasks.plain import RowTask
 
@@ -91,11 +92,12 @@ class Bound:
     def check_options(self, **least: int) -> None:
         """TaskError if there is no tokenizer, or an attribute is no whole number of at least so many."""
         if not callable(self.tokenizer):
-            raise TaskError(f"{type(self).__name__} needs the model's tokenizer; got {self.tokenizer!r}")
+            raise TaskError(f"{type(self).__name__} needs the model's tokenizer; got {shown(self.tokenizer)}")
         for name, most in least.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < most:
-                raise TaskError(f"{name} must be a whole number of at least {most}; got {value!r}")
+            if not is_whole(value) or value < most:
+                raise TaskError(f"{name} must be a whole number of at least {most}; got {shown(value)}")
+            setattr(self, name, int(value))
 
     @property
     def length(self) -> int | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from s3pet.backbones import preserved
 from s3pet.errors import SearchError, TaskError
+from s3pet.files.kinds import TEXT
 from s3pet.objectives.columns import IGNORED, Bound, padded, read_text, scored_logits, written_inputs
 from s3pet.tasks.checks import position_limit
 
@@ -37,6 +38,7 @@ class Generation(Bound):
         self, tokenizer: Any, *, source: str = "source", target: str = "target", max_length: int = 256,
         max_target: int = 64,
     ):  # fmt: skip
+        TEXT.check(TaskError, source=source, target=target)
         self.tokenizer, self.columns = tokenizer, (source, target)
         self.max_length, self.max_target = max_length, max_target
         self._cache: dict[str, bool] = {}

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import MODEL_MAPPING
 
 from s3pet.errors import S3PetError, SearchError, TaskError
+from s3pet.files.kinds import CALLABLE, TEXT, mapping, number, optional, several
 from s3pet.objectives.columns import IGNORED, Bound, padded, read_list
 from s3pet.tasks.checks import check_ids
 from s3pet.tasks.plain import class_number
@@ -47,6 +48,9 @@ class ModelLoss(Bound):
         padding: Mapping[str, int] | None = None,
         head: Sequence[str] | None = None,
     ):
+        optional(CALLABLE).check(TaskError, prepare=prepare)
+        optional(mapping(number())).check(TaskError, padding=padding)
+        optional(several(TEXT, 0)).check(TaskError, head=head)
         self.prepare, self.padding, self.head = prepare, dict(padding or {}), head
         self.names: tuple[str, ...] = ()
 

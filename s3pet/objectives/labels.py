@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s3pet.errors import TaskError
+from s3pet.errors import TaskError, shown
+from s3pet.files.kinds import TEXT, several
 from s3pet.objectives.columns import IGNORED, read_list, read_text
 from s3pet.objectives.heads import ModelLoss
 
@@ -38,6 +39,7 @@ class TokenClassification(ModelLoss):
         max_length: int = 128, head: Sequence[str] | None = None,
     ):  # fmt: skip
         super().__init__(padding={"input_ids": getattr(tokenizer, "pad_token_id", 0) or 0, "words": -1}, head=head)
+        TEXT.check(TaskError, tokens=tokens, tags=tags)
         self.tokenizer, self.names, self.columns, self.max_length = tokenizer, named(names), (tokens, tags), max_length
         self.check_options(max_length=2)
         if not getattr(tokenizer, "is_fast", False):
@@ -115,6 +117,8 @@ class MultiLabel(ModelLoss):
     ):  # fmt: skip
         super().__init__(padding={"input_ids": getattr(tokenizer, "pad_token_id", 0) or 0}, head=head)
         self.tokenizer, self.names, self.max_length = tokenizer, named(names), max_length
+        TEXT.check(TaskError, target=target)
+        several(TEXT).check(TaskError, text=[text] if isinstance(text, str) else text)
         self.text, self.target = (text,) if isinstance(text, str) else tuple(text), target
         self.check_options(max_length=2)
         if len(self.text) not in (1, 2):
@@ -195,6 +199,7 @@ class ImageClassification(ModelLoss):
         head: Sequence[str] | None = None,
     ):  # fmt: skip
         super().__init__(head=head)
+        TEXT.check(TaskError, image=image, label=label)
         self.processor, self.names, self.columns = processor, named(names), (image, label)
 
     @property
@@ -240,8 +245,8 @@ class ImageClassification(ModelLoss):
 
 def named(names: Sequence[str]) -> tuple[str, ...]:
     """Names of classes as a tuple; a TaskError if two are the same, or for one text instead of several names."""
-    if isinstance(names, str) or len({*names}) < len(names):
-        raise TaskError(f"names= must be distinct names, such as ('no', 'yes'); got {reprlib.repr(names)}")
+    if not several(TEXT, 0).holds(names):
+        raise TaskError(f"names= must be distinct names, such as ('no', 'yes'); got {shown(names)}")
     return tuple(names)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from s3pet.backbones import borrows, preserved
+from s3pet.backbones import borrows, check_model, preserved
 from s3pet.errors import SearchError, TaskError, check_finite, nearest
 from s3pet.objectives.columns import Bound
 from s3pet.objectives.streams import in_batches
@@ -185,6 +185,7 @@ def objective_of(model: nn.Module, task: Any, objective: Any = None, *, seed: in
     Raises TaskError for something that is not a task, and what :func:`checked` and :func:`make_objective` raise.
     """
     objective = checked(objective)
+    check_model(model)
     if isinstance(objective, ObjectiveSettings):
         return make_objective(model, task, objective, seed=seed)
     if not isinstance(task, Task | RowTask):

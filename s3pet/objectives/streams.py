@@ -54,7 +54,7 @@ def derive(*numbers: int) -> int:
     """A well-mixed 62-bit seed from integers."""
     state = 0x9E3779B97F4A7C15
     for number in numbers:
-        state = ((state ^ (number + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9) % 2**64
+        state = ((state ^ (int(number) + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9) % 2**64
         state ^= state >> 31
     return state % 2**62
 

@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from s3pet.backbones import backbone_kind, borrows, preserved
-from s3pet.errors import SearchError, TaskError, check_finite
+from s3pet.backbones import backbone_kind, borrows, check_model, preserved
+from s3pet.errors import BackboneError, SearchError, TaskError, check_finite, shown
+from s3pet.files.kinds import SEED
 from s3pet.objectives.choices import WordTree
 from s3pet.objectives.columns import IGNORED, scored_logits, written_inputs
 from s3pet.objectives.pooling import pooled, pooled_width
@@ -75,7 +76,8 @@ class ObjectiveSettings:
         names = [entry.name for entry in fields(cls)]
         if not isinstance(settings, Mapping | None) or not set(settings or {}) <= set(names):
             own = "An object of your own (s3pet.objectives) goes to search, retrain and load_tuned only"
-            raise SearchError(f"objective must be a mapping of some of {', '.join(names)}; got {settings!r}. {own}")
+            what = f"objective must be a mapping of some of {', '.join(names)}; got {shown(settings)}"
+            raise SearchError(f"{what}. {own}")
         return cls(**(settings or {}))
 
 
@@ -374,9 +376,14 @@ def make_objective(
         SearchError: bad settings, or settings that this backbone does not use. TaskError: no tokenizer, or no task.
     """
     chosen, kind = ObjectiveSettings.of(settings), backbone_kind(model)
+    check_model(model)
+    SEED.check(SearchError, seed=seed)
     if not isinstance(task, Task):
         what = f"a {type(task).__name__} is not a task of texts and labels, which load_task makes"
         raise TaskError(f"{what}; rows of another form need objective=, an object: see s3pet.objectives")
+    if getattr(model, "config", None) is None:
+        what = f"model must be one of transformers with a config, got a {type(model).__name__}; others need objective="
+        raise BackboneError(f"{what}, an object: see s3pet.objectives")
     if task.tokenizer is None:
         raise TaskError(f"task {task.name!r} has no tokenizer; give one: load_task({task.name!r}, tokenizer)")
     if kind == "encoder":

@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 
-from s3pet.errors import PlotError
+from s3pet.errors import PlotError, shown
+from s3pet.files.kinds import one_of
 from s3pet.plots.frame import entry, finish_axes, in_order, rim
 from s3pet.plots.maps import LABELS, MAP_COLUMNS, STACKS, cut_and_start, gate_cells, place_of, roles_in_order
 from s3pet.plots.style import PALETTE, PET_COLOURS, PETS, as_table, figure_of, flag, new_axes, style, styled
@@ -38,7 +39,7 @@ def profile_shares(gates: Any, by: str = "layer", value: str = "chosen") -> pd.D
     Returns:
         The columns of the group, ``pet``, ``share`` and ``uniform`` (in %, both sum to 100), in the order of the maps.
     """
-    if by not in PROFILES or value not in SHARES:
+    if not one_of(PROFILES).holds(by) or not one_of(SHARES).holds(value):
         raise PlotError(f"by is one of {[*PROFILES]} and value of {[*SHARES]}; got {by!r} and {value!r}.")
     table = as_table(gates, [*MAP_COLUMNS, "n_params", value])
     weight = table["n_params"] * (flag(table, "chosen") if value == "chosen" else table["prob"])
@@ -117,7 +118,8 @@ def plot_trajectories(
     if value not in ("prob", "alpha"):
         raise PlotError(f"value is 'prob' or 'alpha'; got {value!r}.")
     if getattr(result, "trajectory", None) is None:
-        raise PlotError("Expected a search result or a run, with .trajectory; a gate table has the last step only.")
+        what = f"a gate table has the last step only; got {shown(result)}"
+        raise PlotError(f"Expected a search result or a run, with .trajectory; {what}.")
     gates = as_table(result, [*MAP_COLUMNS, "n_params", "prob", "chosen"])
     gates = gates.set_axis(candidate_names(gates))
     steps = as_table(result.trajectory, ["candidate", "step", value], one=("seed", "task", "budget"))
@@ -202,7 +204,7 @@ def plot_polarisation(results: Any, *, ax: Axes | None = None, title: str | None
     tables = results if isinstance(results, Mapping) else {"": results}
     numbers = {name: polarisation(result) for name, result in tables.items()}
     if not numbers:
-        raise PlotError("Expected results as {name: result}; got none.")
+        raise PlotError(f"Expected results as {{name: result}}; got {shown(results)}.")
     ax, handles, ends, scale = ax or new_axes(None, 3.1), list[Any](), [0.5, 2.0], style().scale
     for (name, at), colour, marker in zip(numbers.items(), cycle(PALETTE), cycle(MARKERS), strict=False):
         table = as_table(tables[name], []).sort_values("prob", ascending=False, kind="stable")

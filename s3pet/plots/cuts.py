@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from s3pet.errors import PlotError, nearest
+from s3pet.errors import PlotError, nearest, shown
+from s3pet.files.kinds import TEXT, Kind, instance, one_of, optional, several, whole
 from s3pet.plots.frame import entry, in_order, rim
 from s3pet.plots.maps import MAP_COLUMNS, gate_cells, make_grid, map_size, outline, plot_difference, plot_gates, squares
 from s3pet.plots.matrices import plot_overlap
@@ -28,6 +29,12 @@ def select_rows(gates: Any, pets: Iterable[str] | None = None, layers: tuple[int
             layers belong to the last layer of their stack.
     """
     table = as_table(gates, MAP_COLUMNS)
+    optional(several(TEXT, 0)).check(PlotError, pets=pets)
+    ends = Kind(
+        "the first and the last layer",
+        lambda v: isinstance(v, list | tuple) and len(v) == 2 and all(map(whole().holds, v)) and v[0] <= v[1],
+    )
+    optional(ends).check(PlotError, layers=layers)
     pets = set(table["pet"]) if pets is None else set(pets)
     for unknown in sorted(pets - set(table["pet"])):
         raise PlotError(f"no candidate has the PET module {unknown!r}; {nearest(unknown, set(table['pet']))}")
@@ -128,8 +135,8 @@ def choice_table(gates: Mapping[str, Any]) -> pd.DataFrame:
         One row per candidate that any search chose, by name: ``n_params``, a Boolean column per search, ``chosen_by``
         (how many) and ``mean_prob``; sorted by the last two, highest first.
     """
-    if not gates:
-        raise PlotError("Expected searches as {name: gate table}; got none.")
+    if not isinstance(gates, Mapping) or not gates:
+        raise PlotError(f"Expected searches as {{name: gate table}}; got {shown(gates)}.")
     columns = ["n_params", "prob", "chosen"]
     tables = {name: as_table(table, columns).set_axis(candidate_names(table)) for name, table in gates.items()}
     first, *others = tables.values()
@@ -147,8 +154,9 @@ def plot_two(
     gates: Mapping[str, Any], one: str, other: str, *, value: str = "prob", figure: Figure | None = None
 ) -> Axes:
     """`plot_difference` of two of several searches, by their names."""
+    instance(Mapping, "a mapping of names to gate tables").check(PlotError, gates=gates)
     for name in (one, other):
-        if name not in gates:
+        if not one_of(gates).holds(name):
             raise PlotError(f"no search is called {name!r}; {nearest(name, gates)}")
     figure = new_figure(*map_size(make_grid(as_table(gates[one], MAP_COLUMNS))), figure)
     return plot_difference(gates[one], gates[other], value=value, names=(one, other), ax=figure.subplots())

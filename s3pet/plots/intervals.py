@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from s3pet.errors import PlotError
+from s3pet.files.kinds import instance
+
 
 def mean_interval(samples: Sequence[np.ndarray], *, confidence: float = 0.95) -> tuple[float, float]:
     """Student's t interval of a mean over tasks.
@@ -49,6 +52,9 @@ def summarize_scores(table: pd.DataFrame, score: str = "score") -> pd.DataFrame:
     `mean_interval`, nan for a single run. ``n_params`` is the geometric mean (its axis is
     logarithmic), nan unless all are > 0.
     """
+    instance(pd.DataFrame, "a table (DataFrame) of runs").check(PlotError, table=table)
+    if lacking := [name for name in ("structure", "kind", "n_params", score) if name not in [*table]]:
+        raise PlotError(f"The table has no column {lacking[0]!r}; it has {', '.join(map(str, table))}.")
     names = ["structure", "kind"] + ["budget"] * ("budget" in table)
     table = table.assign(_log=np.log(table["n_params"].astype(float).where(table["n_params"] > 0)))
     groups = table.groupby(names, sort=False, dropna=False, observed=True)

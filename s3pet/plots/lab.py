@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from s3pet.errors import PlotError
+from s3pet.files.kinds import POSITIVE, many, number, whole
 from s3pet.gates import GRADIENT_MODES, expected_gates, sample_gates, shifted_sigmoid, solve_shift
 from s3pet.plots.style import PALETTE, new_figure, style, styled
 
@@ -46,6 +48,11 @@ def plot_gate_lab(
     Raises:
         BudgetError: the budget is not between 0 and the sum of the costs.
     """
+    many(number()).check(PlotError, alpha=[*alpha] if isinstance(alpha, Iterable) else alpha)
+    many(POSITIVE).check(PlotError, costs=[*costs] if isinstance(costs, Iterable) else costs)
+    if not 1 <= len(alpha) == len(costs) <= len(COLOURS):
+        raise PlotError(f"alpha and costs must be as many, 1 to {len(COLOURS)}; got {len(alpha)} and {len(costs)}")
+    whole(0, len(alpha) - 1).check(PlotError, of=of)
     a, c = torch.tensor(alpha, dtype=torch.float64, requires_grad=True), torch.tensor(costs, dtype=torch.float64)
     shift = float(solve_shift(a.detach(), c, budget, temperature=temperature))
     gradients = {}
@@ -53,7 +60,7 @@ def plot_gate_lab(
         probs = shifted_sigmoid(a, c, budget, temperature=temperature, gradient=mode)  # type: ignore[arg-type]
         gradients[mode] = torch.autograd.grad(probs[of], a)[0].numpy()
     probs = probs.detach()  # the same in all modes
-    noise = torch.rand(DRAWS, len(a), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    noise = torch.rand(DRAWS, len(a), generator=torch.Generator().manual_seed(int(seed)), dtype=torch.float64)
     gates = sample_gates(probs, noise, temperature=sample_temperature)
     means = expected_gates(probs, temperature=sample_temperature)
 

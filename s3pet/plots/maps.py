@@ -24,7 +24,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from s3pet.errors import PlotError
+from s3pet.errors import PlotError, shown
+from s3pet.files.kinds import one_of
 from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_for, in_order, readable_on, rim, wrapped
 from s3pet.plots.sizes import shown_ranks, write_ranks
 from s3pet.plots.style import PETS, as_table, figure_of, flag, new_axes, new_figure, style, styled, value_limits
@@ -85,6 +86,7 @@ def roles_in_order(roles: Iterable[str]) -> list[str]:
 
 def make_grid(candidates: pd.DataFrame) -> Grid:
     """Lay out the map of a table with ``stack, layer, role, pet``; layers without a candidate have columns too."""
+    candidates = as_table(candidates, MAP_COLUMNS, one=())
     columns: dict[tuple[str, str], float] = {}
     for stack in in_order(candidates["stack"], STACKS):
         names = set(_columns(candidates[candidates["stack"] == stack]))
@@ -112,10 +114,10 @@ def gate_cells(
     was chosen, else the most probable one; empty for a PET module that ``space`` (None: the table) has in one size.
     """
     table = as_table(gates, [*MAP_COLUMNS, value])
+    one_of(("max", "sum", "mean")).check(PlotError, how=how)
     if not pd.api.types.is_numeric_dtype(table[value]):
         raise PlotError(f"Column {value!r} holds {table[value].dtype}; a colour needs numbers, as 'prob' has.")
-    grid = grid or make_grid(table)
-    flags = {name: flag(table, name) for name in ("chosen", "inert")}
+    grid, flags = grid or make_grid(table), {name: flag(table, name) for name in ("chosen", "inert")}
     table = table.assign(column=_columns(table), value=table[value].astype(float), **flags)
     keys = ["role", "pet", "stack", "column"]
     groups = table.groupby(keys, sort=False, observed=True)
@@ -322,8 +324,8 @@ def plot_gate_panels(
     ``gates`` has the title of each panel and its gate table, or object with ``.gates``; ``value`` is as in
     `plot_gates`; ``columns`` is the number of panels in a row (None: as many as fit on a page).
     """
-    if not gates:
-        raise PlotError("Expected panels as {title: gate table}; got none.")
+    if not isinstance(gates, Mapping) or not gates:
+        raise PlotError(f"Expected panels as {{title: gate table}}; got {shown(gates)}.")
     tables = {name: as_table(table, [*MAP_COLUMNS, value]) for name, table in gates.items()}
     grid = make_grid(pd.concat([table[[*MAP_COLUMNS]] for table in tables.values()]))
     cells = {name: gate_cells(table, value, grid=grid) for name, table in tables.items()}

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
 from s3pet.errors import PlotError
+from s3pet.files.kinds import TEXT, optional
 from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_for, readable_on, wrapped
 from s3pet.plots.intervals import mean_interval
 from s3pet.plots.style import KINDS, as_table, figure_of, new_axes, style, styled
@@ -108,6 +109,7 @@ def plot_overlap(
         value: "jaccard", "spearman" or another measure with the columns ``<value>``, ``<value>_chance`` and
             ``<value>_chance_high``.
     """
+    optional(TEXT).check(PlotError, value=value, by=by)
     measures = {value: "value", f"{value}_chance": "chance", f"{value}_chance_high": "high"}
     pairs = as_table(pairs, ["first", "second", *measures, *([by] if by else [])], one=())
     table = pairs[[*measures]].astype(float).rename(columns=measures)

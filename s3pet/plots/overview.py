@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from s3pet.errors import PlotError
+from s3pet.errors import PlotError, shown
 from s3pet.gates import expected_gates
 from s3pet.plots.maps import plot_gates
 from s3pet.plots.style import BLUE, ORANGE, new_figure, style, styled
@@ -28,7 +28,7 @@ def search_diagnostics(result: Any) -> pd.DataFrame:
         the structure with that of ten records before, or of the first record (nan in the first row).
     """
     if getattr(result, "trajectory", None) is None or result.trajectory.empty:
-        raise PlotError("Expected a search result or a run with a trajectory; this one has none.")
+        raise PlotError(f"Expected a search result or a run with a trajectory; {shown(result)} has none.")
     path = result.trajectory.pivot(index="step", columns="candidate", values="prob")
     probs = torch.tensor(path[[candidate.name for candidate in result.space]].to_numpy("float64"))
     costs, budget = result.space.costs.double(), result.budget.n_params

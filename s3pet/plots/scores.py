@@ -21,6 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
 from s3pet.errors import PlotError, nearest
+from s3pet.files.kinds import number
 from s3pet.plots.frame import entry, finish_axes, in_order, kind_colours, wrapped
 from s3pet.plots.intervals import summarize_scores
 from s3pet.plots.style import KINDS, OTHER, PALETTE, as_table, new_axes, new_figure, style, styled
@@ -228,7 +229,7 @@ def plot_differences(
         p: the column compared with ``alpha``: "p_holm" or "p".
         scale: factor of the differences; 100 turns scores between 0 and 1 into points.
     """
-    table = _read_differences(table, p)
+    table = _read_differences(table, p, alpha)
     budget = pd.to_numeric(table.get("budget", pd.Series(np.nan, table.index))).astype("Float64")
     table = table.assign(budget=budget, panel=budget.astype(object).where(budget.notna(), table["structure"]))
     duplicates = table[table.duplicated(["task", "panel", "structure"])]
@@ -255,7 +256,7 @@ def plot_differences(
         shift = 0.7 * ((part["structure"].map(names.index) + 0.5) / len(names) - 0.5)
         part = part.assign(y=part["task"].map(tasks.index) + shift)
         handles |= _draw_rows(_row_axes(ax, tasks, 0), part, p, alpha, scale)
-        finish_axes(ax, "difference" + ", points" * (scale == 100), "", [], None)
+        finish_axes(ax, "difference" + ", points" * bool(scale == 100), "", [], None)
         lines = [names[0] if len(names) == 1 else f"{panel:,.0f} parameters"]
         lines += [f"− {baselines[0]}"] if len(baselines) == 1 else []
         ax.set_title(wrapped(lines, wide * style().scale), size=style().font)
@@ -283,7 +284,7 @@ def plot_ranking(
     are those of `plot_differences`, for one budget. With several tasks, the rows named "mean of …" are ranked, and
     structures without one are left out; with one task, its own rows are.
     """
-    table = _read_differences(table, p)
+    table = _read_differences(table, p, alpha)
     is_mean = table["task"].str.startswith(MEAN)
     if table["task"].nunique() > 1 and not is_mean.any():
         raise PlotError(f"Tasks {', '.join(table['task'].unique())} and no mean; put over_tasks(…) below the summary.")
@@ -344,8 +345,9 @@ def plot_repeats(table: Any, *, metric: str = "score", title: str | None = None,
     return finish_axes(ax, metric, "", handles, title)
 
 
-def _read_differences(table: Any, p: str) -> pd.DataFrame:
+def _read_differences(table: Any, p: str, alpha: float) -> pd.DataFrame:
     """The rows that have a difference, with intervals cut at what the metric allows."""
+    number(0, 1).check(PlotError, alpha=alpha)
     table = as_table(table, [*COLUMNS, p], one=())
     table = table[table["difference"].notna()].reset_index(drop=True)
     if table.empty:

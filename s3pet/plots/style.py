@@ -24,6 +24,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from s3pet.errors import PlotError, nearest
+from s3pet.files.kinds import FLAG, POSITIVE, SEED, TEXT, Kind, instance, number, one_of, optional, several, whole
+from s3pet.files.reading import path_of
 
 PALETTE = sns.color_palette("colorblind").as_hex()  # blue, orange, green, red, pink, brown, light, grey, yellow, sky
 BLUE, ORANGE, GREEN, RED, PINK, BROWN, _, GREY, _, SKY = PALETTE
@@ -126,7 +128,8 @@ def figure_style(name: str = "notebook", *, dark: bool = False) -> AbstractConte
             inches; in use from the start) or ``"talk"`` (13 points, 6.4 and 12.8 inches).
         dark: light text on a dark background.
     """
-    if name not in STYLES:
+    FLAG.check(PlotError, dark=dark)
+    if not one_of(STYLES).holds(name):
         raise PlotError(f"Figure style {name!r} is not known; {nearest(name, STYLES)}.")
     return _Use(replace(STYLES[name], dark=True, **DARK) if dark else STYLES[name])
 
@@ -136,11 +139,29 @@ def style() -> Style:
     return _current
 
 
+ARGUMENTS: dict[str, Kind] = {  # of all figures, by name
+    "ax": optional(instance(Axes, "Axes of matplotlib")),
+    "names": Kind("two texts", lambda v: isinstance(v, tuple | list) and len(v) == 2 and all(map(TEXT.holds, v))),
+    "figure": optional(instance(Figure, "a figure of matplotlib")),
+    **dict.fromkeys(("title", "metric"), optional(instance(str, "a text"))),
+    **dict.fromkeys(("cbar", "relative", "ranks"), FLAG),
+    **dict.fromkeys(("vmin", "vmax"), optional(number())),
+    **dict.fromkeys(("budget", "columns"), optional(whole(1))),
+    **{"top": whole(), "highlight": whole(), "scale": POSITIVE, "limit": optional(POSITIVE)},
+    **{"temperature": POSITIVE, "sample_temperature": POSITIVE, "of": whole(), "seed": SEED, "full": TEXT},
+}
+
+
 def styled(function: Function) -> Function:
-    """Decorator: draw in the style in use. The function returns Axes, or several in one figure."""
+    """Decorator: check arguments that figures share, and draw in the style in use.
+
+    The function returns Axes, or several in one figure.
+    """
 
     @functools.wraps(function)
     def drawn(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs.keys() & ARGUMENTS.keys():
+            ARGUMENTS[name].check(PlotError, **{name: kwargs[name]})
         with _lock, _Use(_current):
             if isinstance(ax := kwargs.get("ax"), Axes) and _current.dark:
                 _darken(ax)
@@ -192,7 +213,7 @@ def as_table(source: Any, columns: Iterable[str], *, at: str = "gates", one: Ite
     table = table() if callable(table) else table
     if not isinstance(table, pd.DataFrame):
         raise PlotError(f"Expected a DataFrame or an object with .{at}, got {type(source).__name__}.")
-    missing = [f"{name!r} ({nearest(name, map(str, table))})" for name in columns if name not in table]
+    missing = [f"{name!r} ({nearest(name, map(str, table))})" for name in columns if name not in [*table]]
     if missing or table.empty:
         problem = f"has no column {', '.join(missing)}" if missing else "is empty"
         raise PlotError(f"The table {problem}: {len(table)} rows with columns {list(table)}.")
@@ -228,10 +249,11 @@ def save_figure(
     PNG has 200 dots per inch; PDF embeds its fonts; SVG keeps text as text, in a font of the viewer. ``alt``, such as
     `describe` returns, is kept in the file as its description (PNG, SVG) or subject (PDF).
     """
+    instance((Axes, Figure), "a figure, or Axes in it").check(PlotError, figure=figure)
+    optional(TEXT).check(PlotError, alt=alt)
     figure = figure_of(figure) if isinstance(figure, Axes) else figure
-    known, base = figure.canvas.get_supported_filetypes(), Path(path)
-    if isinstance(formats, str) or not set(formats) <= set(known):
-        raise PlotError(f"Expected a list of formats out of {', '.join(known)}; got {formats!r}.")
+    known, base = figure.canvas.get_supported_filetypes(), path_of(path, PlotError)
+    several(one_of(known)).check(PlotError, formats=formats)
     base = base.with_suffix("") if base.suffix[1:].lower() in known else base
     base.parent.mkdir(parents=True, exist_ok=True)
     paths = [base.with_name(f"{base.name}.{name}") for name in formats]

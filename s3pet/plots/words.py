@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from s3pet.errors import PlotError, nearest
+from s3pet.files.kinds import FLAG, mapping, whole
 from s3pet.plots.frame import in_order
 from s3pet.plots.maps import MAP_COLUMNS, cut_and_start
 from s3pet.plots.style import PETS, as_table, flag
@@ -56,7 +57,8 @@ def candidate_facts(
     With ``chosen_in`` (names of other searches → whether they choose it), also which of them do; with a ``utility``
     table, also what was measured.
     """
-    table, others = as_table(gates, FACTS), chosen_in or {}
+    table, others = as_table(gates, FACTS), {} if chosen_in is None else chosen_in
+    mapping(FLAG).check(PlotError, chosen_in=others)
     at = position_of(candidate, table)
     row, place = table.iloc[at], int(table["prob"].rank(method="first", ascending=False).iloc[at])
     margin, choosers = row.get("margin"), [name for name, choice in others.items() if choice]
@@ -96,6 +98,7 @@ def describe(gates: Any, *, top: int = 3, utility: pd.DataFrame | None = None) -
     table, the text also says how faithful the gates are to it (:func:`s3pet.utility.faithfulness`).
     """
     table = as_table(gates, ["site", *MAP_COLUMNS, "n_params", "prob", "chosen"])
+    whole().check(PlotError, top=top)
     chosen = table[flag(table, "chosen")]
     total, used, n_sites = int(table["n_params"].sum()), int(chosen["n_params"].sum()), table["site"].nunique()
     text = [f"{len(table):,} candidates at {n_sites:,} sites with {total:,} parameters;"]

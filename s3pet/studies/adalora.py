@@ -23,12 +23,14 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from s3pet.backbones import borrows, preserved
+from s3pet.backbones import borrows, check_model, preserved
 from s3pet.backbones.loans import refuse_attached
 from s3pet.errors import BudgetError, SearchError
+from s3pet.files.kinds import FLAG, POSITIVE, optional, whole
 from s3pet.gates import BudgetLike
 from s3pet.modules import LORA_ALPHA
 from s3pet.objectives.texts import Objective, ObjectiveSettings, make_objective
+from s3pet.records import made
 from s3pet.space import Space, make_space
 from s3pet.structure import parse_budget, select_mask
 from s3pet.tasks import Task
@@ -78,7 +80,12 @@ def retrain_adalora(
         import peft
     except ImportError as error:
         raise ImportError("AdaLoRA needs PEFT; install it: pip install 's3pet[peft]'") from error
-    chosen = Recipe(**recipe)
+    chosen = made(Recipe, recipe, "retrain_adalora")
+    check_model(model)
+    POSITIVE.check(SearchError, regularizer=regularizer)
+    optional(POSITIVE).check(SearchError, alpha=alpha)
+    FLAG.check(SearchError, progress=progress)
+    whole(-(2**62)).check(SearchError, init_rank=init_rank)
     first, cut_at = int(WARMUP * chosen.steps), chosen.steps - int(FINAL * chosen.steps)
     if init_rank < 1 or chosen.steps < MIN_STEPS:
         raise SearchError(f"init_rank={init_rank}, steps={chosen.steps}: expected at least 1, and {MIN_STEPS} steps")

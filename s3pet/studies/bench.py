@@ -21,7 +21,7 @@ Source: Ying et al. 2019 (arXiv:1902.09635), tables; Zela et al. 2022 (arXiv:200
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,12 +30,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from s3pet.errors import StructureMismatchError, StudyError, nearest
+from s3pet.errors import StructureMismatchError, StudyError, nearest, shown
+from s3pet.files.kinds import FLAG, instance, one_of
 from s3pet.files.reading import read_json, read_table, reading
 from s3pet.space import Space, layers_of
 from s3pet.structure import Structure
 from s3pet.studies.bench_files import VERSION, check_tables, find_folder, read_space, structure_hash
-from s3pet.studies.surrogate import MODEL, Surrogate, families, jaccard, presence
+from s3pet.studies.surrogate import MODEL, MODELS, Surrogate, families, jaccard, presence
 from s3pet.studies.validation import choose_lr, failed_runs
 
 DRAWS = 2000  # of the repeated structures, for the interval of a ceiling
@@ -192,7 +193,7 @@ class Bench:
         The variance between retrainings is pooled over the repeated structures, as if it were the same for all. The one
         between structures is that of their means, less the part that retrainings have in it.
         """
-        runs = self.choose(task).groupby("structure")["score"].agg(["mean", "var", "size"])
+        runs = self.choose(self._task(task)).groupby("structure")["score"].agg(["mean", "var", "size"])
         repeated = runs[runs["size"] > 1]
         if repeated.empty or len(runs) < 2:
             return Noise(len(runs), len(repeated))
@@ -229,6 +230,8 @@ class Bench:
             StructureMismatchError: a structure of another backbone or space.
         """
         self._key(structure)
+        self._task(task)
+        FLAG.check(StudyError, extrapolate=extrapolate)
         names = self.structure(structure).names if isinstance(structure, str) else structure.names
         surrogate, has = self.surrogate(task, model=model), presence(self.space, [names])
         costs = np.array([candidate.n_params for candidate in self.space])
@@ -247,6 +250,7 @@ class Bench:
 
     def surrogate(self, task: str, *, model: str = MODEL) -> Surrogate:
         """The fitted surrogate of a task, with its held-out predictions; made once."""
+        one_of(MODELS).check(StudyError, model=model)
         if (task, model) not in self._surrogates:
             scores = self.choose(task).groupby("structure", sort=False)["score"].mean()
             has = self._has[[self._number(key) for key in scores.index]]
@@ -293,10 +297,17 @@ class Bench:
         Raises:
             StudyError: as :meth:`predict`, if a structure is not in the table.
         """
-        known, judged = set(self.choose(task)["structure"]), []
+        known, judged = set(self.choose(self._task(task))["structure"]), []
         trained = set(self.rows.loc[self.rows["task"].eq(task), "structure"])
+        FLAG.check(StudyError, extrapolate=extrapolate)
+        if not isinstance(methods, Mapping) or not methods:
+            raise StudyError(f"methods must be a mapping of names to lists of structures, got {shown(methods)}")
         for method, structures in methods.items():
-            if isinstance(structures, (str, Structure)):
+            if (
+                isinstance(structures, (str, Structure))
+                or not isinstance(structures, Iterable)
+                or not len([*structures])
+            ):
                 raise StudyError(f"method {method!r} must have a list of structures, not {structures!r}")
             for seed, structure in enumerate(structures):
                 key = self._key(structure)
@@ -336,12 +347,12 @@ class Bench:
         return presence(self.space, list(self.structures["candidates"]))
 
     def _task(self, task: str) -> str:
-        if task not in self.tasks:
+        if not one_of(self.tasks).holds(task):
             raise StudyError(f"bench {self.name!r} has no task {task!r}; {nearest(task, self.tasks)}")
         return task
 
     def _number(self, key: str) -> int:
-        if key not in self._numbers:
+        if not isinstance(key, str) or key not in self._numbers:
             raise StudyError(
                 f"bench {self.name!r} has no structure {key!r}; pass a Structure, or one of bench.structures"
             )
@@ -351,6 +362,7 @@ class Bench:
         """The hash of a structure, known or not; raises an error if it is not of this bench's space."""
         if isinstance(structure, str):
             return self.structures["structure"].iloc[self._number(structure)]
+        instance(Structure, "a structure, or its hash in bench.structures").check(StudyError, structure=structure)
         here = {c.name: (c.path, c.n_params, c.d_in, c.d_out) for c in self.space}
         wrong = [c.name for c in structure if here.get(c.name) != (c.path, c.n_params, c.d_in, c.d_out)]
         if wrong or structure.model_id != self.space.model_id:

@@ -12,6 +12,7 @@ import pandas as pd
 from s3pet.backbones import embedded_path
 from s3pet.errors import RunError, nearest
 from s3pet.files.kinds import RECORD, RECORDS, TEXT, check_record, many, mapping, number, whole
+from s3pet.files.reading import path_of
 from s3pet.space import Space
 from s3pet.structure import read_candidates
 from s3pet.studies.statistics import checked
@@ -39,7 +40,7 @@ def structure_hash(names: Iterable[str]) -> str:
 def find_folder(path_or_name: str | Path) -> Path:
     """The folder of a bench, given as such or by its name; RunError if there is none."""
     place = embedded_path().parent / "bench"
-    if (path := Path(path_or_name)).is_dir():
+    if (path := path_of(path_or_name, name="path_or_name")).is_dir():
         return path
     if (place / path / "bench.json").is_file():
         return place / path

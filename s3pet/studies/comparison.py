@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,18 +23,18 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from s3pet.backbones import backbone_checksum, borrows, n_parameters
-from s3pet.errors import DivergedError, RunError
-from s3pet.files.kinds import FLAG, TEXT, check_record, number, optional, whole
-from s3pet.files.reading import read_lines, reading
+from s3pet.errors import DivergedError, RunError, SearchError, shown
+from s3pet.files.kinds import FLAG, SEED, TEXT, Kind, check_record, many, number, optional, several, whole
+from s3pet.files.reading import path_of, read_lines, reading
 from s3pet.files.writing import check_signature, claim, signed, writing
 from s3pet.objectives.texts import ObjectiveSettings, make_objective
-from s3pet.records import config_hash, recorded
+from s3pet.records import config_hash, made, recorded
 from s3pet.result import RESULTS_VERSION
 from s3pet.structure import Structure
 from s3pet.studies.checkpoints import train_in
 from s3pet.studies.population import Member, Population
 from s3pet.tasks import Task
-from s3pet.tuning import DEFAULT_LR, Recipe, TunedModel, retrain
+from s3pet.tuning import DEFAULT_LR, REFERENCES, Recipe, TunedModel, retrain
 
 Entry = Structure | str
 _COUNTS = ("seed", "index", "n_params", "head_params", "passes", "rows", "budget", "search_rows")
@@ -82,6 +82,11 @@ def compare(
         RunError: a line of ``out`` is not a row, another process works with it, or it cannot be written to. Else as
             :func:`s3pet.retrain`.
     """
+    made(Recipe, {"seed": 0, **recipe}, "compare")
+    check_entries(model, structures)
+    several(SEED).check(SearchError, seeds=seeds)
+    whole(1).check(SearchError, together=together)
+    FLAG.check(SearchError, progress=progress)
     with kept_rows(out) as (path, finished):
         resolved = recorded(make_objective(model, task, objective).settings)
         backbone = backbone_checksum(model)
@@ -142,6 +147,23 @@ def discard(folder: Path | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
             folder.parent.rmdir()
+
+
+def check_entries(
+    model: nn.Module, structures: Any, references: Collection[str] = REFERENCES, name: str = "structures"
+) -> None:
+    """Refuse what is no mapping of names to structures of this model or references (or lists of them), before work."""
+    how = "a structure" + f" or one of {', '.join(references)}" * bool(references)
+    entry = Kind(how, lambda v: isinstance(v, Structure) or (isinstance(v, str) and v in references))
+    one_or_more = Kind(f"{how}, or a list", lambda v: entry.holds(v) or (bool(v) and many(entry).holds(v)))
+    if not isinstance(structures, Mapping) or not structures:
+        raise SearchError(f"{name} must be a mapping of names to structures, got {shown(structures)}")
+    for own, value in structures.items():
+        TEXT.check(SearchError, **{f"a name in {name}": own})
+        (one_or_more if references else entry).check(SearchError, **{f"{name}[{own!r}]": value})
+        for structure in [value] if isinstance(value, str | Structure) else value:
+            if isinstance(structure, Structure):
+                structure.check(model)
 
 
 @borrows("a comparison")
@@ -243,7 +265,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 @contextmanager
 def kept_rows(out: str | Path | None) -> Iterator[tuple[Path | None, dict[str, dict[str, Any]]]]:
     """The file for rows and the rows in it, kept for this process and tried before the work; None and no rows."""
-    path = None if out is None else Path(out)
+    path = None if out is None else path_of(out, name="out")
     if path is None:
         yield None, {}
         return

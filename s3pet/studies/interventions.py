@@ -26,12 +26,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from s3pet.backbones import backbone_checksum, borrows, preserved
-from s3pet.errors import DivergedError, check_finite
+from s3pet.backbones import backbone_checksum, borrows, check_model, preserved
+from s3pet.errors import DivergedError, SearchError, SpaceError, check_finite
+from s3pet.files.kinds import FLAG, SEED, one_of, optional, several, whole
 from s3pet.objectives.streams import derive, in_batches
 from s3pet.objectives.texts import make_objective
-from s3pet.records import recorded
+from s3pet.records import made, recorded
 from s3pet.space import Candidate, Space
+from s3pet.structure import SPACE
 from s3pet.studies.checkpoints import train_in
 from s3pet.studies.comparison import append_row, discard, kept_rows, row_key, unfinished
 from s3pet.studies.population import Member, Population, blocks_before
@@ -57,6 +59,9 @@ def probe_inert(
     reach (an expert, say) counts as inert; take more rows. ``space.without(names, "inert for the task")`` leaves them
     out and says so.
     """
+    check_model(model)
+    SPACE.check(SpaceError, space=space)
+    whole(1).check(SearchError, rows=rows)
     with preserved(model):
         learned = make_objective(model, task, objective, seed=seed).eval()
         model.eval()
@@ -106,6 +111,8 @@ def solo_utility(
         DivergedError: the head alone diverged.
     """
     chosen = {"steps": 100, "batch_size": 8, "lr": 1e-2, "lr_warmup": 10} | recipe
+    _check(model, space, inert, progress, chosen)
+    several(SEED).check(SearchError, seeds=seeds)
     chosen["evaluations"] = 1  # what counts is the end of the training: no choice, so no bias by choosing
     with kept_rows(out) as (path, finished):
         idle = set(probe_inert(model, task, space, objective=objective) if inert is None else inert)
@@ -157,6 +164,8 @@ def drop_utility(
     recipe's defaults are 300 steps of 16 rows at 3e-3.
     """
     chosen = {"steps": 300, "batch_size": 16, "lr": 3e-3, "lr_warmup": 30} | recipe
+    _check(model, space, inert, progress, chosen)
+    SEED.check(SearchError, seed=seed)
     idle = set(probe_inert(model, task, space, objective=objective) if inert is None else inert)
     lr = chosen.pop("lr")
     population = Population(
@@ -199,6 +208,16 @@ def drop_utility(
         gained = correct[""] - correct.get(c.name, correct[""])
         rows.append({"utility": float(gain.mean()), "utility_error": error, "score_gain": gained})
     return _table(space, task, rows, idle, {"measure": "drop", "steps": chosen["steps"], "seeds": 1})
+
+
+def _check(model: nn.Module, space: Space, inert: Any, progress: Any, recipe: dict[str, Any]) -> None:
+    """Refuse arguments that solo and drop utility cannot use, before any work."""
+    made(Recipe, recipe, "a utility")
+    check_model(model)
+    SPACE.check(SpaceError, space=space)
+    optional(several(one_of(space.names), 0)).check(SpaceError, inert=inert)
+    FLAG.check(SearchError, progress=progress)
+    space.check(model)
 
 
 def _scores(learned: Any, batch: dict[str, Tensor], supernet: Supernet, gates: Tensor) -> Tensor:

@@ -17,17 +17,20 @@ import pandas as pd
 from torch import nn
 
 from s3pet.backbones import borrows
-from s3pet.errors import DivergedError, SearchError
+from s3pet.errors import DivergedError, RunError, SearchError, shown
+from s3pet.files.kinds import FLAG, POSITIVE, SEED, is_real, many, several, whole
 from s3pet.gates import BudgetLike
 from s3pet.objectives.streams import derive
+from s3pet.records import made
 from s3pet.result import SearchResult
 from s3pet.space import Space
 from s3pet.structure import Structure, random_structure
+from s3pet.studies.comparison import check_entries
 from s3pet.studies.population import Member, Population
 from s3pet.studies.selectors import covered_structure, sampled_structure
 from s3pet.tasks import Task
 from s3pet.trainer import Recipe
-from s3pet.transfer import average_gates
+from s3pet.transfer import RESULT, average_gates
 
 RUNGS = {0.3: 0.4, 0.6: 0.15}  # share of the steps → share of the members that goes on
 
@@ -79,9 +82,15 @@ def race(
     Raises:
         SearchError: nothing to race, or bad rungs. DivergedError: every member diverged.
     """
-    if not proposals or any(not 0 < at < 1 or not 0 < share <= 1 for at, share in rungs.items()):
-        raise SearchError(f"a race needs proposals, and rungs as shares in (0, 1); got {len(proposals)} and {rungs}")
-    chosen = Recipe(**recipe)
+    check_entries(model, proposals, (), "proposals")
+    if not isinstance(rungs, Mapping) or not all(
+        is_real(at) and is_real(share) and 0 < at < 1 and 0 < share <= 1 for at, share in rungs.items()
+    ):
+        raise SearchError(f"rungs must be a mapping of shares in (0, 1) to shares in (0, 1], got {shown(rungs)}")
+    several(POSITIVE).check(SearchError, lrs=lrs)
+    SEED.check(SearchError, seed=seed)
+    FLAG.check(SearchError, test=test)
+    chosen = made(Recipe, recipe, "race")
     entries = [(name, lr) for name in proposals for lr in lrs]
     members = [Member(proposals[name].candidates, lr, seed) for name, lr in entries]
     left, rows = [*range(len(members))], dict[int, dict[str, Any]]()
@@ -131,7 +140,11 @@ def proposals(
     Raises:
         BudgetError: unreadable budget, or one below the cheapest candidate. RunError: no search, or several spaces.
     """
-    results = [] if isinstance(source, Space) else [source] if isinstance(source, SearchResult) else list(source)
+    whole(1).check(SearchError, n=n)
+    SEED.check(SearchError, seed=seed)
+    results: Any = [] if isinstance(source, Space) else [source] if isinstance(source, SearchResult) else source
+    if results is source:
+        many(RESULT).check(RunError, source=source)
     space = source if isinstance(source, Space) else average_gates(results, budget=budget).space  # one of all results
     has_lora = any(c.pet == "lora" and c.layer is not None for c in space)
     chosen: dict[str, Structure] = {}

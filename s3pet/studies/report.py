@@ -15,6 +15,7 @@ import pandas as pd
 
 from s3pet.errors import StudyError
 from s3pet.result import SearchResult, load_run
+from s3pet.studies.declaration import check_names
 from s3pet.studies.statistics import over_tasks, summary, variance_components
 from s3pet.studies.study import Study
 from s3pet.studies.validation import best_of
@@ -177,6 +178,7 @@ def drop_table(folder: Path, searches: Sequence[str] | None = None, tasks: Seque
 def show(study: Study, *, baseline: str | None = None, markdown: bool = False) -> str:
     """Describe what is finished, from the study's folder alone; ``baseline`` as in `summarize`."""
     plan, rows = study.rows(), study.chosen(repeats=True)
+    check_names([] if baseline is None else [baseline], list({row["structure"]: row for row in plan}), "structure")
     runs = len({(row["task"], row["structure"], row["index"], row["seed"]) for row in plan})
     parts = [f"{study.path.name}: {len(rows)} of {runs} runs are finished"]
 

@@ -22,16 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from s3pet.backbones import borrows, preserved
-from s3pet.errors import SearchError, SpaceError, nearest
+from s3pet.errors import RunError, SearchError, SpaceError, nearest
+from s3pet.files.kinds import FLAG, SEED, one_of, whole
 from s3pet.gates import BudgetLike
 from s3pet.objectives.streams import Stream, derive
 from s3pet.objectives.texts import make_objective
 from s3pet.records import config_hash
 from s3pet.result import SearchResult
 from s3pet.space import Candidate, Space
-from s3pet.structure import QUERIES_VALUES, Structure, parse_budget, select_structure
+from s3pet.structure import QUERIES_VALUES, SPACE, Structure, parse_budget, select_structure
 from s3pet.supernet import Supernet
 from s3pet.tasks import Task
+from s3pet.transfer import RESULT
 
 SCORES = ("gradient", "fisher")
 DEPTHS = ("uniform", "top")
@@ -68,11 +70,12 @@ def sensitivity(
         SearchError: unknown score, no batches, a supernet is attached, or a gradient is not finite.
         StructureMismatchError: the space is not this model's.
     """
-    if score not in SCORES:
+    if not one_of(SCORES).holds(score):
         raise SearchError(f"score {score!r} is unknown; {nearest(score, SCORES)}")
-    if batches < 1 or batch_size < 1:
-        raise SearchError(f"batches={batches}, batch_size={batch_size}: expected at least one batch of one row")
-    Structure(space.candidates, space.model_id).check(model)
+    whole(1).check(SearchError, batches=batches, batch_size=batch_size)
+    SEED.check(SearchError, seed=seed)
+    SPACE.check(SpaceError, space=space)
+    space.check(model)
     numbers = {candidate.name: number for number, candidate in enumerate(space)}
     with preserved(model):
         model.eval()
@@ -124,6 +127,7 @@ def sensitive_structure(
         BudgetError: unreadable budget, or one below the cheapest candidate. Else as :func:`sensitivity`.
     """
     parsed = parse_budget(space, budget)
+    FLAG.check(SearchError, per_param=per_param)
     values = sensitivity(model, task, space, score=score, seed=seed, **options)
     origin = {"kind": "sensitivity", "task": task.name, "score": score, "per_param": per_param, "seed": seed}
     return select_structure(space, values / space.costs if per_param else values, parsed, origin=origin)
@@ -144,7 +148,7 @@ def depth_structure(space: Space, budget: BudgetLike, where: str) -> Structure:
     Raises:
         SpaceError: unknown ``where``. BudgetError: unreadable budget, or one below the cheapest candidate.
     """
-    if where not in DEPTHS:
+    if not one_of(DEPTHS).holds(where):
         raise SpaceError(f"where {where!r} is not one of {', '.join(DEPTHS)}")
     parsed = parse_budget(space, budget)
     depths = {place: depth for depth, place in enumerate(sorted({_place(c) for c in space}))}
@@ -181,9 +185,10 @@ def covered_structure(space: Space, budget: BudgetLike, *, seed: int = 0, stack:
     Raises:
         SpaceError: the stack has no LoRA. BudgetError: unreadable budget, or one below the cheapest candidate.
     """
+    SEED.check(SearchError, seed=seed)
     parsed, order = parse_budget(space, budget), np.random.default_rng(seed).permutation(len(space))
     places = {c.stack for c in space if c.layer is not None and c.pet == "lora"}
-    covered = stack or next((c.stack for c in space if c.stack in places), None)
+    covered = stack if stack is not None else next((c.stack for c in space if c.stack in places), None)
     ranks, seen = torch.zeros(len(space), dtype=torch.float64), set[int | None]()
     for position, index in enumerate(order.tolist()):
         c = space.candidates[index]
@@ -207,6 +212,8 @@ def sampled_structure(result: SearchResult, budget: BudgetLike, *, seed: int = 0
     Raises:
         BudgetError: unreadable budget, or one below the cheapest candidate.
     """
+    RESULT.check(RunError, result=result)
+    SEED.check(SearchError, seed=seed)
     probs = result.probs.clamp(min=1e-300)
     noise = torch.from_numpy(np.random.default_rng(seed).gumbel(size=len(probs)))  # the largest sums are such a draw
     origin = {"kind": "sampled", "seed": seed, "config_hash": config_hash(result.config)}

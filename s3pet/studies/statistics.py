@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from s3pet.errors import StudyError, nearest
+from s3pet.files.kinds import SEED, TEXT, Kind, one_of, optional, several, whole
 from s3pet.plots.intervals import mean_interval
 
 EXACT = 2**16  # up to so many permutations are all counted; of more, a sample is drawn
@@ -86,6 +87,9 @@ def over_tasks(
 def _summarize(table: Any, by: list[str], baseline: Baseline | None, draws: int, seed: int) -> pd.DataFrame:
     """The summary of groups defined by the columns ``by``."""
     table = checked(table, ("task", "structure", "kind", "seed", "n_params"))
+    _check_draws(draws, seed)
+    named = Kind("the name of a structure, or a mapping of names to names", lambda v: isinstance(v, str | Mapping))
+    optional(named).check(StudyError, baseline=baseline)
     sizes = table.groupby(RUN, observed=True).size()
     if sizes.max() > 1:
         run = ", ".join(f"{name} {value}" for name, value in zip(RUN, sizes.idxmax(), strict=True))
@@ -94,7 +98,7 @@ def _summarize(table: Any, by: list[str], baseline: Baseline | None, draws: int,
     names = [str(name) for name in table["structure"].unique()]
     baselines = dict.fromkeys(names, baseline) if isinstance(baseline, str) else dict(baseline or {})
     for name in [*baselines, *baselines.values()]:
-        if name not in names:
+        if not one_of(names).holds(name):
             raise StudyError(f"the table has no structure {name!r}; {nearest(name, names)}")
     full = table[table["structure"] == "full"].groupby("task", observed=True)["score"].mean()
     rows = []
@@ -175,7 +179,8 @@ def variance_components(
     Source:
         Searle, Casella & McCulloch 1992, Variance Components, chapter 3 (unequal numbers: their n₀).
     """
-    table, rows = checked(table, ("task", "structure", "seed", *by)), []
+    _check_draws(draws, seed)
+    table, rows = checked(table, ("task", "structure", "seed"), by=by), []
     for key, runs in table[~table["diverged"]].groupby([*by], sort=False, observed=True):
         parts = [part for _, part in runs.groupby("task", observed=True) if part["index"].nunique() > 1]
         if any(part["index"].duplicated().any() for part in parts):
@@ -208,8 +213,15 @@ def _components(parts: list[pd.DataFrame], draws: int, rng: np.random.Generator)
     }
 
 
-def checked(table: Any, columns: Iterable[str], finite: Iterable[str] = ("score",)) -> pd.DataFrame:
-    """Copy a table of runs, with optional columns added and numbers as floats.
+def _check_draws(draws: int, seed: int) -> None:
+    whole(1).check(StudyError, draws=draws)
+    SEED.check(StudyError, seed=seed)
+
+
+def checked(
+    table: Any, columns: Iterable[str], finite: Iterable[str] = ("score",), by: Sequence[str] = ("task",)
+) -> pd.DataFrame:
+    """Copy a table of runs, with optional columns added and numbers as floats; ``by`` is an argument: more columns.
 
     Raises StudyError if it is not a table or empty, lacks one of ``columns`` or ``finite``, or one of ``finite`` is nan
     in a run that did not diverge.
@@ -217,7 +229,8 @@ def checked(table: Any, columns: Iterable[str], finite: Iterable[str] = ("score"
     if not isinstance(table, pd.DataFrame) or table.empty:
         what = "an empty table" if isinstance(table, pd.DataFrame) else type(table).__name__
         raise StudyError(f"expected a DataFrame with one row per run, as s3pet.compare gives, got {what}")
-    needed = [name for name in dict.fromkeys([*columns, *finite]) if name not in table]
+    several(TEXT).check(StudyError, by=by)
+    needed = [name for name in dict.fromkeys([*columns, *finite, *by]) if name not in {*table, *DEFAULTS}]
     missing = [f"{name!r} ({nearest(name, map(str, table))})" for name in needed]
     if missing:
         raise StudyError(f"the table of runs has no column {', '.join(missing)}; it has {', '.join(map(str, table))}")

@@ -39,9 +39,9 @@ from typing import Any
 
 import pandas as pd
 
-from s3pet.errors import RunError
-from s3pet.files.kinds import RECORD, TEXT, check_record, mapping, whole
-from s3pet.files.reading import read_json, reading
+from s3pet.errors import RunError, StudyError
+from s3pet.files.kinds import RECORD, TEXT, check_record, mapping, several, whole
+from s3pet.files.reading import path_of, read_json, reading
 from s3pet.files.writing import claim, write_json, write_table
 from s3pet.gates import Budget
 from s3pet.records import recorded
@@ -96,7 +96,7 @@ class Study:
         Raises:
             StudyError: no study file, or an unknown or unreadable key, kind, option or search in it.
         """
-        path = Path(path)
+        path = path_of(path, StudyError)
         names = [name for name in cls.__dataclass_fields__ if name not in ("path", "part")]
         study = cls(**read_declaration(path, names, required=names[:3]), path=path.with_suffix(""))
         check_study(study)
@@ -106,6 +106,7 @@ class Study:
         """Look at some tasks and structures of the study, by patterns of names; raises StudyError without any match."""
         part = []
         for what, names, patterns in (("task", self.tasks, tasks), ("structure", self.structures, structures)):
+            several(TEXT).check(StudyError, **{f"{what}s": patterns})
             check_names([pattern for pattern in patterns if not fnmatch.filter(names, pattern)], names, what)
             part.append([name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)])
         return replace(self, part=(part[0], part[1]))
@@ -230,6 +231,7 @@ class Study:
             StudyError: a variable of the environment is not set, or a row cannot be run. RunError: another process runs
                 this study, or its folder cannot be written to.
         """
+        whole(1).check(StudyError, jobs=jobs)
         part, path = self.only(tasks=tasks, structures=structures), self.path / "rows.jsonl"
         plan = part.rows()
         with claim(self.path, "study"):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from s3pet.errors import StudyError
+from s3pet.files.kinds import whole
 from s3pet.studies.statistics import checked
 
 
@@ -30,7 +31,7 @@ def choose_lr(table: pd.DataFrame, *, by: Sequence[str] = ("task", "structure"))
     Raises:
         StudyError: a column is missing, no (index, seed) has every rate, or every rate has a failed run.
     """
-    original, table = table, checked(table, ("task", "structure", "seed", "lr", "validation"), finite=())
+    original, table = table, checked(table, ("task", "structure", "seed", "lr", "validation"), finite=(), by=by)
     table["failed"] = failed_runs(table)
     rated, keep = table[table["lr"].notna()].copy(), table["lr"].isna()
 
@@ -115,7 +116,7 @@ def keep_best(table: pd.DataFrame, k: int) -> pd.DataFrame:
 
 def _compared(table: pd.DataFrame, k: int) -> pd.DataFrame:
     """The checked runs that did not diverge."""
-    if k < 1:
-        raise StudyError(f"expected at least one run to keep the best of, got k={k}")
+    if not whole(1).holds(k):
+        raise StudyError(f"expected at least one run to keep the best of, got k={k!r}")
     table = checked(table, ("task", "structure", "seed"), finite=("validation", "score"))
     return table[~table["diverged"]]

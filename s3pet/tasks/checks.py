@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from s3pet.errors import TaskError
+from s3pet.files.kinds import Kind
 
+TOKENIZER = Kind("a tokenizer, as load_backbone(…) returns it beside the model", lambda v: v is None or callable(v))
 LEAST = 4  # training rows a task needs: two in each half of the search
 _POSITIONS = (
     *("position_embeddings", "embed_positions", "position_embedding", "positions_embed", "pos_embed", "wpe"),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from s3pet.errors import TaskError
-from s3pet.files.kinds import FLAG, TEXT, TEXTS, Kind, check_record
+from s3pet.files.kinds import FLAG, TEXT, TEXTS, Kind, check_record, instance
 from s3pet.tasks.metrics import CLASS_METRICS, VALUE_METRICS
 from s3pet.tasks.task import Example, Task, make_example
 
@@ -57,6 +57,7 @@ def read_records(task: Task, records: Any) -> tuple[Example, ...]:
     Raises:
         TaskError: one text instead of several records, a missing column, or something that is not a text.
     """
+    instance(Iterable, "a list of records").check(TaskError, records=records)
     if isinstance(records, str | Mapping):
         raise TaskError(f"task {task.name!r}: expected a list of records; pass [{reprlib.repr(records)}]")
     examples, columns, rows = list[Example](), list(task.columns), records

@@ -36,7 +36,7 @@ def check_options(spec: Mapping[str, Any]) -> dict[str, Any]:
         is_list = isinstance(value, Iterable) and not isinstance(value, str | Mapping | Set)
         texts = tuple(value) if is_list else ()
         is_text = [isinstance(v, str) or (isinstance(v, Real) and not isinstance(v, bool) and v == v) for v in texts]
-        if not is_list or not all(is_text):
+        if not is_list or not texts or not all(is_text):
             raise TaskError(f"{name} must be a list of texts, such as ('no', 'yes'); got {reprlib.repr(value)}")
         checked[name] = tuple(map(str, texts))
     for name in ("metric", "label_column", "template"):

@@ -21,6 +21,7 @@ from numbers import Number
 from typing import Any
 
 from s3pet.errors import TaskError, check_finite
+from s3pet.files.kinds import CALLABLE, TEXT, Kind, mapping
 from s3pet.tasks.checks import LEAST
 from s3pet.tasks.rows import read_split
 
@@ -59,6 +60,10 @@ class RowTask:
     label_words, label_names, regression, tokenizer, template = (), (), False, None, ""  # as in a task of texts
 
     def __post_init__(self) -> None:
+        TEXT.check(TaskError, name=self.name)
+        Kind("a column or a function of a row", lambda v: TEXT.holds(v) or callable(v)).check(
+            TaskError, label=self.label
+        )
         for split in ("train", "validation", "test"):
             rows = getattr(self, split)
             if hasattr(rows, "iterrows"):
@@ -69,7 +74,7 @@ class RowTask:
         for split, least in (("train", LEAST), ("validation", 1)):
             if (count := len(getattr(self, split))) < least:
                 raise TaskError(f"task {self.name!r}: {split} has {count} rows; at least {least} are needed")
-        if not isinstance(self.metrics, Mapping) or not self.metrics or not all(map(callable, self.metrics.values())):
+        if not isinstance(self.metrics, Mapping) or not self.metrics or not mapping(CALLABLE).holds(self.metrics):
             how = "a mapping of names to functions of (predictions, labels), such as {'exact_match': exact_match}"
             raise TaskError(f"task {self.name!r}: metrics must be {how}; got {self.metrics!r}")
         if falling := [name for name in self.metrics if name.endswith("loss")]:

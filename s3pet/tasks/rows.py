@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from s3pet.errors import TaskError
+from s3pet.errors import TaskError, shown
 from s3pet.files.reading import MB, read_arrow, read_csv, read_lines, reading
 from s3pet.tasks.benchmarks import HUB_NAMES
 
@@ -59,6 +59,8 @@ def read_split(rows: Any) -> list[Row]:
         return _read_file(Path(rows))
     if hasattr(rows, "iterrows"):
         return _records(rows, rows.columns)
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+        raise TaskError(f"rows must be a list of dicts, a Dataset, a table of pandas or a file, got {shown(rows)}")
     return list(rows)
 
 
@@ -77,7 +79,7 @@ def name_splits(splits: Mapping[str, list[Row]], validation: str | None = None) 
     """
     parts: dict[str, list[Row]] = {}
     for name, rows in splits.items():
-        stem = name.partition(".")[0]  # of a file
+        stem = str(name).partition(".")[0]  # of a file
         split = "validation" if stem == validation else SPLITS.get(stem)
         if split in parts:
             raise TaskError(f"{sorted(splits)} hold {split!r} under two names; keep one")

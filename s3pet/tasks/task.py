@@ -18,16 +18,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3pet.backbones import embedded_path
 from s3pet.errors import BackboneError, TaskError, UnknownTaskError, nearest
-from s3pet.files.kinds import FLAG, TEXT, TEXT_OR_NUMBER, TEXTS, many, mapping
+from s3pet.files.kinds import FLAG, PATH, SEED, TEXT, TEXT_OR_NUMBER, TEXTS, instance, many, mapping, optional, whole
 from s3pet.files.reading import read_json, reading
 from s3pet.tasks.benchmarks import BENCHMARKS, HUB_NAMES
-from s3pet.tasks.checks import LEAST, note_empty_texts
+from s3pet.tasks.checks import LEAST, TOKENIZER, note_empty_texts
 from s3pet.tasks.labels import (
     FIELD,
     check_options,
@@ -139,6 +138,7 @@ class Task:
         They have no row in common and equal sizes (of an odd number one row is left out). The classes are shared
         evenly, up to one row, and rows keep their order.
         """
+        SEED.check(TaskError, seed=seed)
         order = class_order(self.train, f"{seed}-search", stratify=not self.regression)
         end = len(order) // 2 * 2
         # Neighbours in this order have the same class, so taking every second row gives two balanced halves.
@@ -153,10 +153,12 @@ class Task:
         Raises:
             TaskError: a number below 1, or fewer than 4 training rows.
         """
+        SEED.check(TaskError, seed=seed)
         parts: dict[str, Any] = {}
         notes = list(self.notes)
         for split, limit, least in (("train", n_train, LEAST), ("validation", n_validation, 1), ("test", n_test, 1)):
             rows = getattr(self, split)
+            optional(whole(-(2**62))).check(TaskError, **{f"n_{split}": limit})
             if limit is not None and limit < least:
                 raise TaskError(f"task {self.name!r}: n_{split}={limit} is too small; at least {least} rows are needed")
             if limit is not None and limit < len(rows):
@@ -174,7 +176,10 @@ class Task:
         Raises:
             TaskError: no rows, or not one prediction for each label. DivergedError: a prediction is NaN or infinite.
         """
-        predictions, labels = ([getattr(v, "item", lambda v=v: v)() for v in part] for part in (predictions, labels))
+        parts = {"predictions": predictions, "labels": labels}
+        instance(Iterable, "a list of numbers").check(TaskError, **parts)
+        predictions, labels = ([getattr(v, "item", lambda v=v: v)() for v in part] for part in parts.values())
+        many(instance((int, float), "a number")).check(TaskError, predictions=predictions, labels=labels)
         if len(predictions) != len(labels) or not labels:
             raise TaskError(
                 f"task {self.name!r}: {len(predictions)} predictions for {len(labels)} labels; pass one each"
@@ -249,14 +254,17 @@ def load_task(
         UnknownTaskError: no such task; the message lists similar names.
         TaskError: rows or options that cannot be used; the message says which and why.
     """
+    optional(PATH).check(TaskError, path=path)
     where, known, rows = _locate(source, path)
     options = {"template": template, "label_words": label_words, "label_names": label_names, "metric": metric,
                "metrics": metrics, "text_columns": text_columns, "label_column": label_column,
                "regression": regression}  # fmt: skip
     spec = known | {option: value for option, value in options.items() if value is not None}
-    for number, value in {"n_train": n_train, "n_validation": n_validation, "seed": seed}.items():
-        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
-            raise TaskError(f"{number} must be a whole number, got {value!r}")
+    optional(whole(-(2**62))).check(TaskError, n_train=n_train, n_validation=n_validation)
+    SEED.check(TaskError, seed=seed)
+    TOKENIZER.check(TaskError, tokenizer=tokenizer)
+    optional(FLAG).check(TaskError, regression=regression)
+    optional(TEXT).check(TaskError, name=name, metric=metric, label_column=label_column, template=template)
     if template is not None:
         spec.pop("fields", None)  # the names in the benchmark's own template
     try:

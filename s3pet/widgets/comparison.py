@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from s3pet.errors import RunError
+from s3pet.files.kinds import whole
 from s3pet.plots import choice_table, plot_agreement, plot_gate_panels, plot_two
 from s3pet.transfer import agreement, average_gates
 from s3pet.widgets.panel import WRAP, BudgetSlider, FileRow, Panel, control
@@ -43,6 +44,7 @@ class Comparison(Panel):
 
     def __init__(self, runs: Any, *, draws: int = 100):
         super().__init__()
+        whole(1).check(RunError, draws=draws)
         entries = find_runs(runs)
         names = [f"{entry.value('task').rpartition('/')[2]} {entry.value('seed')}" for entry in entries]
         if isinstance(runs, Mapping) or len(set(names)) < len(names):

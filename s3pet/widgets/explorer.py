@@ -51,7 +51,8 @@ class Explorer(Panel):
         super().__init__()
         self._utility = dict[str, pd.DataFrame]()
         if utility is not None:
-            parts = utility.groupby("task") if "task" in utility else [("", utility)]
+            has_tasks = isinstance(utility, pd.DataFrame) and len(utility) and "task" in utility
+            parts = utility.groupby("task") if has_tasks else [("", utility)]
             self._utility = {str(task): check_utility(part) for task, part in parts}
         self._entries, self._opened = find_runs(runs), dict[Any, SavedSearch]()
         differ = [field for field in FIELDS if len({entry.value(field) for entry in self._entries}) > 1]

@@ -9,6 +9,7 @@ import ipywidgets as W
 from matplotlib.figure import Figure
 
 from s3pet.errors import PlotError
+from s3pet.files.kinds import number, whole
 from s3pet.plots.lab import COLOURS, plot_gate_lab
 from s3pet.widgets.panel import WRAP, Panel, control
 
@@ -84,10 +85,11 @@ class GateLab(Panel):
 
 def _check(candidates: Any) -> list[tuple[float, int]]:
     try:
-        pairs = [(float(alpha), int(cost)) for alpha, cost in candidates]
+        pairs = [(alpha, cost) for alpha, cost in candidates]
     except (TypeError, ValueError):
         pairs = []
-    if not 2 <= len(pairs) <= len(COLOURS) or any(cost < 1 for _, cost in pairs):
+    fine = all(number().holds(alpha) and whole(1).holds(cost) for alpha, cost in pairs)
+    if not 2 <= len(pairs) <= len(COLOURS) or not fine:
         raise PlotError(
             "Expected (α, cost in parameters) of two to eight candidates, such as [(1.0, 256), (0.0, 128)], each cost "
             f"1 or more; got {candidates!r:.80}."

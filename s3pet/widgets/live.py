@@ -23,6 +23,8 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from s3pet.errors import SearchError
+from s3pet.files.kinds import CALLABLE
 from s3pet.plots.overview import plot_search
 from s3pet.plots.style import style
 from s3pet.progress import View, describe_state
@@ -198,6 +200,7 @@ def watch(search: Callable[..., SearchResult], *args: Any, **kwargs: Any) -> Wat
     Raises:
         Any error that the search raises before its first step, such as a budget that cannot be read.
     """
+    CALLABLE.check(SearchError, search=search)
     watched = Watch()
 
     def run() -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from s3pet.errors import RunError
-from s3pet.files.reading import reading
+from s3pet.files.reading import path_of, reading
 from s3pet.plots import value_limits
 from s3pet.result import SearchResult, load_run, read_config
 from s3pet.structure import Structure, by_gates, select_by_gates, select_structure
@@ -49,7 +49,7 @@ def find_runs(runs: Any, name: str = "") -> list[Entry]:
     if isinstance(runs, SearchResult):
         return [Entry(name or (runs.path.name if runs.path else "search"), runs.config, lambda: runs)]
     if isinstance(runs, (str, Path)):
-        return _folders(Path(runs), name)
+        return _folders(path_of(runs, name="runs"), name)
     if isinstance(runs, Mapping):
         entries = [entry for key, part in runs.items() for entry in find_runs(part, f"{name} {key}".strip())]
     elif isinstance(runs, Iterable):

@@ -1,11 +1,11 @@
-"""The long form: ``python tests/faults``. Prints what came of damaged files, kills, two processes, full disks and
-interrupts."""
+"""The long form: ``python tests/faults``. Tables of what came of bad arguments, damaged files, kills and interrupts."""
 
 import argparse
 import os
 import signal
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -13,6 +13,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg")
 
+import fault_arguments  # noqa: E402
 import fault_kills  # noqa: E402
 import fault_model  # noqa: E402
 from fault_cases import OUTCOMES, Harness, in_child, many_cases  # noqa: E402
@@ -24,12 +25,18 @@ def main():
     parser.add_argument("--cases", type=int, default=1500, help="damaged files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-hashes", action="store_true", help="as files of earlier versions, which hold no hashes")
-    parser.add_argument("--only", choices=("files", "kills", "model"), help="one part")
+    parser.add_argument("--only", choices=("arguments", "files", "kills", "model"), help="one part")
     parser.add_argument("--moments", type=int, default=40, help="moments at which each use of a model is interrupted")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # prints what is known, as Ctrl-C
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if options.only in (None, "arguments"):
+            (folder / "arguments").mkdir()
+            counts = fault_arguments.report(folder / "arguments")
+            print(f"\n{'bad arguments':<24}" + "".join(f"{o:>10}" for o in fault_arguments.OUTCOMES))
+            for call, own in [*counts.items(), ("all", sum(counts.values(), Counter()))]:
+                print(f"{call:<24}" + "".join(f"{own[o]:>10}" for o in fault_arguments.OUTCOMES), flush=True)
         if options.only in (None, "files"):
             (fixtures := folder / "fixtures").mkdir()
             made, _ = in_child(lambda: make_all(fixtures) or "made", wait=600)
