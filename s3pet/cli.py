@@ -102,29 +102,29 @@ def _make_parser() -> argparse.ArgumentParser:
 
     command = add(_search, Settings)
     command.add_argument("--budget", required=True, help='trainable parameters: 2048, 0.0001, "0.01%%" or "1.39‱"')
-    command.add_argument("--out", required=True, type=Path, help="run folder; an unfinished run in it is continued")
+    command.add_argument("--out", required=True, type=_path, help="run folder; an unfinished run in it is continued")
     command.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
     command.add_argument("--settings", choices=("default", "paper"), default="default", help="what the defaults are")
     command = add(_retrain, Recipe)
     command.add_argument("structure", help=f"structure.json, a run folder, or one of {', '.join(NAMES)}")
     command.add_argument("--budget", help="of a run folder: select the structure at this budget instead")
-    command.add_argument("--out", type=Path, help="folder for the tuned model")
+    command.add_argument("--out", type=_path, help="folder for the tuned model")
     command = add(_export)
     command.add_argument("kind", choices=("merge", "peft"), help="a plain model, or an adapter of PEFT")
-    command.add_argument("tuned", type=Path, help="folder of a tuned model")
-    command.add_argument("out", type=Path, help="folder to write")
+    command.add_argument("tuned", type=_path, help="folder of a tuned model")
+    command.add_argument("out", type=_path, help="folder to write")
     command.add_argument("--model", default="pocket-t5", help="the backbone: embedded, local folder, or hub id")
     command.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
     command = add(_compare, Recipe, skip="seed")
-    command.add_argument("runs", nargs="+", type=Path, help="run folders, one per search seed")
+    command.add_argument("runs", nargs="+", type=_path, help="run folders, one per search seed")
     command.add_argument("--random", type=int, default=5, help="number of random structures of the same budget")
     command.add_argument("--manual", nargs="*", default=["bitfit", "lnfit", "lora_qv"], help="manual structures")
     command.add_argument("--references", nargs="*", default=["full", "head"], help="full, head, zero-shot")
     command.add_argument("--seeds", type=int, default=1, help="number of retraining seeds")
-    command.add_argument("--out", type=Path, help="JSON-lines file; rows that are in it are not computed again")
+    command.add_argument("--out", type=_path, help="JSON-lines file; rows that are in it are not computed again")
     command = add(_study)
     command.add_argument("action", choices=("run", "show", "figures"))
-    command.add_argument("file", type=Path, help="YAML, see s3pet.studies.study; results are written beside it")
+    command.add_argument("file", type=_path, help="YAML, see s3pet.studies.study; results are written beside it")
     command.add_argument("--jobs", type=int, default=1, help="number of processes")
     command.add_argument("--markdown", action="store_true", help="show tables as Markdown")
     command.add_argument("--baseline", help="show: compare with this structure instead of random ones")
@@ -133,12 +133,19 @@ def _make_parser() -> argparse.ArgumentParser:
     add(_space)
     command = add(_demo)
     command.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder; a demo in it is continued or opened"
+        "--out", type=_path, default=Path("runs/demo"), help="folder; a demo in it is continued or opened"
     )
     command.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
     command.add_argument("--task", default="pocket/sentiment")
     add_task(command)
     return parser
+
+
+def _path(text: str) -> Path:
+    """A path; the empty one would be the folder at hand."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no path; the folder at hand is '.'")
+    return Path(text)
 
 
 def _settings(args: argparse.Namespace, record: Any) -> dict[str, Any]:

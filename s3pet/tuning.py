@@ -210,9 +210,10 @@ def retrain(
     FLAG.check(SearchError, progress=progress, test=test)
     callback = kinds.instance((TrainerCallback, type), "a callback of transformers")
     kinds.many(callback).check(SearchError, callbacks=callbacks)
+    given = None if checkpoints is None else path_of(checkpoints, name="checkpoints")
     with destination(out, CONFIG, TUNED, overwrite=False) as folder:
         learner = _make_learner(model, task, structure, objective, chosen.seed)
-        place = folder / "checkpoint" if folder is not None else checkpoints and Path(checkpoints)
+        place = folder / "checkpoint" if folder is not None else given
         options: Any = {"progress": progress, "test": test, "callbacks": callbacks, "checkpoints": place}
         tuned = tune(learner, model, chosen, structure, **options)
         if folder is not None:

@@ -11,10 +11,11 @@ import functools
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary
 
+from s3pet.backbones.frozen import check_model
 from s3pet.errors import SearchError
 
 if TYPE_CHECKING:  # s3pet.tasks reads from this room without torch
@@ -155,8 +156,9 @@ def detach(model: nn.Module) -> int:
         How many hooks it took off. Flags of ``requires_grad`` are as before the modules were attached.
 
     Raises:
-        SearchError: a search, training or prediction runs on the model now.
+        SearchError: a search, training or prediction runs on the model now. BackboneError: not a model.
     """
+    check_model(model)
     use = _use_of(model)
     use.refuse("detach", also_own=True)
     with use.lock:
@@ -282,9 +284,10 @@ def borrows(what: str, *, of: Callable[[Any], nn.Module] | None = None, **option
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def borrowed(*args: Any, **kwargs: Any) -> Any:
-            model: Any = args[0] if args else kwargs.get("model")
-            model = of(model) if of is not None else model
-            if not callable(getattr(model, "named_modules", None)):  # the function says what is wrong
+            model: Any = args[0] if args else kwargs.get("model", kwargs.get("tuned"))
+            with suppress(AttributeError):
+                model = of(model) if of is not None else model
+            if isinstance(model, type) or not hasattr(model, "named_modules"):  # the function says what is wrong
                 return function(*args, **kwargs)
             return lent(model, what, functools.partial(function, *args, **kwargs), **options)
 

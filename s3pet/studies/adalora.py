@@ -27,6 +27,7 @@ from s3pet.backbones import borrows, check_model, preserved
 from s3pet.backbones.loans import refuse_attached
 from s3pet.errors import BudgetError, SearchError
 from s3pet.files.kinds import FLAG, POSITIVE, optional, whole
+from s3pet.files.reading import path_of
 from s3pet.gates import BudgetLike
 from s3pet.modules import LORA_ALPHA
 from s3pet.objectives.texts import Objective, ObjectiveSettings, make_objective
@@ -114,7 +115,7 @@ def retrain_adalora(
     learner = _AdaLearner(make_objective(target, task, objective, seed=chosen.seed), target, regularizer)
     learner.__dict__["allocation"] = allocation
     options: Any = {"progress": progress, "callbacks": [allocation], "score_from": cut_at + 1}
-    options["checkpoints"] = None if checkpoints is None else Path(checkpoints)
+    options["checkpoints"] = None if checkpoints is None else path_of(checkpoints, name="checkpoints")
     tuned = tune(learner, model, chosen, "adalora", **options)
     ranks = allocation.ranks()
     n_params, initial = sum(rank * widths[site] for site, rank in ranks.items()), init_rank * sum(widths.values())

@@ -6,6 +6,7 @@ step. The table of calls is in ``fault_calls``: a good call each, which must wor
 
 import contextlib
 import io
+import json
 import math
 import re
 import signal
@@ -13,6 +14,7 @@ import warnings
 from collections import Counter
 from typing import NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -62,6 +64,7 @@ def bad_values(g):
         "budget": [True, "lots", "0,1%", "", nan, inf, -1, 0, [600], odd, 10**12, "150%", 1.5],
         "task": [*no_object, "pocket/sentiment", {"train": []}, type(g.task)],
         "text task": [*no_object, "pocket/sentiment", g.row_task],
+        "module": [*no_object, (g.model, g.tokenizer), type(g.model)],
         "model": [*no_object, (g.model, g.tokenizer), type(g.model), torch.nn.Linear(2, 2)],
         "any model": [*no_object, (g.model, g.tokenizer), type(g.model)],
         "tokenizer": [5, "pocket-t5", odd, True],
@@ -195,6 +198,8 @@ def _names(case, message):
         return False
     message = message.casefold()
     parts = [case.value]
+    with contextlib.suppress(TypeError, ValueError):
+        parts.append(json.loads(case.value))  # rules of a space on the command line
     while parts:
         value = parts.pop()
         texts = (str(value), repr(value), f"{value:,}" if type(value) is int else "", type(value).__name__)
@@ -222,6 +227,7 @@ def all_cases(g, calls):
 def welcome(calls):
     """Good calls, and quick ones with numbers of NumPy: pairs of a name and a function."""
     for call in calls:
+        plt.close("all")
         yield call.name, call.with_()
         if "model" in call.kinds or call.name.startswith(("plots", "widgets", "Bench", "push", "Study")):
             continue  # the others take the same numbers by the same checks

@@ -19,6 +19,7 @@ from s3pet.export import push_to_hub, save_folder
 from s3pet.gates import shifted_sigmoid, solve_shift
 from s3pet.objectives.texts import ObjectiveSettings
 from s3pet.searcher import Settings
+from s3pet.space import Rule
 from s3pet.structure import select_mask, select_structure
 from s3pet.studies import statistics, validation
 from s3pet.studies.adalora import retrain_adalora
@@ -37,7 +38,8 @@ KIND_OF = {
     **{name: name for name in ("model", "task", "space", "structure", "budget", "seeds", "objective", "tokenizer")},
     **{name: name for name in ("callbacks", "rules", "example", "source", "candidates", "result", "results", "tuned")},
     **{name: name for name in ("seed", "gates", "utility", "figure", "layers", "proposals", "structures", "table")},
-    **{"out": "path", "path": "path", "overwrite": "flag", "test": "flag", "ax": "axes", "title": "title"},
+    **{"checkpoints": "path", "out": "path", "path": "path", "overwrite": "flag", "test": "flag", "ax": "axes"},
+    "title": "title",
     **{"by": "name", "value": "column", "vmin": "limit", "vmax": "limit", "alt": "text", "base": "text"},
     **dict.fromkeys(("draws", "n", "k", "rows", "batches", "batch_size", "steps", "evaluations", "jobs"), "count"),
     "settings": "name",
@@ -57,7 +59,7 @@ ALIASES = {  # how else a message may name an argument
     "runs": "run|search|holds no|does not exist", "inert": "candidate", "names": "candidate",
     "examples": "predictions|rows?", "structure": "table|DataFrame|structures", "model": "backbone|Linear",
     "methods": "method|structure", "result": "search|DataFrame|table", "baseline": "structure",
-    "text_columns": "text column|columns?", "space": "table|DataFrame", "probs": "alpha|probabilities",
+    "text_columns": "text column|columns?", "space": "table|DataFrame|PET module", "probs": "alpha|probabilities",
     "costs": "alpha", "label_column": "column", "by": "column", "tasks": "task", "structures": "structure",
     "within": "column", "key": "structure", "path_or_name": "no folder of a bench", "callbacks": "callback",
     "alpha": "α", "pairs": "table|DataFrame", "score": "column", "predictions": "labels", "labels": "predictions",
@@ -166,7 +168,7 @@ def table(g):
                metric="name", metrics="words", text_columns="columns", label_column="column", regression="flag",
                name="text")
     yield Call("make_space", s3pet.make_space, {"model": g.model}, keep_inert="flag", cross_attention="flag")
-    yield Call("Rule", s3pet.Rule, {"pet": "lora"}, pet="text", roles="patterns", stacks="patterns",
+    yield Call("Rule", Rule, {"pet": "lora"}, pet="text", roles="patterns", stacks="patterns",
                layers="layers or ranks", ranks="layers or ranks", exclude="patterns")
     yield Call("Budget", s3pet.Budget, {"n_params": 10, "total": 1000}, n_params="count", total="count")
     yield Call("Budget.parse", s3pet.Budget.parse, {"value": 600, "total": 10**6}, value="budget", total="count")
@@ -184,6 +186,7 @@ def table(g):
                space="space or model", name="name")
     yield Call("attach", lambda model, candidates, *, seed=0: s3pet.attach(model, candidates, seed=seed).detach(),
                {"model": g.model, "candidates": g.structure})
+    yield Call("detach", s3pet.detach, {"model": g.model}, model="module")
     yield Call("search", s3pet.search, {**parts, "budget": 600, "steps": 1, "batch_size": 4, **quick}, progress="flag",
                more=("steps", "batch_size", "lr", "alpha_lr", "seed", "warmup"), order="name", gradient="name",
                alpha_optimizer="name", dropout="flag")
