@@ -16,7 +16,7 @@ from s3pet.utility import candidate_names, check_utility
 from s3pet.widgets.interactive import GateMap, save_html
 from s3pet.widgets.map_data import MEASURED, map_data
 from s3pet.widgets.panel import WRAP, BudgetSlider, FileRow, Panel, control
-from s3pet.widgets.runs import Entry, SavedSearch, find_runs
+from s3pet.widgets.runs import Entry, SavedSearch, find_runs, open_runs
 
 FIELDS = ("model", "space", "task", "budget", "seed")
 AVERAGE = "average"
@@ -155,11 +155,8 @@ class Explorer(Panel):
         key = tuple(selector.value for selector in self.selectors.values())
         if key not in self._opened:
             seeds = self._matching([*self.selectors].index("seed"))
-            named = {f"seed {entry.value('seed')}": entry for entry in seeds}
-            named = named if len(named) == len(seeds) else {entry.name: entry for entry in seeds}
-            searches = {name: entry.open() for name, entry in named.items()}
             average = self.selectors["seed"].value == AVERAGE
-            self._opened[key] = SavedSearch(searches, None if average else self._matching(len(key))[0].open())
+            self._opened[key] = SavedSearch(open_runs(seeds), None if average else self._matching(len(key))[0].open())
         return self._opened[key]
 
     def _update(self, control: Any) -> None:

@@ -11,7 +11,6 @@ its security policy allows only its own style and script, by their hashes.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import json
@@ -23,6 +22,7 @@ from typing import Any
 
 import anywidget
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from traitlets import Dict, Unicode, validate
 
@@ -36,7 +36,7 @@ from s3pet.result import SearchResult
 from s3pet.structure import Structure
 from s3pet.utility import check_utility
 from s3pet.widgets.map_data import MEASURED, map_data
-from s3pet.widgets.runs import SavedSearch, find_runs
+from s3pet.widgets.runs import SavedSearch, find_runs, open_runs
 
 SCRIPT, STYLE = (Path(__file__).with_name(f"gate_map.{kind}") for kind in ("js", "css"))
 PAGE = """<!DOCTYPE html>
@@ -112,8 +112,9 @@ class GateMap(anywidget.AnyWidget):
         bundle = super()._repr_mimebundle_(**kwargs)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         if data is not None and self._table is not None:
-            file = io.BytesIO()
-            _figure(self._table, self.value, self.data["title"]).savefig(file, format="png", dpi=96)
+            file, figure = io.BytesIO(), Figure(layout="constrained", dpi=96)
+            _draw(self._table, self.value, self.data["title"], figure)
+            figure.savefig(file, format="png", dpi=96)
             data |= {"image/png": b64encode(file.getvalue()).decode(), "text/plain": self.data["summary"]}
         return bundle
 
@@ -168,12 +169,9 @@ def save_html(source: Any, path: str | Path, **kwargs: Any) -> Path:
 
 def page(data: Mapping[str, Any]) -> str:
     """The web page of a map."""
-    script, style = (
-        SCRIPT.read_text(encoding="utf-8") + "\nopenPage();\n",
-        STYLE.read_text(encoding="utf-8") + PAGE_STYLE,
-    )
-    hashes = {"script-src": script, "style-src": style}
-    policy = "; ".join(f"{name} 'sha256-{_sha256(text)}'" for name, text in hashes.items())
+    script = SCRIPT.read_text(encoding="utf-8") + "\nopenPage();\n"
+    style = STYLE.read_text(encoding="utf-8") + PAGE_STYLE
+    policy = f"script-src 'sha256-{_sha256(script)}'; style-src 'sha256-{_sha256(style)}'"
     text = json.dumps(finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":  # so that no text can end the element that holds it
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -182,19 +180,13 @@ def page(data: Mapping[str, Any]) -> str:
 
 
 def _sha256(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 @styled
-def _axes(table: pd.DataFrame, value: str, title: str, figure: Figure) -> Any:
-    return plot_gates(table, value=value, ax=new_figure(*map_size(make_grid(table)), figure).subplots(), title=title)
-
-
-def _figure(table: pd.DataFrame, value: str, title: str) -> Figure:
+def _draw(table: pd.DataFrame, value: str, title: str, figure: Figure) -> Axes:
     """The map as a figure."""
-    figure = Figure(layout="constrained", dpi=96)
-    _axes(table, value, title, figure)
-    return figure
+    return plot_gates(table, value=value, ax=new_figure(*map_size(make_grid(table)), figure).subplots(), title=title)
 
 
 def _read(source: Any, utility: Any, seeds: Any, space: Any) -> tuple[Any, dict[str, Any]]:
@@ -206,22 +198,20 @@ def _read(source: Any, utility: Any, seeds: Any, space: Any) -> tuple[Any, dict[
         if MEASURED in table and "prob" not in table:
             return check_utility(table).reset_index(drop=True), {"utility": table, "title": str(table["task"].iloc[0])}
         return source, {"utility": utility}
-    opened = {entry.name: entry.open() for entry in find_runs(source)}
-    others = {**opened, **{entry.name: entry.open() for entry in find_runs(seeds)}} if seeds is not None else opened
-    named = {f"seed {result.config.get('seed')}": result for result in others.values()}
-    named = named if len(named) == len(others) else others
-    search = SavedSearch(named, next(iter(opened.values())) if len(opened) == 1 else None)
+    own, others = find_runs(source), [] if seeds is None else find_runs(seeds)
+    known = [entry.config for entry in own]
+    searches = open_runs([*own, *(entry for entry in others if entry.config not in known)])
+    search = SavedSearch(searches, own[0].open() if len(own) == 1 else None)
     budget = search.result.budget.n_params
-    choices = search.choices(budget) if len(named) > 1 else None
+    choices = search.choices(budget) if len(searches) > 1 else None
     table = search.gates(None, budget) if search.averaged else search.result
     return table, {"utility": utility, "choices": choices, "budget": budget, "title": search.title}
 
 
 def _of_structure(structure: Structure, space: Any) -> pd.DataFrame:
     """All candidates, chosen or not, and the share of the structure's parameters that each takes."""
-    context = (
-        structure.table() if space is None else as_table(space, [], at="gates" if hasattr(space, "gates") else "table")
-    )
+    where = "gates" if hasattr(space, "gates") else "table"
+    context = as_table(structure if space is None else space, ["site", "pet", "rank", "n_params"], at=where)
     if missing := [*set(candidate_names(structure.table())).difference(candidate_names(context))]:
         raise RunError(f"the space does not have {len(missing)} candidates of the structure, such as {missing[0]}")
     chosen = candidate_names(context).isin(structure.names)
