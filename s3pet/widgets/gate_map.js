@@ -63,7 +63,7 @@ function render({ model, el }) {
   const tip = make("div", { class: "tip", role: "tooltip", "aria-hidden": "true", popover: "manual" });
   const root = make("div", { class: "s3pet-map", "data-lm-suppress-shortcuts": "true" }, heading, tools,
     make("div", { class: "parts" }, make("div", {}, figure, legend), side), summary, live, tip);
-  let data, facts, pets, cells, svg, rings, shape, active = 0, picked = -1, drawnAt = 0;
+  let data, facts, pets, cells, budget, svg, rings, shape, active = 0, picked = -1, drawnAt = 0;
 
   // ── what the data say ──
 
@@ -77,7 +77,8 @@ function render({ model, el }) {
   const palette = (shown) => data.colours[shown.colours[root.dataset.theme]].match(/.{6}/g);
 
   function load() {
-    data = model.get("data");
+    data = model.get("data"); // never changed here: a notebook saves it
+    budget = data.bars.map((bar) => ({ ...bar }));
     facts = Object.fromEntries(Object.entries(data.facts).map(([name, texts]) => [name, list(texts)]));
     pets = list(data.pets);
     const { x, y, state, rank, candidates } = data.cells, ranks = list(rank);
@@ -192,8 +193,8 @@ function render({ model, el }) {
   }
 
   function drawBars() {
-    bars.replaceChildren(...(data.bars.length ? [make("div", { class: "caption" }, "share of the budget (%)")] : []));
-    for (const bar of data.bars) {
+    bars.replaceChildren(...(budget.length ? [make("div", { class: "caption" }, "share of the budget (%)")] : []));
+    for (const bar of budget) {
       const fill = make("span", { class: "fill" }), part = make("span", { class: "part" });
       const track = make("span", { class: "track", "aria-hidden": "true" }, fill, part), about = `${bar.label}: ${bar.share.toFixed(1)} % of the budget, ${bar.text}`;
       fill.style.width = `${Math.min(bar.share, 100)}%`;
@@ -212,7 +213,7 @@ function render({ model, el }) {
       bar.row.addEventListener("pointerleave", () => dim(null));
       bars.append(bar.row);
     }
-    if (data.bars.length) bars.append(make("div", { class: "key" }, make("span", { class: "uniform" }), "uniform gates"));
+    if (budget.length) bars.append(make("div", { class: "key" }, make("span", { class: "uniform" }), "uniform gates"));
   }
 
   const dim = (pet) => cells.forEach((cell) => cell.element.classList.toggle("dim", pet !== null && pets[cell.candidates[0]] !== pet));
@@ -272,6 +273,7 @@ function render({ model, el }) {
   function press(cell) { // select what a cell shows or, if it is selected already, the next of its sizes
     const here = cell.candidates.indexOf(picked), { candidates } = cell;
     choose(candidates[(here + 1) % candidates.length]);
+    if (tip.classList.contains("on")) show(cell);
   }
 
   function step(by, pet = null) { // the next chosen candidate in the order of the gates, or the one before
@@ -284,7 +286,7 @@ function render({ model, el }) {
     for (const one of cells) one.element.setAttribute("aria-selected", one === cell);
     for (const ring of [rings.pickedRim, rings.picked]) ring.setAttribute("d", cell ? box(cell, 0.5) : "");
     find.value = picked < 0 ? "" : data.names[picked];
-    for (const bar of data.bars) {
+    for (const bar of budget) {
       const mine = picked >= 0 && pets[picked] === bar.pet;
       bar.row.classList.toggle("on", mine);
       bar.part.hidden = !(mine && facts.chosen?.[picked] === "yes");
@@ -320,13 +322,13 @@ function render({ model, el }) {
     const below = at.bottom + 8 + height < innerHeight || at.top < height + 8;
     tip.style.left = `${clamp(at.left + 14, 4, Math.max(4, innerWidth - width - 8))}px`;
     tip.style.top = `${below ? at.bottom + 8 : at.top - height - 8}px`;
-    for (const bar of data.bars) bar.row.classList.toggle("near", bar.pet === pets[first]);
+    for (const bar of budget) bar.row.classList.toggle("near", bar.pet === pets[first]);
   }
 
   function hide() {
     if (tip.matches(":popover-open")) tip.hidePopover();
     tip.classList.remove("on");
-    for (const bar of data.bars) bar.row.classList.remove("near");
+    for (const bar of budget) bar.row.classList.remove("near");
   }
 
   function under(event) { // the cell below the pointer
@@ -358,9 +360,13 @@ function render({ model, el }) {
     roam(cell.at);
     press(cell);
   });
-  figure.addEventListener("focusin", () => {
-    rings.focus.setAttribute("d", box(cells[active], -1.5));
-    if (cells[active].element.matches(":focus-visible")) show(cells[active]);
+  figure.addEventListener("focusin", (event) => {
+    const cell = cells.find((one) => one.element === event.target);
+    if (!cell) return;
+    roam(cell.at);
+    if (!event.target.matches(":focus-visible")) return; // reached with the pointer
+    rings.focus.setAttribute("d", box(cell, -1.5));
+    show(cell);
   });
   figure.addEventListener("focusout", () => {
     rings.focus.setAttribute("d", "");

@@ -194,7 +194,6 @@ def test_a_widget_in_jupyterlab_saved_and_reopened_without_a_kernel(open_noteboo
     assert ground(page, ".s3pet-map") < 100
     page.get_by_role("gridcell", name="encoder.1.attn.v LoRA").click()
     page.get_by_label("colour").select_option("alpha")
-    page.keyboard.press("Escape")
     page.locator(".jp-InputArea", has_text="print(").click()
     menu(page, "Run", "Run Selected Cell")
     page.locator("pre", has_text="selected: encoder.1.attn.v:lora:1 | alpha").wait_for(timeout=60_000)
