@@ -99,7 +99,7 @@ def candidate_table(
     }
     if choices is not None and len(choices.columns):
         rows = choices.astype(bool).itertuples(index=False, name=None)
-        named = [[name for name, choice in zip(choices, row, strict=True) if choice] for row in rows]
+        named = [[str(name) for name, choice in zip(choices, row, strict=True) if choice] for row in rows]
         words = [f"{len(names)} of {choices.shape[1]}: {', '.join(names)}".rstrip(": ") for names in named]
         facts["chosen in"] = pd.Series(words, choices.index).reindex(table.index)
     if utility is not None:

@@ -42,8 +42,8 @@ def environment_report() -> EnvironmentReport:
     if in_notebook() and not at_least("ipykernel", 7):
         what = f"ipykernel 7 or newer, not {_version('ipykernel')}; until then ■ stops a search, its button does not"
         missing.append((what, f'{pip} "ipykernel>=7"'))
-    for name, folder in FRONT_ENDS.items() if server is not None else ():
-        if not (server / "share/jupyter/labextensions" / folder / "package.json").is_file():
+    for name, folder in FRONT_ENDS.items():
+        if server is not None and not (server / "share/jupyter/labextensions" / folder / "package.json").is_file():
             what = f"{name} in the environment of the Jupyter server, {server}; widgets show as text"
             missing.append((what, f"{server / 'bin' / 'python'} -m pip install {name}  # then restart it"))
     return EnvironmentReport(installed, missing)

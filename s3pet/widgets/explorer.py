@@ -127,8 +127,15 @@ class Explorer(Panel):
         """The map at the step and budget."""
         gates = self.gates
         choices = self.search.choices(self.n_params) if len(self.search.searches) > 1 else None
-        where = {"budget": self.n_params, "shown": select_rows(gates, *self._filters()), "limits": self.search.limits}
-        return map_data(gates, choices=choices, utility=self._measured, title=self._title(), **where)
+        return map_data(
+            gates,
+            choices=choices,
+            utility=self._measured,
+            limits=self.search.limits,
+            budget=self.n_params,
+            shown=select_rows(gates, *self._filters()),
+            title=self._title(),
+        )
 
     def _step(self) -> int | None:
         """The recorded step that is shown; None: the end of the search."""

@@ -169,6 +169,8 @@ def run_all(page):
     """Ask for all cells, again if a page that was not ready took no notice; returns when the first is running."""
     asked = page.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]"))
     for _ in range(5):
+        if page.locator(".jp-Dialog", has_text="Select Kernel").count():  # a busy machine lists its kernels late
+            page.locator(".jp-Dialog .jp-mod-accept").click()
         menu(page, "Run", "Run All Cells")
         for _ in range(50):
             if asked.count():
