@@ -1,4 +1,4 @@
-"""The command line: ``python -m s3pet search | retrain | export | compare | study | space | demo``.
+"""The command line: ``python -m s3pet search | retrain | export | map | compare | study | space | demo``.
 
 Options for settings are made from the library's own records, so that command line and library cannot differ. Rules of a
 space are JSON: ``--space '[{"pet": "lora", "ranks": [1, 2, 4, 8]}]'`` searches the rank of each LoRA.
@@ -115,6 +115,12 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("out", type=_path, help="folder to write")
     command.add_argument("--model", default="pocket-t5", help="the backbone: embedded, local folder, or hub id")
     command.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
+    command = add(_map)
+    command.add_argument(
+        "runs", nargs="+", type=Path, help="run folders, or folders with runs below; several: the mean"
+    )
+    command.add_argument("out", type=Path, help="file to write, .html")
+    command.add_argument("--value", default="", help="what the colour shows at first: prob, alpha, margin, frequency")
     command = add(_compare, Recipe, skip="seed")
     command.add_argument("runs", nargs="+", type=_path, help="run folders, one per search seed")
     command.add_argument("--random", type=int, default=5, help="number of random structures of the same budget")
@@ -223,6 +229,12 @@ def _export(args: argparse.Namespace) -> None:
         merged.save(args.out, overwrite=args.overwrite)
         print(f"The logits differ by at most {merged.difference:.2g}.")
     print(f"It is saved in {args.out}.")
+
+
+def _map(args: argparse.Namespace) -> None:
+    """Write the interactive map of a run, or of the mean of several, as one web page."""
+    path = s3pet.widgets.save_html(args.runs, args.out, value=args.value)
+    print(f"It is saved in {path}: {path.stat().st_size / 1024:,.0f} KB, to be opened in any browser.")
 
 
 def _compare(args: argparse.Namespace) -> None:

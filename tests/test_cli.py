@@ -21,7 +21,7 @@ from s3pet.objectives import ObjectiveSettings
 from s3pet.searcher import Searcher, Settings
 from s3pet.tuning import Recipe
 
-COMMANDS = ("search", "retrain", "export", "compare", "study", "space", "demo")
+COMMANDS = ("search", "retrain", "export", "map", "compare", "study", "space", "demo")
 
 
 @pytest.fixture(scope="module")

@@ -82,21 +82,22 @@ def write_json(record: Mapping[str, Any], path: Path) -> None:
 
 def json_text(record: Mapping[str, Any]) -> str:
     """What :func:`write_json` writes."""
-    return json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A record as JSON can hold it: numbers that are not finite are None."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def signed(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record with a ``hash`` of itself, by which :func:`check_signature` sees a later change."""
-    plain = json.loads(json.dumps(_finite(record), allow_nan=False))
+    plain = json.loads(json.dumps(finite(record), allow_nan=False))
     return {**plain, "hash": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]}
 
 

@@ -44,7 +44,7 @@ def select_rows(gates: Any, pets: Iterable[str] | None = None, layers: tuple[int
     return rows & table["pet"].isin(pets)
 
 
-def _spending(table: pd.DataFrame, budget: int | None) -> pd.DataFrame:
+def budget_shares(table: pd.DataFrame, budget: int | None) -> pd.DataFrame:
     """By PET module, and for what is left over: parameters and candidates chosen, shares of the budget in %."""
     chosen, cost = flag(table, "chosen"), table["n_params"].astype(float)
     total = float(budget or cost[chosen].sum())
@@ -63,7 +63,7 @@ def plot_budget_bar(gates: Any, *, budget: int | None = None, ax: Axes | None = 
 
     The ``budget`` is in parameters; None: what the chosen candidates cost together.
     """
-    spending, scale = _spending(as_table(gates, ["pet", "n_params", "chosen"]), budget), style().scale
+    spending, scale = budget_shares(as_table(gates, ["pet", "n_params", "chosen"]), budget), style().scale
     ax = ax or new_axes(None, 0.7 + 0.19 * len(spending))
     look: dict[str, Any] = {"color": style().ink, "linewidth": 1.3 * scale, "path_effects": rim(2.8)}
     for y, (name, row) in enumerate(spending.iterrows()):
@@ -107,7 +107,7 @@ def plot_cut(
         candidate: name of one to frame in red.
     """
     table = as_table(gates, [*FACTS, value])
-    grid, n_bars = make_grid(table), len(_spending(table, budget))
+    grid, n_bars = make_grid(table), len(budget_shares(table, budget))
     veiled = gate_cells(table.assign(chosen=select_rows(table, pets, layers)), value).query("not chosen")
     picked = table.iloc[[] if candidate is None else [position_of(candidate, table)]]
     (width, height), low, page = map_size(grid), 0.55 + 0.19 * n_bars, style().page / style().scale

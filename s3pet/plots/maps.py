@@ -27,7 +27,7 @@ from matplotlib.patches import Patch
 from s3pet.errors import PlotError, shown
 from s3pet.files.kinds import one_of
 from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_for, in_order, readable_on, rim, wrapped
-from s3pet.plots.sizes import shown_ranks, write_ranks
+from s3pet.plots.sizes import chosen_words, shown_ranks, write_ranks
 from s3pet.plots.style import PETS, as_table, figure_of, flag, new_axes, new_figure, style, styled, value_limits
 from s3pet.transfer import gate_difference
 
@@ -41,8 +41,7 @@ STACKS = ("encoder", "decoder")
 LABELS = {"prob": "gate probability", "alpha": "α", "share": "share of the parameters (%)", "n_params": "parameters"}
 LABELS |= {"margin": "margin: probability − cut", "frequency": "share of the searches that chose it"}
 LABELS |= {"prob_spread": "spread of the gate probability (standard deviation)", "difference": "difference"}
-MAP_COLUMNS = ("stack", "layer", "role", "pet")
-GAP, HEADER = 0.7, 1.1  # in cells: space between two stacks, height of a group's heading
+MAP_COLUMNS, GAP, HEADER = ("stack", "layer", "role", "pet"), 0.7, 1.1  # in cells: space of stacks, of a heading
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Grid:
         return max(self.columns.values()) + 1, max(self.rows.values()) + 1
 
 
-def _columns(table: pd.DataFrame) -> pd.Series:
+def columns_of(table: pd.DataFrame) -> pd.Series:
     """The column of each candidate: its layer, or "embed" or "final" for sites outside the layers."""
     layer = pd.to_numeric(table["layer"]).astype("Int64").astype("string")
     return layer.fillna(table["role"].astype("string").str.partition(".")[0]).astype(object)
@@ -84,12 +83,17 @@ def roles_in_order(roles: Iterable[str]) -> list[str]:
     return sorted(set(roles), key=lambda role: (_GROUPS.index(place_of(role)[0]), rank.get(role, len(rank)), role))
 
 
+def row_name(role: str, pet: str) -> str:
+    """What a map calls the row of a role and a PET module: ``q  LoRA``."""
+    return f"{place_of(role)[1].replace('ffn', 'FFN')}  {PETS.get(pet, pet)}"
+
+
 def make_grid(candidates: pd.DataFrame) -> Grid:
     """Lay out the map of a table with ``stack, layer, role, pet``; layers without a candidate have columns too."""
     candidates = as_table(candidates, MAP_COLUMNS, one=())
     columns: dict[tuple[str, str], float] = {}
     for stack in in_order(candidates["stack"], STACKS):
-        names = set(_columns(candidates[candidates["stack"] == stack]))
+        names = set(columns_of(candidates[candidates["stack"] == stack]))
         n_layers = max((int(name) + 1 for name in names if name.isdigit()), default=0)
         after = sorted(name for name in names if not name.isdigit() and name != "embed")
         start = max(columns.values()) + 1 + GAP if columns else 0.0
@@ -117,8 +121,9 @@ def gate_cells(
     one_of(("max", "sum", "mean")).check(PlotError, how=how)
     if not pd.api.types.is_numeric_dtype(table[value]):
         raise PlotError(f"Column {value!r} holds {table[value].dtype}; a colour needs numbers, as 'prob' has.")
-    grid, flags = grid or make_grid(table), {name: flag(table, name) for name in ("chosen", "inert")}
-    table = table.assign(column=_columns(table), value=table[value].astype(float), **flags)
+    grid = grid or make_grid(table)
+    flags = {name: flag(table, name) for name in ("chosen", "inert")}
+    table = table.assign(column=columns_of(table), value=table[value].astype(float), **flags)
     keys = ["role", "pet", "stack", "column"]
     groups = table.groupby(keys, sort=False, observed=True)
     columns = {"value": ("value", how), "chosen": ("chosen", "any"), "inert": ("inert", "all")}
@@ -170,7 +175,7 @@ def _draw_frame(ax: Axes, grid: Grid, names: bool) -> None:
     font = font_for(height)
     every = next((n for n in (1, 2, 4, 5, 10) if n * width >= 1.6 * font), 20)  # so that numbers do not touch
     layers = {x: name for (_, name), x in grid.columns.items() if not name.isdigit() or int(name) % every == 0}
-    rows = [f"{place_of(role)[1].replace('ffn', 'FFN')}  {PETS.get(pet, pet)}" for role, pet in grid.rows]
+    rows = [row_name(*row) for row in grid.rows]
     ax.set_xticks([*layers], [*layers.values()])
     ax.set_yticks([*grid.rows.values(), *grid.headers.values()] * names, [*rows, *grid.headers] * names)
     for label in ax.get_yticklabels()[len(rows) :]:
@@ -258,9 +263,7 @@ def plot_gates(
     low, high = value_limits(table, value=value)
     low, high = low if vmin is None else vmin, high if vmax is None else vmax
     levels = cut_and_start(table) if value == "prob" and "n_params" in table else {}
-    grid, chosen = make_grid(table), table[flag(table, "chosen")]
-    label = f"chosen: {len(chosen):,} of {len(table):,}"
-    label += f", {chosen['n_params'].sum():,} parameters" if "n_params" in table else ""
+    grid, label = make_grid(table), chosen_words(table)
     ax = ax or new_axes(*map_size(grid))
     mesh, handles = draw_map(ax, grid, cells, style().colours(value), Normalize(low, high), label)
     if cbar:

@@ -1,4 +1,4 @@
-"""Ranks and widths on maps: which size of a PET module was chosen, as a number in its cell."""
+"""What maps say in numbers: which size of a PET module was chosen, in its cell, and how much was chosen in all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from matplotlib.axes import Axes
 
 from s3pet.plots.frame import entry, font_for, readable_on
 from s3pet.plots.style import figure_of, flag, style
+
+
+def chosen_words(table: pd.DataFrame) -> str:
+    """How many candidates of a table are chosen, of how many, and their parameters, if known."""
+    chosen = table[flag(table, "chosen")]
+    cost = f", {chosen['n_params'].sum():,} parameters" if "n_params" in table else ""
+    return f"chosen: {len(chosen):,} of {len(table):,}{cost}"
 
 
 def shown_ranks(table: pd.DataFrame, keys: list[str], space: pd.DataFrame) -> dict[tuple, str]:
@@ -41,6 +48,10 @@ def write_ranks(ax: Axes, cells: pd.DataFrame, mesh: Any, size: tuple[float, flo
         look: dict[str, Any] = {"color": colour, "weight": "bold" if row["chosen"] else "normal", "gid": "rank"}
         look["size"] = min(font_for(height), 1.15 * width / len(row["rank"]))
         ax.text(row["x"], row["y"], row["rank"], ha="center", va="center_baseline", **look)
-    words = "rank" if named["chosen"].all() else "rank that was chosen, else the most probable"
-    words += ", a/b: of the first and of the second" if named["rank"].str.contains("/").any() else ""
-    return [entry(words, color=style().ink, marker="$n$", markersize=4 * style().scale)]
+    return [entry(rank_words(named), color=style().ink, marker="$n$", markersize=4 * style().scale)]
+
+
+def rank_words(cells: pd.DataFrame) -> str:
+    """What the numbers in the cells of a map are."""
+    words = "rank" if cells["chosen"].all() else "rank that was chosen, else the most probable"
+    return words + (", a/b: of the first and of the second" if cells["rank"].str.contains("/").any() else "")

@@ -57,37 +57,68 @@ def candidate_facts(
     With ``chosen_in`` (names of other searches → whether they choose it), also which of them do; with a ``utility``
     table, also what was measured.
     """
-    table, others = as_table(gates, FACTS), {} if chosen_in is None else chosen_in
-    mapping(FLAG).check(PlotError, chosen_in=others)
-    at = position_of(candidate, table)
-    row, place = table.iloc[at], int(table["prob"].rank(method="first", ascending=False).iloc[at])
-    margin, choosers = row.get("margin"), [name for name, choice in others.items() if choice]
-    not_chosen = "no, too expensive for what was left" if pd.notna(margin) and margin >= 0 else "no"
-    sizes = table[flag(table, "chosen") & table["site"].eq(row["site"]) & table["pet"].eq(row["pet"])]["rank"]
-    not_chosen = f"no, but with rank {sizes.iloc[0]}" if len(sizes) and pd.notna(row["rank"]) else not_chosen
-    facts = {
-        "address": row["site"],
-        "module": row.get("path"),
-        "PET module": PETS.get(row["pet"], row["pet"]),
-        "rank": row["rank"] if pd.notna(row["rank"]) else "—",
-        "cost": f"{row['n_params']:,} parameters",
-        "α": f"{row['alpha']:.4g}",
-        "probability": f"{row['prob']:.4g}",
-        "spread": f"{row['prob_spread']:.3g}" if "prob_spread" in table else None,
-        "margin to the cut": f"{margin:+.4g}" if pd.notna(margin) else "—",
-        "in the order": f"{place} of {len(table)}",
-        "chosen": "yes" if flag(table, "chosen").iloc[at] else not_chosen,
-        "chosen in": f"{len(choosers)} of {len(others)}: {', '.join(choosers)}".rstrip(": ") if others else None,
-        "inert": "cannot change the model" if flag(table, "inert").iloc[at] else None,
-        "can add the same": row.get("redundant"),
+    table = as_table(gates, FACTS)
+    mapping(FLAG).check(PlotError, chosen_in=chosen_in or {})
+    at, choices = position_of(candidate, table), pd.DataFrame(dict(chosen_in or {}), index=[candidate])
+    facts = candidate_table(table, choices, utility=utility).iloc[at]
+    return {str(name): fact for name, fact in facts.items() if pd.notna(fact)}
+
+
+def candidate_table(
+    gates: Any, choices: pd.DataFrame | None = None, *, utility: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """`candidate_facts` of all candidates: their names × facts, as texts, or None for what does not apply.
+
+    Args:
+        gates: a gate table, or a table of candidates without gates, whose facts are then fewer.
+        choices: whether a search (column) chooses a candidate (its name is the index).
+        utility: a utility table.
+    """
+    table = as_table(gates, ["site", *MAP_COLUMNS, "rank"])
+    table = table.set_axis(candidate_names(table))
+    chosen, margin = flag(table, "chosen"), table.get("margin", pd.Series(np.nan, table.index))
+    size = pd.MultiIndex.from_frame(table[["site", "pet"]])
+    other = pd.Series(size.map(dict(zip(size[chosen], table["rank"][chosen], strict=True))), table.index)
+    answer = chosen.map({True: "yes", False: "no"})
+    answer = answer.mask(~chosen & margin.ge(0), "no, too expensive for what was left")
+    answer = answer.mask(~chosen & other.notna() & table["rank"].notna(), _written("no, but with rank {:.0f}", other))
+    place = table["prob"].rank(method="first", ascending=False) if "prob" in table else None
+    facts: dict[str, Any] = {
+        "address": table["site"],
+        "module": table.get("path"),
+        "PET module": table["pet"].astype(object).replace(PETS),
+        "rank": table["rank"].astype("string").fillna("—"),
+        "cost": _written("{:,} parameters", table.get("n_params")),
+        "α": _written("{:.4g}", table.get("alpha")),
+        "probability": _written("{:.4g}", table.get("prob")),
+        "spread": _written("{:.3g}", table.get("prob_spread")),
+        "margin to the cut": None if place is None else _written("{:+.4g}", margin).fillna("—"),
+        "in the order": _written(f"{{:.0f}} of {len(table)}", place),
+        "chosen": answer if "chosen" in table else None,
+        "chosen in": _written("{:.0%} of the searches", table.get("frequency")),
+        "inert": flag(table, "inert").map({True: "cannot change the model", False: None}),
+        "can add the same": table.get("redundant"),
     }
-    measured = pd.DataFrame() if utility is None else check_utility(utility).dropna(subset=["utility"])
-    if candidate in measured.index:
-        known, rank = measured.loc[candidate], int(measured["utility"].rank(method="min", ascending=False)[candidate])
-        error = f" ± {known['utility_error']:.2g}" if pd.notna(known["utility_error"]) else ""
-        effect = "no score changes" if known["inert"] else f"{known['utility']:+.4g}{error} nats"
-        facts[f"{known['measure']} utility"] = f"{effect}, {rank} of {len(measured)}"
-    return {name: str(fact) for name, fact in facts.items() if pd.notna(fact)}
+    if choices is not None and len(choices.columns):
+        rows = choices.astype(bool).itertuples(index=False, name=None)
+        named = [[str(name) for name, choice in zip(choices, row, strict=True) if choice] for row in rows]
+        words = [f"{len(names)} of {choices.shape[1]}: {', '.join(names)}".rstrip(": ") for names in named]
+        facts["chosen in"] = pd.Series(words, choices.index).reindex(table.index)
+    if utility is not None:
+        measured = check_utility(utility).dropna(subset=["utility"])
+        ranks, error = measured["utility"].rank(method="min", ascending=False), measured["utility_error"]
+        effect = _written("{:+.4g}", measured["utility"]) + _written(" ± {:.2g}", error).fillna("") + " nats"
+        effect = effect.mask(measured["inert"], "no score changes") + _written(f", {{:.0f}} of {len(ranks)}", ranks)
+        facts[f"{utility['measure'].iloc[0]} utility"] = effect.reindex(table.index)
+    columns = {name: fact.astype(object).where(fact.notna(), None) for name, fact in facts.items() if fact is not None}
+    return pd.DataFrame(columns, table.index)
+
+
+def _written(form: str, numbers: pd.Series | None) -> Any:
+    """Numbers as texts; None for those that are unknown."""
+    if numbers is None:
+        return None
+    return pd.Series([form.format(x) if pd.notna(x) else None for x in numbers], numbers.index, dtype=object)
 
 
 def describe(gates: Any, *, top: int = 3, utility: pd.DataFrame | None = None) -> str:

@@ -1,7 +1,7 @@
 """Whether this environment can show widgets, and the command to run where it cannot.
 
-Widgets need ``ipywidgets`` in the environment of the *kernel* and ``jupyterlab_widgets`` in that of the *server*, which
-may be another environment.
+Widgets need ``ipywidgets`` and ``anywidget`` in the environment of the *kernel*, ``jupyterlab_widgets`` and
+``anywidget`` in that of the *server*, which may be another environment.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-MANAGER = "share/jupyter/labextensions/@jupyter-widgets/jupyterlab-manager/package.json"
-PACKAGES = ("s3pet", "torch", "transformers", "ipywidgets", "ipykernel", "jupyterlab", "matplotlib")
+FRONT_ENDS = {"jupyterlab_widgets": "@jupyter-widgets/jupyterlab-manager", "anywidget": "anywidget"}  # of the server
+PACKAGES = ("s3pet", "torch", "transformers", "ipywidgets", "anywidget", "ipykernel", "jupyterlab", "matplotlib")
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ def environment_report() -> EnvironmentReport:
     if in_notebook() and not at_least("ipykernel", 7):
         what = f"ipykernel 7 or newer, not {_version('ipykernel')}; until then ■ stops a search, its button does not"
         missing.append((what, f'{pip} "ipykernel>=7"'))
-    if server is not None and not (server / MANAGER).is_file():
-        what = f"jupyterlab_widgets in the environment of the Jupyter server, {server}; widgets show as text"
-        missing.append((what, f"{server / 'bin' / 'python'} -m pip install jupyterlab_widgets  # then restart it"))
+    for name, folder in FRONT_ENDS.items():
+        if server is not None and not (server / "share/jupyter/labextensions" / folder / "package.json").is_file():
+            what = f"{name} in the environment of the Jupyter server, {server}; widgets show as text"
+            missing.append((what, f"{server / 'bin' / 'python'} -m pip install {name}  # then restart it"))
     return EnvironmentReport(installed, missing)
 
 

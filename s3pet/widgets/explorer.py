@@ -9,13 +9,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from s3pet.files.writing import json_text
-from s3pet.plots import candidate_facts, describe, plot_cut
+from s3pet.plots import describe, plot_cut, select_rows
 from s3pet.plots.style import PETS
 from s3pet.structure import Structure
-from s3pet.utility import check_utility
+from s3pet.utility import candidate_names, check_utility
 from s3pet.widgets.environment import on_page
+from s3pet.widgets.interactive import GateMap
+from s3pet.widgets.map_data import MEASURED, map_data
 from s3pet.widgets.panel import IDLE, WRAP, BudgetSlider, FileRow, Panel, control
-from s3pet.widgets.runs import Entry, SavedSearch, find_runs
+from s3pet.widgets.runs import Entry, SavedSearch, find_runs, open_runs
 
 FIELDS = ("model", "space", "task", "budget", "seed")
 AVERAGE = "average"
@@ -25,8 +27,10 @@ class Explorer(Panel):
     """Explore saved searches: the map of the gates at any budget and step, and every candidate in it.
 
     Moving the budget cuts the saved search again; nothing is searched anew. Filters fade candidates; they never change
-    the choice. The picture is :func:`s3pet.plots.plot_cut` of ``explorer.gates`` with ``explorer.arguments``. Buttons
-    save the structure or the figure, in the figure style in use then, and never overwrite a file.
+    the choice. Point at a cell of the map to see its candidate; click it, or walk with the arrow keys, to select it.
+    The figure, which a saved notebook shows, is :func:`s3pet.plots.plot_cut` of ``explorer.gates`` with
+    ``explorer.arguments``. Buttons save the structure, and the figure, in the figure style in use then, or (``.html``)
+    the map as a web page; they never overwrite a file.
 
     Args:
         runs: a run folder, a folder with runs below it, a search result, or a list or mapping of these. Searches that
@@ -37,11 +41,10 @@ class Explorer(Panel):
     Attributes:
         selectors: dropdowns "task", "seed" (or "average") and, where the runs differ in it, "model", "space", "budget"
             and "run". Set ``.value`` of a control to use it from code.
-        quantity, budget, step, pets, layers: what to show, and where to cut.
-        candidate: which candidate to look at. earlier, later: buttons that go through the chosen ones.
-        saving, exporting: where to write (``.path``; None on a web page, where the file is downloaded), and the
-            ``.button`` that writes.
-        card: facts of the candidate. spent: the budget in words. search: the search that is shown.
+        map: the map, with bars and facts (`GateMap`): ``.selected`` is the candidate, ``.value`` what the colour shows.
+        budget, step, pets, layers: where to cut, and what to show.
+        saving, exporting: where to write (``.path``), and the ``.button`` that writes.
+        spent: the budget in words. search: the search that is shown.
 
     Raises:
         RunError: there is no run; the message says how to make one.
@@ -62,36 +65,31 @@ class Explorer(Panel):
         self.selectors = {field: control(W.Dropdown, field) for field in fields}
         self._refill(0)
         self.search = self._open()
-        self.quantity = control(W.Dropdown, "show", options=[("", "prob")])
         self.budget = BudgetSlider(self.search.result)
         self.step = control(W.SelectionSlider, "step", 420, options=[0])
         self.pets = control(W.SelectMultiple, "modules", 200)
         self.layers = control(W.IntRangeSlider, "layers", 280, min=0, max=1)
-        self.candidate = control(W.Combobox, "candidate", 290, placeholder="type an address", continuous_update=False)
-        self.earlier = control(W.Button, "chosen before", 140, icon="arrow-left")
-        self.later = control(W.Button, "chosen next", 140, icon="arrow-right")
         self.saving = FileRow("save structure", "structure.json", self._save, self)
         self.exporting = FileRow("export figure", "figures/map.pdf", self._export, self)
-        self.card, self.spent = W.HTML(), W.HTML()
-        self.picture.layout.flex, self.picture.layout.min_width = "0 1 auto", "420px"
-        card = W.VBox([self.candidate, W.HBox([self.earlier, self.later]), self.card], layout={"flex": "0 0 310px"})
+        self.spent = W.HTML()
+        self.map = GateMap()
         sliders = W.VBox([W.HBox([self.budget, self.spent], layout=WRAP), self.step])
         self.children = [
-            W.HBox([*self.selectors.values(), self.quantity], layout=WRAP),
+            W.HBox([*self.selectors.values()], layout=WRAP),
             W.HBox([sliders, self.pets, self.layers], layout=WRAP),
             self.message,
-            W.HBox([self.picture, card]),
+            self.map,
             W.HBox([self.saving, self.exporting, *([W.HTML(IDLE)] if on_page() else [])], layout=WRAP),
         ]
-        shown = (self.quantity, self.budget, self.step, self.pets, self.layers, self.candidate)
-        self._listen(*self.selectors.values(), *shown)
-        self.earlier.on_click(lambda _: self._go(-1))
-        self.later.on_click(lambda _: self._go(1))
+        self._listen(*self.selectors.values(), self.budget, self.step, self.pets, self.layers)
 
     @property
     def gates(self) -> pd.DataFrame:
         """The gate table that is shown: at the step, cut at the budget."""
-        return self.search.gates(self._step(), self.n_params)
+        gates = self.search.gates(self._step(), self.n_params)
+        if self._measured is None:
+            return gates
+        return gates.assign(**{MEASURED: self._measured[MEASURED].reindex(candidate_names(gates)).to_numpy()})
 
     @property
     def structure(self) -> Structure:
@@ -101,20 +99,45 @@ class Explorer(Panel):
     @property
     def arguments(self) -> dict[str, Any]:
         """Arguments of :func:`s3pet.plots.plot_cut` that draw what is shown from `gates`."""
-        low, high = self.search.limits(self.quantity.value)
-        pets, layers = self.pets.value, self.layers.value
+        value, (pets, layers) = self.map.value, self._filters()
+        low, high = self.map.data["values"][value]["limits"]
+        where = {"budget": self.n_params, "pets": pets, "layers": layers, "candidate": self.map.selected or None}
+        return {"value": value, "vmin": low, "vmax": high, "title": self._title(), **where}
+
+    def _title(self) -> str:
+        """The search, the step, the budget and the filters."""
+        pets, layers = self._filters()
         title = [self.search.title, *[f"step {self.step.value}"] * bool(self.search.steps), f"budget {self.n_params:,}"]
-        if len(pets) == len(self.pets.options):
-            pets = None
-        else:
+        if pets is not None:
             title.append(f"shown: {', '.join(PETS.get(pet, pet) for pet in pets) or 'none'}")
-        if layers == (self.layers.min, self.layers.max):
-            layers = None
-        else:
+        if layers is not None:
             title.append(f"layers {layers[0]}-{layers[1]}")
-        candidate = self.candidate.value if self.candidate.value in self.search.names else None
-        where = {"budget": self.n_params, "pets": pets, "layers": layers, "candidate": candidate}
-        return {"value": self.quantity.value, "vmin": low, "vmax": high, "title": " · ".join(title), **where}
+        return " · ".join(title)
+
+    def _filters(self) -> tuple[tuple[str, ...] | None, tuple[int, int] | None]:
+        """PET modules and layers that are shown; None: all."""
+        pets, layers = self.pets.value, self.layers.value
+        ends = (self.layers.min, self.layers.max)
+        return None if len(pets) == len(self.pets.options) else pets, None if layers == ends else layers
+
+    @property
+    def _measured(self) -> pd.DataFrame | None:
+        """The utility table of the task that is shown."""
+        return self._utility.get(str(self.search.result.config.get("task")))
+
+    def _data(self) -> dict[str, Any]:
+        """The map at the step and budget."""
+        gates = self.gates
+        choices = self.search.choices(self.n_params) if len(self.search.searches) > 1 else None
+        return map_data(
+            gates,
+            choices=choices,
+            utility=self._measured,
+            limits=self.search.limits,
+            budget=self.n_params,
+            shown=select_rows(gates, *self._filters()),
+            title=self._title(),
+        )
 
     def _step(self) -> int | None:
         """The recorded step that is shown; None: the end of the search."""
@@ -141,11 +164,8 @@ class Explorer(Panel):
         key = tuple(selector.value for selector in self.selectors.values())
         if key not in self._opened:
             seeds = self._matching([*self.selectors].index("seed"))
-            named = {f"seed {entry.value('seed')}": entry for entry in seeds}
-            named = named if len(named) == len(seeds) else {entry.name: entry for entry in seeds}
-            searches = {name: entry.open() for name, entry in named.items()}
             average = self.selectors["seed"].value == AVERAGE
-            self._opened[key] = SavedSearch(searches, None if average else self._matching(len(key))[0].open())
+            self._opened[key] = SavedSearch(open_runs(seeds), None if average else self._matching(len(key))[0].open())
         return self._opened[key]
 
     def _update(self, control: Any) -> None:
@@ -154,23 +174,16 @@ class Explorer(Panel):
             self._refill(selectors.index(control) + 1)
             self.search = self._open()
             self._follow_search()
-        gates, name = self.gates, self.candidate.value
-        chosen = gates[gates["chosen"]]
+        chosen = self.gates[self.gates["chosen"]]
         used = f"{len(chosen):,} candidates use {chosen['n_params'].sum():,}"
         self.spent.value = f"{self._spent(self.search.result)}; {used}"
-        self.card.value = "<i>Choose a candidate, or go through the chosen ones.</i>"
-        if name:
-            choices = self.search.choices(self.n_params).T.get(name, {}) if len(self.search.searches) > 1 else {}
-            utility = self._utility.get(str(self.search.result.config.get("task")))
-            facts = pd.Series(candidate_facts(gates, name, dict(choices), utility=utility))
-            with pd.option_context("display.max_colwidth", None):
-                self.card.value = facts.to_frame().to_html(header=False, border=0)
+
+    def _show(self) -> None:
+        self.map.show(self._data())
 
     def _follow_search(self) -> None:
         """Set the controls for another search; settings that still make sense are kept."""
-        search, gates, quantity = self.search, self.search.result.gates, self.quantity.value
-        self.quantity.options = [(label, value) for value, label in search.quantities.items()]
-        self.quantity.value = quantity if quantity in search.quantities else "prob"
+        search, gates = self.search, self.search.result.gates
         self.budget.fit(search.result)
         self.step.options = search.steps or [0]
         self.step.value = self.step.options[-1]
@@ -180,20 +193,21 @@ class Explorer(Panel):
             self.pets.options, self.pets.value = pets, [pet for _, pet in pets]
         if self.layers.max != (last := int(gates["layer"].max())):
             self.layers.max, self.layers.value = last, (0, last)
-        self.candidate.value = self.candidate.value if self.candidate.value in search.names else ""
-        self.candidate.options = search.names
 
     def _draw(self, figure: Figure) -> str:
         gates = self.gates
         plot_cut(gates, figure=figure, **self.arguments)
         return describe(gates)
 
-    def _go(self, by: int) -> None:
-        """Select the next chosen candidate in the order of the probabilities (1), or the one before (-1)."""
-        gates = self.gates.assign(name=self.search.names)
-        names = gates[gates["chosen"]].sort_values("prob", ascending=False, kind="stable")["name"].tolist()
-        here = names.index(self.candidate.value) if self.candidate.value in names else min(-by, 0)
-        self.candidate.value = names[(here + by) % len(names)]
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        self.picture.ask(self._draw)
+        return super()._repr_mimebundle_(**kwargs)
+
+    def _export(self, kind: str) -> tuple[bytes, str]:
+        if kind.lower() != "html":
+            return super()._export(kind)
+        content = self.map.page().encode()
+        return content, f"{len(content) / 1024:,.0f} KB"
 
     def _save(self, kind: str) -> tuple[bytes, str]:
         structure = self.structure

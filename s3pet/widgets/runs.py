@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +74,14 @@ def _folders(root: Path, name: str) -> list[Entry]:
         opener = functools.cache(functools.partial(load_run, file.parent))
         entries.append(Entry(f"{name} {below}".strip() or root.name, config, opener))
     return entries
+
+
+def open_runs(entries: Sequence[Entry]) -> dict[str, SearchResult]:
+    """Open runs and name them: by their seeds if these differ, else by their own names, numbered if need be."""
+    choices = [f"seed {entry.value('seed')}" for entry in entries], [entry.name for entry in entries]
+    numbered = [f"{i} {entry.name}" for i, entry in enumerate(entries, 1)]
+    names = next((names for names in choices if len({*names}) == len(names)), numbered)
+    return {name: entry.open() for name, entry in zip(names, entries, strict=True)}
 
 
 class SavedSearch:

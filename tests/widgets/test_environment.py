@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from s3pet.widgets import environment
-from s3pet.widgets.environment import MANAGER, environment_report, in_notebook
+from s3pet.widgets.environment import FRONT_ENDS, environment_report, in_notebook
 
 
 @pytest.fixture
@@ -51,17 +51,22 @@ def test_old_ipykernel_matters_only_in_a_notebook(installed, monkeypatch):
 
 def test_server_without_jupyterlab_widgets(installed, monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "_server", lambda: tmp_path)
-    ((what, command),) = environment_report().missing
-    assert str(tmp_path) in what and command.startswith(str(tmp_path / "bin" / "python"))
-    (tmp_path / MANAGER).parent.mkdir(parents=True)
-    (tmp_path / MANAGER).write_text("{}")
+    for n_missing, (name, folder) in zip((2, 1), FRONT_ENDS.items(), strict=True):
+        missing = environment_report().missing
+        assert len(missing) == n_missing and missing[0][0].startswith(name) and str(tmp_path) in missing[0][0]
+        assert missing[0][1].startswith(str(tmp_path / "bin" / "python")) and f"install {name} " in missing[0][1]
+        file = tmp_path / "share/jupyter/labextensions" / folder / "package.json"
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
     assert environment_report().ok
 
 
 def test_the_server_is_the_process_that_started_the_kernel(monkeypatch):
     monkeypatch.setenv("JPY_PARENT_PID", str(os.getpid()))
     assert environment._server() == Path(sys.executable).parent.parent
-    assert (environment._server() / MANAGER).is_file(), "the pinned jupyterlab_widgets installs this file"
+    for folder in FRONT_ENDS.values():
+        file = environment._server() / "share/jupyter/labextensions" / folder / "package.json"
+        assert file.is_file(), "the pinned version installs this file"
     for unusable in ("", "none", str(1 << 30)):
         monkeypatch.setenv("JPY_PARENT_PID", unusable)
         assert environment._server() is None

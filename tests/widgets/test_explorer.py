@@ -1,4 +1,4 @@
-"""The explorer: set ``.value`` and look at the artists; the numbers are computed again from the saved runs."""
+"""The explorer: set ``.value`` and look at the map; the numbers are computed again from the saved runs."""
 
 import math
 import shutil
@@ -8,14 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from artists import ONE, RUNS, SEEDS, map_of, mesh, pixels
+from artists import ONE, RUNS, SEEDS, cells, facts, pixels, total
 from gate_tables import by_gid, centres, places
 
 import s3pet
-from s3pet.errors import RunError, StudyError
+from s3pet.errors import PlotError, RunError, StudyError
 from s3pet.plots.style import style
 from s3pet.transfer import average_gates
-from s3pet.widgets import explore
+from s3pet.widgets import compare, explore
+from s3pet.widgets.map_data import CHOSEN, VEILED
 
 
 @pytest.fixture(scope="module")
@@ -26,27 +27,42 @@ def run():
 def test_budget_cuts_the_saved_search_again(run):
     widget = explore(run)
     assert widget.n_params == run.budget.n_params
-    before = widget.picture.value
     for budget in (400, 5000, run.space.n_params):
         widget.budget.value = budget
-        wanted = run.structure(budget)
-        legend = [text.get_text() for text in map_of(widget).get_legend().get_texts()]
+        wanted, data = run.structure(budget), widget.map.data
         rows = np.array([candidate.name in set(wanted.names) for candidate in run.space])
-        assert centres(map_of(widget), "chosen") == places(run.gates, rows)
-        assert f"chosen: {len(wanted)} of {len(run.space)}, {wanted.n_params:,} parameters" in legend
-        cut = run.gates["prob"][rows].min()
-        assert f"cut {cut:.3g}" in legend
-        marks = [line.get_ydata()[0] for line in widget.picture.figure.axes[-1].lines if line.get_gid() == "cut"]
-        assert set(marks) == {cut}
+        assert cells(data, CHOSEN) == places(run.gates, rows)
+        assert data["legend"]["chosen"] == f"chosen: {len(wanted)} of {len(run.space)}, {wanted.n_params:,} parameters"
+        assert data["values"]["prob"]["marks"]["cut"] == pytest.approx(run.gates["prob"][rows].min())
         assert f"<b>{budget:,}</b>" in widget.spent.value and f"{wanted.n_params:,}" in widget.spent.value
         assert f"{100 * budget / run.space.backbone_params:.3g} % of the backbone" in widget.spent.value
         spent = run.gates[rows].groupby("pet")["n_params"].sum()
-        bars = {bar.get_gid(): bar.get_width() for bar in widget.picture.figure.axes[1].patches}
+        bars = {bar["pet"]: bar["share"] for bar in data["bars"]}
         for pet in set(run.gates["pet"]):
-            assert bars[f"budget-{pet}"] == pytest.approx(100 * spent.get(pet, 0) / budget)
-        assert bars["budget-not used"] == pytest.approx(100 * (budget - wanted.n_params) / budget)
+            assert bars[pet] == pytest.approx(100 * spent.get(pet, 0) / budget, abs=1e-3)
+        assert bars["not used"] == pytest.approx(100 * (budget - wanted.n_params) / budget, abs=1e-3)
         assert widget.structure.names == wanted.names
-        assert widget.picture.value != before
+
+
+def test_the_figure_is_the_map_that_is_shown(run):
+    widget = explore(SEEDS)
+    widget.budget.value, widget.step.value, widget.pets.value = 800, 120, ("lora", "bitfit")
+    widget.map.value, widget.map.selected = "alpha", widget.search.names[3]
+    figure, data = widget.figure(), widget.map.data
+    ax, bars = figure.axes[:2]
+    mesh = by_gid(ax, "gates")[0]
+    colours = (255 * mesh.to_rgba(mesh.get_array())[:, :3]).round().astype(int)
+    palette, index = data["colours"]["cividis"], data["values"]["alpha"]["index"]
+    assert ["".join(f"{part:02x}" for part in colour) for colour in colours] == [
+        palette[6 * at : 6 * at + 6] for at in index
+    ]
+    assert centres(ax, "chosen") == cells(data, CHOSEN) and centres(ax, "veiled") == cells(data, VEILED)
+    assert centres(ax, "picked") == places(run.gates, np.arange(len(run.gates)) == 3)
+    assert [bar["text"] for bar in data["bars"]] == [text.get_text() for text in bars.texts]
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert [name for _, name in data["grid"]["rows"] + data["grid"]["headers"]] == names
+    assert figure.get_suptitle() == data["title"] and "step 120" in data["title"]
+    assert data["legend"]["chosen"] in [text.get_text().replace("\n", " ") for text in ax.get_legend().get_texts()]
 
 
 def test_a_front_end_that_rounds_to_steps_keeps_the_searched_budget():
@@ -60,8 +76,8 @@ def test_a_front_end_that_rounds_to_steps_keeps_the_searched_budget():
         assert widget.n_params == budget
 
 
-def test_pictures_have_tooltips_that_a_front_end_can_show(run):
-    picture = explore(run).picture
+def test_pictures_have_tooltips_that_a_front_end_can_show():
+    picture = compare(SEEDS).picture
     assert 0 < len(picture.tooltip) <= 200
     assert picture.get_state()["description"] == ""  # the front end reads its length
 
@@ -81,88 +97,81 @@ def test_steps_show_the_gates_of_then(run, step):
     widget.step.value = step
     then = run.trajectory[run.trajectory["step"] == step].set_index("candidate")["prob"]
     probs = then.loc[widget.search.names].to_numpy()
-    assert mesh(widget).sum() == pytest.approx(probs.sum())
+    assert total(widget.map.data, "probability") == pytest.approx(probs.sum(), rel=1e-3)
     mask = s3pet.structure.select_mask(torch.tensor(probs), run.space.costs, 1000).numpy()
-    assert centres(map_of(widget), "chosen") == places(run.gates, mask)
-    assert f"step {step}" in widget.picture.figure.get_suptitle()
+    assert cells(widget.map.data, CHOSEN) == places(run.gates, mask)
+    assert f"step {step}" in widget.map.data["title"]
     assert widget.structure.names == s3pet.structure.select_structure(run.space, torch.tensor(probs), 1000).names
     assert widget.structure.origin["step"] == step
 
 
 def test_colours_keep_their_meaning_over_steps_and_budgets(run):
-    widget = explore(run)
-    for quantity, known in (("prob", run.trajectory["prob"]), ("alpha", run.trajectory["alpha"])):
-        widget.quantity.value = quantity
-        limits = {by_gid(map_of(widget), "gates")[0].get_clim()}
-        assert mesh(widget).sum() == pytest.approx(run.gates[quantity].sum())
-        for step in (0, 100, 200):
-            widget.step.value = step
-            limits.add(by_gid(map_of(widget), "gates")[0].get_clim())
-        ((low, high),) = limits
+    widget, limits = explore(run), {"prob": set(), "alpha": set(), "margin": set()}
+    for budget, step in ((100, 0), (5000, 100), (100, 200)):
+        widget.budget.value, widget.step.value = budget, step
+        for name, seen in limits.items():
+            seen.add(tuple(widget.map.data["values"][name]["limits"]))
+    for name, known in (("prob", run.trajectory["prob"]), ("alpha", run.trajectory["alpha"])):
+        ((low, high),) = limits[name]
         assert high == pytest.approx(known.max()) and low == pytest.approx(min(0, known.min()))
-    widget.quantity.value = "margin"
-    for budget in (100, 5000):
-        widget.budget.value = budget
-        cut = run.gates["prob"][widget.gates["chosen"]].min()
-        assert mesh(widget).sum() == pytest.approx((run.gates["prob"] - cut).sum())
-        low, high = by_gid(map_of(widget), "gates")[0].get_clim()
-        assert low == -high and np.abs(mesh(widget)).max() <= high
+    ((low, high),) = limits["margin"]
+    assert low == -high
+    cut = run.gates["prob"][widget.gates["chosen"]].min()
+    assert facts(widget.map.data, "margin to the cut")[widget.search.names[0]] == f"{run.gates['prob'][0] - cut:+.4g}"
 
 
 def test_filters_veil_and_never_change_the_choice(run):
     widget = explore(run)
-    chosen = centres(map_of(widget), "chosen")
-    assert not centres(map_of(widget), "veiled")
+    chosen = cells(widget.map.data, CHOSEN)
+    assert chosen and not cells(widget.map.data, VEILED)
     widget.pets.value = ("lora", "bitfit")
     table = run.gates
-    assert centres(map_of(widget), "veiled") == places(table, ~table["pet"].isin(["lora", "bitfit"]).to_numpy())
-    assert "shown: LoRA, BitFit" in widget.picture.figure.get_suptitle()
+    assert cells(widget.map.data, VEILED) == places(table, ~table["pet"].isin(["lora", "bitfit"]).to_numpy())
+    assert "shown: LoRA, BitFit" in widget.map.data["title"]
     widget.pets.value = tuple(value for _, value in widget.pets.options)
     widget.layers.value = (2, 3)
     outside = table["layer"].isna()  # the final norms go with the last layer
     veiled = ~(table["layer"].ge(2).fillna(False).astype(bool) | outside)
-    assert centres(map_of(widget), "veiled") == places(table, veiled.to_numpy())
-    assert centres(map_of(widget), "chosen") == chosen
+    assert cells(widget.map.data, VEILED) == places(table, veiled.to_numpy())
+    assert cells(widget.map.data, CHOSEN) == chosen
     widget.pets.value = ()
-    assert len(centres(map_of(widget), "veiled")) == len(mesh(widget))
+    assert len(cells(widget.map.data, VEILED)) == len(widget.map.data["cells"]["x"])
 
 
-def test_inspector_says_what_the_table_says(run):
-    widget = explore(SEEDS)
+def test_the_map_says_what_the_table_says(run):
+    data = explore(SEEDS).map.data
     at = s3pet.load_run(SEEDS[1]).gates["prob"].argmax()  # chosen there, so in one search or more
-    row, name = run.gates.iloc[at], widget.search.names[at]
-    widget.candidate.value = name
+    row, name = run.gates.iloc[at], data["names"][at]
     place = 1 + (run.gates["prob"] > row["prob"]).sum()
     seeds = [f"seed {i}" for i, path in enumerate(SEEDS) if name in s3pet.load_run(path).structure().names]
-    wanted = [row["path"], f"{row['n_params']} parameters", f"{row['alpha']:.4g}", f"{row['prob']:.4g}"]
-    wanted += [f"{row['margin']:+.4g}", f"{place} of {len(run.gates)}", f"{len(seeds)} of 3: {', '.join(seeds)}"]
-    for text in wanted:
-        assert f"<td>{text}</td>" in widget.card.value
-    assert len(centres(map_of(widget), "picked")) == 1
-    (picked,) = centres(map_of(widget), "picked")
-    assert {picked} == places(run.gates, np.array([n == name for n in widget.search.names]))
+    wanted = {"address": row["site"], "module": row["path"], "cost": f"{row['n_params']} parameters"}
+    wanted |= {"α": f"{row['alpha']:.4g}", "probability": f"{row['prob']:.4g}"}
+    wanted |= {"margin to the cut": f"{row['margin']:+.4g}", "in the order": f"{place} of {len(run.gates)}"}
+    wanted |= {"chosen in": f"{len(seeds)} of 3: {', '.join(seeds)}"}
+    assert {fact: facts(data, fact)[name] for fact in wanted} == wanted
 
 
-def test_buttons_go_through_the_chosen_in_their_order(run):
-    widget = explore(run)
+def test_the_chosen_are_in_their_order(run):
+    data = explore(run).map.data
     order = run.gates[run.gates["chosen"]].sort_values("prob", ascending=False, kind="stable").index
-    wanted, seen = [widget.search.names[i] for i in order], []
-    for _ in wanted:
-        widget.later.click()
-        seen.append(widget.candidate.value)
-    assert seen == wanted
-    widget.earlier.click()
-    assert widget.candidate.value == wanted[-2]
-    widget.later.click()
-    widget.later.click()
-    assert widget.candidate.value == wanted[0]  # round and round
+    assert data["order"] == order.tolist()
 
 
-def test_unknown_candidate_is_said_not_raised(run):
-    widget = explore(run)
-    widget.candidate.value = "encoder.0.ffn.in:lra:1"
-    assert "no candidate is called" in widget.message.value and "encoder.0.ffn.in:lora:1" in widget.message.value
-    assert not centres(map_of(widget), "picked")
+def test_a_candidate_stays_selected_where_it_exists(run):
+    widget = explore([ONE, f"{RUNS}/pocket-t5-deep/number/0.05/seed0"])
+    name = "encoder.3.ffn.in:lora:1"
+    widget.map.selected = name
+    widget.budget.value = 900
+    assert widget.map.selected == name == widget.arguments["candidate"]
+    with pytest.raises(PlotError, match=r"no candidate is called 'encoder.0.ffn.in:lra:1'.*encoder.0.ffn.in:lora:1"):
+        widget.map.selected = "encoder.0.ffn.in:lra:1"
+    assert widget.map.selected == name
+    widget.selectors["model"].value = "pocket-t5-deep"  # has it, too
+    deep = widget.map.data["names"]
+    assert name in deep and widget.map.selected == name
+    widget.map.selected = next(one for one in deep if one not in run.space.names)
+    widget.selectors["model"].value = "pocket-t5"
+    assert widget.map.selected == ""
 
 
 def test_selectors_offer_what_exists():
@@ -174,33 +183,36 @@ def test_selectors_offer_what_exists():
     assert [value for _, value in widget.selectors["seed"].options] == ["0", "1", "2", "3", "4", "average"]
     widget.selectors["seed"].value = "3"
     wanted = s3pet.load_run(f"{RUNS}/pocket-t5/number/0.2/seed3")
-    assert mesh(widget).sum() == pytest.approx(wanted.gates["prob"].sum()) and widget.n_params == 2703
+    assert total(widget.map.data, "probability") == pytest.approx(wanted.gates["prob"].sum(), rel=1e-3)
+    assert widget.n_params == 2703
     widget.selectors["model"].value = "pocket-t5-deep"  # whose searches have another budget, fewer seeds, more layers
     assert widget.selectors["task"].value == "pocket/number" and widget.selectors["seed"].value == "0"
     deep = s3pet.load_run(f"{RUNS}/pocket-t5-deep/number/0.05/seed0")
-    assert mesh(widget).sum() == pytest.approx(deep.gates["prob"].sum())
+    assert total(widget.map.data, "probability") == pytest.approx(deep.gates["prob"].sum(), rel=1e-3)
     assert widget.layers.max == deep.gates["layer"].max() and widget.n_params == deep.budget.n_params
 
 
 def test_average_over_seeds():
     results = [s3pet.load_run(path) for path in SEEDS]
     widget = explore(SEEDS)
-    assert "frequency" not in [value for _, value in widget.quantity.options]
+    assert "frequency" not in widget.map.data["values"]
     widget.selectors["seed"].value = "average"
-    assert mesh(widget).sum() == pytest.approx(average_gates(results).gates["prob"].sum())
-    widget.quantity.value = "frequency"
-    assert by_gid(map_of(widget), "gates")[0].get_clim() == (0, 1) and widget.step.disabled
+    data, average = widget.map.data, average_gates(results).gates
+    assert total(data, "probability") == pytest.approx(average["prob"].sum(), rel=1e-3)
+    widget.map.value = "frequency"
+    assert data["values"]["frequency"]["limits"] == [0, 1] and widget.step.disabled
     for budget in (results[0].budget.n_params, 900):
         widget.budget.value = budget
         chosen = [set(result.structure(budget).names) for result in results]
         wanted = [np.mean([name in names for names in chosen]) for name in widget.search.names]
         np.testing.assert_allclose(widget.gates["frequency"], wanted)
-        assert mesh(widget).sum() == pytest.approx(sum(wanted))
-    widget.quantity.value = "prob_spread"
-    assert mesh(widget).sum() == pytest.approx(np.std([result.gates["prob"] for result in results], axis=0).sum())
-    assert "mean of 3 searches" in widget.picture.figure.get_suptitle()
+        said = facts(widget.map.data, "chosen in").values()
+        assert [int(text.split(" ")[0]) for text in said] == [round(3 * share) for share in wanted]
+    spread = np.std([result.gates["prob"] for result in results], axis=0)
+    assert total(data, "spread") == pytest.approx(spread.sum(), rel=1e-2)
+    assert "mean of 3 searches" in data["title"]
     widget.selectors["seed"].value = "1"  # back to one search, which has no spread
-    assert widget.quantity.value == "prob" and not widget.step.disabled
+    assert widget.map.value == "prob" and not widget.step.disabled
 
 
 def test_results_that_share_task_and_seed_are_told_apart_by_name(run):
@@ -209,16 +221,16 @@ def test_results_that_share_task_and_seed_are_told_apart_by_name(run):
     assert [label for label, _ in widget.selectors["run"].options] == ["mine", "yours"]
 
 
-def test_an_unreadable_run_is_said_and_the_picture_stays(tmp_path):
+def test_an_unreadable_run_is_said_and_the_map_stays(tmp_path):
     for name, path in (("a", SEEDS[0]), ("b", f"{RUNS}/pocket-t5/ending/0.2/seed0"), ("c", SEEDS[1])):
         shutil.copytree(path, tmp_path / name)
     (tmp_path / "b" / "gates.parquet").write_bytes(b"PAR1")
     config = tmp_path / "b" / "config.json"
     config.write_text(config.read_text(encoding="utf-8").replace("pocket/ending", "pocket/zany"), encoding="utf-8")
     widget = explore([tmp_path / "a", tmp_path / "b"])
-    before = widget.picture.value
+    before = widget.map.data
     widget.selectors["task"].value = "pocket/zany"
-    assert "b/gates.parquet cannot be read" in widget.message.value and widget.picture.value == before
+    assert "b/gates.parquet cannot be read" in widget.message.value and widget.map.data is before
     widget.selectors["task"].value = "pocket/sentiment"
     assert not widget.message.value
     (tmp_path / "c" / "gates.parquet").write_bytes(b"PAR1")
@@ -279,6 +291,9 @@ def test_exported_figures_are_vector_in_the_style_in_use(run, tmp_path):
     assert b"/Subtype /Image" not in (tmp_path / "map.pdf").read_bytes()
     svg = (tmp_path / "map.svg").read_text(encoding="utf-8")
     assert "<image" not in svg and "share of the budget" in svg and "candidates at" in svg
+    widget.exporting.path.value = str(tmp_path / "map.html")
+    widget.exporting.button.click()
+    assert "wrote" in widget.message.value and widget.map.data["names"][0] in (tmp_path / "map.html").read_text("utf-8")
     widget.exporting.path.value = str(tmp_path / "map.docx")
     widget.exporting.button.click()
     assert "Expected a format out of" in widget.message.value
@@ -287,30 +302,17 @@ def test_exported_figures_are_vector_in_the_style_in_use(run, tmp_path):
     assert widget.figure().get_figwidth() > style().page / 2
 
 
-def test_figure_draws_what_is_shown_anew(run):
-    widget = explore(SEEDS)
-    widget.budget.value, widget.step.value, widget.pets.value = 800, 120, ("lora",)
-    widget.candidate.value = widget.search.names[3]
-    figure, shown = widget.figure(), widget.picture.figure
-    assert figure is not shown and figure.get_suptitle() == shown.get_suptitle()
-    for gid in ("chosen", "veiled", "picked"):
-        assert centres(figure.axes[0], gid) == centres(shown.axes[0], gid)
-    np.testing.assert_array_equal(by_gid(figure.axes[0], "gates")[0].get_array(), mesh(widget))
-    assert [text.get_text() for text in figure.axes[1].texts] == [text.get_text() for text in shown.axes[1].texts]
-
-
 def test_dark_stays_dark_after_the_block(run):
     with s3pet.plots.figure_style(dark=True) as dark:
         widget = explore(run)
     ground = tuple(int(dark.ground[i : i + 2], 16) for i in (1, 3, 5))
-    widget.budget.value = 600
-    widget.quantity.value = "alpha"
+    widget._repr_mimebundle_()
     assert tuple(pixels(widget)[2, 2]) == ground
     assert style().ground == "white"
     assert {text.get_color() for text in widget.picture.figure.axes[1].get_yticklabels()} == {dark.ink}
 
 
-def test_the_card_says_the_utility_for_the_task_that_is_shown(run):
+def test_the_map_says_the_utility_for_the_task_that_is_shown(run):
     table = run.gates.drop(columns=["alpha", "prob", "chosen", "margin"]).assign(measure="solo", inert=False)
     table["utility"], table["utility_error"] = np.arange(len(table)) / 1000, 0.002
     other = table.assign(task="pocket/number", utility=-table["utility"])
@@ -318,9 +320,14 @@ def test_the_card_says_the_utility_for_the_task_that_is_shown(run):
     widget = explore([f"{RUNS}/pocket-t5/{task}/0.2/seed0" for task in ("sentiment", "number", "ending")], utility=both)
     for task, value, place in (("sentiment", "+0.02", len(table) - 20), ("number", "-0.02", 21), ("ending", None, 0)):
         widget.selectors["task"].value = f"pocket/{task}"
-        widget.candidate.value = widget.search.names[20]
-        assert (f"<td>{value} ± 0.002 nats, {place} of {len(table)}</td>" in widget.card.value) == bool(place)
-        assert ("solo utility" in widget.card.value) == bool(place)
-    assert "solo utility" not in explore(run).card.value
+        data = widget.map.data
+        assert ("solo utility" in data["facts"]) == ("utility" in data["values"]) == bool(place)
+        if place:
+            said = facts(data, "solo utility")[widget.search.names[20]]
+            assert said == f"{value} ± 0.002 nats, {place} of {len(table)}"
+            assert data["values"]["utility"]["label"] == "solo utility (nats)"
+            widget.map.value = "utility"
+            assert widget.arguments["value"] == "utility" and "utility" in widget.gates
+    assert widget.map.value == "prob"  # the last task has no utility
     with pytest.raises(StudyError, match="no column task"):
         explore(run, utility=table)
