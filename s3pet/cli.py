@@ -16,8 +16,9 @@ from typing import Any
 import s3pet
 from s3pet.errors import RunError, S3PetError, SpaceError
 from s3pet.files.reading import reading
+from s3pet.files.states import changed_settings
 from s3pet.objectives.texts import ObjectiveSettings
-from s3pet.result import changed_settings, read_config, space_hash
+from s3pet.result import read_config, space_hash
 from s3pet.searcher import Settings, make_settings
 from s3pet.structure import MANUAL, parse_budget
 from s3pet.studies.report import show, write_figures

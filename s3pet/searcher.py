@@ -35,6 +35,7 @@ from s3pet import bilevel
 from s3pet.backbones import backbone_checksum, borrows, check_model, preserved
 from s3pet.errors import DivergedError, SearchError
 from s3pet.files.kinds import CALLABLE, FLAG, many, one_of
+from s3pet.files.states import load_state, save_state
 from s3pet.files.writing import carried, destination
 from s3pet.gates import GRADIENT_MODES, Budget, BudgetLike, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
 from s3pet.objectives import OwnObjective
@@ -43,7 +44,7 @@ from s3pet.objectives.streams import Stream, derive
 from s3pet.objectives.texts import Batch, ObjectiveSettings
 from s3pet.progress import View, make_view
 from s3pet.records import AT_MOST, Cost, check_fields, made, versions
-from s3pet.result import CONFIG, FINISHED, RESULTS_VERSION, SearchResult, gate_table, load_state, save_state, space_hash
+from s3pet.result import CONFIG, FINISHED, RESULTS_VERSION, SearchResult, gate_table, space_hash
 from s3pet.space import Space
 from s3pet.structure import parse_budget, select_by_gates, select_mask
 from s3pet.supernet import Supernet

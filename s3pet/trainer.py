@@ -37,11 +37,11 @@ from s3pet.backbones import quiet_transformers
 from s3pet.errors import DivergedError, SearchError, check_finite
 from s3pet.files.kinds import RECORD
 from s3pet.files.reading import read_json, read_tensors, reading
+from s3pet.files.states import check_same, decisive
 from s3pet.files.writing import saved_files, seal, write_json
 from s3pet.objectives.streams import Row, Stream
 from s3pet.objectives.texts import Objective
 from s3pet.records import AT_MOST, LATER, Cost, check_fields
-from s3pet.result import check_same, decisive
 from s3pet.supernet import Supernet
 
 ABOUT = "s3pet.json"  # of a checkpoint

@@ -11,9 +11,9 @@ from toy import toy_task
 
 from s3pet import load_run, make_space, search
 from s3pet.errors import BudgetError, RunError
+from s3pet.files.states import load_state, save_state
 from s3pet.files.writing import write_json
 from s3pet.records import Cost
-from s3pet.result import load_state, save_state
 
 QUIET = {"progress": False, "batch_size": 16}
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from s3pet import trainer
-from s3pet.result import load_state, save_state
+from s3pet.files.states import load_state, save_state
 from s3pet.studies.population import Population
 
 

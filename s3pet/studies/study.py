@@ -42,10 +42,11 @@ import pandas as pd
 from s3pet.errors import RunError, StudyError
 from s3pet.files.kinds import RECORD, TEXT, check_record, mapping, several, whole
 from s3pet.files.reading import path_of, read_json, reading
+from s3pet.files.states import changed_settings
 from s3pet.files.writing import claim, write_json, write_table
 from s3pet.gates import Budget
 from s3pet.records import recorded
-from s3pet.result import RESULTS_VERSION, SearchResult, changed_settings, load_run
+from s3pet.result import RESULTS_VERSION, SearchResult, load_run
 from s3pet.searcher import make_settings
 from s3pet.studies.comparison import append_row, as_table, discard, read_rows, row_key
 from s3pet.studies.declaration import KINDS, check_file_name, check_names, check_study, read_declaration
