@@ -55,8 +55,9 @@ class DivergedError(SearchError):
     ``tuned`` is the best model before it, ``result`` the last good state of a search; None without one.
     """
 
-    tuned: Any = None
-    result: Any = None
+    def __init__(self, message: str, *, tuned: Any = None, result: Any = None):
+        super().__init__(message)
+        self.tuned, self.result = tuned, result
 
 
 class RunError(S3PetError, OSError):

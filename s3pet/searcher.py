@@ -353,9 +353,7 @@ def search(
         where = f", saved in {folder}" if folder else ""
         what = f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite"
         how = f"Lower lr ({chosen.lr}) or alpha_lr ({chosen.alpha_lr})"
-        error = DivergedError(f"{what}. {how}. The last good state is error.result{where}")
-        error.result = result
-        raise error
+        raise DivergedError(f"{what}. {how}. The last good state is error.result{where}", result=result)
     return result
 
 
@@ -377,8 +375,7 @@ def _run(
         while searcher.step < steps:
             searcher.advance()
             stop = view.advance(searcher)
-            due = stop or searcher.step % every == 0 or searcher.step == steps
-            if due:
+            if due := stop or searcher.step % every == 0 or searcher.step == steps:
                 if not searcher.record():
                     return "diverged"
                 view.record(searcher)

@@ -24,17 +24,9 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from s3pet.backbones import (
-    backbone_checksum,
-    borrows,
-    check_model,
-    n_parameters,
-    name_of,
-    preserved,
-    tokenizer_of,
-    unwrapped,
-)
-from s3pet.backbones.loans import refuse_attached
+from s3pet.backbones.frozen import backbone_checksum, check_model, n_parameters, unwrapped
+from s3pet.backbones.loading import name_of, tokenizer_of
+from s3pet.backbones.loans import borrows, preserved, refuse_attached
 from s3pet.errors import DivergedError, RunError, SearchError, StructureMismatchError, TaskError, shown
 from s3pet.files import kinds
 from s3pet.files.kinds import FLAG, RECORD, RECORDS, TEXT, TEXTS, mapping, number, optional, whole
@@ -270,16 +262,8 @@ def tune(
         torch.manual_seed(recipe.seed)
         if len(learner.weights) and kind != "zero-shot":
             hooks = [*callbacks, Bar()] if progress else callbacks
-            best_step, curve, failure = train(
-                learner,
-                rows,
-                recipe,
-                float(lr or 0),
-                hooks,
-                score_from,
-                checkpoints,
-                {**config, "names": learner.names},
-            )
+            rate, about = float(lr or 0), {**config, "names": learner.names}
+            best_step, curve, failure = train(learner, rows, recipe, rate, hooks, score_from, checkpoints, about)
         try:
             if failure is None or best_step:
                 scores["validation"] = objective.evaluate(task.validation, rows)
@@ -396,7 +380,6 @@ def _make_learner(
     model: nn.Module, task: Task | RowTask, structure: Structure | str, settings: Any, seed: int
 ) -> Learner:
     """Fresh tensors on the backbone, or for ``"full"`` on a copy of it."""
-    check_model(model)
     if not isinstance(structure, Structure) and not kinds.one_of(REFERENCES).holds(structure):
         raise SearchError(f"structure {shown(structure)} is neither a Structure nor one of {', '.join(REFERENCES)}")
     refuse_attached(model)

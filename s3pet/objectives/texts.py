@@ -1,14 +1,12 @@
 """A task of texts and labels on a backbone: batches, loss and predictions.
 
 A text-to-text backbone (encoder-decoder or decoder) learns to write the word of the right label. It is scored by
-comparing the likelihoods of all label words, each up to the token that tells it from all others. A single pass scores
-them all, whatever their number, on nearly all backbones (see :mod:`s3pet.objectives.choices`). Only PET tensors are
-trained. An encoder gets a head on its pooled output; the head is trained too, and its parameters are reported beside
-the budget, never as part of it.
+comparing the likelihoods of all label words, each up to the token that tells it from all others, in one pass on nearly
+all backbones (:mod:`s3pet.objectives.choices`). Only PET tensors are trained. An encoder gets a head on its pooled
+output, which is trained too; its parameters are reported beside the budget, never as part of it.
 
-A text-to-text backbone can be trained with one of two losses. ``"choice"`` is the cross-entropy over the likelihoods
-of the label words, which is also how it is scored. ``"lm"`` is the authors' language-model loss on the right word; it
-first teaches that a label word comes next, and a small structure may learn nothing beyond that.
+A text-to-text backbone is trained with one of two losses: ``"choice"``, the cross-entropy over those likelihoods, or
+``"lm"``, the authors' language-model loss on the right word, which first teaches that a label word comes next.
 """
 
 from __future__ import annotations
@@ -75,9 +73,8 @@ class ObjectiveSettings:
             return settings
         names = [entry.name for entry in fields(cls)]
         if not isinstance(settings, Mapping | None) or not set(settings or {}) <= set(names):
-            own = "An object of your own (s3pet.objectives) goes to search, retrain and load_tuned only"
             what = f"objective must be a mapping of some of {', '.join(names)}; got {shown(settings)}"
-            raise SearchError(f"{what}. {own}")
+            raise SearchError(f"{what}. An object of your own goes to search, retrain and load_tuned only")
         return cls(**(settings or {}))
 
 
@@ -210,8 +207,7 @@ class Objective(nn.Module):
 
     def check_scores(self, scores: Tensor, what: str = "scores") -> None:
         """Raise DivergedError unless all are finite; the argmax of NaN is 0, a plausible class."""
-        where = f"{what} on task {self.task.name!r} are"
-        check_finite(where, scores.abs().max() if scores.numel() else 0.0, ", so nothing is predicted")
+        check_finite(f"{what} on task {self.task.name!r} are", scores.abs().sum(), ", so nothing is predicted")
 
     def decide(self, scores: Tensor) -> list[float]:
         """Class index (or value) of each row by its scores [batch, n_labels]."""
@@ -291,8 +287,7 @@ class SequenceToSequence(Writer):
         ids, mask, n_labels = batch["input_ids"], batch["attention_mask"], len(self.words)
         hidden = self.run(self.model.get_encoder(), input_ids=ids, attention_mask=mask)
         hidden.last_hidden_state = hidden.last_hidden_state.repeat_interleave(n_labels, 0)
-        words = (self.scored_words, [[self.start, *word[:-1]] for word in self.scored_words])
-        # row-major: all words of row 0, then of row 1, …
+        words = (self.scored_words, [[self.start, *word[:-1]] for word in self.scored_words])  # of row 0, then row 1, …
         labels, written = (_pad(part, IGNORED).to(self.device).repeat(len(mask), 1) for part in words)
         both = {"input_ids": ids.repeat_interleave(n_labels, 0), "decoder_input_ids": written.clamp(min=0)}
         both["attention_mask"] = mask.repeat_interleave(n_labels, 0)
@@ -375,15 +370,15 @@ def make_objective(
     Raises:
         SearchError: bad settings, or settings that this backbone does not use. TaskError: no tokenizer, or no task.
     """
-    chosen, kind = ObjectiveSettings.of(settings), backbone_kind(model)
     check_model(model)
     SEED.check(SearchError, seed=seed)
+    chosen, kind = ObjectiveSettings.of(settings), backbone_kind(model)
     if not isinstance(task, Task):
         what = f"a {type(task).__name__} is not a task of texts and labels, which load_task makes"
         raise TaskError(f"{what}; rows of another form need objective=, an object: see s3pet.objectives")
     if getattr(model, "config", None) is None:
         what = f"model must be one of transformers with a config, got a {type(model).__name__}; others need objective="
-        raise BackboneError(f"{what}, an object: see s3pet.objectives")
+        raise BackboneError(f"{what}, see s3pet.objectives")
     if task.tokenizer is None:
         raise TaskError(f"task {task.name!r} has no tokenizer; give one: load_task({task.name!r}, tokenizer)")
     if kind == "encoder":

@@ -84,7 +84,7 @@ def roles_in_order(roles: Iterable[str]) -> list[str]:
 
 
 def row_name(role: str, pet: str) -> str:
-    """What a map calls the row of a role and a PET module: ``q  LoRA``."""
+    """The name of a row: ``q  LoRA``."""
     return f"{place_of(role)[1].replace('ffn', 'FFN')}  {PETS.get(pet, pet)}"
 
 
@@ -112,22 +112,19 @@ def gate_cells(
 ) -> pd.DataFrame:
     """The occupied cells of a map: ``role, pet, stack, column, value, chosen, inert, n_candidates, x, y, rank``.
 
-    A cell with several candidates (one PET module in several ranks or sizes) shows their maximum, or ``how="sum"``. It
-    is chosen if any of them is chosen, and inert if all are inert; without these columns in the table, it is neither.
-    ``value`` is any numeric column; ``grid`` is the layout (None: that of the table). ``rank`` is a text: the size that
-    was chosen, else the most probable one; empty for a PET module that ``space`` (None: the table) has in one size.
+    A cell with several candidates (one PET module in several sizes) shows their maximum, or ``how="sum"``. It is chosen
+    if any of them is, and inert if all are. ``value`` is any numeric column. ``rank`` is a text: the size that was
+    chosen, else the most probable one; empty for a PET module that ``space`` (None: the table) has in one size.
     """
     table = as_table(gates, [*MAP_COLUMNS, value])
     one_of(("max", "sum", "mean")).check(PlotError, how=how)
     if not pd.api.types.is_numeric_dtype(table[value]):
         raise PlotError(f"Column {value!r} holds {table[value].dtype}; a colour needs numbers, as 'prob' has.")
-    grid = grid or make_grid(table)
-    flags = {name: flag(table, name) for name in ("chosen", "inert")}
+    grid, flags = grid or make_grid(table), {name: flag(table, name) for name in ("chosen", "inert")}
     table = table.assign(column=columns_of(table), value=table[value].astype(float), **flags)
     keys = ["role", "pet", "stack", "column"]
-    groups = table.groupby(keys, sort=False, observed=True)
     columns = {"value": ("value", how), "chosen": ("chosen", "any"), "inert": ("inert", "all")}
-    cells = groups.agg(**columns, n_candidates=("value", "size")).reset_index()
+    cells = table.groupby(keys, sort=False, observed=True).agg(**columns, n_candidates=("value", "size")).reset_index()
     cells["x"] = [grid.columns[key] for key in zip(cells["stack"], cells["column"], strict=True)]
     cells["y"] = [grid.rows[key] for key in zip(cells["role"], cells["pet"], strict=True)]
     shown = shown_ranks(table, keys, table if space is None else space)

@@ -1,9 +1,8 @@
 """Scores of structures: against their parameters, as differences to a baseline, and repeated retrainings of one.
 
-All read tidy tables, such as that of :func:`s3pet.compare`, and show every run beside the mean: a difference that is
-smaller than the spread between seeds is no evidence. A difference is structure − baseline everywhere. Filled markers
-are significant; open ones are not, which is no evidence of equality; small ones on a dotted line could not have been
-significant with so few runs.
+All read tidy tables, such as that of :func:`s3pet.compare`, and show every run beside the mean. A difference is
+structure − baseline everywhere. Filled markers are significant; open ones are not, which is no evidence of equality;
+small ones on a dotted line could not have been significant with so few runs.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def plot_comparison(table: Any, *, ax: Axes | None = None, metric: str | None = 
         metric: name for the vertical axis, or the column that holds the score.
     """
     table, score = _read(table, metric)
-    table = table.assign(family=table["structure"])
+    table["family"] = table["structure"]
     return _draw(ax, table, _means(table, score, metric), score, metric or "score", title)
 
 
@@ -135,9 +134,8 @@ def _read(table: Any, metric: str | None) -> tuple[pd.DataFrame, str]:
 
 
 def _has_score(scores: pd.Series) -> pd.Series:
-    """Which runs have a finite score, not those that diverged; PlotError if none has."""
-    finite = np.isfinite(scores.astype("Float64").to_numpy(float, na_value=np.nan))
-    if not finite.any():
+    """Which runs have a finite score; PlotError if none has."""
+    if not (finite := np.isfinite(scores.astype("Float64").to_numpy(float, na_value=np.nan))).any():
         raise PlotError("No run has a score: all diverged; lower lr or raise lr_warmup.")
     return pd.Series(finite, scores.index)
 

@@ -117,7 +117,7 @@ def test_without_a_kernel_a_widget_is_its_picture():
 
 def test_a_file_is_never_overwritten(tmp_path):
     panel = gate_lab()
-    row = FileRow("save", "a.json", lambda path: path.write_text("new") and f"wrote {path}", panel)
+    row = FileRow("save", "a.json", lambda kind: (b"new", f"a {kind} file"), panel)
     row.path.value = str(tmp_path / "a")
     row.button.click()
     assert (tmp_path / "a.json").read_text() == "new" and "wrote" in panel.message.value
