@@ -716,7 +716,7 @@ def test_what_an_own_objective_cannot_do_is_refused(tmp_path):
         Population(model, task, [], Recipe(), objective)
     with pytest.raises(SearchError, match=r"An object of your own goes to search, retrain and load_tuned only"):
         compare(model, task, {"mine": tuned.structure}, objective=objective)
-    with pytest.raises(RunError, match=r"was tuned with ModelLoss; use load_tuned\(…, objective=ModelLoss"):
+    with pytest.raises(RunError, match=r"was tuned with ModelLoss, got .*; use load_tuned\(…, objective=ModelLoss"):
         load_tuned(tmp_path / "tuned", model, task, objective=Similarity(None))
     with pytest.raises(StructureMismatchError, match="was tuned with objective"):
         load_tuned(tmp_path / "tuned", model, task, objective=ModelLoss(padding={"input_ids": 3}))

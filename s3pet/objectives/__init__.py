@@ -22,7 +22,7 @@ it. One of your own is any object with four methods:
         def predict(self, model, batch): ...  # → one prediction a row, as the task's metrics read it
 
 What needs scores of labels (populations, races, interventions, one-pass selectors) takes the objectives of
-:mod:`s3pet.objectives.texts` only, and refuses these. All of :mod:`s3pet.export` takes both.
+:mod:`s3pet.objectives.texts` only, and refuses these. The ways out of the library take both.
 """
 
 from s3pet.objectives.generation import Generation

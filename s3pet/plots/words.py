@@ -58,7 +58,7 @@ def candidate_facts(
     table, also what was measured.
     """
     table = as_table(gates, FACTS)
-    mapping(FLAG).check(PlotError, chosen_in=chosen_in or {})
+    mapping(FLAG).check(PlotError, chosen_in={} if chosen_in is None else chosen_in)
     at, choices = position_of(candidate, table), pd.DataFrame(dict(chosen_in or {}), index=[candidate])
     facts = candidate_table(table, choices, utility=utility).iloc[at]
     return {str(name): fact for name, fact in facts.items() if pd.notna(fact)}

@@ -27,6 +27,8 @@ from matplotlib.figure import Figure
 from traitlets import Dict, Unicode, validate
 
 from s3pet.errors import PlotError, RunError, nearest
+from s3pet.files.kinds import TEXT, instance, optional
+from s3pet.files.reading import path_of
 from s3pet.files.writing import finite, write_text
 from s3pet.plots import plot_gates
 from s3pet.plots.maps import make_grid, map_size
@@ -147,6 +149,8 @@ def gate_map(
         space: of a structure: all candidates, as a space or a table, so that the map shows what was not chosen.
         title: the heading; None: task and seed.
     """
+    instance(str, "the name of a column").check(PlotError, value=value)
+    optional(TEXT).check(PlotError, title=title)
     table, arguments = _read(source, utility, seeds, space)
     arguments |= {} if title is None else {"title": title}
     return GateMap(map_data(table, value=value, **arguments), as_table(table, []))
@@ -165,8 +169,9 @@ def save_html(source: Any, path: str | Path, **kwargs: Any) -> Path:
     Returns:
         The path. RunError if it cannot be written.
     """
+    path = path_of(path)
+    path = path if path.suffix else path.with_suffix(".html")
     shown = source if isinstance(source, GateMap) else gate_map(source, **kwargs)
-    path = Path(path) if Path(path).suffix else Path(path).with_suffix(".html")
     write_text(shown.page(), path)
     return path
 

@@ -51,7 +51,7 @@ ALIASES = {  # how else a message may name an argument
     "utility": "utility table|column", "source": "task|file|rows?|split|column|labels?|space|search",
     "rules": "rule|space|PET module|role|site", "metrics": "metric", "k": "keep",
     "candidates": "candidate|structure|DataFrame|table", "proposals": "structure", "records": "record",
-    "seeds": "seed", "results": "result|search|searches|DataFrame|table", "example": "could not be run",
+    "example": "could not be run", "seeds": "seed|runs?|does not exist", "results": "result|search|searches|DataFrame|table",
     "p": "column", "objective": "loss|max_length|pooling|class_weights|setting",
     "settings": "objective|loss|max_length|pooling|class_weights", "path": "folder|file|holds no|is not",
     "name": "structure|task|backbone|folder|style", "value": "column|budget", "label_words": "words",
@@ -273,6 +273,10 @@ def plot_calls(g):
                alpha="alpha", costs="costs", budget="positive", sample_temperature="positive", of="whole")
     yield Call("widgets.explore", widgets.explore, {"runs": g.folder / "runs"}, runs="runs")
     yield Call("widgets.compare", widgets.compare, {"runs": g.folder / "runs"}, runs="runs")
+    yield Call("widgets.gate_map", widgets.gate_map, {"source": g.folder / "runs"}, source="gates", seeds="runs",
+               space="any")
+    yield Call("widgets.save_html", widgets.save_html, {"source": g.folder / "runs", "path": New(g.folder)},
+               source="gates")
     yield Call("widgets.gate_lab", widgets.gate_lab, {}, candidates="pairs")
     yield Call("widgets.watch", lambda search: _watched(search), {"search": list}, search="function")
 
