@@ -114,16 +114,16 @@ def check_study(study: Any) -> None:
             raise StudyError(f"lr of {name!r} is {rates!r}; expected {how}")
 
 
-def _check_space(space: Any, what: str = "space") -> None:
+def _check_space(space: Any, where: str = "space") -> None:
     """Rules of a space, as far as they can be checked without a model."""
     rules = [{"pet": "lora"}] if isinstance(space, str) and space in SPACES else space
     if not isinstance(rules, list) or not rules or not all(map(RECORD.holds, rules)):
-        raise StudyError(f"{what} is {shown(space)}; expected one of {', '.join(SPACES)}, or a list of rules")
+        raise StudyError(f"{where} is {shown(space)}; expected one of {', '.join(SPACES)}, or a list of rules")
     for rule in rules:
         try:
             pet_module(Rule(**rule).pet)
         except (TypeError, S3PetError) as error:
-            raise StudyError(f"{what} has the rule {shown(rule)}: {error}") from error
+            raise StudyError(f"{where} has the rule {shown(rule)}: {error}") from error
 
 
 def _check_budgets(what: str, budgets: Any) -> None:
@@ -192,7 +192,7 @@ def _problem(study: Any, name: str, entry: Any) -> str | None:
     for option, value in {"name": name, **dict.fromkeys(NEEDED & {*options}), **entry}.items():
         if option in values and (option != "name" or "name" in options) and not values[option].holds(value):
             return f"has {option} {shown(value)}; expected {values[option].what}"
-    _check_budgets("budgets", entry.get("budgets", ()))
+    _check_budgets(f"budgets of structure {name!r}", entry.get("budgets", ()))
     if KINDS[kind].per_budget and not study.budgets_of(entry):
         return "is made for a budget, and budgets are []; give one or more"
     if "rules" in entry:

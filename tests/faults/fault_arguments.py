@@ -204,6 +204,7 @@ def _names(case, message):
         value = parts.pop()
         texts = (str(value), repr(value), f"{value:,}" if type(value) is int else "", type(value).__name__)
         texts = (*texts, getattr(value, "__name__", ""), str(len(value)) if isinstance(value, list) else "")
+        texts += tuple(re.findall(r"\w{4,}", value)) if isinstance(value, str) else ()  # of JSON
         empty = hasattr(value, "__len__") and not isinstance(value, torch.nn.Module) and not len(value)
         if empty or isinstance(value, torch.Tensor) or any(text and text[:12].casefold() in message for text in texts):
             return True

@@ -1,10 +1,12 @@
 """Bad arguments of every public name: each is a clear error, before any work. The long form: ``make faults``."""
 
 import inspect
+import warnings
 
 import fault_arguments
 import fault_calls
 import fault_files
+import matplotlib.pyplot as plt
 import pytest
 
 import s3pet
@@ -41,10 +43,13 @@ def test_every_argument_has_a_kind(calls):
 
 def test_numbers_of_numpy_are_welcome(calls):
     for name, run in fault_arguments.welcome(calls):
-        try:
-            run()
-        except Exception as error:
-            pytest.fail(f"{name}: {type(error).__name__}: {error}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                run()
+            except Exception as error:
+                pytest.fail(f"{name}: {type(error).__name__}: {error}")
+        plt.close("all")
 
 
 @pytest.mark.parametrize("part", ["table", "command line", "study files"])
