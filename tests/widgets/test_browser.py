@@ -158,6 +158,7 @@ def open_notebook(lab, environment, new_page):
         page = new_page(f"{lab}/lab/tree/notebooks/{name}.ipynb?token={TOKEN}&reset")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000)
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)  # else it asks for a kernel
         return page
 
     return opened
@@ -172,8 +173,6 @@ def run_all(page):
     """Ask for all cells, again if a page that was not ready took no notice; returns when the first is running."""
     asked = page.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]"))
     for _ in range(5):
-        if page.locator(".jp-Dialog", has_text="Select Kernel").count():  # a busy machine lists its kernels late
-            page.locator(".jp-Dialog .jp-mod-accept").click()
         menu(page, "Run", "Run All Cells")
         for _ in range(50):
             if asked.count():
