@@ -14,7 +14,6 @@ from toy import Cut, cut_at, short_task, toy_task
 from tuned import tuned_at_random
 
 from s3pet import (
-    Rule,
     Structure,
     cli,
     from_peft,
@@ -30,6 +29,7 @@ from s3pet.errors import BudgetError, RunError, SpaceError
 from s3pet.modules import PETS
 from s3pet.result import gate_table
 from s3pet.searcher import Searcher, Settings
+from s3pet.space import Rule
 from s3pet.structure import by_gates, parse_budget, random_structure, select_by_gates, select_mask
 from s3pet.studies.racing import proposals
 from s3pet.studies.selectors import covered_structure, depth_structure, sampled_structure, sensitive_structure
