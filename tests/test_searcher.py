@@ -427,7 +427,7 @@ def test_settled_is_one_once_the_chosen_set_no_longer_changes():
     model = tiny_t5()
     space = make_space(model, "lora")
     searcher = Searcher(model, toy_task(), space, parse_budget(space, 300), Settings(steps=20, batch_size=8))
-    searcher.history.append({"loss_train": 1.0, "loss_val": 1.0})
+    searcher.history.append({"step": 0, "loss_train": 1.0, "loss_val": 1.0})
     searcher.alpha = torch.linspace(1, 0, len(space))
     assert searcher.record()
     for step in range(12):

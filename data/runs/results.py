@@ -133,13 +133,17 @@ def worth_figure() -> Any:
     return axes[0]
 
 
-WAYS = {  # ways of choosing a structure on the pocket; those without a search first
+WAYS = {  # ways of choosing a structure; those without a search first
     "random": "random", "covered": "covered", "one-pass gradient": "one-pass gradient",
     "even LoRA": "even LoRA", "even LoRA without inert places": "even, inert out", "AdaLoRA": "AdaLoRA",
     "brief search": "search, 100 steps", "search": "search (default)",
     "race of 8 covered": "race of 8 covered", "race of 16 random and covered": "race of 16, both",
     "race of 12 after a brief search": "race of 12 after 100 steps",
     "race of 8 after a search": "race of 8 after search",
+}  # fmt: skip
+REAL_WAYS = {  # those of MiniLM alone
+    "five norms": "five norms", "race of rules and 4 random": "race of rules, 4 random",
+    "race of rules and 4 of a search": "race of rules, 4 of search",
 }  # fmt: skip
 PAIRS = [  # what is compared: each way that decides something with the rule, and races with and without gates
     *((name, "even LoRA") for name in [*WAYS][5:]),
@@ -149,10 +153,12 @@ PAIRS = [  # what is compared: each way that decides something with the rule, an
 
 
 @cache
-def tried() -> pd.DataFrame:
-    """The rows of ``methods.csv``, without dropout, as rows of a study."""
-    table = pd.read_csv(HERE / "methods.csv").rename(columns={"method": "structure", "budget": "share"})
-    return table.assign(index=0, kind="way of choosing", n_params=0)
+def tried(backbone: str = "pocket") -> pd.DataFrame:
+    """The rows of ``methods.csv`` on a backbone, without dropout, as rows of a study."""
+    table = pd.read_csv(HERE / "methods.csv").query("backbone == @backbone")
+    table = table.rename(columns={"method": "structure", "budget": "share"})
+    rows_used = table["rows_searched"] + table["rows_trained"]
+    return table.assign(index=0, kind="way of choosing", n_params=0, rows_used=rows_used)
 
 
 @cache
@@ -167,15 +173,21 @@ def ways() -> pd.DataFrame:
 
 
 def ways_table() -> pd.DataFrame:
-    table, differences, lines = tried(), means(ways()), []
-    for name, phrase in WAYS.items():
-        part = table[table["structure"].eq(name)]
-        rows_used = (part["rows_searched"] + part["rows_trained"]).mean()
-        line = {"choice": phrase, "rows": f"{rows_used:,.0f}"}
-        by_task = part[part["share"].eq("0.1%")].groupby("task")["score"].mean()
-        line |= {"number": text("score", by_task["number"]), "mean of three": text("score", by_task.mean())}
+    real, differences, lines = tried("minilm").groupby("structure"), means(ways()), []
+    for name, phrase in (WAYS | REAL_WAYS).items():
+        part = tried()[lambda table, name=name: table["structure"].eq(name) & table["share"].eq("0.1%")]
+        line = {"choice": phrase, "rows": "", "number": "", "mean of three": "", "− even LoRA": "", "MiniLM": ""}
+        if len(part):
+            by_task = part.groupby("task")["score"].mean()
+            line |= {"rows": f"{part['rows_used'].mean():,.0f}", "number": text("score", by_task["number"])}
+            line["mean of three"] = text("score", by_task.mean())
         against = differences.query("at == '0.1%/' + @name and against == 'even LoRA'")
         line["− even LoRA"] = cell(against.iloc[0]) if len(against) else ""
+        if name in real.groups:
+            own = real.get_group(name)
+            line["MiniLM"] = (
+                f"{text('score', own.groupby('task')['score'].mean().mean())} ({own['rows_used'].mean():,.0f})"
+            )
         lines.append(line)
     return pd.DataFrame(lines)
 

@@ -75,7 +75,8 @@ def load_backbone(
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
-    name = str(path_of(name, BackboneError, "name"))
+    path_of(name, BackboneError, "name")
+    name = str(name)
     FLAG.check(BackboneError, local_files_only=local_files_only)
     optional(TEXT).check(BackboneError, attn_implementation=attn_implementation, revision=revision)
     floating = Kind(
