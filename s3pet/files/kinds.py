@@ -28,8 +28,8 @@ class Kind(NamedTuple):
 
 def whole(least: int = 0, most: int = 2**62) -> Kind:
     """A whole number within limits, also of NumPy; True is none."""
-    upto = "" if most >= 2**62 else f" to {most:,}"
-    return Kind(f"a whole number from {least}{upto}", lambda v: is_whole(v) and least <= v <= most, "whole")
+    limits = (f" from {least}" if least > -(2**62) else "") + (f" to {most:,}" if most < 2**62 else "")
+    return Kind(f"a whole number{limits}", lambda v: is_whole(v) and least <= v <= most, "whole")
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Kind:

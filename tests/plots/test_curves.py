@@ -366,7 +366,7 @@ def none_chosen(result):
         (lambda result: plot_trajectories(two_searches(result)), "not of one search: 0 candidates .* [0-9]+ rows"),
         (lambda result: plot_trajectories(another_space(result)), "search: 1 candidates .*'encoder.0.attn.q:lora:1'"),
         (lambda result: plot_polarisation(none_chosen(result)), "None of the 20 candidates is chosen"),
-        (lambda result: plot_polarisation({}), "got none"),
+        (lambda result: plot_polarisation({}), r"got \{\}"),
         (lambda result: plot_polarisation({"a": result.gates.drop(columns="chosen")}), "no column 'chosen'"),
         (lambda result: plot_polarisation([result]), "got list"),
     ],

@@ -180,5 +180,5 @@ def test_files_carry_their_description(tmp_path):
 
 
 def test_unknown_format_raises(tmp_path):
-    with pytest.raises(PlotError, match="Expected a list of formats"):
+    with pytest.raises(PlotError, match="formats must be a list of different values"):
         plots.save_figure(plots.plot_gates(GATES), tmp_path / "a", ("docx",))

@@ -107,10 +107,10 @@ def test_a_template_must_name_text_columns(template):
         ({"label_names": (["a"], "b")}, "label_names must be a list of texts"),
         ({"label_names": (False, True)}, "label_names must be a list of texts"),
         ({"metrics": [["accuracy"]]}, "metrics must be a list of texts"),
-        ({"metric": ["accuracy"]}, r"metric must be a text; got \['accuracy'\]"),
-        ({"label_column": 1}, "label_column must be a text; got 1"),
-        ({"n_train": 5.5}, "n_train must be a whole number, got 5.5"),
-        ({"seed": "a"}, "seed must be a whole number, got 'a'"),
+        ({"metric": ["accuracy"]}, r"metric must be a text .* got \['accuracy'\]"),
+        ({"label_column": 1}, "label_column must be a text .* got 1"),
+        ({"n_train": 5.5}, "n_train must be a whole number, or None, got 5.5"),
+        ({"seed": "a"}, "seed must be a whole number from 0, got 'a'"),
         (
             {"label_column": "sentence"},
             "column 'sentence' is the label and a text, so the answer would be in the prompt",
@@ -211,5 +211,5 @@ def test_the_fingerprint_sees_rows_words_and_metrics():
         load_task(data(), metric="f1"),
     ]
     assert len({base.fingerprint, *(task.fingerprint for task in others)}) == 5
-    assert load_task(data(), tokenizer=object()).fingerprint == base.fingerprint
+    assert load_task(data(), tokenizer=str.split).fingerprint == base.fingerprint
     assert len(bytes.fromhex(base.fingerprint)) == 32
