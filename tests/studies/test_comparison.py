@@ -166,5 +166,5 @@ def test_a_diverged_retraining_is_a_row(two_random, monkeypatch):
     with torch.no_grad():
         model.shared.weight.copy_(weight)
     assert not compare(model, task, both, **options)["diverged"].any()
-    with pytest.raises(SearchError, match="neither a Structure nor"):
+    with pytest.raises(SearchError, match="must be a structure or one of full"):
         compare(model, task, {"x": "nothing"}, **QUICK)

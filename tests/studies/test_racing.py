@@ -42,7 +42,7 @@ def test_a_race_keeps_the_best_by_validation(monkeypatch):
 def test_bad_races_are_refused():
     model, task = tiny_t5(), toy_task()
     proposals = {"one": random_structure(make_space(model, "mixed"), 300)}
-    with pytest.raises(SearchError, match="needs proposals"):
+    with pytest.raises(SearchError, match="proposals must be a mapping"):
         race(model, task, {}, **QUICK)
     with pytest.raises(SearchError, match="rungs"):
         race(model, task, proposals, rungs={1.5: 0.5}, **QUICK)

@@ -46,7 +46,10 @@ def test_the_model_is_left_exactly_as_it_was_and_scores_repeat(family, score):
     assert [module.training for module in model.modules()] == modes
     assert not any(module._forward_hooks or "forward" in vars(module) for module in model.modules())
     assert found.dtype == torch.float64 and found.shape == (len(space),)
-    assert bool((found > 0).all()), [c.name for c, value in zip(space, found, strict=True) if not value > 0][:3]
+    # label words of one token: the decoder of T5 attends to its start token alone, so q and k do nothing but rounding
+    idle = {f"decoder.{layer}.attn.{role}" for layer in range(9) for role in "qk"}
+    assert not [c.name for c, value in zip(space, found, strict=True) if not value > 0 and c.site not in idle]
+    assert bool((found >= 0).all())
     torch.rand(3)
     assert torch.equal(sensitivity(model, task, space, score=score, **QUICK), found)
     assert not torch.equal(sensitivity(model, task, space, score=score, **QUICK | {"seed": 4}), found)
@@ -191,7 +194,7 @@ def test_bad_input_is_refused():
     space = make_space(model, "mixed")
     with pytest.raises(SearchError, match="nearest: 'fisher'"):
         sensitivity(model, task, space, score="fischer")
-    with pytest.raises(SearchError, match="batches=0"):
+    with pytest.raises(SearchError, match="batches must be a whole number from 1"):
         sensitivity(model, task, space, score="fisher", batches=0)
     with pytest.raises(StructureMismatchError, match="does not fit"):
         sensitivity(model, task, make_space(tiny_llama(), "mixed"))

@@ -364,7 +364,7 @@ def test_summary_and_figures_need_only_the_folder(finished, root, capsys, monkey
     assert main(["study", "show", str(root / "grid.yaml"), "--baseline", "lnfit"]) == 0
     assert "Differences to lnfit" in capsys.readouterr().out
     assert main(["study", "show", str(root / "grid.yaml"), "--baseline", "nothing"]) == 2
-    assert "no structure 'nothing'" in capsys.readouterr().err
+    assert "no structure of this study is called nothing" in capsys.readouterr().err
     assert main(["study", "show", str(root / "grid.yaml"), "--markdown"]) == 0
     assert "| structure | parameters | one | two | mean | kept |\n| --- |" in capsys.readouterr().out
     assert main(["study", "figures", str(root / "grid.yaml")]) == 0
@@ -377,35 +377,35 @@ def test_summary_and_figures_need_only_the_folder(finished, root, capsys, monkey
     ("changes", "message"),
     [
         ({"structures": {"x": {"kind": "magic"}}}, "kind 'magic'"),
-        ({"structures": {"x": {"kind": "searched", "search": "theirs"}}}, "declared are ours"),
+        ({"structures": {"x": {"kind": "searched", "search": "theirs"}}}, "has search 'theirs'; expected one of ours"),
         ({"structures": {"x": {"kind": "manual", "rank": 3}}}, "it may have name"),
-        ({"structures": {"x": "lnfit"}}, "kind None"),
+        ({"structures": {"x": "lnfit"}}, "structure 'x' must be a mapping of its options, got 'lnfit'"),
         ({"structures": {"x": {"kind": "random", "halving": {"structures": 8}}}}, r"has \['halving'\]"),
         ({"structures": {"x": {"kind": "searched", "search": "ours", "per_param": True}}}, r"has \['per_param'\]"),
         ({"structures": {"x": {"kind": "random", "seeds": [1, 2]}}}, r"has seeds \[1, 2\]; expected a whole number"),
         ({"structures": {"x": {"kind": "random", "repeats": [1, 2]}}}, "has repeats .* expected a whole number"),
         ({"structures": {"x": {"kind": "manual", "name": "lnfit", "repeats": 2}}}, "give seeds, not repeats"),
-        ({"structures": {"x": {"kind": "average", "search": "ours", "over": "all"}}}, "'x' is over 'all'"),
+        ({"structures": {"x": {"kind": "average", "search": "ours", "over": "all"}}}, "'x' has over 'all'"),
         ({"structures": {"x": {"kind": "allocated"}}}, "kind 'allocated', not one of reference, manual"),
         ({"recipes": {"three": {}}}, "no task of this study is called three"),
         ({"recipes": {"two": {"colour": 1}}}, "retrain of two has the unknown options colour"),
         ({"lr": {"pot": [1e-3]}}, "no kind or structure of this study is called pot"),
-        ({"lr": {"pet": 1e-3}}, "expected numbers above 0"),
-        ({"lr": [1e-3]}, "expected dict"),
-        ({"lr": {"pet": ["fast"]}}, "expected numbers above 0"),
-        ({"lr": {"pet": ["1e-3"]}}, "expected numbers above 0, such as .1.0e-3. .YAML reads 1e-3 as text"),
-        ({"search": {"lr": "1e-3"}}, "search 'ours': lr must be a finite number, got '1e-3'"),
-        ({"search": {"steps": 2.5}}, "search 'ours': steps must be a whole number, got 2.5"),
-        ({"search": {"sampling": "hard"}}, "search 'ours' has the unknown options sampling; it may have steps, order"),
+        ({"lr": {"pet": 1e-3}}, "expected different numbers above 0"),
+        ({"lr": [1e-3]}, "expected an object"),
+        ({"lr": {"pet": ["fast"]}}, "expected different numbers above 0"),
+        ({"lr": {"pet": ["1e-3"]}}, "expected different numbers above 0, such as .1.0e-3. .YAML reads 1e-3 as text"),
+        ({"search": {"lr": "1e-3"}}, "search: lr must be a finite number, got '1e-3'"),
+        ({"search": {"steps": 2.5}}, "search: steps must be a whole number.* got 2.5"),
+        ({"search": {"sampling": "hard"}}, "search has the unknown options sampling; it may have steps, order"),
         ({"search": {"seed": 3}}, "unknown options seed"),
-        ({"searches": {"ours": {"steps": 3}}}, "'ours' needs a budget"),
+        ({"searches": {"ours": {"steps": 3}}}, "search 'ours' has no budget; it needs a budget"),
         ({"retrain": {"precision": "bfloat16"}}, "unknown options precision; these belong under objective:"),
         ({"retrain": {"lr": 1e-3}}, "unknown options lr"),
         ({"retrain": {"steps": -1}}, "retrain: steps must be > 0"),
         ({"objective": {"pooling": "max"}}, "objective: pooling='max' is not one of"),
         ({"objective": {"length": 3}}, "objective has the unknown options length; it may have max_length"),
-        ({"objective": [1]}, "objective is .1.; expected dict"),
-        ({"seeds": "3"}, "seeds is '3'; expected int"),
+        ({"objective": [1]}, "objective is .1.; expected an object"),
+        ({"seeds": "3"}, "seeds is '3'; expected a whole number from 1"),
         ({"colour": "blue"}, r"unknown \['colour'\]"),
     ],
 )
