@@ -357,7 +357,7 @@ def test_the_distance_is_the_share_of_parameters_elsewhere(bench, space, trained
 
 
 def test_a_surrogate_says_what_it_needs(bench, space, trained):
-    with pytest.raises(StudyError, match="model must be one of .*extra trees.* got 'tree'"):
+    with pytest.raises(StudyError, match=r"model must be one of .*extra trees.* got 'tree'"):
         bench.predict(trained[0], "a", model="tree")
     has = presence(space, [space.names[:3]] * 4)
     with pytest.raises(StudyError, match="the 4 structures are one family"):
