@@ -128,10 +128,10 @@ def test_it_runs_from_a_clean_kernel_with_its_solutions(path, execute, tmp_path)
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
     assert NUMBER.sub("#", prose(ran)) == NUMBER.sub("#", prose(notebook))
     computed, stored_numbers = (numbers(NUMBER.findall(prose(one))) for one in (ran, notebook))
-    # other processors round otherwise, and a search grows the difference
-    assert computed == pytest.approx(stored_numbers, rel=0.1, abs=0.05), (
-        "a number in the text is not what cells compute"
-    )
+    # other processors round otherwise, and a training grows the difference
+    trains = any(f"{what}(" in cell.source for cell in code(notebook) for what in ("search", "retrain", "race"))
+    near = {"rel": 0.1, "abs": 0.05} if trains else {"rel": 1e-9}
+    assert computed == pytest.approx(stored_numbers, **near), "a number in the text is not what the cells compute"
     assert path.read_bytes() == stored
 
 
