@@ -141,10 +141,6 @@ WAYS = {  # ways of choosing a structure; those without a search first
     "race of 12 after a brief search": "race of 12 after 100 steps",
     "race of 8 after a search": "race of 8 after search",
 }  # fmt: skip
-REAL_WAYS = {  # those of MiniLM alone
-    "five norms": "five norms", "race of rules and 4 random": "race of rules, 4 random",
-    "race of rules and 4 of a search": "race of rules, 4 of search",
-}  # fmt: skip
 PAIRS = [  # what is compared: each way that decides something with the rule, and races with and without gates
     *((name, "even LoRA") for name in [*WAYS][5:]),
     *[("search", "covered"), ("race of 8 after a search", "race of 8 covered")],
@@ -173,21 +169,14 @@ def ways() -> pd.DataFrame:
 
 
 def ways_table() -> pd.DataFrame:
-    real, differences, lines = tried("minilm").groupby("structure"), means(ways()), []
-    for name, phrase in (WAYS | REAL_WAYS).items():
-        part = tried()[lambda table, name=name: table["structure"].eq(name) & table["share"].eq("0.1%")]
-        line = {"choice": phrase, "rows": "", "number": "", "mean of three": "", "− even LoRA": "", "MiniLM": ""}
-        if len(part):
-            by_task = part.groupby("task")["score"].mean()
-            line |= {"rows": f"{part['rows_used'].mean():,.0f}", "number": text("score", by_task["number"])}
-            line["mean of three"] = text("score", by_task.mean())
+    table, differences, lines = tried()[lambda rows: rows["share"].eq("0.1%")], means(ways()), []
+    for name, phrase in WAYS.items():
+        part = table[table["structure"].eq(name)]
+        line = {"choice": phrase, "rows": f"{part['rows_used'].mean():,.0f}"}
+        by_task = part.groupby("task")["score"].mean()
+        line |= {"number": text("score", by_task["number"]), "mean of three": text("score", by_task.mean())}
         against = differences.query("at == '0.1%/' + @name and against == 'even LoRA'")
         line["− even LoRA"] = cell(against.iloc[0]) if len(against) else ""
-        if name in real.groups:
-            own = real.get_group(name)
-            line["MiniLM"] = (
-                f"{text('score', own.groupby('task')['score'].mean().mean())} ({own['rows_used'].mean():,.0f})"
-            )
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -365,7 +354,8 @@ def numbers() -> dict[str, str]:
                     values["/".join([*place, column]).replace(" ", "-")] = text(column, value)
         values[f"{question}/family"] = str(table["p_holm"].count())
     steady = once("steady").groupby("structure")[["score", "search_seconds", "seconds"]].mean().T
-    values["tiny"] = text("score", steady["searched tiny 0.002%"]["score"])
+    for name, score in tried("minilm").groupby("structure")["score"].mean().items():
+        values[f"minilm/{name}".replace(" ", "-")] = text("score", score)
     values["cost"] = text("cost", steady["searched 0.01%"]["search_seconds"] / steady["searched 0.01%"]["seconds"])
     return values
 
