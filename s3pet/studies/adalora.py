@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 from s3pet.backbones import borrows, check_model, preserved
 from s3pet.backbones.loans import refuse_attached
 from s3pet.errors import BudgetError, SearchError
-from s3pet.files.kinds import FLAG, POSITIVE, optional, whole
+from s3pet.files.kinds import FLAG, POSITIVE, number, optional, whole
 from s3pet.files.reading import path_of
 from s3pet.gates import BudgetLike
 from s3pet.modules import LORA_ALPHA
@@ -83,7 +83,7 @@ def retrain_adalora(
         raise ImportError("AdaLoRA needs PEFT; install it: pip install 's3pet[peft]'") from error
     chosen = made(Recipe, recipe, "retrain_adalora")
     check_model(model)
-    POSITIVE.check(SearchError, regularizer=regularizer)
+    number(0).check(SearchError, regularizer=regularizer)
     optional(POSITIVE).check(SearchError, alpha=alpha)
     FLAG.check(SearchError, progress=progress)
     whole(-(2**62)).check(SearchError, init_rank=init_rank)

@@ -53,6 +53,7 @@ def bad_values(g):
         "seed": [*whole, 2**64],
         "positive": [True, "1e-3", nan, inf, [0.1], -1, 0],
         "real": no_number + [inf],
+        "not negative": [*no_number, inf, -1],
         "share": [True, "0.5", nan, [0.5], -0.5, 1.5],
         "flag": ["no", 2, [], odd, nan],
         "text": [5, [], odd, True],

@@ -337,7 +337,7 @@ def method_calls(g, parts, recipe, trained):
     yield Call("selectors.covered_structure", covered_structure, {"space": g.space, "budget": 600}, stack="name")
     yield Call("selectors.sampled_structure", sampled_structure, {"result": g.result, "budget": 600})
     yield Call("adalora.retrain_adalora", retrain_adalora, {"model": g.model, "task": g.task, "budget": 900,
-               "steps": 20, "batch_size": 4, "evaluations": 1}, **of_texts, init_rank="count", regularizer="positive",
+               "steps": 20, "batch_size": 4, "evaluations": 1}, **of_texts, init_rank="count", regularizer="not negative",
                alpha="positive", progress="flag", more=trained)
     yield Call("transfer.agreement", transfer.agreement, {"results": [g.result, g.second], "draws": 2},
                within="column")
