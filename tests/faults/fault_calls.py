@@ -337,8 +337,8 @@ def method_calls(g, parts, recipe, trained):
     yield Call("selectors.covered_structure", covered_structure, {"space": g.space, "budget": 600}, stack="name")
     yield Call("selectors.sampled_structure", sampled_structure, {"result": g.result, "budget": 600})
     yield Call("adalora.retrain_adalora", retrain_adalora, {"model": g.model, "task": g.task, "budget": 900,
-               "steps": 20, "batch_size": 4, "evaluations": 1}, **of_texts, init_rank="count", regularizer="not negative",
-               alpha="positive", progress="flag", more=trained)
+               "steps": 20, "batch_size": 4, "evaluations": 1}, **of_texts, init_rank="count", alpha="positive",
+               regularizer="not negative", progress="flag", more=trained)
     yield Call("transfer.agreement", transfer.agreement, {"results": [g.result, g.second], "draws": 2},
                within="column")
     yield Call("transfer.gate_difference", transfer.gate_difference, {"one": g.result, "other": g.second},
