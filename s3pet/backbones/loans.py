@@ -11,7 +11,7 @@ import functools
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -296,27 +296,32 @@ def borrows(what: str, *, of: Callable[[Any], nn.Module] | None = None, **option
     return decorate
 
 
-@contextmanager
-def preserved(*modules: nn.Module, seeded: bool = True, everything: bool = False) -> Iterator[None]:
-    """Restore what :class:`State` notes of modules, and torch's random states, at any exit.
+class preserved:
+    """Restore what :class:`State` notes of modules, and torch's random states, at any exit of a ``with``.
 
     Within a borrowed function (:func:`borrows`), for one part of it. ``seeded=False`` leaves the random states alone:
-    for what draws nothing, so that it does not take back what other threads draw.
+    for what draws nothing, so that it does not take back what other threads draw. No generator: one whose exit is
+    interrupted would restore the inner state when it is collected, after the outer one.
     """
-    import torch
 
-    states = [State(module, everything=everything) for module in modules]
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices) if seeded else nullcontext():
+    def __init__(self, *modules: nn.Module, seeded: bool = True, everything: bool = False):
+        self.modules, self.seeded, self.everything = modules, seeded, everything
+
+    def __enter__(self) -> None:
+        self.random = _read_torch() if self.seeded else None
+        self.states = [State(module, everything=self.everything) for module in self.modules]
+
+    def __exit__(self, *_: object) -> None:
         try:
-            try:
-                yield
-            finally:
-                for state in states:
-                    state.restore()
-        finally:
-            for state in states:
-                state.restore()
+            self._restore()
+        finally:  # an interrupt may have cut it short
+            self._restore()
+
+    def _restore(self) -> None:
+        for state in self.states:
+            state.restore()
+        if self.random is not None:
+            _write_torch(self.random)
 
 
 class _Random:

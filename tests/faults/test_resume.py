@@ -147,9 +147,9 @@ def test_workers_end_with_their_study_and_its_rows_stay(tmp_path, how):
         os.killpg(process.pid, how)  # as Ctrl-C in a terminal
     else:
         os.kill(process.pid, how)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == (130 if how == signal.SIGINT else -how)
-    assert psutil.wait_procs(workers, timeout=30)[1] == [], "workers are left"
+    assert psutil.wait_procs(workers, timeout=300)[1] == [], "workers are left"
     if how == signal.SIGINT:
         assert b"Traceback" not in said and b"the same command continues" in said
     done = len(study.table())

@@ -419,7 +419,7 @@ def test_explorer_as_a_web_page(folder, environment, new_page, tmp_path):
         for path in ("voila/files/08_explorer.ipynb", "voila/files/../data/runs/ways.svg", "voila/files/a.png"):
             with pytest.raises(urllib.error.HTTPError, match=r"40[34]"):
                 urllib.request.urlopen(f"{address}/{path}", timeout=60)
-        until(page, lambda: not kernels(), "the end of an unused kernel", 180)
+        until(page, lambda: not kernels(), "the end of an unused kernel", 600)
         page.wait_for_timeout(3000)
         shot(page, "voila_ended")
         # voila's own page asks for an icon style sheet, and does without it
