@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -63,6 +64,7 @@ def counted(log, function, end=None, how=signal.SIGKILL):
 
     def run():
         trainer.PAUSE = 0.0  # checkpoints however long they take
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
         for kind, name in ((Searcher, "advance"), (PetTrainer, "training_step"), (Population, "advance")):
             setattr(kind, name, noting(getattr(kind, name), log, end, how))
         try:
@@ -129,7 +131,8 @@ def started(study, jobs):
     command = [sys.executable, "-m", "s3pet", "study", "run", str(study.path.with_suffix(".yaml")), f"--jobs={jobs}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JOBLIB_TEMP_FOLDER": str(study.path.parent)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background
+    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=heard, **quiet)
     rows, end = study.path / "rows.jsonl", time.monotonic() + 300
     while not (rows.exists() and rows.stat().st_size):
         assert process.poll() is None and time.monotonic() < end, process.communicate()
@@ -147,9 +150,9 @@ def test_workers_end_with_their_study_and_its_rows_stay(tmp_path, how):
         os.killpg(process.pid, how)  # as Ctrl-C in a terminal
     else:
         os.kill(process.pid, how)
-    _, said = process.communicate(timeout=600)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == (130 if how == signal.SIGINT else -how)
-    assert psutil.wait_procs(workers, timeout=300)[1] == [], "workers are left"
+    assert psutil.wait_procs(workers, timeout=120)[1] == [], "workers are left"
     if how == signal.SIGINT:
         assert b"Traceback" not in said and b"the same command continues" in said
     done = len(study.table())
