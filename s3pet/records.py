@@ -54,7 +54,7 @@ def check_fields(
             raise SearchError(f"{name}={value!r} is not one of {', '.join(map(str, choices[name]))}")
 
 
-def made(record: type[T], values: Mapping[str, Any], what: str) -> T:
+def settings_of(record: type[T], values: Mapping[str, Any], what: str) -> T:
     """A record of these settings; SearchError for one that ``what``, which takes them, does not have."""
     known = [field.name for field in fields(record)]  # type: ignore[arg-type]
     if unknown := ", ".join(str(name) for name in values if name not in known):

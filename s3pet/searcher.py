@@ -43,7 +43,7 @@ from s3pet.objectives.own import objective_of
 from s3pet.objectives.streams import Stream, derive
 from s3pet.objectives.texts import Batch, ObjectiveSettings
 from s3pet.progress import View, make_view
-from s3pet.records import AT_MOST, Cost, check_fields, made, versions
+from s3pet.records import AT_MOST, Cost, check_fields, settings_of, versions
 from s3pet.result import CONFIG, FINISHED, RESULTS_VERSION, SearchResult, gate_table, space_hash
 from s3pet.space import Space
 from s3pet.structure import parse_budget, select_by_gates, select_mask
@@ -361,7 +361,7 @@ def make_settings(preset: str = "default", **changes: Any) -> Settings:
     """A preset with some fields changed; raises SearchError for unknown presets and fields."""
     if not one_of(PRESETS).holds(preset):
         raise SearchError(f"settings={preset!r} is not one of {', '.join(PRESETS)}")
-    return made(Settings, {**PRESETS[preset], **changes}, "search")
+    return settings_of(Settings, {**PRESETS[preset], **changes}, "search")
 
 
 def _run(

@@ -214,8 +214,8 @@ class Supernet(nn.Module):
         """The output of the backbone, with the candidates on for this call."""
         named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         named |= {"pixel_values": pixel_values, "labels": labels}
-        given = {name: value for name, value in named.items() if value is not None}
-        return self._call(partial(self.model, *args, **given, **more))
+        inputs = {name: value for name, value in named.items() if value is not None}
+        return self._call(partial(self.model, *args, **inputs, **more))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """What the backbone generates with the candidates on."""

@@ -178,9 +178,9 @@ def agreement(
 
 def _same_space(results: Results) -> dict[str, SearchResult]:
     """The results by name (task and seed for a sequence); raises RunError unless they are of one space."""
-    given = [*results.values()] if isinstance(results, Mapping) else results
+    listed = [*results.values()] if isinstance(results, Mapping) else results
     many(RESULT).check(
-        RunError, results=[*given] if isinstance(given, Iterable) and not isinstance(given, str) else given
+        RunError, results=[*listed] if isinstance(listed, Iterable) and not isinstance(listed, str) else listed
     )
     searches: dict[str, SearchResult] = dict(results) if isinstance(results, Mapping) else {}
     for result in [] if isinstance(results, Mapping) else results:

@@ -36,7 +36,7 @@ from s3pet.objectives import OwnObjective
 from s3pet.objectives.own import Own, checked, objective_of
 from s3pet.objectives.ready import rebuilt
 from s3pet.objectives.texts import ObjectiveSettings
-from s3pet.records import Cost, made, recorded, versions
+from s3pet.records import Cost, recorded, settings_of, versions
 from s3pet.structure import Structure
 from s3pet.supernet import Supernet
 from s3pet.tasks import Example, Task
@@ -197,15 +197,15 @@ def retrain(
         SearchError: bad settings, or an attached supernet. DivergedError: a loss or score is NaN or infinite; the
             attribute ``tuned`` of the error is the best model scored before, or None.
     """
-    chosen, objective = made(Recipe, recipe, "retrain"), checked(objective)
+    chosen, objective = settings_of(Recipe, recipe, "retrain"), checked(objective)
     check_model(model)
     FLAG.check(SearchError, progress=progress, test=test)
     callback = kinds.instance((TrainerCallback, type), "a callback of transformers")
     kinds.many(callback).check(SearchError, callbacks=callbacks)
-    given = None if checkpoints is None else path_of(checkpoints, name="checkpoints")
+    own_place = None if checkpoints is None else path_of(checkpoints, name="checkpoints")
     with destination(out, CONFIG, TUNED, overwrite=False) as folder:
         learner = _make_learner(model, task, structure, objective, chosen.seed)
-        place = folder / "checkpoint" if folder is not None else given
+        place = folder / "checkpoint" if folder is not None else own_place
         options: Any = {"progress": progress, "test": test, "callbacks": callbacks, "checkpoints": place}
         tuned = tune(learner, model, chosen, structure, **options)
         if folder is not None:

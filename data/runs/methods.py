@@ -123,22 +123,22 @@ class Cell:
 
     def races(self) -> Iterator[tuple[str, dict[str, Any], int]]:
         """Name, structures and rows of the search before it."""
-        first, space, budget, found = 1000 * self.seed, self.space, self.budget, self.searches
+        first, space, budget, searches = 1000 * self.seed, self.space, self.budget, self.searches
         drawn = {f"random {n}": s3pet.random_structure(space, budget, seed=first + n) for n in range(8)}
         if self.setting.objective is None:
             covered = {f"covered {n}": covered_structure(space, budget, seed=first + n) for n in range(8)}
             yield "race of 8 covered", covered, 0
             yield "race of 16 random and covered", {**covered, **drawn}, 0
             for name, steps, n in (("race of 8 after a search", 300, 8), ("race of 12 after a brief search", 100, 12)):
-                yield name, proposals(found[steps], budget, n, seed=self.seed), found[steps].cost.rows
+                yield name, proposals(searches[steps], budget, n, seed=self.seed), searches[steps].cost.rows
             return
         rules = {"even LoRA": depth_structure(space, budget, "uniform"), "five norms": five_norms(space)}
         yield "race of rules and 4 random", rules | {k: v for k, v in drawn.items() if int(k.split()[1]) < 4}, 0
-        gates = {f"sampled {n}": sampled_structure(found[300], budget, seed=first + n) for n in range(3)}
+        gates = {f"sampled {n}": sampled_structure(searches[300], budget, seed=first + n) for n in range(3)}
         yield (
             "race of rules and 4 of a search",
-            rules | {"cut": found[300].structure(budget)} | gates,
-            found[300].cost.rows,
+            rules | {"cut": searches[300].structure(budget)} | gates,
+            searches[300].cost.rows,
         )
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -153,7 +153,7 @@ def _draw(
     """Runs, intervals and means of every family, and the references. Longest curves come first, then the best mean."""
     ax, bottom, top = ax or new_axes(5.2, 4.0), float(table[score].min()), float(table[score].max())
     means, references = means[means["kind"] != "reference"], means[means["kind"] == "reference"]
-    lost = table["without_score"].iloc[0]
+    n_unscored = table["without_score"].iloc[0]
     table, scale, handles = table[table["kind"] != "reference"], style().scale, list[Any]()
     low, high = table["n_params"].min(), table["n_params"].max()
     width, sizes = max(float(np.log(high / low)), 1.0), list[float]()  # in log parameters; of the points drawn so far
@@ -189,8 +189,8 @@ def _draw(
         handles.append(ax.axhline(row["mean"], label=f"{row['structure']} {row['mean']:.3g}", **look))
     handles.append(entry("one run", color=style().grey, marker="o", markersize=2.5 * scale))
     handles.append(Patch(color=style().grey, alpha=0.3, linewidth=0, label="95 % t interval of the mean"))
-    if lost:
-        handles.append(entry(f"{lost} without a score, not shown", color="none"))
+    if n_unscored:
+        handles.append(entry(f"{n_unscored} without a score, not shown", color="none"))
     pad, room = max((high / low) ** 0.1, (3 * low / high) ** 0.5), 0.08 * (top - bottom) or 0.05  # at least two ticks
     ax.set(xscale="log", xlim=(low / pad, high * pad), ylim=(bottom - room, top + room))
     _set_log_ticks(ax, ax.xaxis, EngFormatter(sep=""))

@@ -31,7 +31,7 @@ from s3pet.files.reading import path_of
 from s3pet.gates import BudgetLike
 from s3pet.modules import LORA_ALPHA
 from s3pet.objectives.texts import Objective, ObjectiveSettings, make_objective
-from s3pet.records import made
+from s3pet.records import settings_of
 from s3pet.space import Space, make_space
 from s3pet.structure import parse_budget, select_mask
 from s3pet.tasks import Task
@@ -81,7 +81,7 @@ def retrain_adalora(
         import peft
     except ImportError as error:
         raise ImportError("AdaLoRA needs PEFT; install it: pip install 's3pet[peft]'") from error
-    chosen = made(Recipe, recipe, "retrain_adalora")
+    chosen = settings_of(Recipe, recipe, "retrain_adalora")
     check_model(model)
     number(0).check(SearchError, regularizer=regularizer)
     optional(POSITIVE).check(SearchError, alpha=alpha)

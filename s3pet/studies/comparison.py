@@ -28,7 +28,7 @@ from s3pet.files.kinds import FLAG, SEED, TEXT, Kind, check_record, many, number
 from s3pet.files.reading import path_of, read_lines, reading
 from s3pet.files.writing import check_signature, claim, signed, writing
 from s3pet.objectives.texts import ObjectiveSettings, make_objective
-from s3pet.records import config_hash, made, recorded
+from s3pet.records import config_hash, recorded, settings_of
 from s3pet.result import RESULTS_VERSION
 from s3pet.structure import Structure
 from s3pet.studies.checkpoints import train_in
@@ -82,7 +82,7 @@ def compare(
         RunError: a line of ``out`` is not a row, another process works with it, or it cannot be written to. Else as
             :func:`s3pet.retrain`.
     """
-    made(Recipe, {"seed": 0, **recipe}, "compare")
+    settings_of(Recipe, {"seed": 0, **recipe}, "compare")
     check_entries(model, structures)
     several(SEED).check(SearchError, seeds=seeds)
     whole(1).check(SearchError, together=together)

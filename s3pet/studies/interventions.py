@@ -31,7 +31,7 @@ from s3pet.errors import DivergedError, SearchError, SpaceError, check_finite
 from s3pet.files.kinds import FLAG, SEED, one_of, optional, several, whole
 from s3pet.objectives.streams import derive, in_batches
 from s3pet.objectives.texts import make_objective
-from s3pet.records import made, recorded
+from s3pet.records import recorded, settings_of
 from s3pet.space import Candidate, Space
 from s3pet.structure import SPACE
 from s3pet.studies.checkpoints import train_in
@@ -212,7 +212,7 @@ def drop_utility(
 
 def _check(model: nn.Module, space: Space, inert: Any, progress: Any, recipe: dict[str, Any]) -> None:
     """Refuse arguments that solo and drop utility cannot use, before any work."""
-    made(Recipe, recipe, "a utility")
+    settings_of(Recipe, recipe, "a utility")
     check_model(model)
     SPACE.check(SpaceError, space=space)
     optional(several(one_of(space.names), 0)).check(SpaceError, inert=inert)

@@ -21,7 +21,7 @@ from s3pet.errors import DivergedError, RunError, SearchError, shown
 from s3pet.files.kinds import FLAG, POSITIVE, SEED, is_real, many, several, whole
 from s3pet.gates import BudgetLike
 from s3pet.objectives.streams import derive
-from s3pet.records import made
+from s3pet.records import settings_of
 from s3pet.result import SearchResult
 from s3pet.space import Space
 from s3pet.structure import Structure, random_structure
@@ -90,7 +90,7 @@ def race(
     several(POSITIVE).check(SearchError, lrs=lrs)
     SEED.check(SearchError, seed=seed)
     FLAG.check(SearchError, test=test)
-    chosen = made(Recipe, recipe, "race")
+    chosen = settings_of(Recipe, recipe, "race")
     entries = [(name, lr) for name in proposals for lr in lrs]
     members = [Member(proposals[name].candidates, lr, seed) for name, lr in entries]
     left, rows = [*range(len(members))], dict[int, dict[str, Any]]()
