@@ -1,6 +1,7 @@
 """An exception at any line of s3pet: the model, the global states and the next use must be as before."""
 
 import contextlib
+import dis
 import random
 import sys
 import threading
@@ -17,7 +18,7 @@ from transformers.utils import logging as hf_logging
 from tuned import structure_of
 
 import s3pet
-from s3pet.backbones import backbone_checksum
+from s3pet.backbones import backbone_checksum, loans
 from s3pet.objectives import ModelLoss
 from s3pet.studies import race
 from s3pet.studies.interventions import probe_inert, solo_utility
@@ -62,8 +63,24 @@ def snapshot(model):
         "dtype": (torch.get_default_dtype(), torch.get_default_device()),
         "gradients on": torch.is_grad_enabled(),
         "optimiser hooks": len(_global_optimizer_pre_hooks),
+        "locks": [is_free(lock) for lock in (loans._TABLE, loans._use_of(model).lock)],
         "loudness": (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()),
     }
+
+
+def is_free(lock):
+    """Whether another thread could have a lock now."""
+
+    def take():
+        if lock.acquire(blocking=False):
+            lock.release()
+            free.append(lock)
+
+    free = []
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return bool(free)
 
 
 def differences(before, after, drawn=False):
@@ -206,17 +223,20 @@ SCENES = {
 
 
 class Tracer:
-    """Notes the lines of s3pet that run in this thread, or raises at one of them."""
+    """Notes the lines of s3pet that run in this thread, or raises where Python would first see a signal after one."""
 
     def __init__(self, at=None, error=None):
-        self.at, self.error, self.counts, self.raised = at, error, Counter(), False
+        self.at, self.error, self.counts, self.is_due, self.raised = at, error, Counter(), False, False
 
     def line(self, frame, event, arg):
         if event == "line":
             key = frame.f_code.co_filename, frame.f_lineno
             self.counts[key] += 1
-            if self.at is not None and (*key, self.counts[key]) == self.at:
-                self.raised = True
+            self.is_due |= self.at is not None and (*key, self.counts[key]) == self.at
+        if self.is_due:
+            frame.f_trace_opcodes = True
+            if sees_signals(frame):
+                self.is_due, self.raised = False, True
                 raise self.error
         return self.line
 
@@ -229,6 +249,19 @@ class Tracer:
 
     def __exit__(self, *_):
         sys.settrace(None)
+
+
+def sees_signals(frame):
+    """Whether Python looks for signals at this instruction: a call or a jump back, but not the exit of a ``with``.
+
+    A tracer can raise anywhere, also after a ``with`` and before its exit, where no signal can come: the exit of a lock
+    is one call.
+    """
+    code, here = frame.f_code.co_code, frame.f_lasti
+    names = [dis.opname[code[at]] for at in range(0, here + 1, 2)]
+    names = [name for name in names[-16:] if name not in ("CACHE", "PRECALL", "EXTENDED_ARG", "SWAP")]
+    is_exit = names[-4:-1] == ["LOAD_CONST"] * 3 and code[here + 1] == 2  # __exit__(None, None, None)
+    return names[-1] in ("CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD") and not is_exit
 
 
 def moments(scene, draw, n):
@@ -355,9 +388,10 @@ def in_threads(*functions):
         except Exception as error:
             results[number] = error
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(functions))]
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(functions))]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(120)
+        assert not thread.is_alive(), "a thread waits for ever"
     return results
