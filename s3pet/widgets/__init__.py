@@ -5,6 +5,7 @@
     live         watch: a search while it runs
     explorer     explore: a saved search at any budget and step, candidate by candidate
     comparison   compare: several searches of one space
+    questions    ask: a prediction of the reader, its answer and the score
     lab          gate_lab: a few gates, for teaching
     interactive  gate_map: the map to point at; save_html: the same as a web page of its own
     map_data     the map in numbers and words, which both draw
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from s3pet.widgets.interactive import gate_map, save_html
     from s3pet.widgets.lab import GateLab as gate_lab
     from s3pet.widgets.live import watch
+    from s3pet.widgets.questions import ask
 
-__all__ = ["compare", "environment_report", "explore", "gate_lab", "gate_map", "save_html", "watch"]
+__all__ = ["ask", "compare", "environment_report", "explore", "gate_lab", "gate_map", "save_html", "watch"]
 
 _PLACES = {"compare": "comparison.Comparison", "explore": "explorer.Explorer", "gate_lab": "lab.GateLab"}
-_PLACES |= {"environment_report": "environment.environment_report", "watch": "live.watch"}
+_PLACES |= {"environment_report": "environment.environment_report", "watch": "live.watch", "ask": "questions.ask"}
 _PLACES |= {name: f"interactive.{name}" for name in ("gate_map", "save_html")}
 
 
