@@ -22,11 +22,11 @@ $(STAMP): pyproject.toml requirements.lock tests/real-models.txt
 	@$(PIP) -c requirements.lock -e '.[peft,cluster,test,web]'
 	@touch $@
 
-demo: $(STAMP)  ## the whole path on the embedded backbone: search, retrain, compare, figures in runs/demo
+demo: $(STAMP)  ## a search, its map beside measured utilities, a budget curve with controls, findings in words: runs/demo
 	$(BIN)/python -m s3pet demo --out runs/demo
 
-test: $(STAMP) $(VENV)/.real-models  ## all tests
-	$(BIN)/python -m pytest
+test: $(STAMP) $(VENV)/.real-models  ## all tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 faults: $(STAMP)  ## bad arguments, damaged files, kills at every write, full disks, interrupts at any line: tables (an hour)
 	$(BIN)/python tests/faults

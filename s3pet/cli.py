@@ -21,6 +21,7 @@ from s3pet.objectives.texts import ObjectiveSettings
 from s3pet.result import read_config, space_hash
 from s3pet.searcher import Settings, make_settings
 from s3pet.structure import MANUAL, parse_budget
+from s3pet.studies import demonstration
 from s3pet.studies.report import show, write_figures
 from s3pet.studies.statistics import summary
 from s3pet.studies.study import Study
@@ -293,15 +294,16 @@ def _demo(args: argparse.Namespace) -> None:
         how = {**DEMO, "budget": DEMO_BUDGET, "out": out, "overwrite": args.overwrite}
         result = _whole(s3pet.search(model, task, space, **how))
     s3pet.save_figure(s3pet.plot_gates(result), out / "figures" / "gates")
-    s3pet.save_figure(s3pet.plot_structure(result.structure()), out / "figures" / "structure")
-    print("Retraining this structure, random ones of the same budget, structures chosen by hand, and the whole model.")
-    names = ("bitfit", "lnfit", "lora_qv", "all", "full", "zero-shot")
-    structures, rows = _structures([result], space, model, 5, names), out / "comparison.jsonl"
-    table = s3pet.compare(model, task, structures, out=rows, batch_size=16, evaluations=5)
+    utility = demonstration.measured_utility(task)
+    if utility is not None:
+        s3pet.save_figure(s3pet.plots.plot_faithfulness(result, utility)[0], out / "figures" / "utility")
+    print(f"Training its structures at {', '.join(demonstration.BUDGETS)} and controls that need no search:")
+    table = demonstration.compare_budgets(model, task, space, result, out / "comparison.jsonl")
     table.to_csv(out / "comparison.csv", index=False)
-    s3pet.save_figure(s3pet.plots.plot_comparison(table), out / "figures" / "comparison")
-    _print_summary(table)
-    print(f"{s3pet.describe(result)}\nThe structure, the gate table, comparison.csv and the figures are in {out}.")
+    s3pet.save_figure(s3pet.plots.plot_budget_curve(table, metric=task.metric), out / "figures" / "budgets")
+    print(f"\nThe search: {s3pet.describe(result, top=1)}\n\nWhat was found:")
+    print(demonstration.findings(result, table, utility))
+    print(f"\nThe structure, the gate table, comparison.csv and the figures are in {out}.")
 
 
 def _print_summary(table: Any) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import runpy
 import sys
 from dataclasses import fields
@@ -19,6 +20,7 @@ from s3pet.cli import _as_options, main
 from s3pet.errors import RunError
 from s3pet.objectives import ObjectiveSettings
 from s3pet.searcher import Searcher, Settings
+from s3pet.studies import demonstration
 from s3pet.tuning import Recipe
 
 COMMANDS = ("search", "retrain", "export", "map", "compare", "study", "space", "demo")
@@ -231,12 +233,12 @@ def test_a_folder_that_holds_something_else_than_a_demo_is_refused(name, more, t
 @pytest.mark.slow
 def test_the_demo(monkeypatch, tmp_path, capsys):
     """The whole path, with few steps."""
-    compare, load_task, out, record = s3pet.compare, s3pet.load_task, tmp_path / "demo", Searcher.record
+    load_task, out, record = s3pet.load_task, tmp_path / "demo", Searcher.record
     monkeypatch.setattr(s3pet, "load_task", lambda *args, **kwargs: load_task(*args, **kwargs).subsample(200, 40, 40))
     monkeypatch.setitem(cli.DEMO, "steps", 6)
-    monkeypatch.setattr(
-        s3pet, "compare", lambda *args, **kwargs: compare(*args, **{**kwargs, "evaluations": 1}, steps=2)
-    )
+    monkeypatch.setitem(demonstration.RECIPE, "steps", 2)
+    monkeypatch.setitem(demonstration.RECIPE, "lr_warmup", 0)
+    monkeypatch.setattr(demonstration, "RUNS", 2)
 
     def interrupt(self):
         raise KeyboardInterrupt
@@ -249,12 +251,15 @@ def test_the_demo(monkeypatch, tmp_path, capsys):
     assert main(["demo", "--out", str(out)]) == 0
     assert steps == [4, 5, 6]
     printed = capsys.readouterr().out
-    assert "zero-shot" in printed and f"are in {tmp_path / 'demo'}." in printed
+    assert len(re.findall(r"^- 0\.\d+% \([\d,]+ parameters\): searched .*, covered .*, so|which", printed, re.M)) == 3
+    assert f"are in {tmp_path / 'demo'}." in printed
     files = {path.name for path in (tmp_path / "demo").iterdir()}
     assert {"config.json", "gates.parquet", "structure.json", "comparison.csv", "figures"} <= files
-    assert {path.stem for path in (tmp_path / "demo" / "figures").iterdir()} == {"gates", "structure", "comparison"}
+    assert {path.stem for path in (tmp_path / "demo" / "figures").iterdir()} == {"gates", "budgets"}  # other rows
     monkeypatch.setattr(s3pet, "search", lambda *args, **kwargs: pytest.fail("the search was finished"))
-    monkeypatch.setattr("s3pet.studies.comparison.retrain", lambda *args, **kwargs: pytest.fail("all rows are there"))
+    monkeypatch.setattr(
+        "s3pet.studies.comparison.measure_together", lambda *args, **kwargs: pytest.fail("all rows are there")
+    )
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
     assert f"The demo in {out} is complete: it is opened" in capsys.readouterr().out
     assert main(["demo", "--out", str(out), "--task", "pocket/number"]) == 2
