@@ -37,7 +37,11 @@ def save_state(path: Path, config: Mapping[str, Any], tensors: Mapping[str, torc
 
 
 def load_state(
-    folder: Path, config: Mapping[str, Any], own: Mapping[str, torch.Tensor], overwrite: bool = False
+    folder: Path,
+    config: Mapping[str, Any],
+    own: Mapping[str, torch.Tensor],
+    overwrite: bool = False,
+    what: str = "search",
 ) -> tuple[dict[str, torch.Tensor], Any] | None:
     """The state that :func:`save_state` wrote, with tensors of the shapes of ``own``; None if there is none.
 
@@ -51,7 +55,7 @@ def load_state(
             if _state_hash(about["state"], tensors) != about["hash"]:
                 raise ValueError("it was changed after it was written")
             state = json.loads(about["state"])
-        check_same(folder.parent, state["config"], config)
+        check_same(folder.parent, state["config"], config, what)
         with reading(path, hint="Remove it to start this search anew"):
             if wrong := [name for name, tensor in own.items() if tensors[name].shape != tensor.shape]:
                 raise ValueError(f"{wrong[0]} has another shape")

@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from s3pet import trainer
-from s3pet.files.states import load_state, save_state
+from s3pet.files.reading import reading
+from s3pet.files.states import STATE, load_state, save_state
 from s3pet.studies.population import Population
 
 
 def train_in(folder: Path | None, population: Population, *, score: bool = True) -> None:
-    """:meth:`Population.train` to the last step, with checkpoints at least every minute, but not all of the time.
+    """:meth:`Population.train` to the last step, from the last checkpoint in a folder; None: no checkpoints.
 
-    The name of the folder stands for all that decides the training. None: no checkpoints.
+    The name of the folder stands for all that decides the training. Raises RunError if the checkpoint is damaged.
+    """
+    after = keep_going(folder, {"key": "" if folder is None else folder.name}, population, {})
+    population.train(after=after, score=score)
+
+
+def keep_going(
+    folder: Path | None, config: dict[str, Any], population: Population, notes: dict[str, Any]
+) -> Callable[[], None]:
+    """Go on from the last checkpoint in a folder; returns what writes one, at least every minute but not all the time.
+
+    Args:
+        folder: None: nothing is read or written. config: decides the training. population: inside its ``with``.
+        notes: what else belongs to the state, as JSON, updated here; ``left`` are the numbers of the members left.
 
     Raises:
-        RunError: the checkpoint is damaged.
+        RunError: the checkpoint is damaged, or was made with another config.
     """
     if folder is None:
-        population.train(score=score)
-        return
-    config = {"key": folder.name}
-    if (state := load_state(folder, config, _tensors(population))) is not None:
-        _restore(population, *state)
+        return lambda: None
+    if (state := load_state(folder, config, {}, what="race")) is not None:
+        tensors, rest = state
+        notes |= rest.pop("notes")
+        if "left" in notes:
+            population.keep(notes["left"])
+        _restore(folder, population, tensors, rest)
     due = time.perf_counter()
 
     def save() -> None:
@@ -34,11 +51,11 @@ def train_in(folder: Path | None, population: Population, *, score: bool = True)
         if (started := time.perf_counter()) >= due:
             names = ("step", "rows", "best", "best_step", "curves")
             rest = {name: getattr(population, name) for name in names} | {"scored": population.objective.scored}
-            save_state(folder, config, _tensors(population), rest)
+            save_state(folder, config, _tensors(population), rest | {"notes": notes})
             now = time.perf_counter()
             due = now + min(trainer.AT_MOST, trainer.PAUSE * (now - started))
 
-    population.train(after=save, score=score)
+    return save
 
 
 def _tensors(population: Population) -> dict[str, torch.Tensor]:
@@ -48,8 +65,12 @@ def _tensors(population: Population) -> dict[str, torch.Tensor]:
     return own | {f"optimizer.{name}": moments.get(name, zero) for name, zero in zeros.items()}
 
 
-def _restore(population: Population, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
-    own = {name: tensors[name].to(like.device) for name, like in _tensors(population).items()}
+def _restore(folder: Path, population: Population, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
+    like = _tensors(population)
+    with reading(folder / STATE, hint="Remove it to start anew"):
+        if wrong := [name for name in like if name not in tensors or tensors[name].shape != like[name].shape]:
+            raise ValueError(f"{wrong[0]} has another shape")
+    own = {name: tensors[name].to(now.device) for name, now in like.items()}
     with torch.no_grad():
         population.theta.copy_(own["theta"])
     population._best_theta, population.finite = own["best_theta"], own["finite"]

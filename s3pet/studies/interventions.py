@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,7 @@ def solo_utility(
     with kept_rows(out) as (path, finished):
         idle = set(probe_inert(model, task, space, objective=objective) if inert is None else inert)
         learned = make_objective(model, task, objective)
-        known: dict[str, Any] = {"backbone": backbone_checksum(model), "task": task.fingerprint}
-        known |= {"recipe": recorded(Recipe(**chosen)), "objective": recorded(learned.settings)}
+        known = _known(model, task, chosen, objective)
         with preserved(model):
             before = blocks_before(learned, model, space.candidates, learned.encode(task.train[:1])[0])
         active = sorted((c for c in space if c.name not in idle), key=lambda c: len(before[c.name]))
@@ -155,6 +154,7 @@ def drop_utility(
     seed: int = 0,
     inert: Sequence[str] | None = None,
     objective: Any = None,
+    out: str | Path | None = None,
     progress: bool = True,
     **recipe: Any,
 ) -> pd.DataFrame:
@@ -166,48 +166,86 @@ def drop_utility(
     chosen = {"steps": 300, "batch_size": 16, "lr": 3e-3, "lr_warmup": 30} | recipe
     _check(model, space, inert, progress, chosen)
     SEED.check(SearchError, seed=seed)
-    idle = set(probe_inert(model, task, space, objective=objective) if inert is None else inert)
-    lr = chosen.pop("lr")
-    population = Population(
-        model, task, [Member(space.candidates, lr, seed)], Recipe(**chosen, evaluations=1), objective
-    )
-    with population:
-        while population.step < population.recipe.steps:
-            population.advance()
+    chosen["evaluations"] = 1
+    with kept_rows(out) as (path, finished):
+        idle = set(probe_inert(model, task, space, objective=objective) if inert is None else inert)
+        known = _known(model, task, chosen, objective)
+        names = ["", *(name for name in space.names if name not in idle)]
+        keys = {name: row_key(structure=["drop", [*space.names], name, seed], **known) for name in names}
+        place = unfinished(path, [*keys.values()])
+        with tqdm(total=len(names), desc=f"drop on {task.name}", disable=not progress) as bar:
+            bar.update(len(done := set(keys.values()) & set(finished)))
+            if len(done) < len(names):
+                tensors, learned = _train_all(model, task, space, seed, chosen, objective, place)
+                waiting = [name for name in names if keys[name] not in done]
+
+                def keep(name: str, row: dict[str, Any]) -> None:
+                    finished[keys[name]] = row
+                    if path is not None:
+                        append_row(path, {"key": keys[name], **row})
+                    bar.update()
+
+                _take_out(model, task, space, waiting, tensors, learned, keep)
+        discard(place)
+    rows, all_on = [], finished[keys[""]]
+    for name in space.names:
+        own = finished[keys.get(name, keys[""])]
+        gain = torch.tensor(own["losses"]) - torch.tensor(all_on["losses"])
+        error = float(gain.std() / math.sqrt(len(gain)))
+        gained = all_on["score"] - own["score"]
+        rows.append({"utility": float(gain.mean()), "utility_error": error, "score_gain": gained})
+    return _table(space, task, rows, idle, {"measure": "drop", "steps": chosen["steps"], "seeds": 1})
+
+
+def _train_all(
+    model: nn.Module, task: Task, space: Space, seed: int, recipe: dict[str, Any], objective: Any, folder: Path | None
+) -> tuple[dict[str, Tensor], Any]:
+    """The tensors of all candidates trained together, and the objective with its trained head."""
+    lr = recipe["lr"]
+    with Population(model, task, [Member(space.candidates, lr, seed)], Recipe(**recipe), objective) as population:
+        train_in(folder, population, score=False)
         if not population.finite[0]:
             raise DivergedError(f"all candidates trained together diverged; lower lr (now {lr:g}) or raise lr_warmup")
         tensors = population.tensors(0, best=False)
-    learned, examples = population.objective, task.validation
-    if learned.head is not None:
-        learned.head.load_state_dict({n.removeprefix("head/"): t for n, t in tensors.items() if n.startswith("head/")})
-    losses, correct = {}, {}
-    with preserved(model), torch.no_grad(), Supernet(model, space, seed=seed) as supernet:
+    if population.objective.head is not None:
+        head = {n.removeprefix("head/"): t for n, t in tensors.items() if n.startswith("head/")}
+        population.objective.head.load_state_dict(head)
+    return tensors, population.objective
+
+
+def _take_out(
+    model: nn.Module,
+    task: Task,
+    space: Space,
+    names: Sequence[str],
+    tensors: dict[str, Tensor],
+    learned: Any,
+    keep: Callable[[str, dict[str, Any]], None],
+) -> None:
+    """For each name, ``keep`` losses of all validation rows and the score without this candidate ("": with all)."""
+    encoded = learned.encode(task.validation)
+    numbers = in_batches(encoded, BATCH)
+    order = torch.tensor([number for part in numbers for number in part]).argsort()
+    labels = [example.label for example in task.validation]
+    with preserved(model), torch.no_grad(), Supernet(model, space, seed=0) as supernet:
         supernet.load(tensors)
         model.eval()
         learned.eval()
-        encoded = learned.encode(examples)
-        numbers = in_batches(encoded, BATCH)
         batches = [learned.collate([encoded[number] for number in part]) for part in numbers]
-        labels = [examples[number].label for part in numbers for number in part]
-        ones = torch.ones(len(space), device=learned.device)
-        plan = [None, *(n for n, c in enumerate(space) if c.name not in idle)]
-        for number in tqdm(plan, desc=f"drop on {task.name}", disable=not progress):
-            gates = ones.clone()
-            if number is not None:
-                gates[number] = 0.0
-            name = "" if number is None else space.candidates[number].name
+        for name in names:
+            gates = torch.tensor([float(own != name) for own in space.names], device=learned.device)
             scores = [_scores(learned, batch, supernet, gates) for batch in batches]
-            parts = zip(scores, batches, strict=True)
-            losses[name] = torch.cat([learned.losses(score, batch["target"]) for score, batch in parts])
-            check_finite(f"the loss without {name} is", losses[name].sum())
-            correct[name] = task.score(learned.decide(torch.cat(scores)), labels)[task.metric]
-    rows = []
-    for c in space:
-        gain = losses.get(c.name, losses[""]) - losses[""]
-        error = float(gain.std() / math.sqrt(len(gain)))
-        gained = correct[""] - correct.get(c.name, correct[""])
-        rows.append({"utility": float(gain.mean()), "utility_error": error, "score_gain": gained})
-    return _table(space, task, rows, idle, {"measure": "drop", "steps": chosen["steps"], "seeds": 1})
+            losses = torch.cat([learned.losses(s, b["target"]) for s, b in zip(scores, batches, strict=True)])
+            check_finite(f"the loss without {name} is", losses.sum())
+            score = task.score(learned.decide(torch.cat(scores)[order]), labels)[task.metric]
+            keep(name, {"candidate": name, "losses": losses[order].tolist(), "score": score})
+
+
+def _known(model: nn.Module, task: Task, recipe: dict[str, Any], objective: Any) -> dict[str, Any]:
+    """What decides the rows of an intervention beside its structure, for :func:`row_key`."""
+    settings = make_objective(model, task, objective).settings
+    known = {"backbone": backbone_checksum(model), "task": task.fingerprint, "recipe": recorded(Recipe(**recipe))}
+    return {**known, "objective": recorded(settings)}
 
 
 def _check(model: nn.Module, space: Space, inert: Any, progress: Any, recipe: dict[str, Any]) -> None:

@@ -11,20 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
-from s3pet.backbones import borrows
+from s3pet.backbones import backbone_checksum, borrows
 from s3pet.errors import DivergedError, RunError, SearchError, shown
 from s3pet.files.kinds import FLAG, POSITIVE, SEED, is_real, many, several, whole
+from s3pet.files.reading import path_of
 from s3pet.gates import BudgetLike
 from s3pet.objectives.streams import derive
-from s3pet.records import settings_of
+from s3pet.records import recorded, settings_of
 from s3pet.result import SearchResult
 from s3pet.space import Space
 from s3pet.structure import Structure, random_structure
+from s3pet.studies.checkpoints import keep_going
 from s3pet.studies.comparison import check_entries
 from s3pet.studies.population import Member, Population
 from s3pet.studies.selectors import covered_structure, sampled_structure
@@ -32,6 +35,7 @@ from s3pet.tasks import Task
 from s3pet.trainer import Recipe
 from s3pet.transfer import RESULT, average_gates
 
+COLUMNS = ["name", "lr", "seed", "n_params", "validation", "steps", "diverged"]
 RUNGS = {0.3: 0.4, 0.6: 0.15}  # share of the steps → share of the members that goes on
 
 
@@ -67,6 +71,7 @@ def race(
     seed: int = 0,
     objective: Any = None,
     test: bool = False,
+    checkpoints: str | Path | None = None,
     **recipe: Any,
 ) -> Race:
     """Train structures together, drop the worse ones at each rung, and keep the best by validation.
@@ -77,10 +82,12 @@ def race(
         lrs: learning rates; each structure starts once for each.
         rungs: share of the steps at which members are dropped → share of all members that goes on, at least one.
         seed, objective: as for :func:`s3pet.retrain`.
+        checkpoints: folder from which a race that was cut off continues; remove it when the result is kept.
         **recipe: fields of :class:`s3pet.trainer.Recipe`, except ``lr`` and ``seed``.
 
     Raises:
-        SearchError: nothing to race, or bad rungs. DivergedError: every member diverged.
+        SearchError: nothing to race, or bad rungs. DivergedError: every member diverged. RunError: ``checkpoints`` is
+            of a race with other settings, or damaged.
     """
     check_entries(model, proposals, (), "proposals")
     if not isinstance(rungs, Mapping) or not all(
@@ -93,29 +100,38 @@ def race(
     chosen = settings_of(Recipe, recipe, "race")
     entries = [(name, lr) for name in proposals for lr in lrs]
     members = [Member(proposals[name].candidates, lr, seed) for name, lr in entries]
-    left, rows = [*range(len(members))], dict[int, dict[str, Any]]()
+    place = None if checkpoints is None else path_of(checkpoints, name="checkpoints")
+    notes: dict[str, Any] = {"left": [*range(len(members))], "rung": 0, "rows": {}}
     with Population(model, task, members, chosen, objective) as population:
-        for at, share in [*sorted(rungs.items()), (1.0, 0.0)]:
-            population.train(round(at * chosen.steps))
+        config = {**recorded(chosen), **recorded(population.objective.settings), "lr": [*lrs], "seed": seed}
+        config |= {"model_hash": backbone_checksum(model), "task_hash": task.fingerprint, "rungs": [*rungs.items()]}
+        config |= {"proposals": {name: [*structure.names] for name, structure in proposals.items()}}
+        after, rows = keep_going(place and place / "checkpoint", config, population, notes), notes["rows"]
+        for rung, (at, share) in enumerate([*sorted(rungs.items()), (1.0, 0.0)]):
+            if rung < notes["rung"]:
+                continue
+            population.train(round(at * chosen.steps), after)
             if not population.curves[0] or population.curves[0][-1][0] != population.step:
                 population.note()
+            left = notes["left"]
             for k, number in enumerate(left):
                 name, lr = entries[number]
-                rows[number] = {"name": name, "lr": lr, "seed": seed, "n_params": proposals[name].n_params}
-                rows[number] |= {"validation": population.best[k], "steps": population.step, "diverged": False}
+                row = {"name": name, "lr": lr, "seed": seed, "n_params": proposals[name].n_params}
+                row |= {"validation": population.best[k], "steps": population.step, "diverged": False}
                 if not population.finite[k]:
-                    rows[number] |= {"validation": None, "diverged": True}
+                    row |= {"validation": None, "diverged": True}
+                rows[str(number)] = row
             # by the best score so far; of equals by the last loss
             alive = [k for k in range(len(left)) if population.finite[k]]
             if not alive:
                 raise DivergedError("every member of the race diverged; lower lrs or raise lr_warmup")
             order = sorted(alive, key=lambda k: (-population.best[k], population.curves[k][-1][2]))
             keep = sorted(order[: max(1, round(share * len(members)))])
-            left = [left[k] for k in keep]
             population.keep(keep)
+            notes |= {"left": [left[k] for k in keep], "rung": rung + 1}
         score = population.evaluate(task.test, best=True)[1][0] if test else None
-    name, lr = entries[left[0]]
-    table = pd.DataFrame([rows[number] for number in sorted(rows)])
+    name, lr = entries[notes["left"][0]]
+    table = pd.DataFrame([rows[number] for number in sorted(rows, key=int)], columns=COLUMNS)
     table = table.sort_values(["diverged", "steps", "validation"], ascending=[True, False, False], ignore_index=True)
     return Race(proposals[name], lr, population.best[0], score, table, population.rows, population.objective.scored)
 

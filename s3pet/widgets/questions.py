@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import ipywidgets as W
 
 from s3pet.errors import PlotError
-from s3pet.files.kinds import number
+from s3pet.files.kinds import TEXT, Kind, number, optional
 
 
 class Question(W.VBox):
@@ -105,9 +105,12 @@ def ask(text: str, options: Sequence[str] | None = None) -> Question:
     Raises:
         PlotError: something else.
     """
-    answers = [*options] if isinstance(options, (list, tuple)) else options
-    named = isinstance(answers, list) and all(isinstance(answer, str) and answer for answer in answers)
-    if not (isinstance(text, str) and text) or not (answers is None or (named and len({*answers}) == len(answers) > 1)):
-        what = "a question and two or more different answers, or None for a number"
-        raise PlotError(f"Expected {what}; got {text!r:.80}, {options!r:.80}.")
-    return Question(text, answers)
+    TEXT.check(PlotError, text=text)
+    optional(_OPTIONS).check(PlotError, options=options)
+    return Question(text, options)
+
+
+_OPTIONS = Kind(
+    "two or more different answers, or None for a number",
+    lambda v: isinstance(v, list | tuple) and all(TEXT.holds(o) and o for o in v) and len({*v}) == len(v) > 1,
+)

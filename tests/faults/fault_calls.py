@@ -278,6 +278,7 @@ def plot_calls(g):
                space="any")
     yield Call("widgets.save_html", widgets.save_html, {"source": g.folder / "runs", "path": New(g.folder)},
                source="gates")
+    yield Call("widgets.ask", widgets.ask, {"text": "Which?", "options": ["a", "b"]}, text="text", options="texts")
     yield Call("widgets.gate_lab", widgets.gate_lab, {}, candidates="pairs")
     yield Call("widgets.watch", lambda search: _watched(search), {"search": list}, search="function")
 

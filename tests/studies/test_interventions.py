@@ -7,12 +7,13 @@ import torch
 from tiny import tiny_bert, tiny_t5
 from toy import toy_task
 
-from s3pet import load_backbone, load_task, make_space, retrain
+from s3pet import load_backbone, load_task, make_space, retrain, trainer
 from s3pet.errors import SpaceError
 from s3pet.objectives import make_objective
 from s3pet.structure import Structure
 from s3pet.studies import interventions
 from s3pet.studies.interventions import drop_utility, probe_inert, solo_utility
+from s3pet.studies.population import Population
 from s3pet.supernet import Supernet
 
 QUICK = {"steps": 5, "batch_size": 8, "lr_warmup": 0, "progress": False}
@@ -109,3 +110,39 @@ def test_drop_utility_is_what_is_lost_without_a_module(make):
             without = mean_loss(model, task, learned)
         assert table.utility[number] == pytest.approx(without - together, abs=2e-4)
     assert table.utility[~table.inert].abs().max() > 1e-3
+
+
+def test_drop_utility_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+    model, task = tiny_t5(), toy_task()
+    space, out = small_space(model), tmp_path / "drop.jsonl"
+    whole, real, steps, written = drop_utility(model, task, space, **QUICK), Population.advance, [], []
+    monkeypatch.setattr(trainer, "PAUSE", 0)  # a checkpoint after every step
+    keep = interventions.append_row
+
+    def advance(self):
+        if self.step == 3 and steps.count(2) == 1 and 3 not in steps:
+            steps.append(3)
+            raise KeyboardInterrupt
+        steps.append(self.step)
+        return real(self)
+
+    def append(path, row):
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.append(row["candidate"])
+        keep(path, row)
+
+    monkeypatch.setattr(Population, "advance", advance)
+    monkeypatch.setattr(interventions, "append_row", append)
+    for _ in range(2):  # in training, and between two candidates
+        with pytest.raises(KeyboardInterrupt):
+            drop_utility(model, task, space, out=out, **QUICK)
+    assert steps == [0, 1, 2, 3, 3, 4] and len(written) == 4
+    monkeypatch.setattr(
+        interventions, "append_row", lambda path, row: (written.append(row["candidate"]), keep(path, row))
+    )
+    again = drop_utility(model, task, space, out=out, **QUICK)
+    assert again.equals(whole) and len(written) == len(set(written)) == 1 + (~whole.inert).sum()
+    assert [path.name for path in tmp_path.iterdir()] == ["drop.jsonl"]
+    monkeypatch.setattr(interventions, "Population", None)  # nothing is trained again
+    assert drop_utility(model, task, space, out=out, **QUICK).equals(whole)

@@ -1,11 +1,12 @@
 """Races: the worse members are dropped, the best is kept, and what it cost is counted."""
 
+import pandas as pd
 import pytest
 from tiny import tiny_t5
 from toy import toy_task
 
-from s3pet import make_space, manual_structure, random_structure, search
-from s3pet.errors import SearchError
+from s3pet import make_space, manual_structure, random_structure, search, trainer
+from s3pet.errors import RunError, SearchError
 from s3pet.studies.population import Population
 from s3pet.studies.racing import proposals, race
 from s3pet.studies.selectors import sampled_structure
@@ -37,6 +38,37 @@ def test_a_race_keeps_the_best_by_validation(monkeypatch):
     assert result.validation == result.table.validation[result.table.steps == 10].max()
     assert result.structure == proposals[result.table.name[0]]
     assert 0 <= result.test <= 1
+
+
+@pytest.mark.parametrize("end", [1, 4, 5, 8, 10])  # the first step, at a rung, between two, the last
+def test_a_race_goes_on_where_it_was_cut_off(end, monkeypatch, tmp_path):
+    model, task = tiny_t5(), toy_task()
+    space = make_space(model, "mixed")
+    entries = {f"random {n}": random_structure(space, 300, seed=n) for n in range(4)}
+    how = {"lrs": (3e-3, 1e-2), "rungs": {0.4: 0.5, 0.8: 0.2}, "test": True, **QUICK}
+    whole, real, steps = race(model, task, entries, **how), Population.advance, []
+    monkeypatch.setattr(trainer, "PAUSE", 0)  # a checkpoint after every step
+
+    def advance(self):
+        if len(steps) == end:
+            raise KeyboardInterrupt
+        steps.append(self.step)
+        return real(self)
+
+    monkeypatch.setattr(Population, "advance", advance)
+    if end < QUICK["steps"]:
+        with pytest.raises(KeyboardInterrupt):
+            race(model, task, entries, checkpoints=tmp_path, **how)
+        with pytest.raises(RunError, match=r"unfinished race with other settings \(seed 0 → 1\).*remove it"):
+            race(model, task, entries, checkpoints=tmp_path, seed=1, **how)
+    else:
+        race(model, task, entries, checkpoints=tmp_path, **how)
+    monkeypatch.setattr(Population, "advance", lambda self: steps.append(self.step) or real(self))
+    again = race(model, task, entries, checkpoints=tmp_path, **how)
+    assert steps == [*range(QUICK["steps"])]
+    pd.testing.assert_frame_equal(again.table, whole.table)
+    assert (again.structure, again.lr, again.validation, again.test, again.rows) == (
+        whole.structure, whole.lr, whole.validation, whole.test, whole.rows)  # fmt: skip
 
 
 def test_bad_races_are_refused():
