@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from s3pet.errors import SearchError, shown
-from s3pet.files.kinds import FLAG, is_whole, number
+from s3pet.files.kinds import FLAG, check_record, is_whole, number, optional, whole
 
 T = TypeVar("T")
 Choices = Mapping[str, Sequence[Any]]
@@ -68,6 +68,9 @@ def recorded(record: Any) -> dict[str, Any]:
     return values | {name: value for name, value in vars(record).items() if name not in values and value is not None}
 
 
+COST = dict.fromkeys(("passes", "rows", "scored"), whole()) | {"seconds": number(0), "peak_memory": optional(whole())}
+
+
 @dataclass
 class Cost:
     """What a search or a retraining cost.
@@ -88,8 +91,9 @@ class Cost:
 
     @classmethod
     def of(cls, metrics: Mapping[str, Any]) -> Cost:
-        """The cost in a run's metrics; early versions wrote passes and seconds only."""
+        """The cost in a run's metrics; early versions wrote passes and seconds only. ValueError if it is none."""
         if "cost" in metrics:
+            check_record(metrics["cost"], COST)
             return cls(**metrics["cost"])
         return cls(passes=metrics.get("passes", 0), seconds=metrics.get("seconds", 0.0))
 

@@ -242,7 +242,8 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
                 warnings.warn(f"{path}: the last line is unfinished and is ignored", stacklevel=2)
                 break
             try:
-                check_record(row, ROW, ("key",))
+                names = ("task", "structure", "seed", "n_params") if "candidate" not in row else ("losses", "score")
+                check_record(row, ROW, ("key", *(() if row.get("diverged") else names)))
                 check_signature(row)
             except ValueError as error:
                 raise ValueError(f"line {number} is not a row ({error})") from error

@@ -190,9 +190,10 @@ def impossible_run(run):
         yield "chosen"
     if run.space.n_params and not 1 <= run.config["budget"] <= max(run.space.n_params, run.space.backbone_params):
         yield "budget"
-    if not all(whole(run.config[name]) for name in ("budget", "seed", "steps", "backbone_params")):
+    numbers = [run.config[name] for name in ("budget", "seed", "steps", "backbone_params") if name in run.config]
+    if not all(map(whole, numbers)):
         yield "config"
-    if not all(isinstance(run.config[name], str) for name in ("model", "task", "space")):
+    if not all(isinstance(run.config.get(name, ""), str) for name in ("model", "task", "space")):
         yield "names"
     if not run.history["step"].is_monotonic_increasing or not run.history["step"].is_unique:
         yield "history"

@@ -125,6 +125,9 @@ def test_whatever_decides_a_row_is_in_its_key(two_random, monkeypatch):
     assert computed() == 2
 
 
+ROW = {"task": "t", "structure": "s", "seed": 0, "n_params": 3, "score": 1.0}
+
+
 def test_an_unfinished_last_line_is_dropped_with_a_warning(two_random, monkeypatch):
     model, task, structures, path, first = two_random
     whole = path.read_text()
@@ -137,14 +140,14 @@ def test_an_unfinished_last_line_is_dropped_with_a_warning(two_random, monkeypat
         json.loads(line)["key"] for line in whole.splitlines()
     ]
     path.write_text(whole.rstrip("\n"))  # also a line that lacks nothing but its newline
-    comparison.append_row(path, {"key": "more", "score": 1.0})
+    comparison.append_row(path, {"key": "more", **ROW})
     assert [*comparison.read_rows(path)] == [json.loads(whole.splitlines()[0])["key"], "more"]
 
 
-@pytest.mark.parametrize("damage", ["not a row", '{"score": 1}', "[1, 2]", "3"])
+@pytest.mark.parametrize("damage", ["not a row", '{"score": 1}', '{"key": "c", "score": 1}', "[1, 2]", "3"])
 def test_other_damage_is_named_by_file_and_line(tmp_path, damage):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"key": "a"}\n' + damage + '\n{"key": "b"}\n')
+    path.write_text(json.dumps({"key": "a", **ROW}) + f"\n{damage}\n" + json.dumps({"key": "b", **ROW}) + "\n")
     with pytest.raises(RunError, match=r"rows\.jsonl cannot be read: line 2 is not"):
         comparison.read_rows(path)
     assert comparison.read_rows(tmp_path / "none.jsonl") == {}
