@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml requirements.lock tests/real-models.txt
 	@echo "installing into $(VENV) from requirements.lock ..."
 	@$(PIP) --upgrade pip
 	@$(PIP) $(TORCH)
-	@$(PIP) -c requirements.lock -e '.[peft,cluster,test,web]'
+	@$(PIP) -c requirements.lock -e '.[peft,cluster,test,web,docs]'
 	@touch $@
 
 demo: $(STAMP)  ## the whole path on the embedded backbone: search, retrain, compare, figures in runs/demo

@@ -1,0 +1,115 @@
+"""The documentation site: ``make docs`` builds it in docs/_build/html, offline, and any warning is an error.
+
+The source folder is the root of the project, so that the pages that people read on a code host (README, notebooks,
+results) are pages of the site as they are, with their links. Notebooks are shown with the outputs that are stored in
+them. The front page is the README with the contents of docs/contents.md below it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import s3pet  # noqa: E402
+import s3pet.widgets  # noqa: E402
+
+project, author, version, release = "s3pet", "the s3pet authors", s3pet.__version__, s3pet.__version__
+project_copyright = "the s3pet authors, Apache-2.0"
+extensions = [
+    "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.githubpages", "gallery"
+]  # fmt: skip
+root_doc = "README"
+include_patterns = [
+    "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "data/*/*.md", "docs/*.md", "docs/api/*.rst", "notebooks/*.ipynb",
+    "notebooks/README.md", "tests/benchmarks/README.md",
+]  # fmt: skip
+exclude_patterns = [".*", "runs", "build", "dist", "docs/_build", "docs/contents.md", "**/.ipynb_checkpoints"]
+templates_path = ["docs/templates"]
+suppress_warnings = ["toc.empty_glob"]
+
+html_theme, html_title = "furo", f"s3pet {release}"
+html_copy_source = html_show_sphinx = False
+html_math_renderer = "mathml"
+
+nb_execution_mode = "off"
+nb_ipywidgets_js: dict[str, Any] = {}  # nothing from a network: notebooks show the pictures of their widgets
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 4
+
+default_role = "py:obj"
+nitpicky = True
+autodoc_typehints, autodoc_member_order, autodoc_class_signature = "signature", "bysource", "mixed"
+autodoc_default_options = {"exclude-members": "__new__"}
+napoleon_numpy_docstring, napoleon_custom_sections = False, ["Source"]
+
+FORMULAS = {r"\arg": r"\operatorname{arg}"}  # what the converter does not know
+logger = logging.getLogger(__name__)
+
+
+def mathml(writer: Any, node: Any, display: str) -> None:
+    """Write a formula as MathML, which browsers show without a script."""
+    formula = node.astext()
+    for command, known in FORMULAS.items():
+        formula = re.sub(rf"{re.escape(command)}(?![a-z])", lambda _: known, formula)  # noqa: B023
+    written = convert(formula, display=display)
+    if "\\" in written:
+        logger.warning("unknown command in the formula %r", formula, location=node)
+    writer.body.append(f'<div class="math">{written}</div>' if display == "block" else written)
+    raise nodes.SkipNode
+
+
+def add_contents(app: Sphinx, name: str, source: list[str]) -> None:
+    """Put the contents of the site below the README."""
+    if name == root_doc:
+        source[0] += "\n" + (HERE / "contents.md").read_text(encoding="utf-8")
+
+
+def keep_columns(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Show what is indented in the docstring of a module or package as it stands there, as code is."""
+    if what != "module":
+        return
+    for at in range(len(lines) - 1, 0, -1):
+        before = next((line for line in reversed(lines[:at]) if line), "")
+        if not lines[at - 1] and lines[at].startswith("    ") and before[:1] not in ("", " ") and before[-2:] != "::":
+            lines[at:at] = ["::", ""]
+
+
+def find_public(app: Sphinx, env: Any, node: Any, text: Any) -> Any:
+    """Lead ``s3pet.search`` to ``s3pet.searcher.search``, and names of packages to where they are described."""
+    target = node.get("reftarget", "")
+    short = target.removeprefix("s3pet.")
+    module = s3pet._MODULE_OF.get(short)
+    if module is None or node.get("refdomain") != "py":
+        return None
+    python = env.get_domain("py")
+    return python.resolve_xref(env, node["refdoc"], app.builder, "obj", f"s3pet.{module}.{short}", node, text)
+
+
+def add_front_page(app: Sphinx, problem: Exception | None) -> None:
+    """Let the address of the site lead to its front page."""
+    if problem is None and app.builder.name == "html":
+        shutil.copyfile(Path(app.outdir, f"{root_doc}.html"), Path(app.outdir, "index.html"))
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the functions above."""
+    for name in s3pet.widgets.__all__:  # imported on first use, which autodoc does not do
+        setattr(s3pet.widgets, name, getattr(s3pet.widgets, name))
+    inline, block = (lambda writer, node, kind=kind: mathml(writer, node, kind) for kind in ("inline", "block"))
+    app.add_html_math_renderer("mathml", (inline, None), (block, None))
+    app.connect("source-read", add_contents)
+    app.connect("autodoc-process-docstring", keep_columns)
+    app.connect("missing-reference", find_public)
+    app.connect("build-finished", add_front_page)
