@@ -7,9 +7,11 @@ them. The front page is the README with the contents of docs/contents.md below i
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,6 @@ include_patterns = [
 ]  # fmt: skip
 exclude_patterns = [".*", "runs", "build", "dist", "docs/_build", "docs/contents.md", "**/.ipynb_checkpoints"]
 templates_path = ["docs/templates"]
-suppress_warnings = ["toc.empty_glob"]
 
 html_theme, html_title = "furo", f"s3pet {release}"
 html_copy_source = html_show_sphinx = False
@@ -52,9 +53,10 @@ default_role = "py:obj"
 nitpicky = True
 autodoc_typehints, autodoc_member_order, autodoc_class_signature = "signature", "bysource", "mixed"
 autodoc_default_options = {"exclude-members": "__new__"}
-napoleon_numpy_docstring, napoleon_custom_sections = False, ["Source"]
+napoleon_numpy_docstring, napoleon_use_ivar, napoleon_custom_sections = False, True, ["Source"]
 
 FORMULAS = {r"\arg": r"\operatorname{arg}"}  # what the converter does not know
+OTHERS = {"collections", "contextlib", "datasets", "matplotlib", "nn", "numpy", "pandas", "pathlib", "torch", "transformers"}
 logger = logging.getLogger(__name__)
 
 
@@ -71,30 +73,64 @@ def mathml(writer: Any, node: Any, display: str) -> None:
 
 
 def add_contents(app: Sphinx, name: str, source: list[str]) -> None:
-    """Put the contents of the site below the README."""
+    """Put the contents of the site below the README, with the notebooks that there are."""
     if name == root_doc:
-        source[0] += "\n" + (HERE / "contents.md").read_text(encoding="utf-8")
+        root, text = HERE.parent, (HERE / "contents.md").read_text(encoding="utf-8")
+        found = {pattern: sorted(path.stem for path in root.glob(pattern)) for pattern in re.findall(r"notebooks/\d.*", text)}
+        for pattern, stems in found.items():
+            text = text.replace(pattern, "\n".join(f"notebooks/{stem}" for stem in stems))
+        source[0] += "\n" + text
 
 
-def keep_columns(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Show what is indented in the docstring of a module or package as it stands there, as code is."""
-    if what != "module":
-        return
-    for at in range(len(lines) - 1, 0, -1):
-        before = next((line for line in reversed(lines[:at]) if line), "")
-        if not lines[at - 1] and lines[at].startswith("    ") and before[:1] not in ("", " ") and before[-2:] != "::":
-            lines[at:at] = ["::", ""]
+def read_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Keep columns and code in docstrings of modules as they stand there; a return value is text, without a type."""
+    if what == "module":
+        for at in range(len(lines) - 1, 0, -1):
+            before = next((line for line in reversed(lines[:at]) if line), "")
+            if not lines[at - 1] and lines[at][:4] == "    " and before[:1] not in ("", " ") and before[-2:] != "::":
+                lines[at:at] = ["::", ""]
+    if "Returns:" in lines[:-1]:
+        at = lines.index("Returns:")
+        lines[at : at + 2] = [f":returns: {lines[at + 1].strip()}"]
 
 
-def find_public(app: Sphinx, env: Any, node: Any, text: Any) -> Any:
-    """Lead ``s3pet.search`` to ``s3pet.searcher.search``, and names of packages to where they are described."""
-    target = node.get("reftarget", "")
-    short = target.removeprefix("s3pet.")
-    module = s3pet._MODULE_OF.get(short)
-    if module is None or node.get("refdomain") != "py":
+@cache
+def documented(env: Any) -> dict[int, str]:
+    """The names under which functions, classes and modules of the library are described, by their identity."""
+    return {id(value_of(name)): name for name in env.get_domain("py").objects}
+
+
+def value_of(name: str) -> Any:
+    """The value of a dotted name, or None; what a class only declares is that class's own text about it."""
+    parts = name.split(".")
+    for at in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:at]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[at:]:
+            value = getattr(value, part, getattr(value, "__annotations__", {}).get(part))
+        return value
+    return None
+
+
+def find_name(app: Sphinx, env: Any, node: Any, text: Any) -> Any:
+    """Lead a name that is described under another one to its description; a name that does not exist is a warning.
+
+    Names of other libraries, and those of ours that have no description, are shown without a link.
+    """
+    target, home = node.get("reftarget", ""), node.get("py:module") or "s3pet"
+    if node.get("refdomain") != "py" or target.split(".")[0] in OTHERS:
+        return text if node.get("refdomain") == "py" else None
+    places = [name for name in sys.modules if name.partition(".")[0] == "s3pet" and name.startswith(home)]
+    names = [target, *(f"{place}.{target}" for place in sorted(places))]
+    value = next((value for name in names if (value := value_of(name)) is not None), None)
+    if value is None:
         return None
+    if (known := documented(env).get(id(value))) is None:
+        return text
     python = env.get_domain("py")
-    return python.resolve_xref(env, node["refdoc"], app.builder, "obj", f"s3pet.{module}.{short}", node, text)
+    return python.resolve_xref(env, node["refdoc"], app.builder, "obj", known, node, text)
 
 
 def add_front_page(app: Sphinx, problem: Exception | None) -> None:
@@ -110,6 +146,6 @@ def setup(app: Sphinx) -> None:
     inline, block = (lambda writer, node, kind=kind: mathml(writer, node, kind) for kind in ("inline", "block"))
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     app.connect("source-read", add_contents)
-    app.connect("autodoc-process-docstring", keep_columns)
-    app.connect("missing-reference", find_public)
+    app.connect("autodoc-process-docstring", read_docstring, priority=400)  # before napoleon
+    app.connect("missing-reference", find_name)
     app.connect("build-finished", add_front_page)
