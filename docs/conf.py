@@ -17,6 +17,7 @@ from typing import Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
@@ -29,7 +30,8 @@ import s3pet.widgets  # noqa: E402
 project, author, version, release = "s3pet", "the s3pet authors", s3pet.__version__, s3pet.__version__
 project_copyright = "the s3pet authors, Apache-2.0"
 extensions = [
-    "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.githubpages", "gallery"
+    "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.githubpages",
+    "gallery",
 ]  # fmt: skip
 root_doc = "README"
 include_patterns = [
@@ -51,12 +53,25 @@ myst_heading_anchors = 4
 
 default_role = "py:obj"
 nitpicky = True
+nitpick_ignore = [("py:class", "PreTrainedTokenizerBase")]  # imported by type checkers only
 autodoc_typehints, autodoc_member_order, autodoc_class_signature = "signature", "bysource", "mixed"
 autodoc_default_options = {"exclude-members": "__new__"}
 napoleon_numpy_docstring, napoleon_use_ivar, napoleon_custom_sections = False, True, ["Source"]
 
 FORMULAS = {r"\arg": r"\operatorname{arg}"}  # what the converter does not know
-OTHERS = {"collections", "contextlib", "datasets", "matplotlib", "nn", "numpy", "pandas", "pathlib", "torch", "transformers"}
+OTHERS = {
+    "collections",
+    "contextlib",
+    "datasets",
+    "matplotlib",
+    "nn",
+    "numpy",
+    "pandas",
+    "pathlib",
+    "torch",
+    "transformers",
+}
+SEVERAL = re.compile(r"    (\*{0,2}\w+(?:, \*{0,2}\w+)+): (.+)")
 logger = logging.getLogger(__name__)
 
 
@@ -76,22 +91,36 @@ def add_contents(app: Sphinx, name: str, source: list[str]) -> None:
     """Put the contents of the site below the README, with the notebooks that there are."""
     if name == root_doc:
         root, text = HERE.parent, (HERE / "contents.md").read_text(encoding="utf-8")
-        found = {pattern: sorted(path.stem for path in root.glob(pattern)) for pattern in re.findall(r"notebooks/\d.*", text)}
+        found = {
+            pattern: sorted(path.stem for path in root.glob(pattern)) for pattern in re.findall(r"notebooks/\d.*", text)
+        }
         for pattern, stems in found.items():
             text = text.replace(pattern, "\n".join(f"notebooks/{stem}" for stem in stems))
         source[0] += "\n" + text
 
 
 def read_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Keep columns and code in docstrings of modules as they stand there; a return value is text, without a type."""
-    if what == "module":
-        for at in range(len(lines) - 1, 0, -1):
-            before = next((line for line in reversed(lines[:at]) if line), "")
-            if not lines[at - 1] and lines[at][:4] == "    " and before[:1] not in ("", " ") and before[-2:] != "::":
-                lines[at:at] = ["::", ""]
+    """Prepare a docstring for napoleon: code and columns stay as they are, and what is no type does not become one."""
+    for at in range(len(lines) - 1, 0, -1):
+        before = next((line for line in reversed(lines[:at]) if line), "")
+        if not lines[at - 1] and lines[at][:4] == "    " and before[:1] not in ("", " ") and before[-2:] != "::":
+            lines[at:at] = ["::", ""]
     if "Returns:" in lines[:-1]:
         at = lines.index("Returns:")
         lines[at : at + 2] = [f":returns: {lines[at + 1].strip()}"]
+    for at, line in enumerate(lines):
+        if several := SEVERAL.fullmatch(line):  # one entry for several arguments
+            names = several[1].replace(", ", ",").replace("*", r"\*")
+            lines[at] = f"    {names}: {several[2]}"
+    if what in ("attribute", "property"):
+        lines.insert(0, "\\ ")  # the first line is a sentence, not a type
+
+
+def space_names(app: Sphinx, tree: nodes.document) -> None:
+    """Write a space after the commas that `read_docstring` has closed up."""
+    for name in tree.findall(addnodes.literal_strong):
+        if "," in name.astext():
+            name.children = [nodes.Text(name.astext().replace(",", ", "))]
 
 
 @cache
@@ -122,8 +151,11 @@ def find_name(app: Sphinx, env: Any, node: Any, text: Any) -> Any:
     target, home = node.get("reftarget", ""), node.get("py:module") or "s3pet"
     if node.get("refdomain") != "py" or target.split(".")[0] in OTHERS:
         return text if node.get("refdomain") == "py" else None
-    places = [name for name in sys.modules if name.partition(".")[0] == "s3pet" and name.startswith(home)]
-    names = [target, *(f"{place}.{target}" for place in sorted(places))]
+    places = sorted(
+        (name for name in sys.modules if name.partition(".")[0] == "s3pet"), key=lambda n: (home not in n, n)
+    )
+    within = [f"{node['py:class']}.{target}"] if node.get("py:class") else []
+    names = [target, *(f"{place}.{name}" for name in [*within, target] for place in places)]
     value = next((value for name in names if (value := value_of(name)) is not None), None)
     if value is None:
         return None
@@ -147,5 +179,6 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     app.connect("source-read", add_contents)
     app.connect("autodoc-process-docstring", read_docstring, priority=400)  # before napoleon
+    app.connect("doctree-read", space_names)
     app.connect("missing-reference", find_name)
     app.connect("build-finished", add_front_page)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import textwrap
+from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import matplotlib.pyplot as plt
 from docutils.parsers.rst import directives
@@ -93,7 +94,7 @@ class Picture(Setup):
     """The figure of one function, drawn by the code."""
 
     required_arguments = 1
-    option_spec = {"caption": directives.unchanged_required, "alt": directives.unchanged_required}
+    option_spec: ClassVar = {"caption": directives.unchanged_required, "alt": directives.unchanged_required}
 
     def run(self) -> list[Any]:
         """Draw, save and show it."""
@@ -135,6 +136,7 @@ def check_gallery(app: Sphinx, env: BuildEnvironment) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Add the directives and the check."""
     plt.switch_backend("agg")
+    getLogger("fontTools").setLevel("WARNING")
     app.add_directive("setup", Setup)
     app.add_directive("picture", Picture)
     app.connect("env-check-consistency", check_gallery)
