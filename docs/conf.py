@@ -7,10 +7,12 @@ them. The front page is the README with the contents of docs/contents.md below i
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shutil
 import sys
+import textwrap
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ exclude_patterns = [".*", "runs", "build", "dist", "docs/_build", "docs/contents
 templates_path = ["docs/templates"]
 
 html_theme, html_title = "furo", f"s3pet {release}"
+html_static_path, html_css_files = ["site.css"], ["site.css"]
 html_copy_source = html_show_sphinx = False
 html_math_renderer = "mathml"
 
@@ -104,7 +107,8 @@ def read_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, 
     for at in range(len(lines) - 1, 0, -1):
         before = next((line for line in reversed(lines[:at]) if line), "")
         if not lines[at - 1] and lines[at][:4] == "    " and before[:1] not in ("", " ") and before[-2:] != "::":
-            lines[at:at] = ["::", ""]
+            end = next((n for n, line in enumerate(lines[at:], at) if line and line[0] != " "), len(lines))
+            lines[at:at] = [f".. code-block:: {language(lines[at:end])}", ""]
     if "Returns:" in lines[:-1]:
         at = lines.index("Returns:")
         lines[at : at + 2] = [f":returns: {lines[at + 1].strip()}"]
@@ -114,6 +118,15 @@ def read_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, 
             lines[at] = f"    {names}: {several[2]}"
     if what in ("attribute", "property"):
         lines.insert(0, "\\ ")  # the first line is a sentence, not a type
+
+
+def language(lines: list[str]) -> str:
+    """How to colour an indented block: as Python if it is that."""
+    try:
+        ast.parse(textwrap.dedent("\n".join(lines)))
+    except SyntaxError:
+        return "text"
+    return "python"
 
 
 def space_names(app: Sphinx, tree: nodes.document) -> None:
@@ -174,7 +187,9 @@ def add_front_page(app: Sphinx, problem: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     for name in s3pet.widgets.__all__:  # imported on first use, which autodoc does not do
-        setattr(s3pet.widgets, name, getattr(s3pet.widgets, name))
+        value = getattr(s3pet.widgets, name)
+        value.__name__ = name  # a class is described under the name that people call
+        setattr(s3pet.widgets, name, value)
     inline, block = (lambda writer, node, kind=kind: mathml(writer, node, kind) for kind in ("inline", "block"))
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     app.connect("source-read", add_contents)

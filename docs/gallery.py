@@ -109,8 +109,8 @@ class Picture(Setup):
             plt.close("all")
         with Image.open(root / f"{base}.png") as picture:
             width, height = (pixels / DPI for pixels in picture.size)
-        place = "one column" if width < 3.6 else "page width" if width < 7.2 else "wider than a page"
-        size = f"{width:.1f} × {height:.1f} inches: {place}"
+        place = "for one column" if width < 3.6 else "for the width of a page" if width < 7.2 else "wider than a page"
+        size = f"{width:.1f} × {height:.1f} inches, {place}"
         template = textwrap.fill(" ".join(self.options["caption"].split()), 100, break_long_words=False)
         parts = {"caption": self.filled("caption"), "template": template, "alt": alt, "code": self.code}
         text = ENTRY.format(name=name, base=base, width=round(SCALE * width), size=size, **parts)
