@@ -108,7 +108,7 @@ def read_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, 
         before = next((line for line in reversed(lines[:at]) if line), "")
         if not lines[at - 1] and lines[at][:4] == "    " and before[:1] not in ("", " ") and before[-2:] != "::":
             end = next((n for n, line in enumerate(lines[at:], at) if line and line[0] != " "), len(lines))
-            lines[at:at] = [f".. code-block:: {language(lines[at:end])}", ""]
+            lines[at:at] = [f".. code-block:: {lexer(lines[at:end])}", ""]
     if "Returns:" in lines[:-1]:
         at = lines.index("Returns:")
         lines[at : at + 2] = [f":returns: {lines[at + 1].strip()}"]
@@ -120,7 +120,7 @@ def read_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, 
         lines.insert(0, "\\ ")  # the first line is a sentence, not a type
 
 
-def language(lines: list[str]) -> str:
+def lexer(lines: list[str]) -> str:
     """How to colour an indented block: as Python if it is that."""
     try:
         ast.parse(textwrap.dedent("\n".join(lines)))
