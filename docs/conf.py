@@ -62,18 +62,8 @@ autodoc_default_options = {"exclude-members": "__new__"}
 napoleon_numpy_docstring, napoleon_use_ivar, napoleon_custom_sections = False, True, ["Source"]
 
 FORMULAS = {r"\arg": r"\operatorname{arg}"}  # what the converter does not know
-OTHERS = {
-    "collections",
-    "contextlib",
-    "datasets",
-    "matplotlib",
-    "nn",
-    "numpy",
-    "pandas",
-    "pathlib",
-    "torch",
-    "transformers",
-}
+OTHERS = {"collections", "contextlib", "datasets", "matplotlib", "nn", "numpy", "pandas", "pathlib", "t", "torch"}
+OTHERS |= {"traitlets", "transformers"}
 SEVERAL = re.compile(r"    (\*{0,2}\w+(?:, \*{0,2}\w+)+): (.+)")
 logger = logging.getLogger(__name__)
 
