@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import shutil
 import sys
@@ -110,6 +111,13 @@ def read_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, 
         lines.insert(0, "\\ ")  # the first line is a sentence, not a type
 
 
+def own_signature(app: Sphinx, what: str, name: str, thing: Any, options: Any, written: str | None, value: Any) -> Any:
+    """The arguments of a widget are those of its constructor, not of the library it is made of."""
+    if what == "class" and "t.Any" in (written or ""):
+        return str(inspect.signature(thing.__init__)).replace("self, ", "").removesuffix(" -> None"), value
+    return None
+
+
 def lexer(lines: list[str]) -> str:
     """How to colour an indented block: as Python if it is that."""
     try:
@@ -184,6 +192,7 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     app.connect("source-read", add_contents)
     app.connect("autodoc-process-docstring", read_docstring, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", own_signature)
     app.connect("doctree-read", space_names)
     app.connect("missing-reference", find_name)
     app.connect("build-finished", add_front_page)
