@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input $(PIP_ARGS)
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements.lock)
 
-.PHONY: help demo test faults check format notebooks runs results lab page bench bench-real pocket lock clean
+.PHONY: help demo test faults check format docs notebooks runs results lab page bench bench-real pocket lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml requirements.lock tests/real-models.txt
 	@echo "installing into $(VENV) from requirements.lock ..."
 	@$(PIP) --upgrade pip
 	@$(PIP) $(TORCH)
-	@$(PIP) -c requirements.lock -e '.[peft,cluster,test,web]'
+	@$(PIP) -c requirements.lock -e '.[peft,cluster,test,web,docs]'
 	@touch $@
 
 demo: $(STAMP)  ## a search, its map beside measured utilities, a budget curve with controls, findings in words: runs/demo
@@ -43,6 +43,10 @@ check: $(STAMP)  ## format, lint, types
 format: $(STAMP)  ## format and sort imports
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)  ## the documentation as web pages, in docs/_build/html (a minute; offline, warnings fail)
+	rm -rf docs/api docs/_build
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . docs/_build/html
 
 notebooks: $(STAMP)  ## execute every notebook from a clean kernel, outputs kept
 	$(BIN)/python notebooks/execute.py
@@ -74,4 +78,4 @@ lock:  ## resolve requirements.lock anew, keeping what need not change (needs uv
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" --output-file requirements.lock
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache docs/api docs/_build

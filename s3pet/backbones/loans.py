@@ -278,7 +278,7 @@ def borrows(what: str, *, of: Callable[[Any], nn.Module] | None = None, **option
     """Decorator: the function runs as :func:`lent` runs it, with the model that is its first argument.
 
     Args:
-        what: for messages, such as "a search". of: the model of the first argument. **options: of :func:`lent`.
+        what: for messages, such as "a search". of: the model of the first argument. options: of :func:`lent`.
     """
 
     def decorate(function: F) -> F:

@@ -8,7 +8,7 @@
    layers that begin with a norm, the norm that feeds the queries is the attention's. A *block's output* is the largest
    module that returns the output of the block's last projection as it is.
 4. The backward pass shows whether a bias does anything. A bias gets the sum Σ_t g_t of the gradients at all output
-   positions; where they cancel (|Σ_t g_t| ≪ Σ_t |g_t|), it is *inert*, such as a bias on keys that the softmax removes.
+   positions; where they cancel (``|Σ_t g_t| ≪ Σ_t |g_t|``), it is *inert*, as a bias on keys is in a softmax.
 
 Cost: one forward and one backward pass of a few tokens. The model is left exactly as it was.
 """

@@ -198,7 +198,7 @@ def watch(search: Callable[..., SearchResult], *args: Any, **kwargs: Any) -> Wat
         A handle with ``.result()``, ``.stop()`` and ``.done``.
 
     Raises:
-        Any error that the search raises before its first step, such as a budget that cannot be read.
+        Exception: what the search raises before its first step, such as BudgetError for a budget that cannot be read.
     """
     CALLABLE.check(SearchError, search=search)
     watched = Watch()
