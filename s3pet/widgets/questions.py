@@ -5,8 +5,8 @@
     question.reveal(result.gates.sort_values("prob").pet.iloc[-1], "It reaches both streams.")
 
 The question is shown as controls in a running notebook and as text in a saved one. The answer is a value that the
-notebook computes, so that no code shows it before it is known. It waits for nobody: whoever runs all cells at once reads
-the answer, can still choose, and sees at once whether that is right.
+notebook computes, so that no code shows it before it is known. A reader who has run all cells at once can still choose,
+and sees at once whether that is right.
 """
 
 from __future__ import annotations
