@@ -5,10 +5,10 @@
     python notebooks/execute.py --check    # execute, but write nothing
 
 What differs between machines or runs (versions, times, execution order of another session) is stripped, so that a
-notebook changes only if what it says changes. A widget is stored as its picture or text: without a kernel it could do no
-more. One that has neither, such as a progress bar, which would stay at 0 %, is not stored. Pictures have two dots for each
-point of the page, so that they are sharp on today's screens, and a palette of 256 colours: in a figure nobody sees the
-difference, and it takes half the space.
+notebook changes only if what it says changes. A widget is stored as its picture or text: without a kernel it could do
+no more. One that has neither is not stored, such as a progress bar, which would stay at 0 %. Pictures have two dots for
+each point of the page, so that they are sharp on today's screens, and a palette of 256 colours: in a figure nobody sees
+the difference, and it takes half the space.
 
 A number in the text is computed: ``<!--=EXPRESSION-->0.12<!--/-->`` in a Markdown cell holds what the f-string
 ``{EXPRESSION}`` is after the cells above it. The comments are not shown.

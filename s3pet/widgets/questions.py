@@ -22,6 +22,7 @@ from s3pet.files.kinds import number
 
 TAKEN = "Noted. The answer comes with the result."
 NO_NUMBER = "Please type a number, such as 0.25 or 1,300."
+BOX = {"border_left": "3px solid #8A8A8A", "padding": "2px 0 4px 12px", "margin": "2px 0"}  # question and answer
 
 
 class _Told(W.VBox):
@@ -65,8 +66,7 @@ class Question(_Told):
         )
         self.choice.tooltip, self.note = text, W.HTML()
         label = W.HTMLMath(value=f"<b>Your prediction</b>: {text}")
-        box = {"border_left": "3px solid #8A8A8A", "padding": "2px 0 4px 12px", "margin": "2px 0"}
-        super().__init__([label, self.choice, self.note], layout=box)
+        super().__init__([label, self.choice, self.note], layout=BOX)
         self.choice.observe(lambda change: self._follow(), "value")
         Question.asked[text] = self
 
@@ -120,7 +120,7 @@ class Answer(_Told):
         self.question, self.answer, self.why, self.tolerance = question, answer, why, tolerance
         self.shown = f"{answer:,.4g}" if question.options is None else str(answer)
         self._text = W.HTMLMath()
-        super().__init__([self._text])
+        super().__init__([self._text], layout=BOX)
 
     @property
     def score(self) -> tuple[int, int]:

@@ -37,7 +37,14 @@ def test_a_choice_is_scored_and_a_repeated_question_counts_once():
 def test_what_is_no_number_is_no_prediction():
     question = ask("How many?")
     answer = question.reveal(0.41)
-    for said, is_right in (("many", None), ("0.42", True), ("40 %", False), ("", None), ("≈ 0.4", True), ("nan", False)):
+    for said, is_right in (
+        ("many", None),
+        ("0.42", True),
+        ("40 %", False),
+        ("", None),
+        ("≈ 0.4", True),
+        ("nan", False),
+    ):
         question.choice.value = said
         assert question.is_right is is_right and answer.score[1] == (is_right is not None)
         assert (NO_NUMBER in question.note.value) == (said == "many")
