@@ -118,7 +118,9 @@ class Answer(_Told):
 
     def __init__(self, question: Question, answer: Any, why: str, tolerance: float):
         self.question, self.answer, self.why, self.tolerance = question, answer, why, tolerance
-        self.shown = f"{answer:,.4g}" if question.options is None else str(answer)
+        self.shown = str(answer)
+        if question.options is None:
+            self.shown = f"{answer:,.0f}" if abs(answer) >= 1000 else f"{answer:.4g}"
         self._text = W.HTMLMath()
         super().__init__([self._text], layout=BOX)
 

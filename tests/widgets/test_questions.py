@@ -28,6 +28,7 @@ def test_a_choice_is_scored_and_a_repeated_question_counts_once():
     assert repr(first.reveal("LoRA")) == "Answer: LoRA. You said BitFit: not so. Your score: 0 of 1."
     assert repr(second.reveal(1300)) == "Answer: 1,300. You said 1,351: right. Your score: 1 of 2."
     assert second.is_right and second.reveal(1100, tolerance=0.3) and second.is_right
+    assert [second.reveal(value).shown for value in (13519, 0.41234, 9)] == ["13,519", "0.4123", "9"]
     assert second.reveal(1100) and second.is_right is False
     again = ask("Which?", ("LoRA", "BitFit"))
     again.choice.value = "LoRA"
