@@ -109,7 +109,7 @@ class Question(_Told):
         self.note.value = f"<i>{escape(told)}</i>" if told else ""
 
     def markdown(self) -> str:
-        choices = " · ".join(f"◯ {option}" for option in self.options or ["a number: ____"])
+        choices = " · ".join(f"◯ {option}" for option in self.options) if self.options else "a number: ____"
         return f"**Your prediction**: {self.text}\n\n{choices}"
 
 
