@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,10 +16,11 @@ from matplotlib.ticker import MaxNLocator
 from s3pet.errors import PlotError
 from s3pet.files.kinds import POSITIVE, many, number, whole
 from s3pet.gates import GRADIENT_MODES, expected_gates, sample_gates, shifted_sigmoid, solve_shift
-from s3pet.plots.style import PALETTE, new_figure, style, styled
+from s3pet.plots.style import new_figure, style, styled
 
-COLOURS = PALETTE[:8]  # one per candidate
+COLOURS = sns.color_palette("Set2", 8).as_hex()  # one per candidate; no colours of modules, which have a meaning
 DRAWS = 200
+MIDDLE: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
 
 
 @styled
@@ -32,7 +35,7 @@ def plot_gate_lab(
     seed: int = 0,
     figure: Figure | None = None,
 ) -> list[Axes]:
-    """Four views of up to eight gates; returns their Axes.
+    """Four views of up to eight gates, each candidate with its number and colour; returns their Axes.
 
     The shifted sigmoid with the candidates on it; sampled gates with their mean and the probability; expected
     parameters Σ c p, which the budget controls, and those of the sampled gates, Σ c E[z]; the gradients ∂p_of/∂α_j in
@@ -76,19 +79,22 @@ def plot_gate_lab(
     sigmoid.set(xlim=ends, ylim=(-0.03, 1.12), xlabel="α", ylabel="probability")
     aside = np.random.default_rng(seed).permutation(np.linspace(-0.32, 0.32, DRAWS))
     for i, (prob, mean, colour) in enumerate(zip(probs.tolist(), means.tolist(), COLOURS, strict=False)):
-        sigmoid.plot(alpha[i], prob, "o", color=colour, mec=ink, ms=6 * scale, gid=f"candidate-{i}")
+        sigmoid.plot(alpha[i], prob, "o", color=colour, mec=ink, ms=9 * scale, gid=f"candidate-{i}")
+        sigmoid.text(alpha[i], prob, i, color="black", fontsize=0.8 * style().font, **MIDDLE)
         samples.bar(i, prob, 0.8, color=colour, alpha=0.35, gid=f"prob-{i}")
         samples.plot(i + aside, gates[:, i], ".", color=colour, markersize=2.2 * scale, gid=f"samples-{i}")
         samples.hlines(mean, i - 0.4, i + 0.4, color=ink, linewidth=1.4 * scale, gid=f"mean-{i}")
     samples.set(ylim=(-0.03, 1.03), xticks=range(len(probs)), xlabel="candidate", ylabel="gate")
     samples.set_title("bar: p · points: sampled z · line: mean of z", fontsize=style().font)
+    longest = max(budget, float(c @ probs), float(c @ means))
     for row, (name, parts) in enumerate({"Σ c p": c * probs, "Σ c E[z]": c * means}.items()):
         sums = np.cumsum([0.0, *parts.tolist()])
         for i, part in enumerate(parts.tolist()):
             spending.barh(name, part, 0.7, sums[i], color=COLOURS[i], gid=f"cost-{row}-{i}")
-        spending.text(sums[-1], row, f" {sums[-1]:,.0f}", va="center")
+            if part > 0.05 * longest:
+                spending.text(sums[i] + part / 2, row, i, color="black", fontsize=0.8 * style().font, **MIDDLE)
+        spending.text(sums[-1], row, f" {sums[-1]:,.0f}", va="center", gid=f"total-{row}")
     spending.axvline(budget, color=ink, linestyle="--", linewidth=scale, gid="budget")
-    longest = max(budget, float(c @ probs), float(c @ means))
     spending.set(xlim=(0, 1.18 * longest), ylim=(1.5, -0.5), xlabel="parameters (dashed: budget)")
     spending.xaxis.set_major_locator(MaxNLocator(4))
     spending.xaxis.set_major_formatter("{x:,.0f}")

@@ -30,7 +30,7 @@ def test_shift_probabilities_and_costs(temperature):
     assert [by_gid(samples, f"prob-{i}")[0].get_height() for i in range(3)] == pytest.approx([*probs])
     assert [by_gid(costs, f"cost-0-{i}")[0].get_width() for i in range(3)] == pytest.approx([*probs * COSTS])
     assert by_gid(costs, "budget")[0].get_xdata()[0] == BUDGET
-    assert costs.texts[0].get_text().strip() == "150"
+    assert by_gid(costs, "total-0")[0].get_text().strip() == "150"
 
 
 def test_samples_their_mean_and_what_they_cost():

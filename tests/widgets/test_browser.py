@@ -31,6 +31,12 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 FLAGS += ["--disable-sync", "--no-first-run", "--disable-dev-shm-usage"]
 WATCHED, LONG = '"steps": 30', '"steps": 3000'  # long enough to be stopped by hand
 STYLE = 'figure_style("notebook")'
+ASKED = (
+    'from s3pet.widgets import ask\n\nwhich = ask("Which type comes first?", ["LoRA", "BitFit", "LNFit"])\nwhich',
+    'many = ask("How many are chosen of 148, at $p > \\\\frac{1}{2}$?")\nmany',
+    'which.reveal("LoRA", "It reads one direction of $x$.")',
+    "many.reveal(9)",
+)
 WAITING = """stopped = s3pet.search(model, task, space, budget="0.2%", batch_size=16, steps=3000)
 print("ended:", stopped.metrics["stopped"], "| kept:", stopped.structure().n_params <= stopped.budget.n_params)"""
 
@@ -47,12 +53,12 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     (folder / "notebooks").mkdir()
     (folder / "data").symlink_to(ROOT / "data")
-    for name in ("03_search", "08_explorer"):
+    for name in ("13_search_by_hand", "explorer"):
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
-        if name == "03_search":
+        if name == "13_search_by_hand":
             (watched,) = [cell for cell in notebook.cells if WATCHED in cell.source]
             watched.source = watched.source.replace(WATCHED, LONG)
             notebook.cells.append(nbformat.v4.new_code_cell(WAITING))
@@ -60,7 +66,9 @@ def folder(tmp_path_factory):
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")  # of the explorer
     first.source, light = first.source.replace(STYLE, f"{STYLE[:-1]}, dark=True)"), first.source
     assert first.source != light
-    nbformat.write(notebook, folder / "notebooks" / "08_explorer_dark.ipynb")
+    nbformat.write(notebook, folder / "notebooks" / "explorer_dark.ipynb")
+    notebook.cells = [*map(nbformat.v4.new_code_cell, ASKED)]
+    nbformat.write(notebook, folder / "notebooks" / "predictions.ipynb")
     return folder
 
 
@@ -299,7 +307,7 @@ def point(page, found):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_explorer(open_notebook, new_page, folder, dark):
     theme = "dark" if dark else "light"
-    page = open_notebook("08_explorer_dark" if dark else "08_explorer", dark=dark)
+    page = open_notebook("explorer_dark" if dark else "explorer", dark=dark)
     assert (ground(page, ".jp-Notebook") < 100) == dark
     run_all(page)
     finished(page)
@@ -330,7 +338,7 @@ def test_explorer(open_notebook, new_page, folder, dark):
 
     if not dark:
         menu(page, "File", "Save Notebook")
-        path = folder / "notebooks" / "08_explorer.ipynb"
+        path = folder / "notebooks" / "explorer.ipynb"
         until(page, lambda: '"execution_count": 1' in path.read_text(), "the saved file")
         shows_its_static_twin(path, folder / "reopened.html", new_page)
 
@@ -356,7 +364,7 @@ def shows_its_static_twin(path, target, new_page):
 
 def test_stop_and_keep(open_notebook):
     """Both buttons: of a search that is watched, and of one that a cell waits for."""
-    page = open_notebook("03_search")
+    page = open_notebook("13_search_by_hand")
     run_all(page)
     watched = cell(page, "widgets.watch(")
     stop(page, watched, "watch")
@@ -387,12 +395,37 @@ def stop(page, found, name):
     shot(page, f"{name}_stopped")
 
 
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_prediction_is_taken_answered_and_scored(open_notebook, dark):
+    """The cells have all run; the reader chooses now, changes the choice, and types a number."""
+    page = open_notebook("predictions", dark=dark)
+    run_all(page)
+    finished(page)
+    which, many = cell(page, "which = ask("), cell(page, "many = ask(")
+    answers = cell(page, "which.reveal("), cell(page, "many.reveal(")
+    answers[0].get_by_text("Answer: LoRA. It reads").wait_for()
+    assert not answers[0].get_by_text("You said").count()
+    which.get_by_label("BitFit").check()
+    which.get_by_text("✗ The answer is LoRA.").wait_for()
+    answers[0].get_by_text("You said BitFit: not so. Your score: 0 of 1.").wait_for()
+    which.get_by_label("LoRA").check()
+    which.get_by_text("✓ right").wait_for()
+    many.locator("input[type=text]").fill("a few")
+    many.locator("input[type=text]").press("Enter")
+    many.get_by_text("Please type a number").wait_for()
+    many.locator("input[type=text]").fill("12")
+    many.locator("input[type=text]").press("Enter")
+    answers[1].get_by_text("You said 12: not so. Your score: 1 of 2.").wait_for()
+    shot(page, f"predictions_{'dark' if dark else 'light'}")
+    assert not page.elsewhere
+
+
 def test_explorer_as_a_web_page(folder, environment, new_page, tmp_path):
     """As `make page` serves it: files are downloaded, nothing is written, kernels are few and end when unused."""
     pytest.importorskip("voila", reason="voila is not installed: pip install s3pet[web]")
     place = folder / "notebooks"
     shutil.copy(ROOT / "notebooks" / "voila.json", place)
-    command = ["voila", "08_explorer.ipynb", "--no-browser", "--Voila.ip=127.0.0.1", "--VisitorKernels.visitors=1"]
+    command = ["voila", "explorer.ipynb", "--no-browser", "--Voila.ip=127.0.0.1", "--VisitorKernels.visitors=1"]
     command += ["--VisitorKernels.cull_idle_timeout=60", "--VisitorKernels.cull_interval=2"]
     before = files_of(folder)
     with server(command, place, environment, "/static/none") as address:
@@ -416,7 +449,7 @@ def test_explorer_as_a_web_page(folder, environment, new_page, tmp_path):
         second = new_page(address)
         assert "All 1 places of this page are taken. Try again in 1 min" in second.locator("body").inner_text()
         shot(second, "voila_taken")
-        for path in ("voila/files/08_explorer.ipynb", "voila/files/../data/runs/ways.svg", "voila/files/a.png"):
+        for path in ("voila/files/explorer.ipynb", "voila/files/../data/runs/ways.svg", "voila/files/a.png"):
             with pytest.raises(urllib.error.HTTPError, match=r"40[34]"):
                 urllib.request.urlopen(f"{address}/{path}", timeout=60)
         until(page, lambda: not kernels(), "the end of an unused kernel", 600)
