@@ -122,15 +122,15 @@ def worth_table() -> pd.DataFrame:
 
 def worth_figure() -> Any:
     differences = worth()[lambda table: table["against"].isin(RULES) & table["at"].str.endswith("%")]
-    tasks = differences["task"].replace(TASKS).str.replace("mean.*", "mean of tasks", regex=True)
     kinds = differences["against"].map({"random": "random", "even": "heuristic", "norms": "manual"})
-    differences = differences.assign(
-        kind=kinds, structure="searched − " + differences["against"].map(RULES), task=tasks
-    )
-    axes = plot_differences(differences.assign(baseline=differences["against"]), p="p")
-    for ax, at in zip(axes, differences["at"].unique(), strict=True):
-        ax.set_title(at)
-    return axes[0]
+    names = "searched − " + differences["against"].map(RULES)
+    return plot_differences(in_words(differences).assign(kind=kinds, structure=names), by="at", p="p")
+
+
+def in_words(differences: pd.DataFrame) -> pd.DataFrame:
+    """Tasks as people write them, and no baseline: it is in the names."""
+    tasks = differences["task"].replace(TASKS).str.replace("mean of.*", "mean of tasks", regex=True)
+    return differences.assign(task=tasks, baseline=differences["structure"])
 
 
 WAYS = {  # ways of choosing a structure; those without a search first
