@@ -39,18 +39,16 @@ EVEN = {"LoRA on q and v": "even LoRA", "LoRA in the encoder": "even LoRA, encod
 def real_curves() -> pd.DataFrame:
     """Scores on MiniLM by budget, each structure at its best rate by validation: ``family`` is the line of the curve.
 
-    ``parameters`` is what a structure has trained; structures made for a budget have it in ``budget``.
+    Structures made for a budget have it in ``budget``.
     """
     table = pd.concat(
         [once("steady"), once("budgets")[lambda rows: rows["budget"].notna() | rows["structure"].eq("lora_all")]]
     )
     table = table[table["structure"].isin(REAL)].reset_index(drop=True)
     line = table["structure"].map(REAL)
-    kinds, names = (
-        table["kind"].mask(line.eq("five norms"), "heuristic"),
-        line.where(table["budget"].isna(), table["structure"]),
-    )
-    return table.assign(family=line, structure=names, kind=kinds, backbone_params=MINILM)
+    table["kind"] = table["kind"].mask(line.eq("five norms"), "heuristic")
+    names = line.where(table["budget"].isna(), table["structure"])
+    return table.assign(family=line, structure=names, backbone_params=MINILM)
 
 
 @cache
@@ -73,10 +71,10 @@ def pocket_curves() -> pd.DataFrame:
 
 
 @cache
-def lead() -> pd.DataFrame:
+def lead(by: str = "validation") -> pd.DataFrame:
     """Searched structures beside the best rule, on every task and at every budget that the studies have.
 
-    The best rule is the one with the highest mean validation score on that task; ``rule`` names it.
+    The best rule is the one with the highest mean of the column ``by`` on that task; ``rule`` names it.
     """
     steady, budgets, pocket = once("steady"), once("budgets"), pocket_curves()
 
@@ -96,7 +94,7 @@ def lead() -> pd.DataFrame:
     for at, table, searched, rules in cases:
         mine = table[table["structure"].eq(searched)]
         known = table[table["structure"].isin(rules) & table["task"].isin(mine["task"])]
-        best = known.groupby(["task", "structure"])["validation"].mean().groupby("task").idxmax().str[1]
+        best = known.groupby(["task", "structure"])[by].mean().groupby("task").idxmax().str[1]
         known = known[known["structure"].eq(known["task"].map(best))].assign(structure="best rule")
         found = compare(pd.concat([mine, known]), searched, "best rule", at=at)
         parts.append(found.assign(rule=found["task"].map(best).map(rules).fillna("best of each")))
