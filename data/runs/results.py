@@ -183,8 +183,9 @@ def ways_table() -> pd.DataFrame:
 
 def ways_figure() -> Any:
     differences = ways()[lambda table: table["against"].eq("even LoRA") & table["at"].str.startswith("0.1%")]
-    names = differences["at"].str.partition("/")[2].map(WAYS)
-    return plot_ranking(differences.assign(structure=names, baseline="even LoRA"))
+    names = differences["at"].str.partition("/")[2]
+    kinds = names.map(lambda name: "searched" if "search" in name else "adalora" if name == "AdaLoRA" else "random")
+    return plot_ranking(differences.assign(structure=names.map(WAYS), baseline="even LoRA", kind=kinds))
 
 
 SEARCHES = {
@@ -291,7 +292,13 @@ def recipe_figure() -> Any:
         size=lambda table: table["change"].abs(), name=lambda table: table["at"].map(CHANGES)
     )
     ax = plt.subplots(figsize=(5.6, 3.0), layout="constrained")[1]
-    look = {"showfliers": False, "whis": (5, 95), "showmeans": True, "linewidth": 0.8, "palette": "colorblind"}
+    look = {
+        "showfliers": False,
+        "whis": (5, 95),
+        "showmeans": True,
+        "linewidth": 0.8,
+        "palette": ["#4D4D4D", "#999999", "#D9D9D9"],
+    }
     look["meanprops"] = {"marker": "|", "markeredgecolor": "black", "markersize": 7}
     differences = differences.assign(task=differences["task"].replace(TASKS))
     sns.boxplot(differences, x="size", y="name", hue="task", gap=0.15, ax=ax, **look)
