@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     (folder / "notebooks").mkdir()
     (folder / "data").symlink_to(ROOT / "data")
-    for name in ("03_search", "08_explorer"):
+    for name in ("03_search", "explorer"):
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         for cell in notebook.cells:
             if cell.cell_type == "code":
@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")  # of the explorer
     first.source, light = first.source.replace(STYLE, f"{STYLE[:-1]}, dark=True)"), first.source
     assert first.source != light
-    nbformat.write(notebook, folder / "notebooks" / "08_explorer_dark.ipynb")
+    nbformat.write(notebook, folder / "notebooks" / "explorer_dark.ipynb")
     return folder
 
 
@@ -299,7 +299,7 @@ def point(page, found):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_explorer(open_notebook, new_page, folder, dark):
     theme = "dark" if dark else "light"
-    page = open_notebook("08_explorer_dark" if dark else "08_explorer", dark=dark)
+    page = open_notebook("explorer_dark" if dark else "explorer", dark=dark)
     assert (ground(page, ".jp-Notebook") < 100) == dark
     run_all(page)
     finished(page)
@@ -330,7 +330,7 @@ def test_explorer(open_notebook, new_page, folder, dark):
 
     if not dark:
         menu(page, "File", "Save Notebook")
-        path = folder / "notebooks" / "08_explorer.ipynb"
+        path = folder / "notebooks" / "explorer.ipynb"
         until(page, lambda: '"execution_count": 1' in path.read_text(), "the saved file")
         shows_its_static_twin(path, folder / "reopened.html", new_page)
 
@@ -392,7 +392,7 @@ def test_explorer_as_a_web_page(folder, environment, new_page, tmp_path):
     pytest.importorskip("voila", reason="voila is not installed: pip install s3pet[web]")
     place = folder / "notebooks"
     shutil.copy(ROOT / "notebooks" / "voila.json", place)
-    command = ["voila", "08_explorer.ipynb", "--no-browser", "--Voila.ip=127.0.0.1", "--VisitorKernels.visitors=1"]
+    command = ["voila", "explorer.ipynb", "--no-browser", "--Voila.ip=127.0.0.1", "--VisitorKernels.visitors=1"]
     command += ["--VisitorKernels.cull_idle_timeout=60", "--VisitorKernels.cull_interval=2"]
     before = files_of(folder)
     with server(command, place, environment, "/static/none") as address:
@@ -416,7 +416,7 @@ def test_explorer_as_a_web_page(folder, environment, new_page, tmp_path):
         second = new_page(address)
         assert "All 1 places of this page are taken. Try again in 1 min" in second.locator("body").inner_text()
         shot(second, "voila_taken")
-        for path in ("voila/files/08_explorer.ipynb", "voila/files/../data/runs/ways.svg", "voila/files/a.png"):
+        for path in ("voila/files/explorer.ipynb", "voila/files/../data/runs/ways.svg", "voila/files/a.png"):
             with pytest.raises(urllib.error.HTTPError, match=r"40[34]"):
                 urllib.request.urlopen(f"{address}/{path}", timeout=60)
         until(page, lambda: not kernels(), "the end of an unused kernel", 600)
