@@ -62,7 +62,7 @@ lab: $(STAMP)  ## JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 page: $(STAMP)  ## the explorer of the saved runs as a plain web page on this machine; limits are in notebooks/voila.json
-	cd notebooks && ../$(BIN)/voila 08_explorer.ipynb
+	cd notebooks && ../$(BIN)/voila explorer.ipynb
 
 bench: $(STAMP)  ## what a search costs beside its frozen backbone (a quarter of an hour)
 	$(BIN)/python tests/benchmarks/speed.py

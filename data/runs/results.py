@@ -122,15 +122,15 @@ def worth_table() -> pd.DataFrame:
 
 def worth_figure() -> Any:
     differences = worth()[lambda table: table["against"].isin(RULES) & table["at"].str.endswith("%")]
-    tasks = differences["task"].replace(TASKS).str.replace("mean.*", "mean of tasks", regex=True)
     kinds = differences["against"].map({"random": "random", "even": "heuristic", "norms": "manual"})
-    differences = differences.assign(
-        kind=kinds, structure="searched − " + differences["against"].map(RULES), task=tasks
-    )
-    axes = plot_differences(differences.assign(baseline=differences["against"]), p="p")
-    for ax, at in zip(axes, differences["at"].unique(), strict=True):
-        ax.set_title(at)
-    return axes[0]
+    names = "searched − " + differences["against"].map(RULES)
+    return plot_differences(in_words(differences).assign(kind=kinds, structure=names), by="at", p="p")
+
+
+def in_words(differences: pd.DataFrame) -> pd.DataFrame:
+    """Tasks as people write them, and no baseline: it is in the names."""
+    tasks = differences["task"].replace(TASKS).str.replace("mean of.*", "mean of tasks", regex=True)
+    return differences.assign(task=tasks, baseline=differences["structure"])
 
 
 WAYS = {  # ways of choosing a structure; those without a search first
@@ -183,8 +183,9 @@ def ways_table() -> pd.DataFrame:
 
 def ways_figure() -> Any:
     differences = ways()[lambda table: table["against"].eq("even LoRA") & table["at"].str.startswith("0.1%")]
-    names = differences["at"].str.partition("/")[2].map(WAYS)
-    return plot_ranking(differences.assign(structure=names, baseline="even LoRA"))
+    names = differences["at"].str.partition("/")[2]
+    kinds = names.map(lambda name: "searched" if "search" in name else "adalora" if name == "AdaLoRA" else "random")
+    return plot_ranking(differences.assign(structure=names.map(WAYS), baseline="even LoRA", kind=kinds))
 
 
 SEARCHES = {
@@ -291,7 +292,13 @@ def recipe_figure() -> Any:
         size=lambda table: table["change"].abs(), name=lambda table: table["at"].map(CHANGES)
     )
     ax = plt.subplots(figsize=(5.6, 3.0), layout="constrained")[1]
-    look = {"showfliers": False, "whis": (5, 95), "showmeans": True, "linewidth": 0.8, "palette": "colorblind"}
+    look = {
+        "showfliers": False,
+        "whis": (5, 95),
+        "showmeans": True,
+        "linewidth": 0.8,
+        "palette": ["#4D4D4D", "#999999", "#D9D9D9"],
+    }
     look["meanprops"] = {"marker": "|", "markeredgecolor": "black", "markersize": 7}
     differences = differences.assign(task=differences["task"].replace(TASKS))
     sns.boxplot(differences, x="size", y="name", hue="task", gap=0.15, ax=ax, **look)
@@ -354,8 +361,17 @@ def numbers() -> dict[str, str]:
                     values["/".join([*place, column]).replace(" ", "-")] = text(column, value)
         values[f"{question}/family"] = str(table["p_holm"].count())
     steady = once("steady").groupby("structure")[["score", "search_seconds", "seconds"]].mean().T
-    for name, score in tried("minilm").groupby("structure")["score"].mean().items():
-        values[f"minilm/{name}".replace(" ", "-")] = text("score", score)
+    real = tried("minilm")
+    values["minilm/pairs"] = str(len(real[["task", "seed"]].drop_duplicates()))
+    values["minilm/tasks"] = str(real["task"].nunique())
+    for name, rows_of in real.groupby("structure"):
+        values[f"minilm/{name}".replace(" ", "-")] = text("score", rows_of["score"].mean())
+        if name != "even LoRA":  # pair by pair, whatever the number of seeds of a task
+            flat = pd.concat([rows_of, real[real["structure"].eq("even LoRA")]])
+            flat = flat.assign(seed=flat["task"] + flat["seed"].astype(str), task="pairs")
+            row = compare(flat.assign(seed=flat["seed"].factorize()[0]), name, "even LoRA").iloc[0]
+            for column in ("difference", "p", "p_floor"):
+                values[f"minilm/{name}/{column}".replace(" ", "-")] = text(column, row[column])
     values["cost"] = text("cost", steady["searched 0.01%"]["search_seconds"] / steady["searched 0.01%"]["seconds"])
     return values
 

@@ -9,12 +9,13 @@ enough. A table without rows or a needed column, or of several searches or tasks
 from s3pet.plots.curves import plot_polarisation, plot_profile, plot_trajectories, polarisation, profile_shares
 from s3pet.plots.cuts import choice_table, plot_agreement, plot_budget_bar, plot_cut, plot_two, select_rows
 from s3pet.plots.faithfulness import plot_faithfulness, plot_gates_against_utility, plot_utility
+from s3pet.plots.forest import plot_differences, plot_ranking, plot_repeats
 from s3pet.plots.intervals import summarize_scores
 from s3pet.plots.lab import plot_gate_lab
 from s3pet.plots.maps import Grid, gate_cells, make_grid, plot_difference, plot_gate_panels, plot_gates, plot_structure
 from s3pet.plots.matrices import plot_overlap, plot_transfer, transfer_matrix
 from s3pet.plots.overview import plot_search, search_diagnostics
-from s3pet.plots.scores import plot_budget_curve, plot_comparison, plot_differences, plot_ranking, plot_repeats
+from s3pet.plots.scores import plot_budget_curve, plot_comparison
 from s3pet.plots.style import figure_style, save_figure, value_limits
 from s3pet.plots.words import candidate_facts, candidate_names, describe
 

@@ -228,7 +228,7 @@ def write_figures(study: Study) -> list[Path]:
             save(plot_budget_curve(part, metric=str(part["metric"].iloc[0]), title=str(task)), f"budget-{task}")
     if "difference" in summarized and summarized["difference"].notna().any():
         compared = summarized[summarized["difference"].notna()]
-        save(plot_differences(summarized[summarized["kind"] == "searched"])[0], "differences")
+        save(plot_differences(summarized[summarized["kind"] == "searched"]), "differences")
         for budget, part in compared.groupby("budget"):
             if part["task"].nunique() == 1 or part["task"].str.startswith("mean of ").any():
                 save(plot_ranking(part, title=f"{budget:,} parameters"), f"ranking-{budget}")

@@ -246,10 +246,9 @@ def plot_calls(g):
     yield Call("plots.plot_agreement", plots.plot_agreement, {"pairs": g.pairs}, pairs="table", value="name")
     yield Call("plots.plot_overlap", plots.plot_overlap, {"pairs": g.pairs}, pairs="table", value="name", by="column")
     yield Call("plots.plot_comparison", plots.plot_comparison, of_scores, metric="title")
-    yield Call("plots.plot_budget_curve", plots.plot_budget_curve, of_scores, metric="title", full="text",
-               relative="flag")
-    yield Call("plots.plot_differences", plots.plot_differences, {"table": g.summary}, p="column", alpha="share",
-               scale="positive")
+    yield Call("plots.plot_budget_curve", plots.plot_budget_curve, of_scores, metric="title", full="text")
+    yield Call("plots.plot_differences", plots.plot_differences, {"table": g.summary}, p="column", by="column",
+               alpha="share", scale="positive")
     yield Call("plots.plot_ranking", plots.plot_ranking, {"table": g.over}, p="column", alpha="share",
                scale="positive")
     yield Call("plots.plot_repeats", plots.plot_repeats, of_scores, metric="title")
