@@ -391,8 +391,8 @@ def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None,
     label = f"chosen: {len(table):,} candidates, {total:,} parameters"
     label += f"\nof a budget of {int(budget):,}" if isinstance(budget, (int, float)) else ""
     ax = ax or new_axes(*map_size(grid))
-    norm, colours = Normalize(0, shares["value"].max()), "cividis" if style().dark else "cividis_r"  # 0 is pale
-    mesh, handles = draw_map(ax, grid, cells, colours, norm, label)
+    norm = Normalize(0, shares["value"].max())
+    mesh, handles = draw_map(ax, grid, cells, style().colours("share"), norm, label)
     size = ax.get_xticklabels()[0].get_fontsize()
     for y, share in shares.groupby("y")["value"].sum().reset_index().to_numpy():
         ax.text(grid.size[0] - 0.3, y, f"{share:.0f} %" if share >= 1 else "< 1 %", va="center", size=size)
