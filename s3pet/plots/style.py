@@ -108,7 +108,7 @@ STYLES = {
 }
 DARK: dict[str, Any] = {"ground": "#16191D", "ink": "#F0F0F0", "grey": "#A8ADB3", "faint": "#565C64", "pale": "#262B31"}
 DARK_DIFFERENCES = "purple_dark_orange"
-_parts = [mpl.colormaps["PuOr_r"](0.2), DARK["ground"], mpl.colormaps["PuOr_r"](0.75)]  # the light ones, without white
+_parts = [mpl.colormaps["PuOr_r"](0.25), DARK["ground"], mpl.colormaps["PuOr_r"](0.72)]  # the light ones, without white
 mpl.colormaps.register(LinearSegmentedColormap.from_list(DARK_DIFFERENCES, _parts), force=True)
 _current = STYLES["notebook"]
 _lock = RLock()  # matplotlib's settings are shared by all threads
