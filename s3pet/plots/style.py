@@ -41,7 +41,7 @@ from s3pet.errors import PlotError, nearest
 from s3pet.files.kinds import FLAG, POSITIVE, SEED, TEXT, Kind, instance, number, one_of, optional, several, whole
 from s3pet.files.reading import path_of
 
-PALETTE = [colour for i, colour in enumerate(sns.color_palette("colorblind").as_hex()) if i not in (1, 6)]  # no orange
+PALETTE = ["#0173B2", "#029E73", "#A8326E", "#CC78BC", "#CA9161", "#949494", "#C9B800", "#56B4E9"]  # no orange
 PET_COLOURS = {"lora": "#0173B2", "lnfit": "#029E73", "bitfit": "#CC78BC", "lowrank_adapter": "#56B4E9"}
 PET_COLOURS |= {"adapter": "#00767A"}
 GREY = "#949494"
