@@ -40,7 +40,7 @@ def average_gates(results: Results, *, budget: BudgetLike | None = None) -> Sear
         ``frequency``: the share of the searches that chose the candidate, each at its own budget. Raises RunError
         for no search, different spaces, or different budgets and no ``budget``.
     """
-    searches = list(_same_space(results).values())
+    searches = list(same_space(results).values())
     first, budgets = searches[0], sorted({result.budget.n_params for result in searches})
     if budget is None and len(budgets) > 1:
         raise RunError(f"these searches have budgets of {budgets} parameters; say where to cut: budget=…")
@@ -144,7 +144,7 @@ def agreement(
         ``spearman`` of the probabilities, each with ``_chance`` (mean) and ``_chance_high`` (95 % quantile of chance).
         Raises RunError for fewer than two results, or different spaces.
     """
-    searches = _same_space(results)
+    searches = same_space(results)
     whole(1).check(RunError, draws=draws)
     SEED.check(RunError, seed=seed)
     if len(searches) < 2:
@@ -176,7 +176,7 @@ def agreement(
     return pd.DataFrame(rows, columns=["first", "second", "group", *measures])
 
 
-def _same_space(results: Results) -> dict[str, SearchResult]:
+def same_space(results: Results) -> dict[str, SearchResult]:
     """The results by name (task and seed for a sequence); raises RunError unless they are of one space."""
     listed = [*results.values()] if isinstance(results, Mapping) else results
     many(RESULT).check(

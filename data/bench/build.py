@@ -3,6 +3,7 @@
     python data/bench/build.py pocket                       # train what is missing
     python data/bench/build.py pocket --worker 0 --of 2     # one of two processes that share the work
     python data/bench/build.py pocket --write               # collect finished rows into the tables of data/bench/pocket
+    python data/bench/build.py pocket --drop                # train all candidates together, take out each: drop.parquet
 
 Finished chunks are appended to ``runs/bench/<name>/``; what is in the tables already is not trained again. The plan is
 in an order in which the bench can stop at any point and has some of every kind, task and budget. One structure in four
@@ -34,7 +35,7 @@ from s3pet.records import versions
 from s3pet.space import Rule, Space
 from s3pet.structure import Structure, parse_budget, select_structure
 from s3pet.studies.bench_files import FORMAT, VERSION, structure_hash
-from s3pet.studies.interventions import probe_inert, solo_utility
+from s3pet.studies.interventions import drop_utility, probe_inert, solo_utility
 from s3pet.studies.population import Member, Population
 from s3pet.studies.selectors import covered_structure, depth_structure, sampled_structure
 from s3pet.trainer import Recipe
@@ -326,6 +327,16 @@ def write(name: str) -> None:
     write_bench(name, model, space, tasks, rows, RECIPE, RATES, {}, versions())
 
 
+def drop(name: str) -> None:
+    """Measure what each candidate is worth when all others are there too, about a minute for each task."""
+    model, tokenizer = s3pet.load_backbone("pocket-t5")
+    space, tables = s3pet.make_space(model, "mixed"), []
+    for task in TASKS:
+        table = drop_utility(model, s3pet.load_task(f"pocket/{task}", tokenizer), space, progress=False)
+        tables.append(table.assign(task=task))
+    write_table(pd.concat(tables, ignore_index=True), HERE / name / "drop.parquet")
+
+
 def write_bench(
     name: str,
     model: Any,
@@ -360,11 +371,14 @@ def main() -> None:
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--of", type=int, default=1)
     parser.add_argument("--solo", action="store_true", help="train single candidates instead of structures")
+    parser.add_argument("--drop", action="store_true", help="take single candidates out of all")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.write:
         write(options.name)
+    elif options.drop:
+        drop(options.name)
     else:
         run(options.name, options.worker, options.of, options.solo)
 

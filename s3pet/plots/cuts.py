@@ -15,7 +15,7 @@ from s3pet.files.kinds import TEXT, Kind, instance, one_of, optional, several, w
 from s3pet.plots.frame import entry, in_order, rim
 from s3pet.plots.maps import MAP_COLUMNS, gate_cells, make_grid, map_size, outline, plot_difference, plot_gates, squares
 from s3pet.plots.matrices import plot_overlap
-from s3pet.plots.style import PET_COLOURS, PETS, as_table, flag, new_axes, new_figure, style, styled
+from s3pet.plots.style import PET_COLOURS, PETS, PICKED, as_table, flag, new_axes, new_figure, style, styled
 from s3pet.plots.words import FACTS, candidate_names, position_of
 
 
@@ -123,7 +123,7 @@ def plot_cut(
     plot_budget_bar(table, budget=budget, ax=bars)
     squares(ax, veiled, "veiled", 0, facecolor=style().ground, alpha=0.82, linewidth=0, zorder=3)
     if len(picked):
-        squares(ax, gate_cells(picked, grid=grid), "picked", 0, **outline("#E8112D", 2), clip_on=False, zorder=4)
+        squares(ax, gate_cells(picked, grid=grid), "picked", 0, **outline(PICKED, 2), clip_on=False, zorder=4)
     figure.suptitle(title or "", size=1.1 * style().font)
     return ax, bars
 

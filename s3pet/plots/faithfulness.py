@@ -21,12 +21,13 @@ from s3pet.plots.maps import (
     MAP_COLUMNS,
     draw_map,
     finish_map,
+    fit_labels,
     gate_cells,
     make_grid,
     map_size,
-    panel_axes,
     squares,
 )
+from s3pet.plots.panels import panel_axes
 from s3pet.plots.style import PET_COLOURS, PETS, as_table, figure_of, new_axes, style, styled, value_limits
 from s3pet.plots.words import candidate_names, correlation_words, short_name
 from s3pet.utility import check_utility, disagreement
@@ -72,7 +73,7 @@ def plot_utility(
     mesh, handles = draw_map(ax, grid, cells, colours, norm, "chosen", inert=INERT)
     handles += _unmeasured(ax, cells)
     colour_bar(mesh, ax, _label(table, value), extend=extend)
-    return finish_map(ax, handles, title)
+    return finish_map(ax, grid, handles, title)
 
 
 @styled
@@ -108,6 +109,8 @@ def plot_faithfulness(
     words = correlation_words(gates, utility, value)
     figure.legend(handles=[*handles.values()], loc="outside lower left", ncols=4, title=words, alignment="left")
     figure.suptitle(title or "")
+    for ax in axes.flat:
+        fit_labels(ax, grid)
     return [*axes.flat]
 
 

@@ -127,7 +127,7 @@ def plot_repeats(table: Any, *, metric: str = "score", title: str | None = None,
     """A line per structure from its lowest to its highest score, a dot per retraining, a stroke at the mean.
 
     Lines that lie apart show a difference between structures; long lines that overlap show a spread between retrainings
-    of one structure. :func:`s3pet.studies.variance_components` gives the numbers. The best name is on top.
+    of one structure. :func:`s3pet.studies.statistics.variance_components` gives the numbers. The best name is on top.
 
     Args:
         table: one row per run of one task, at one learning rate for each structure: ``task, structure, kind, index``

@@ -9,7 +9,7 @@ squares and not seaborn's heat map because of the gaps between stacks and groups
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -18,17 +18,15 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from s3pet.errors import PlotError, shown
+from s3pet.errors import PlotError
 from s3pet.files.kinds import one_of
-from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_for, in_order, readable_on, rim, wrapped
+from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_for, in_order, readable_on, rim
 from s3pet.plots.sizes import chosen_words, shown_ranks, write_ranks
-from s3pet.plots.style import PETS, as_table, figure_of, flag, new_axes, new_figure, style, styled, value_limits
+from s3pet.plots.style import PETS, as_table, figure_of, flag, new_axes, style, styled, value_limits
 from s3pet.transfer import gate_difference
 
 _ATTENTION, _FFN = "q k v qkv kv o", "in gate gate_in out"
@@ -170,15 +168,11 @@ def _draw_frame(ax: Axes, grid: Grid, names: bool) -> None:
     ax.set(xlim=(-0.5, grid.size[0] - 0.5), ylim=(grid.size[1] - 0.5, -0.5))
     width, height = figure_of(ax).get_size_inches() * ax.get_position().size * 72 / grid.size  # points per cell, about
     font = font_for(height)
-    every = next((n for n in (1, 2, 4, 5, 10) if n * width >= 1.6 * font), 20)  # so that numbers do not touch
-    layers = {x: name for (_, name), x in grid.columns.items() if not name.isdigit() or int(name) % every == 0}
     rows = [row_name(*row) for row in grid.rows]
-    ax.set_xticks([*layers], [*layers.values()])
     ax.set_yticks([*grid.rows.values(), *grid.headers.values()] * names, [*rows, *grid.headers] * names)
     for label in ax.get_yticklabels()[len(rows) :]:
         label.set_fontweight("bold")
-    for label in ax.get_xticklabels():
-        label.set_rotation(0 if label.get_text().isdigit() or width > 2.6 * font else 90)
+    _name_layers(ax, grid, width, font)
     stacks = {name: [x for _, x in part] for name, part in groupby(grid.columns.items(), lambda item: item[0][0])}
     top = ax.secondary_xaxis("top")
     top.set_xticks([float(np.mean(xs)) for xs in stacks.values()], [*stacks], weight="bold")
@@ -190,6 +184,23 @@ def _draw_frame(ax: Axes, grid: Grid, names: bool) -> None:
         ax.hlines([*grid.headers.values()][1:], left, right, color=style().faint, linewidth=0.5)
         if left > 0:
             ax.axvline(left - 0.35, color=style().ink, linewidth=1, gid="stack-separator")
+
+
+def _name_layers(ax: Axes, grid: Grid, width: float, font: float) -> None:
+    """Name every layer, or every second, fourth, …, so that texts of this size do not touch; ``width`` of a cell."""
+    need = 0.3 + 0.64 * max((len(name) for _, name in grid.columns if name.isdigit()), default=1)
+    every = next((n for n in (1, 2, 4, 5, 10) if n * width >= need * font), 20)
+    layers = {x: name for (_, name), x in grid.columns.items() if not name.isdigit() or int(name) % every == 0}
+    ax.set_xticks([*layers], [*layers.values()])
+    for label in ax.get_xticklabels():
+        label.set_rotation(0 if label.get_text().isdigit() or width > 2.6 * font else 90)
+
+
+def fit_labels(ax: Axes, grid: Grid) -> None:
+    """Names of layers and rows in a size and number that fit the cells, once the layout is settled."""
+    width, height = cell_size(ax)
+    _name_layers(ax, grid, width, font_for(height))
+    ax.tick_params(labelsize=font_for(height))
 
 
 def draw_map(
@@ -225,10 +236,10 @@ def _places(grid: Grid) -> pd.MultiIndex:
     return pd.MultiIndex.from_product([grid.columns.values(), grid.rows.values()], names=["x", "y"])
 
 
-def finish_map(ax: Axes, handles: list[Any], title: str | None) -> Axes:
+def finish_map(ax: Axes, grid: Grid, handles: list[Any], title: str | None) -> Axes:
     """Title and legend, and then tick labels that fit the cells."""
     finish_axes(ax, "layer", "", handles, title)
-    ax.tick_params(labelsize=font_for(cell_size(ax)[1]))
+    fit_labels(ax, grid)
     return ax
 
 
@@ -266,7 +277,7 @@ def plot_gates(
     if cbar:
         marks = {name: at for name, at in levels.items() if low <= at <= high}
         handles += colour_bar(mesh, ax, LABELS.get(value, value), marks)
-    return finish_map(ax, handles, title)
+    return finish_map(ax, grid, handles, title)
 
 
 @styled
@@ -307,59 +318,7 @@ def plot_difference(
         size, label = 5.5 * style().scale, f"chosen by {name} only: {len(alone)}"
         handles += ax.plot(alone["x"], alone["y"], "k" + marker, mec="white", mew=0.6, ms=size, gid=column, label=label)
     colour_bar(mesh, ax, f"{LABELS.get(value, value)}: {names[0]} − {names[1]}")
-    return finish_map(ax, handles, title)
-
-
-@styled
-def plot_gate_panels(
-    gates: Mapping[str, Any],
-    *,
-    value: str = "prob",
-    columns: int | None = None,
-    title: str | None = None,
-    figure: Figure | None = None,
-) -> list[Axes]:
-    """Maps of several searches side by side, with one grid and one colour scale; returns the Axes in order.
-
-    ``gates`` has the title of each panel and its gate table, or object with ``.gates``; ``value`` is as in
-    `plot_gates`; ``columns`` is the number of panels in a row (None: as many as fit on a page).
-    """
-    if not isinstance(gates, Mapping) or not gates:
-        raise PlotError(f"Expected panels as {{title: gate table}}; got {shown(gates)}.")
-    tables = {name: as_table(table, [*MAP_COLUMNS, value]) for name, table in gates.items()}
-    grid = make_grid(pd.concat([table[[*MAP_COLUMNS]] for table in tables.values()]))
-    cells = {name: gate_cells(table, value, grid=grid) for name, table in tables.items()}
-    norm, n = Normalize(*value_limits(*tables.values(), value=value)), len(tables)
-    figure, axes = panel_axes([*tables], grid, columns, figure)
-    handles = dict[str, Any]()
-    for ax, name in zip(axes.flat, tables, strict=False):
-        first = ax.get_subplotspec().is_first_col()
-        _, drawn = draw_map(ax, grid, cells[name], style().colours(value), norm, "chosen", first)
-        handles |= {handle.get_label(): handle for handle in drawn}
-    colour_bar(ScalarMappable(norm, style().colours(value)), axes, LABELS.get(value, value))
-    figure.legend(handles=[*handles.values()], loc="outside lower left", ncols=3)
-    figure.suptitle(title or "")
-    return [*axes.flat[:n]]
-
-
-def panel_axes(
-    titles: list[str], grid: Grid, columns: int | None, figure: Figure | None, below: float = 0
-) -> tuple[Figure, Any]:
-    """A figure with titled Axes for maps with one grid, [rows, columns], and ``below`` them space for bars, in inches.
-
-    ``columns`` None: as many as fit on a page.
-    """
-    n, inner = len(titles), style().page / style().scale - 1.75  # inches of a paper without row names and colour bar
-    rows = -(-n // (columns or max(1, int(inner / (0.105 * grid.size[0] + 0.1)))))
-    columns = columns or -(-n // rows)
-    width = float(np.clip(inner / columns, 0.085 * grid.size[0] + 0.1, 0.2 * grid.size[0] + 0.1))
-    figure = new_figure(1.75 + columns * width, rows * (0.65 + 0.145 * grid.size[1]) + 0.35 + below, figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for ax, name in zip(axes.flat, titles, strict=False):
-        ax.set_title(wrapped([name], width * style().scale), size=style().font)
-    for ax in axes.flat[n:]:
-        ax.set_axis_off()
-    return figure, axes
+    return finish_map(ax, grid, handles, title)
 
 
 @styled
@@ -391,10 +350,10 @@ def plot_structure(structure: Any, *, space: Any = None, ax: Axes | None = None,
     label = f"chosen: {len(table):,} candidates, {total:,} parameters"
     label += f"\nof a budget of {int(budget):,}" if isinstance(budget, (int, float)) else ""
     ax = ax or new_axes(*map_size(grid))
-    norm, colours = Normalize(0, shares["value"].max()), "cividis" if style().dark else "cividis_r"  # 0 is pale
-    mesh, handles = draw_map(ax, grid, cells, colours, norm, label)
+    norm = Normalize(0, shares["value"].max())
+    mesh, handles = draw_map(ax, grid, cells, style().colours("share"), norm, label)
     size = ax.get_xticklabels()[0].get_fontsize()
     for y, share in shares.groupby("y")["value"].sum().reset_index().to_numpy():
         ax.text(grid.size[0] - 0.3, y, f"{share:.0f} %" if share >= 1 else "< 1 %", va="center", size=size)
     colour_bar(mesh, ax, LABELS["share"])
-    return finish_map(ax, handles, title)
+    return finish_map(ax, grid, handles, title)

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from s3pet.errors import PlotError
 from s3pet.files.kinds import TEXT, optional
-from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_for, readable_on, wrapped
+from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_for, readable_on, rim, wrapped
 from s3pet.plots.intervals import mean_interval
 from s3pet.plots.style import KINDS, as_table, figure_of, new_axes, style, styled
 
@@ -101,8 +101,9 @@ def plot_overlap(
 
     Without ``by``: a symmetric matrix of all pairs, with a dot on those that agree no more than chance (up to the 95 %
     quantile of chance). Gaps separate names that differ in more than their last word ("topic 0", "topic 1"). With
-    ``by``, a column such as "group": every pair is a point, filled if above its 95 % quantile, in a column per group.
-    Pairs share searches, so they are not independent, and the mean has no interval.
+    ``by``, a column such as "group": every pair is a point, in a column per group. Below each point the band reaches to
+    the 95 % quantile of its own chance; points are in the order of these, and filled if above. Pairs share searches, so
+    they are not independent, and the mean has no interval.
 
     Args:
         pairs: one row per unordered pair, as :func:`s3pet.transfer.agreement` returns it.
@@ -156,27 +157,32 @@ def _draw_pairs(pairs: pd.DataFrame, label: str, ax: Axes | None, title: str | N
 
 
 def _draw_groups(pairs: pd.DataFrame, label: str, ax: Axes | None, title: str | None) -> Axes:
-    """A column of points for every group."""
+    """A column of points for every group, each point above the level of chance of its own pair."""
     groups, colour, scale = pairs.groupby("by", sort=False), KINDS["searched"][1], style().scale
     ax = ax or new_axes(float(np.clip(0.7 + 0.75 * len(groups), 3.35, 6.9)), 3.0)
-    faces = {True: colour, False: style().ground}
-    look: dict[str, Any] = {"size": 3.6 * scale, "linewidth": 0.8 * scale, "edgecolor": colour, "warn_thresh": 1}
-    sns.swarmplot(pairs, x="by", y="value", hue="above", palette=faces, ax=ax, legend=False, zorder=3, **look)
-    inches = ax.bbox.width / figure_of(ax).dpi / len(groups)
+    inches = ax.bbox.width / figure_of(ax).dpi / groups.ngroups
     ticks = []
     for i, (name, group) in enumerate(groups):
-        (chance, high, mean), ends = group[["chance", "high", "value"]].mean(), (i - 0.42, i + 0.42)
-        ax.fill_between(ends, chance, high, color=style().ink, alpha=0.13, linewidth=0, gid="chance-band")
-        ax.hlines(chance, *ends, color=style().grey, linewidth=scale, gid="chance")
-        ax.hlines(mean, i - 0.25, i + 0.25, color=style().ink, linewidth=2 * scale, zorder=4, gid="mean")
+        chance, mean = group[["chance", "value"]].mean()
+        group = group.sort_values(["high", "value"])  # so that the levels of chance are a staircase
+        edges = i + np.linspace(-0.42, 0.42, len(group) + 1)
+        x, high = (edges[1:] + edges[:-1]) / 2, group["high"].to_numpy()
+        band: dict[str, Any] = {"color": style().ink, "alpha": 0.13, "linewidth": 0, "gid": "chance-band"}
+        ax.fill_between(edges, chance, [*high, high[-1]], step="post", **band)
+        faces = np.where(group["above"], colour, style().ground)
+        ax.scatter(x, group["value"], 13 * scale**2, faces, edgecolors=colour, linewidths=0.8 * scale, gid="pairs")
+        ax.hlines(chance, edges[0], edges[-1], color=style().grey, linewidth=scale, gid="chance")
+        look: dict[str, Any] = {"color": style().ink, "linewidth": 2 * scale, "path_effects": rim(4), "zorder": 4}
+        ax.hlines(mean, i - 0.25, i + 0.25, gid="mean", **look)
         lines = [str(name), f"mean {mean:.2f}", f"{group['above'].sum()} of {len(group)} above"]
         ticks.append(wrapped(lines, inches))
     ax.set_xticks(range(len(ticks)), ticks)
+    ax.set_xlim(-0.5, len(ticks) - 0.5)
     ax.set_ylim(min(0.0, ax.get_ylim()[0]), None)
     handles = [
         entry("mean", color=style().ink, linewidth=2 * scale),
         entry("chance", color=style().grey, linewidth=scale),
-        Patch(color=style().ink, alpha=0.13, linewidth=0, label="up to its 95 % quantile"),
+        Patch(color=style().ink, alpha=0.13, linewidth=0, label="up to 95 % of chance, pair by pair"),
         entry("pair above", marker="o", color=colour, markersize=4 * scale),
         entry("pair not above", marker="o", color=colour, markersize=4 * scale, markerfacecolor=style().ground),
     ]

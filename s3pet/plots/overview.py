@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from s3pet.errors import PlotError, shown
 from s3pet.gates import expected_gates
 from s3pet.plots.maps import plot_gates
-from s3pet.plots.style import BLUE, ORANGE, new_figure, style, styled
+from s3pet.plots.style import GREY, new_figure, style, styled
 from s3pet.structure import select_by_gates
 
 BACK = 10  # records between the two choices that `settled` compares
@@ -52,14 +52,14 @@ def plot_search(result: Any, *, figure: Figure | None = None, title: str | None 
     spec = figure.add_gridspec(3, 2, width_ratios=(2.4, 1))
     gates, losses, cost, choice = (figure.add_subplot(spec[place]) for place in ((slice(3), 0), (0, 1), (1, 1), (2, 1)))
     plot_gates(result, ax=gates, title=title)
-    for name, colour in (("loss_train", ORANGE), ("loss_val", BLUE)):
+    for name, colour in (("loss_train", GREY), ("loss_val", style().ink)):
         if name in history:
             smooth = history[name].astype(float).rolling(10, min_periods=1).mean()
             losses.plot(history["step"], smooth, color=colour, label=name.replace("loss", "search"), gid=name)
             losses.legend(loc="upper right", fontsize=0.9 * style().font)
-    cost.plot(table["step"], table["sampled"], color=BLUE, gid="sampled")
+    cost.plot(table["step"], table["sampled"], color=style().ink, gid="sampled")
     cost.axhline(1, color=style().ink, linestyle="--", linewidth=scale, gid="budget")
-    choice.plot(table["step"], table["settled"], color=BLUE, gid="settled")
+    choice.plot(table["step"], table["settled"], color=style().ink, gid="settled")
     names = ("loss\n(mean of 10)", "sampled cost\n(× budget)", "overlap with\nearlier choice")
     for ax, name in zip((losses, cost, choice), names, strict=True):
         ax.set(xlim=(0, result.config.get("steps") or table["step"].max()), ylabel=name)

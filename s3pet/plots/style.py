@@ -2,6 +2,19 @@
 
 Line widths and sizes are those of seaborn's contexts. Plotting functions draw in the style in use and leave
 matplotlib's settings as they were; only `figure_style` changes these.
+
+The colours of all figures follow one grammar, in which a colour has one meaning:
+
+- **How much** (probabilities, shares, overlaps, utilities, scores): cividis, from dark (low) to bright (high), on light
+  and dark pages alike. Pale cells have no value; hatched places have no candidate.
+- **More or less** (margins, differences): orange above 0, purple below, the colour of the page at 0. Nothing else is
+  orange.
+- **PET modules**: `PET_COLOURS`. **Kinds of structures**: `KINDS`, each with a marker too; red is what a search found,
+  grey is random. The two share no colour.
+- **Outlines**: black for what was chosen, red for the one candidate that the reader picked.
+- **Chance**: grey; a band reaches as far as 95 % of what chance gives.
+- **Lines without a meaning of their own** (seeds, made-up candidates): ink and grey or, if there are many, `PALETTE`,
+  which a legend must name.
 """
 
 from __future__ import annotations
@@ -21,18 +34,21 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from s3pet.errors import PlotError, nearest
 from s3pet.files.kinds import FLAG, POSITIVE, SEED, TEXT, Kind, instance, number, one_of, optional, several, whole
 from s3pet.files.reading import path_of
 
-PALETTE = sns.color_palette("colorblind").as_hex()  # blue, orange, green, red, pink, brown, light, grey, yellow, sky
-BLUE, ORANGE, GREEN, RED, PINK, BROWN, _, GREY, _, SKY = PALETTE
-PET_COLOURS = {"lora": BLUE, "lnfit": GREEN, "bitfit": ORANGE, "lowrank_adapter": RED, "adapter": PINK}
-KINDS = {"searched": ("o", BLUE), "manual": ("^", RED), "rules": ("^", RED), "random": ("s", GREY)}  # of structures
-KINDS |= {"sensitivity": ("v", PINK), "heuristic": ("P", BROWN), "adalora": ("X", SKY)}
-OTHER = ("D", GREEN)
+PALETTE = ["#0173B2", "#029E73", "#A8326E", "#CC78BC", "#CA9161", "#949494", "#C9B800", "#56B4E9"]  # no orange
+PET_COLOURS = {"lora": "#0173B2", "lnfit": "#029E73", "bitfit": "#CC78BC", "lowrank_adapter": "#56B4E9"}
+PET_COLOURS |= {"adapter": "#00767A"}
+GREY = "#949494"
+KINDS = {"searched": ("o", "#C4262E"), "manual": ("^", "#8A8A1F"), "rules": ("^", "#8A8A1F"), "random": ("s", GREY)}
+KINDS |= {"sensitivity": ("v", "#CA9161"), "heuristic": ("P", "#B59B00"), "adalora": ("X", "#4F6B7D")}
+OTHER = ("D", "#8FA6B2")
+PICKED = "#E8112D"  # the frame of the candidate that the reader picked
 PETS = {"lora": "LoRA", "lnfit": "LNFit", "bitfit": "BitFit", "lowrank_adapter": "low-rank", "adapter": "bottleneck"}
 DIVERGING = ("margin", "difference")  # columns with colours and limits that are symmetric around 0
 SEARCH = ("step", "seed", "task", "budget")  # a figure shows one search, so a table has one value of each
@@ -62,7 +78,7 @@ class Style:
 
     def colours(self, value: str) -> str:
         """Name of the colours for a column."""
-        return "cividis" if value not in DIVERGING else "berlin" if self.dark else "PuOr_r"
+        return "cividis" if value not in DIVERGING else DARK_DIFFERENCES if self.dark else "PuOr_r"
 
     @property
     def hatching(self) -> dict[str, Any]:
@@ -91,6 +107,9 @@ STYLES = {
     "talk": Style("talk", 13.0, 6.4, 12.8),
 }
 DARK: dict[str, Any] = {"ground": "#16191D", "ink": "#F0F0F0", "grey": "#A8ADB3", "faint": "#565C64", "pale": "#262B31"}
+DARK_DIFFERENCES = "purple_dark_orange"
+_parts = [mpl.colormaps["PuOr_r"](0.25), DARK["ground"], mpl.colormaps["PuOr_r"](0.72)]  # the light ones, without white
+mpl.colormaps.register(LinearSegmentedColormap.from_list(DARK_DIFFERENCES, _parts), force=True)
 _current = STYLES["notebook"]
 _lock = RLock()  # matplotlib's settings are shared by all threads
 

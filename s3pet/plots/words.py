@@ -207,7 +207,7 @@ def _kinds(chosen: pd.DataFrame, used: int, top: int) -> str:
     for stack, role, pet, share in shares.iloc[:top].reset_index().itertuples(index=False):
         layers = groups.get_group((stack, role, pet))["layer"]
         where = f", {_layers(layers)}" if layers.notna().all() else ""
-        kinds.append(f"{MODULES.get(str(pet), pet)} on {stack} {_place(role)}{where} ({share:.0f} %)")
+        kinds.append(f"{MODULES.get(str(pet), pet)} on {stack} {place_words(role)}{where} ({share:.0f} %)")
     rest = shares.iloc[top:]
     tail = f"; {len(rest)} other kind{'s' * (len(rest) > 1)} take the remaining {rest.sum():.0f} %" if len(rest) else ""
     return f"The parameters go to {', '.join(kinds)}{tail}."
@@ -231,7 +231,8 @@ def _ranks(table: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _place(role: str) -> str:
+def place_words(role: str) -> str:
+    """A role in plain words: ``attention queries`` for ``attn.q``."""
     block, _, part = role.partition(".")
     name = BLOCKS.get(block, block)
     if part == "norm":

@@ -147,7 +147,6 @@ def _colours(table: pd.DataFrame, cells: pd.Series, name: str, fact: Mapping[str
         marks = {mark: at for mark, at in cut_and_start(table).items() if low <= at <= high}
     diverging = name in DIVERGING or (name == MEASURED and low < 0)
     maps = {theme: style.colours("margin" if diverging else "prob") for theme, style in THEMES.items()}
-    maps = {"light": "cividis_r", "dark": "cividis"} if name == "share" else maps
     place = (cells.to_numpy(float) - low) / (high - low) * N_COLOURS  # as matplotlib does
     index = np.where(np.isnan(place), -1, np.clip(np.nan_to_num(place), 0, N_COLOURS - 1)).astype(int)
     about = {"label": label, "fact": fact[name], "limits": [low, high], "extend": extend, "marks": marks}

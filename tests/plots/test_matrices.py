@@ -225,7 +225,7 @@ def test_strips_show_every_pair_the_mean_and_chance():
     pairs = make_pairs()
     ax = plot_overlap(pairs, by="group")
     ax.figure.draw_without_rendering()
-    columns = [dots for dots in ax.collections if dots.get_gid() is None and len(dots.get_offsets()) > 1]
+    columns = by_gid(ax, "pairs")
     for i, (name, group) in enumerate(pairs.groupby("group", sort=False)):
         points = columns[i]
         assert sorted(points.get_offsets()[:, 1]) == pytest.approx(sorted(group["jaccard"]))
@@ -241,12 +241,27 @@ def test_strips_show_every_pair_the_mean_and_chance():
         assert np.broadcast_to(filled, len(group)).sum() == above
 
 
+def test_a_point_is_filled_where_it_lies_above_the_band():
+    """Each pair has its own level of chance, so that a band with one height would contradict the filling."""
+    pairs = make_pairs().assign(jaccard=lambda table: table["jaccard"] / 2 + 0.4)
+    near = pairs["jaccard"] + np.where(np.arange(len(pairs)) % 2, 0.02, -0.02)
+    ax = plot_overlap(pairs.assign(jaccard_chance_high=near), by="group")
+    ax.figure.draw_without_rendering()
+    for points, band in zip(by_gid(ax, "pairs"), by_gid(ax, "chance-band"), strict=True):
+        (path,) = band.get_paths()
+        filled = (points.get_facecolors() == to_rgba(KINDS["searched"][1])).all(1)
+        assert 0 < filled.sum() < len(filled)
+        for (x, y), full in zip(points.get_offsets(), filled, strict=True):
+            level = max(path.vertices[path.vertices[:, 0] <= x][:, 1])  # the steps rise
+            assert full == (y > level)
+
+
 def test_strips_are_the_same_on_every_call():
     drawings = []
     for _ in range(2):
         ax = plot_overlap(make_pairs(), by="group")
         ax.figure.draw_without_rendering()
-        drawings.append(np.concatenate([dots.get_offsets() for dots in ax.collections]))
+        drawings.append(np.concatenate([dots.get_offsets() for dots in by_gid(ax, "pairs")]))
     np.testing.assert_array_equal(*drawings)
 
 

@@ -8,7 +8,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 from gate_tables import contrast, make_gates, make_structure
-from matplotlib.colors import same_color, to_hex
+from matplotlib.colors import rgb_to_hsv, same_color, to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from s3pet import plots
@@ -122,6 +122,34 @@ def test_ink_and_lines_stand_out_from_the_ground(dark):
         assert contrast(style.grey, style.ground) > 4.5
         for colour in plots.style.PET_COLOURS.values():
             assert contrast(colour, style.ground) > 2.1
+
+
+def test_a_colour_has_one_meaning():
+    from s3pet.plots.style import KINDS, OTHER, PALETTE, PET_COLOURS
+
+    kinds = {colour for _, colour in [*KINDS.values(), OTHER]}
+    assert not kinds & set(PET_COLOURS.values()) and len(set(PET_COLOURS.values())) == len(PET_COLOURS)
+    assert len({look for name, look in KINDS.items() if name != "rules"}) == len(KINDS) - 1  # rules are manual
+    for colour in (*kinds, *PET_COLOURS.values(), *PALETTE):  # orange is what is above 0 in a difference
+        hue, saturation, _ = rgb_to_hsv(to_rgb(colour))
+        assert not (0.07 < hue < 0.12 and saturation > 0.6), colour
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_bright_is_high_in_all_maps_and_orange_is_above_zero(dark):
+    with plots.figure_style("notebook", dark=dark) as style:
+        axes = [plots.plot_gates(GATES), plots.plot_structure(make_structure(GATES), space=GATES)]
+        axes.append(plots.plot_gate_panels({"a": GATES})[0])
+        difference = plots.plot_difference(GATES, make_gates(2, 2, seed=1))
+    for ax in axes:
+        (mesh,) = (artist for artist in ax.collections if artist.get_gid() == "gates")
+        low, middle, high = (contrast(mesh.cmap(at), "black") for at in (0.0, 0.5, 1.0))
+        assert low < middle < high
+    (mesh,) = (artist for artist in difference.collections if artist.get_gid() == "gates")
+    red, _, blue, _ = mesh.cmap(0.85)
+    assert red > 2 * blue and contrast(mesh.cmap(0.5), style.ground) < 1.2
+    red, _, blue, _ = mesh.cmap(0.15)
+    assert blue > red
 
 
 @pytest.mark.parametrize("function", [plots.plot_gates, plots.plot_profile])

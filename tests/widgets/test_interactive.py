@@ -90,7 +90,7 @@ def test_utility_is_a_colour_and_a_fact(gates):
     data = map_data(gates, utility=utility)
     assert data["values"]["utility"]["label"] == "solo utility (nats)"
     low, high = data["values"]["utility"]["limits"]
-    assert low == -high and data["values"]["utility"]["colours"] == {"light": "PuOr_r", "dark": "berlin"}
+    assert low == -high and data["values"]["utility"]["colours"] == {"light": "PuOr_r", "dark": "purple_dark_orange"}
     said = facts(data, "solo utility")
     assert all(
         (text.startswith("no score")) == inert for text, inert in zip(said.values(), gates["inert"], strict=True)
