@@ -20,7 +20,7 @@ from s3pet.plots.frame import entry, finish_axes, in_order
 from s3pet.plots.intervals import summarize_scores
 from s3pet.plots.style import KINDS, OTHER, as_table, new_axes, style, styled
 
-JOINED = ("searched", "random", "sensitivity", "heuristic", "adalora")  # kinds that exist at any budget: a line
+JOINED = ("searched", "random", "covered", "sensitivity", "heuristic", "adalora")  # have any budget: a line
 MARKERS = "os^DvPX<>phd"
 RANGES = {"accuracy": (0.0, 1.0), "f1": (0.0, 1.0)} | dict.fromkeys(("matthews", "pearson", "spearman"), (-1.0, 1.0))
 # "searched 0.05 %" is "searched", "carried 0.05% from qnli" is "carried from qnli"; "lora r8" stays
