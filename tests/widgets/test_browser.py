@@ -29,7 +29,6 @@ TOKEN = "s3pet-test"
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--disable-sync", "--no-first-run", "--disable-dev-shm-usage"]
-WATCHED, LONG = '"steps": 30', '"steps": 3000'  # long enough to be stopped by hand
 STYLE = 'figure_style("notebook")'
 ASKED = (
     'from s3pet.widgets import ask\n\nwhich = ask("Which type comes first?", ["LoRA", "BitFit", "LNFit"])\nwhich',
@@ -37,8 +36,16 @@ ASKED = (
     'which.reveal("LoRA", "It reads one direction of $x$.")',
     "many.reveal(9)",
 )
-WAITING = """stopped = s3pet.search(model, task, space, budget="0.2%", batch_size=16, steps=3000)
-print("ended:", stopped.metrics["stopped"], "| kept:", stopped.structure().n_params <= stopped.budget.n_params)"""
+SEARCHED = (  # long enough to be stopped by hand
+    """import torch\n\nimport s3pet\n\ntorch.set_num_threads(1)
+model, tokenizer = s3pet.load_backbone("pocket-t5")
+task, space = s3pet.load_task("pocket/sentiment", tokenizer), s3pet.make_space(model, "mixed")
+options = {"budget": "0.2%", "batch_size": 16, "steps": 1000}""",
+    "watched = s3pet.widgets.watch(s3pet.search, model, task, space, **options)",
+    'print("watched:", watched.result().metrics["stopped"])',
+    """stopped = s3pet.search(model, task, space, **options)
+print("ended:", stopped.metrics["stopped"], "| kept:", stopped.structure().n_params <= stopped.budget.n_params)""",
+)
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [
@@ -49,26 +56,22 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The notebooks without outputs, beside the saved runs, in a place of their own."""
+    """The explorer without outputs and small notebooks, beside the saved runs, in a place of their own."""
     folder = tmp_path_factory.mktemp("lab")
     (folder / "notebooks").mkdir()
     (folder / "data").symlink_to(ROOT / "data")
-    for name in ("13_search_by_hand", "explorer"):
-        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-        if name == "13_search_by_hand":
-            (watched,) = [cell for cell in notebook.cells if WATCHED in cell.source]
-            watched.source = watched.source.replace(WATCHED, LONG)
-            notebook.cells.append(nbformat.v4.new_code_cell(WAITING))
-        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
+    notebook = nbformat.read(ROOT / "notebooks" / "explorer.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, folder / "notebooks" / "explorer.ipynb")
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")  # of the explorer
     first.source, light = first.source.replace(STYLE, f"{STYLE[:-1]}, dark=True)"), first.source
     assert first.source != light
     nbformat.write(notebook, folder / "notebooks" / "explorer_dark.ipynb")
-    notebook.cells = [*map(nbformat.v4.new_code_cell, ASKED)]
-    nbformat.write(notebook, folder / "notebooks" / "predictions.ipynb")
+    for name, sources in {"predictions": ASKED, "searches": SEARCHED}.items():
+        notebook.cells = [*map(nbformat.v4.new_code_cell, sources)]
+        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
     return folder
 
 
@@ -364,7 +367,7 @@ def shows_its_static_twin(path, target, new_page):
 
 def test_stop_and_keep(open_notebook):
     """Both buttons: of a search that is watched, and of one that a cell waits for."""
-    page = open_notebook("13_search_by_hand")
+    page = open_notebook("searches")
     run_all(page)
     watched = cell(page, "widgets.watch(")
     stop(page, watched, "watch")
@@ -374,7 +377,7 @@ def test_stop_and_keep(open_notebook):
     words.wait_for(timeout=60_000)
     assert words.inner_text().strip() == "ended: stopped | kept: True"
     finished(page)
-    cell(page, "watched.result()").locator("pre:has-text('overlap with the choice of seed 0')").wait_for()
+    cell(page, "watched.result()").locator("pre:has-text('watched: stopped')").wait_for()
     assert not page.elsewhere
 
 
@@ -383,7 +386,7 @@ def stop(page, found, name):
     button = found.get_by_role("button", name="Stop and keep")
     button.wait_for(timeout=180_000)
     found.scroll_into_view_if_needed()
-    found.get_by_text("of 3000").first.wait_for(timeout=60_000)
+    found.get_by_text("of 1000").first.wait_for(timeout=60_000)
     picture(found)
     page.wait_for_timeout(1500)
     shot(page, f"{name}_running")
