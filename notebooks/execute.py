@@ -5,8 +5,10 @@
     python notebooks/execute.py --check    # execute, but write nothing
 
 What differs between machines or runs (versions, times, execution order of another session) is stripped, so that a
-notebook changes only if what it says changes. A widget is stored as its picture: without a kernel it could do no more.
-Pictures are stored with a palette of 256 colours: in a figure nobody sees the difference, and it takes half the space.
+notebook changes only if what it says changes. A widget is stored as its picture or text: without a kernel it could do
+no more. One that has neither is not stored, such as a progress bar, which would stay at 0 %. Pictures have two dots for
+each point of the page, so that they are sharp on today's screens, and a palette of 256 colours: in a figure nobody sees
+the difference, and it takes half the space.
 
 A number in the text is computed: ``<!--=EXPRESSION-->0.12<!--/-->`` in a Markdown cell holds what the f-string
 ``{EXPRESSION}`` is after the cells above it. The comments are not shown.
@@ -43,13 +45,14 @@ def execute(path: Path, timeout: int = 600) -> tuple[nbformat.NotebookNode, floa
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in ("tags",) if key in cell.metadata})
     start = time.perf_counter()
-    quiet = ["--log-level=40"]  # errors only: it warns that the sockets of this machine are not encrypted
+    options = ["--log-level=40"]  # errors only: it warns that the sockets of this machine are not encrypted
+    options += ["--InlineBackend.figure_formats={'retina'}"]
     where = {"metadata": {"path": str(HERE)}}
     client = NotebookClient(
         notebook,
         timeout=timeout,
         kernel_name="python3",
-        extra_arguments=quiet,
+        extra_arguments=options,
         resources=where,
         coalesce_streams=True,  # else two prints of one cell are sometimes stored as two outputs
     )
@@ -61,6 +64,8 @@ def execute(path: Path, timeout: int = 600) -> tuple[nbformat.NotebookNode, floa
     notebook.metadata = nbformat.from_dict(METADATA)  # what the kernel said about itself goes again
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not is_empty_widget(output)]
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             data.pop(WIDGET, None)
@@ -79,6 +84,12 @@ def write_numbers(client: NotebookClient, cell: nbformat.NotebookNode, index: in
         client.nb.cells[index] = cell  # where the client has put the probe
         values = iter(probe.outputs[0].text.splitlines())
         cell.source = NUMBER.sub(lambda number: f"<!--={number[1]}-->{next(values)}<!--/-->", cell.source)
+
+
+def is_empty_widget(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is a widget without a picture or a text that can stand for it."""
+    data = output.get("data", {})
+    return WIDGET in data and not {*data} - {WIDGET, "text/plain"}
 
 
 def with_palette(picture: str) -> str:
