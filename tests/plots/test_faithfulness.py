@@ -78,6 +78,7 @@ def test_a_map_of_utility_has_the_places_of_the_map_of_gates():
         ([*np.linspace(0, 1, 100), 9], (0, 0.96), "max", "cividis"),  # the 95 % quantile of 101 numbers: the 96th
         ([-9, *np.linspace(0, 1, 100), 9], (-0.97, 0.97), "both", "PuOr_r"),
         (np.zeros(9), (0, 1), "neither", "cividis"),
+        ([2.0, *np.linspace(-1e-5, 1e-5, 100)], (0, 2), "min", "cividis"),  # one does all, the others nothing
     ],
 )
 def test_colours_start_from_zero_or_diverge_around_it(values, limits, extend, colours):
