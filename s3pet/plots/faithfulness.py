@@ -40,7 +40,8 @@ def utility_scale(values: pd.Series) -> tuple[Normalize, str, str]:
     """Colour limits, colours, and arrows of the colour bar, for a column of a utility table.
 
     Colours reach to the largest size, or only to the 95 % quantile of the sizes if this is less than 2/3 of that, so
-    that a few do not hide the others, but more than 1/20, so that what is next to nothing does not look large. They start from 0, or diverge around it if a value is below −1/10 of their reach.
+    that a few do not hide the others, but more than 1/20, so that what is next to nothing does not look large. They
+    start from 0, or diverge around it if a value is below −1/10 of their reach.
     """
     largest, edge = float(values.abs().max()), float(values.abs().quantile(0.95))
     high = (edge if largest / 20 < edge < largest / 1.5 else largest) or 1.0
