@@ -52,7 +52,7 @@ ALIASES = {  # how else a message may name an argument
     "rules": "rule|space|PET module|role|site", "metrics": "metric", "k": "keep",
     "candidates": "candidate|structure|DataFrame|table", "proposals": "structure", "records": "record",
     "example": "could not be run", "seeds": "seed|runs?|does not exist",
-    "results": "result|search|searches|DataFrame|table",
+    "results": "result|search|searches|DataFrame|table", "frequency": "table|DataFrame", "shares": "tables?|DataFrame",
     "p": "column", "objective": "loss|max_length|pooling|class_weights|setting",
     "settings": "objective|loss|max_length|pooling|class_weights", "path": "folder|file|holds no|is not",
     "name": "structure|task|backbone|folder|style", "value": "column|budget", "label_words": "words",
@@ -263,6 +263,14 @@ def plot_calls(g):
                candidate="name", chosen_in="mapping")
     yield Call("plots.candidate_names", plots.candidate_names, of_gates)
     yield Call("plots.choice_table", plots.choice_table, {"gates": {"a": g.result}}, gates="panels")
+    both = {"results": {"a": g.result, "b": g.second}}
+    yield Call("plots.choice_frequency", lambda results, *, within=None: plots.choice_frequency(results, within=within), both,
+               within="column")
+    yield Call("plots.choice_shares", lambda results, *, within=None: plots.choice_shares(results, within=within), both,
+               within="column")
+    yield Call("plots.plot_frequency", plots.plot_frequency, {"frequency": plots.choice_frequency(**both, draws=5)},
+               frequency="table")
+    yield Call("plots.plot_shares", plots.plot_shares, {"shares": plots.choice_shares(**both, draws=5)}, shares="table")
     yield Call("plots.select_rows", plots.select_rows, of_gates, pets="words")
     yield Call("plots.gate_cells", plots.gate_cells, of_gates, how="name", grid="any", space="any")
     yield Call("plots.make_grid", plots.make_grid, {"candidates": g.result.gates}, candidates="table")
