@@ -264,10 +264,10 @@ def plot_calls(g):
     yield Call("plots.candidate_names", plots.candidate_names, of_gates)
     yield Call("plots.choice_table", plots.choice_table, {"gates": {"a": g.result}}, gates="panels")
     both = {"results": {"a": g.result, "b": g.second}}
-    yield Call("plots.choice_frequency", lambda results, *, within=None: plots.choice_frequency(results, within=within), both,
-               within="column")
-    yield Call("plots.choice_shares", lambda results, *, within=None: plots.choice_shares(results, within=within), both,
-               within="column")
+    yield Call("plots.choice_frequency",
+               lambda results, *, within=None: plots.choice_frequency(results, within=within), both, within="column")
+    yield Call("plots.choice_shares",
+               lambda results, *, within=None: plots.choice_shares(results, within=within), both, within="column")
     yield Call("plots.plot_frequency", plots.plot_frequency, {"frequency": plots.choice_frequency(**both, draws=5)},
                frequency="table")
     yield Call("plots.plot_shares", plots.plot_shares, {"shares": plots.choice_shares(**both, draws=5)}, shares="table")
