@@ -473,9 +473,10 @@ def files_of(folder):
 
 
 def kernels():
-    """Kernels below this process."""
+    """Kernels of the web page: those below a voila that this process has started, not those of JupyterLab."""
     found = []
-    for child in psutil.Process().children(recursive=True):
+    for server in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # it ends at this moment
-            found += [child] * ("ipykernel_launcher" in " ".join(child.cmdline()))
+            if "voila" in server.cmdline():
+                found += [child for child in server.children(recursive=True) if "ipykernel_launcher" in child.cmdline()]
     return found
