@@ -73,7 +73,7 @@ def findings(result: SearchResult, table: pd.DataFrame, utility: pd.DataFrame | 
             f"{best.removesuffix(f' {budget}')}: {gap:+.3f} (95 % from {low:+.3f} to {high:+.3f}), {sure}."
         )
     lines.append(
-        f"This is one search, where another seed may choose otherwise, and {RUNS} trainings of each, on a teaching task; "
+        f"This is one search (another seed may choose otherwise) and {RUNS} trainings of each on a teaching task; "
         "data/runs/RESULTS.md has many."
     )
     return "\n".join(f"- {line}" for line in lines)
