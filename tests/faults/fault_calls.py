@@ -190,7 +190,7 @@ def table(g):
     yield Call("detach", s3pet.detach, {"model": g.model}, model="module")
     yield Call("search", s3pet.search, {**parts, "budget": 600, "steps": 1, "batch_size": 4, **quick}, progress="flag",
                more=("steps", "batch_size", "lr", "alpha_lr", "seed", "warmup"), order="name", gradient="name",
-               alpha_optimizer="name", dropout="flag")
+               dropout="flag")
     yield Call("load_run", s3pet.load_run, {"path": g.folder / "runs" / "one"}, path="file")
     yield Call("SearchResult.structure", g.result.structure, {})
     yield Call("SearchResult.gates_at", g.result.gates_at, {}, step="whole")
@@ -292,7 +292,7 @@ def plot_calls(g):
 
 def method_calls(g, parts, recipe, trained):
     """Settings, gates, studies, statistics, tasks and objectives."""
-    names = dict.fromkeys(("order", "gradient", "alpha_optimizer"), "name")
+    names = dict.fromkeys(("order", "gradient"), "name")
     yield Call("Settings", Settings, {}, **names, dropout="flag")
     yield Call("Recipe", Recipe, {}, dropout="flag", patience="count")
     yield Call("ObjectiveSettings", ObjectiveSettings, {}, max_length="least 2", pooling="name", loss="name",
