@@ -22,11 +22,13 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +44,16 @@ from toy import WORDS, toy_tokenizer
 import s3pet
 from s3pet.searcher import Searcher, Settings
 from s3pet.structure import parse_budget
-from s3pet.studies.costs import estimate, plain_seconds
+from s3pet.studies.costs import Estimate, estimate
 
 ROWS, TOKENS = 8, 64
 RETURN = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0"}
-SIZES = {"small": (256, 6, 8000), "middle": (512, 12, 32000), "large": (1024, 12, 32000)}  # width, layers, vocabulary
+SIZES = {
+    "tiny": (64, 2, 64),
+    "small": (320, 6, 10000),
+    "middle": (512, 12, 32000),
+    "large": (1024, 12, 32000),
+}  # width, layers, vocabulary
 FAMILIES = ("bert", "t5", "llama")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scale.md"
 
@@ -71,12 +78,14 @@ def make_model(family: str, size: str) -> Any:
 
 def make_searcher(model: Any, order: str) -> Searcher:
     """Make a search whose batches hold rows of 63 and of 64 tokens."""
-    rows = [{"sentence1": " ".join(WORDS[: TOKENS - 1 - k % 2] * 2), "label": k // 2 % 2} for k in range(2 * ROWS)]
-    rows = [row | {"sentence1": " ".join((WORDS * 2)[: TOKENS - 1 - k % 2])} for k, row in enumerate(rows)]
-    task = s3pet.load_task({"train": rows, "validation": rows, "test": rows}, toy_tokenizer(), label_words=("no", "yes"))
+    texts = [" ".join((WORDS * 2)[: TOKENS - 1 - k % 2]) for k in range(2 * ROWS)]
+    rows = [{"sentence1": text, "label": k // 2 % 2} for k, text in enumerate(texts)]
+    task = s3pet.load_task(
+        {"train": rows, "validation": rows, "test": rows}, toy_tokenizer(), label_words=("no", "yes")
+    )
     space = s3pet.make_space(model, "mixed")
     settings = Settings(steps=100, order=order, batch_size=ROWS)
-    return Searcher(model, task, space, parse_budget(space, "0.02%"), settings)
+    return Searcher(model, task, space, parse_budget(space, space.n_params // 10), settings)
 
 
 def allocated_peak(run: Any) -> int:
@@ -94,46 +103,69 @@ def allocated_peak(run: Any) -> int:
 def live_bytes() -> int:
     """Return the bytes of all tensors that Python knows, each memory once."""
     gc.collect()
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects() if torch.is_tensor(t)}
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects() if torch.is_tensor(t)
+    }
     return sum(storages.values())
+
+
+def warm_up(family: str, order: str) -> None:
+    """Run a step of the same kind on a tiny model, so that all libraries are loaded."""
+    model = make_model(family, "tiny")
+    run_step(model, make_searcher(model, "first" if order == "retrain" else order), order)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def run_step(model: Any, searcher: Searcher, order: str) -> tuple[float, int]:
+    """Run two steps, the second under the profiler; returns the resident peak (MB) of the first and the allocated one.
+
+    The peak of what torch has allocated is in bytes, above the tensors that are there before the second step. A
+    retraining of all candidates is run twice, as a whole.
+    """
+    Path("/proc/self/clear_refs").write_text("5")  # making the model had a peak, too
+    if order == "retrain":
+        structure = s3pet.manual_structure(searcher.space, "all")
+        options: dict[str, Any] = {"steps": 2, "evaluations": 1, "batch_size": ROWS, "progress": False, "test": False}
+        run = partial(s3pet.retrain, model, searcher.objective.task, structure, **options)
+        run()
+        resident = resident_size("VmHWM")
+        return resident, allocated_peak(run)
+    with searcher.supernet:
+        searcher.objective.prepare(False)
+        searcher.advance()
+        resident = resident_size("VmHWM")
+        return resident, allocated_peak(searcher.advance)
 
 
 def measure(family: str, size: str, order: str, checkpointing: bool) -> dict[str, Any]:
     """Measure one case in this process; sizes in MB."""
     torch.set_num_threads(1)
-    tiny = BertModel(BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).eval()
-    searcher = make_searcher(tiny, order)
-    with searcher.supernet:
-        searcher.advance()
-        allocated_peak(searcher.advance)
-    del searcher, tiny
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    warm_up(family, order)
     before, tensors_before = resident_size("VmRSS"), live_bytes()
     model = make_model(family, size)
     if checkpointing:
         name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
         getattr(model, f"{name}_checkpointing_enable")()
-    searcher = make_searcher(model, order)
+    searcher = make_searcher(model, "first" if order == "retrain" else order)
+    if order == "retrain":  # it makes tensors of its own
+        searcher.supernet = searcher.weights = searcher.weight_optimizer = searcher._optimizers = None
+        gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    with searcher.supernet:
-        searcher.objective.prepare(False)
-        searcher.advance()
-        start = time.perf_counter()
-        searcher.advance()
-        seconds, resident = time.perf_counter() - start, resident_size("VmHWM") - before
+    held = live_bytes() - tensors_before
+    resident, peak = run_step(model, searcher, order)
+    if order != "retrain":  # the moments of the optimiser, made in the first step
         held = live_bytes() - tensors_before
-        allocated = (held + allocated_peak(searcher.advance)) / 1e6
-    return {"allocated": round(allocated, 1), "resident": round(resident, 1), "seconds": round(seconds, 2)}
+    return {"allocated": round((held + peak) / 1e6, 1), "resident": round(resident - before, 1)}
 
 
-def predict(family: str, size: str, order: str) -> dict[str, Any]:
-    """Return what the library says of the same cases, in MB, and the seconds of a plain step."""
-    model = make_model(family, size)
-    space = s3pet.make_space(model, "mixed")
-    plain = plain_seconds(model, batch=ROWS, tokens=TOKENS)
-    return vars(estimate(model, space, batch=ROWS, tokens=TOKENS, order=order, step_seconds=plain)) | {"plain": plain}
+def predict(family: str, size: str, order: str) -> Estimate:
+    """Return what the library says of a case."""
+    with torch.device("meta"):
+        model = make_model(family, size)
+    space: Any = s3pet.make_space(model, "mixed")
+    space = s3pet.manual_structure(space, "all") if order == "retrain" else space
+    return estimate(model, space, batch=ROWS, tokens=TOKENS, order="first" if order == "retrain" else order)
 
 
 def run_child(case: list[str], allocator: str) -> dict[str, Any]:
@@ -148,32 +180,30 @@ def run_child(case: list[str], allocator: str) -> dict[str, Any]:
 
 
 def check(families: list[str], orders: list[str], sizes: list[str], allocator: str) -> list[dict[str, Any]]:
-    """Return one row for each case: predicted, measured, ratios."""
+    """Return one row for each case: sizes in MB, predicted and measured, and predicted over measured."""
     rows = []
-    for family in families:
-        for size in sizes:
-            for order in orders:
-                said = predict(family, size, order)
-                for checkpointing in (False, True):
-                    seen = run_child([family, size, order, str(int(checkpointing))], allocator)
-                    peak = said["peak_checkpointed" if checkpointing else "peak"] / 1e6
-                    row = {"family": family, "size": size, "millions": round(said["backbone_params"] / 1e6, 1)}
-                    row |= {"order": order, "checkpointing": checkpointing, "weights": round(said["weights"] / 1e6, 1)}
-                    row |= {"predicted": round(peak, 1), **seen}
-                    for name in ("allocated", "resident"):
-                        row[f"{name}_ratio"] = round(peak / seen[name], 3)
-                    row |= {"plain_seconds": round(said["plain"], 2), "predicted_seconds": round(said["seconds"], 2)}
-                    print(row, flush=True)
-                    rows.append(row)
+    for family, size, order in itertools.product(families, sizes, orders):
+        if order != "first" and size != "middle":
+            continue
+        said = predict(family, size, order)
+        for checkpointing in (False, True) if order == "first" else (False,):
+            seen = run_child([family, size, order, str(int(checkpointing))], allocator)
+            peak = (said.peak_checkpointed if checkpointing else said.peak) or 0
+            row = {"family": family, "size": size, "parameters": said.backbone_params, "order": order}
+            row |= {"checkpointing": checkpointing, "weights": round(said.weights / 1e6, 1)}
+            row |= {"predicted": round(peak / 1e6, 1), **seen}
+            row |= {f"{name}_ratio": round(peak / 1e6 / seen[name], 3) for name in ("allocated", "resident")}
+            print(row, flush=True)
+            rows.append(row)
     return rows
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=[*FAMILIES])
-    parser.add_argument("--orders", nargs="+", default=["first"])
-    parser.add_argument("--sizes", nargs="+", default=[*SIZES])
+    parser.add_argument("what", nargs="*", default=[*FAMILIES], help="families, or table")
+    parser.add_argument("--orders", nargs="+", default=["first", "unrolled", "retrain"])
+    parser.add_argument("--sizes", nargs="+", default=["small", "middle", "large"])
     parser.add_argument("--allocator", choices=("return", "default"), default="return")
     parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=RESULTS / "memory.json")
@@ -183,8 +213,15 @@ def main() -> None:
         print(json.dumps(measure(family, size, order, checkpointing == "1")))
         return
     torch.set_num_threads(1)
-    rows = check(arguments.what, arguments.orders, arguments.sizes, arguments.allocator)
-    print(pd.DataFrame(rows).to_string(index=False))
+    record = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {"rows": []}
+    if families := [name for name in arguments.what if name != "table"]:
+        new = check(families, arguments.orders, arguments.sizes, arguments.allocator)
+        done = {(row["family"], row["size"], row["order"]) for row in new}
+        kept = [row for row in record["rows"] if (row["family"], row["size"], row["order"]) not in done]
+        record |= {"made": time.strftime("%Y-%m-%d"), "machine": machine(), "batch": [ROWS, TOKENS]}
+        record |= {"allocator": arguments.allocator, "rows": kept + new}
+        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(pd.DataFrame(record["rows"]).to_string(index=False))
 
 
 if __name__ == "__main__":
