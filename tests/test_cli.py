@@ -23,7 +23,7 @@ from s3pet.searcher import Searcher, Settings
 from s3pet.studies import demonstration
 from s3pet.tuning import Recipe
 
-COMMANDS = ("search", "retrain", "export", "map", "compare", "study", "space", "demo")
+COMMANDS = ("search", "retrain", "export", "map", "compare", "study", "space", "estimate", "demo")
 
 
 @pytest.fixture(scope="module")

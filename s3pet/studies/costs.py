@@ -26,7 +26,6 @@ import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -45,6 +44,7 @@ from s3pet.objectives.own import objective_of
 from s3pet.searcher import CLIP, Searcher, Settings
 from s3pet.space import Candidates, Space
 from s3pet.supernet import Supernet
+from s3pet.tasks.checks import position_limit
 from s3pet.tasks.plain import RowTask
 
 PASSES = {"first": 2, "unrolled": 3}  # forward and backward passes of a step of a search; a retraining has one
@@ -236,22 +236,22 @@ def estimate(
     optional(POSITIVE).check(SearchError, step_seconds=step_seconds)
     one_of((*PASSES,)).check(SearchError, order=order)
     space.check(model)
+    _check_text(model, tokens)
     is_search, rows = isinstance(space, Space), -(-batch // devices)
     copied = _on_meta(model, dtype)
     numbers = {"rows": int(rows), "tokens": int(tokens), "target_tokens": int(target_tokens)}
-    count = partial(_count, space=space, order=order, **numbers)
-    state, kept, peak = count(copied)
+    state, kept, peak = _count(copied, space, order, **numbers)
     again: tuple[Any, ...] = (None, None, None)
     if getattr(copied, "supports_gradient_checkpointing", False):
         name = "activation" if hasattr(copied, "activation_checkpointing_enable") else "gradient"
         options = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _Fused())}  # a backward pass leaves it
         getattr(copied, f"{name}_checkpointing_enable")(options)
-        again = count(copied)
+        again = _count(copied, space, order, **numbers)
     weights = sum(t.numel() * t.element_size() for t in {*copied.parameters(), *copied.buffers()})
     trained, passes = space.n_params + is_search * len(space), PASSES[order] if is_search else 1
     return Estimate(
         model=name_of(model),
-        space=repr(space.name) if is_search else f"a structure of {len(space)}",
+        space=repr(space.name) if isinstance(space, Space) else f"a structure of {len(space)}",
         dtype=str(next(copied.parameters()).dtype).removeprefix("torch."),
         attention=getattr(model.config, "_attn_implementation", None) or "its own",
         order=order if is_search else "retrain",
@@ -266,6 +266,7 @@ def estimate(
 def _on_meta(model: nn.Module, dtype: torch.dtype | None) -> Any:
     """A copy of a model without its weights and hooks."""
     memo: dict[int, Any] = {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
+    memo[id(getattr(model, "s3pet_tokenizer", memo))] = None
     for weight in model.parameters():
         kind = dtype if weight.is_floating_point() else None
         memo[id(weight)] = nn.Parameter(torch.empty_like(weight, device="meta", dtype=kind), requires_grad=False)
@@ -273,7 +274,18 @@ def _on_meta(model: nn.Module, dtype: torch.dtype | None) -> Any:
     for part in copied.modules():
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
+        if getattr(part, "gradient_checkpointing", False):
+            part.gradient_checkpointing = False  # type: ignore[assignment]
     return copied
+
+
+def _check_text(model: nn.Module, tokens: int) -> None:
+    """Raise BackboneError for a model that does not read text, SearchError for rows that are too long for it."""
+    if getattr(model, "main_input_name", "") != "input_ids" or getattr(model, "config", None) is None:
+        what = f"costs are counted for models of transformers that read text (input_ids); got a {type(model).__name__}"
+        raise BackboneError(f"{what}. Of others, measure a short search: result.cost")
+    if (limit := position_limit(model)) is not None and tokens > limit:
+        raise SearchError(f"tokens={tokens}, but the model has positions for {limit}")
 
 
 def _count(
@@ -282,7 +294,7 @@ def _count(
     """Bytes of the PET modules' state, of activations, and the peak without the backbone, of a step."""
     batches = _Batches(model, tokens, target_tokens)
     memory = batches.memory
-    task = RowTask("rows", range(max(4, 2 * rows)), [0], metrics={"none": max})
+    task = RowTask("rows", range(max(4, 2 * rows)), [0], metrics={"none": lambda predictions, labels: 0.0})
     try:
         with preserved(model), memory, _Fused():
             if isinstance(space, Space):
@@ -327,6 +339,7 @@ def plain_seconds(model: nn.Module, *, batch: int = 32, tokens: int = 128, targe
     whole(1).check(SearchError, batch=batch, tokens=tokens, target_tokens=target_tokens)
     if (device := next(model.parameters()).device).type == "meta":
         raise BackboneError("a model on the meta device has no weights to compute with; load it: load_backbone(…)")
+    _check_text(model, tokens)
     batches, times = _Batches(model, tokens, target_tokens), list[float]()
     model.requires_grad_(False).eval()
     for part in model.modules():

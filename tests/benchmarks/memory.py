@@ -54,6 +54,21 @@ SIZES = {
     "middle": (512, 12, 32000),
     "large": (1024, 12, 32000),
 }  # width, layers, vocabulary
+LARGE_BATCH = (8, 512)  # rows and tokens of the large models
+T5_LARGE = {"vocab_size": 32128, "d_model": 1024, "num_layers": 24, "decoder_start_token_id": 0}
+LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8}
+LARGE_MODELS: dict[str, Any] = {  # public facts of the architectures
+    "T5-large": (T5ForConditionalGeneration, T5Config(d_ff=4096, d_kv=64, num_heads=16, **T5_LARGE)),
+    "T5-11B": (T5ForConditionalGeneration, T5Config(d_ff=65536, d_kv=128, num_heads=128, **T5_LARGE)),
+    "Llama-3-8B": (
+        LlamaForCausalLM,
+        LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=14336, **LLAMA),
+    ),
+    "Llama-3-70B": (
+        LlamaForCausalLM,
+        LlamaConfig(hidden_size=8192, num_hidden_layers=80, num_attention_heads=64, intermediate_size=28672, **LLAMA),
+    ),
+}
 FAMILIES = ("bert", "t5", "llama")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scale.md"
 
@@ -198,6 +213,57 @@ def check(families: list[str], orders: list[str], sizes: list[str], allocator: s
     return rows
 
 
+def describe_large() -> list[dict[str, Any]]:
+    """Return what the library says of large models: one row each, sizes in GB."""
+    rows = []
+    for name, (model_class, config) in LARGE_MODELS.items():
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("meta"):
+            model: Any = model_class(config)
+        torch.set_default_dtype(torch.float32)
+        said = estimate(model, s3pet.make_space(model, "mixed"), batch=LARGE_BATCH[0], tokens=LARGE_BATCH[1])
+        sizes = ("weights", "state", "activations", "activations_checkpointed", "peak", "peak_checkpointed")
+        row: dict[str, Any] = {"model": name, "dtype": said.dtype, "backbone_params": said.backbone_params}
+        row |= {"candidates": said.candidates, "pet_params": said.pet_params}
+        rows.append(row | {size: round(getattr(said, size) / 1e9, 2) for size in sizes} | {"reduced": said.reduced})
+        print(rows[-1], flush=True)
+        del model
+        gc.collect()
+    return rows
+
+
+def write_page(record: dict[str, Any]) -> None:
+    """Write the two tables into the page, between their marks."""
+    large = pd.DataFrame(record["large"])
+    large["parameters"] = [f"{n / 1e9:.2f} B" for n in large.backbone_params]
+    large["PET parameters"] = [f"{n / 1e6:.1f} M" for n in large.pet_params]
+    for size in ("weights", "state", "activations", "activations_checkpointed", "peak", "peak_checkpointed"):
+        large[size] = [f"{value:.1f}" if value >= 1 else f"{value:.2f}" for value in large[size]]
+    names = {"activations_checkpointed": "… checkpointed", "peak_checkpointed": "… checkpointed "}
+    columns = ["model", "parameters", "candidates", "PET parameters", "weights", "state", "activations"]
+    large = large[[*columns, "activations_checkpointed", "peak", "peak_checkpointed"]].rename(columns=names)
+    small = pd.DataFrame(record["rows"])
+    small["parameters"] = [f"{n / 1e6:.0f} M" for n in small.parameters]
+    small["checkpointing"] = ["yes" if on else "no" for on in small.checkpointing]
+    small["predicted / allocated"] = [f"{ratio:.2f}" for ratio in small.allocated_ratio]
+    small["predicted / resident"] = [f"{ratio:.2f}" for ratio in small.resident_ratio]
+    for size in ("weights", "predicted", "allocated", "resident"):
+        small[size] = [f"{value:,.0f}" for value in small[size]]
+    small = small[["family", "parameters", "order", "checkpointing", "weights", "predicted", "allocated", "resident",
+                   "predicted / allocated", "predicted / resident"]]  # fmt: skip
+    text = PAGE.read_text(encoding="utf-8")
+    for mark, table in (("large", large), ("measured", small)):
+        n_text = 2 if mark == "large" else 4
+        lines = [
+            f"| {' | '.join(str(value) for value in row)} |" for row in [tuple(table), *table.itertuples(index=False)]
+        ]
+        lines.insert(1, "|" + "---|" * n_text + "--:|" * (table.shape[1] - n_text))
+        start, end = f"<!-- {mark} -->\n", f"\n<!-- end of {mark} -->"
+        before, _, rest = text.partition(start)
+        text = before + start + "\n".join(lines) + end + rest.partition(end)[2]
+    PAGE.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -221,6 +287,11 @@ def main() -> None:
         record |= {"made": time.strftime("%Y-%m-%d"), "machine": machine(), "batch": [ROWS, TOKENS]}
         record |= {"allocator": arguments.allocator, "rows": kept + new}
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    if "table" in arguments.what:
+        record["large_batch"], record["large"] = LARGE_BATCH, describe_large()
+        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    if {"rows", "large"} <= set(record) and arguments.out.parent == RESULTS:
+        write_page(record)
     print(pd.DataFrame(record["rows"]).to_string(index=False))
 
 
