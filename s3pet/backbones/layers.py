@@ -108,12 +108,9 @@ def with_weights(model: nn.Module, homes: Sequence[str]) -> nn.Module:
 
 
 def _zeros(tensor: Tensor) -> Tensor:
-    """Zeros on the CPU in the tensor's shape and type; memory is only taken where something is written."""
-    return (
-        torch.from_numpy(np.zeros(tensor.numel() * tensor.element_size(), np.uint8))
-        .view(tensor.dtype)
-        .view(tensor.shape)
-    )
+    """Zeros on the CPU, in float32 if the tensor is of a floating type; memory is taken where something is written."""
+    kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return torch.from_numpy(np.zeros(tensor.numel() * kind.itemsize, np.uint8)).view(kind).view(tensor.shape)
 
 
 def same_in_all_layers(path: str, homes: Mapping[str, int]) -> list[tuple[str, int | None]]:

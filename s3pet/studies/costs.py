@@ -266,7 +266,7 @@ def estimate(
 def _on_meta(model: nn.Module, dtype: torch.dtype | None) -> Any:
     """A copy of a model without its weights and hooks."""
     memo: dict[int, Any] = {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
-    memo[id(getattr(model, "s3pet_tokenizer", memo))] = None
+    memo[id(getattr(model, "s3pet_tokenizer", None))] = None  # not copied
     for weight in model.parameters():
         kind = dtype if weight.is_floating_point() else None
         memo[id(weight)] = nn.Parameter(torch.empty_like(weight, device="meta", dtype=kind), requires_grad=False)

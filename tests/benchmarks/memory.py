@@ -217,11 +217,10 @@ def describe_large() -> list[dict[str, Any]]:
     """Return what the library says of large models: one row each, sizes in GB."""
     rows = []
     for name, (model_class, config) in LARGE_MODELS.items():
-        torch.set_default_dtype(torch.bfloat16)
         with torch.device("meta"):
             model: Any = model_class(config)
-        torch.set_default_dtype(torch.float32)
-        said = estimate(model, s3pet.make_space(model, "mixed"), batch=LARGE_BATCH[0], tokens=LARGE_BATCH[1])
+        space, (batch, tokens) = s3pet.make_space(model, "mixed"), LARGE_BATCH
+        said = estimate(model, space, batch=batch, tokens=tokens, dtype=torch.bfloat16)
         sizes = ("weights", "state", "activations", "activations_checkpointed", "peak", "peak_checkpointed")
         row: dict[str, Any] = {"model": name, "dtype": said.dtype, "backbone_params": said.backbone_params}
         row |= {"candidates": said.candidates, "pet_params": said.pet_params}

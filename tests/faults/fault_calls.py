@@ -330,6 +330,9 @@ def method_calls(g, parts, recipe, trained):
         "steps": 4}, **of_texts,
                lrs="rates", rungs="rungs", more=(*trained[:2], *trained[3:-1]))
     yield Call("studies.proposals", studies.proposals, {"source": g.space, "budget": 600}, source="space")
+    yield Call("studies.estimate", studies.estimate, {"model": g.model, "space": g.space, "batch": 2, "tokens": 8},
+               batch="count", tokens="count", target_tokens="count", dtype="dtype", devices="count", order="name",
+               step_seconds="positive")
     yield Call("studies.probe_inert", studies.probe_inert, parts, **of_texts)
     few = {**parts, "space": s3pet.make_space(g.model, [{"pet": "lora", "roles": ["attn.q"], "layers": [0]}])}
     yield Call("studies.solo_utility", studies.solo_utility, {**few, "inert": [], "steps": 1, "lr_warmup": 0,
