@@ -17,7 +17,8 @@ import torch
 
 import s3pet
 from s3pet.backbones import backbone_shapes
-from s3pet.errors import RunError, S3PetError, SpaceError
+from s3pet.errors import RunError, S3PetError, SearchError, SpaceError
+from s3pet.files.kinds import whole
 from s3pet.files.reading import reading
 from s3pet.files.states import changed_settings
 from s3pet.objectives.texts import ObjectiveSettings
@@ -25,6 +26,7 @@ from s3pet.result import read_config, space_hash
 from s3pet.searcher import Settings, make_settings
 from s3pet.structure import MANUAL, parse_budget
 from s3pet.studies import demonstration
+from s3pet.studies.costs import FLOATING
 from s3pet.studies.report import show, write_figures
 from s3pet.studies.statistics import summary
 from s3pet.studies.study import Study
@@ -279,7 +281,9 @@ def _estimate(args: argparse.Namespace) -> None:
     """Print what a step of a search costs: parameters, bytes, passes; from the model's config alone."""
     model = backbone_shapes(args.model)
     options = {name: getattr(args, name) for name in ("tokens", "target_tokens", "devices", "order", "step_seconds")}
-    options |= {"batch": args.batch_size, "dtype": getattr(torch, args.dtype, args.dtype)}
+    whole(1).check(SearchError, batch_size=args.batch_size)
+    kind = getattr(torch, args.dtype, None)
+    options |= {"batch": args.batch_size, "dtype": kind if FLOATING.holds(kind) else args.dtype}
     print(s3pet.estimate(model, s3pet.make_space(model, _rules(args.space)), **options))
 
 

@@ -26,7 +26,7 @@ import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -48,8 +48,9 @@ from s3pet.tasks.checks import position_limit
 from s3pet.tasks.plain import RowTask
 
 PASSES = {"first": 2, "unrolled": 3}  # forward and backward passes of a step of a search; a retraining has one
-MB = 1e6
-FLOATING = Kind("a floating type of torch, such as torch.bfloat16", lambda v: getattr(v, "is_floating_point", False))
+FLOATING = Kind(
+    "a floating type of torch, such as torch.bfloat16", lambda v: isinstance(v, torch.dtype) and v.is_floating_point
+)
 
 
 class _Memory(TorchDispatchMode):
@@ -138,66 +139,49 @@ class _Batches:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one step costs on each device; :meth:`table` shows it. Memory is in bytes.
+    """What one step costs on each device; :meth:`table` shows the numbers. Memory is in bytes.
 
     Attributes:
-        model, space, dtype, attention: what was counted; the implementation of attention that the model has.
-        order, batch, rows, tokens, devices: of the step (a retraining has ``order="retrain"``); rows of a device.
+        what: was counted, in words.
+        rows: of the batch, on each device.
         backbone_params, candidates, pet_params: numbers of parameters, and of candidates.
+        passes: forward and backward passes of a step.
         weights: of the backbone. state: of the PET modules: weights, gradients, moments of the optimiser, α, indices.
         activations, peak: kept for the backward pass of one batch; the most in use at once, all together.
         activations_checkpointed, peak_checkpointed: with gradient checkpointing; None if the model has none.
-        passes, reduced: forward and backward passes of a step; gradients that devices exchange in one of them.
+        reduced: gradients that devices exchange in a pass.
         seconds: of a step, ``passes`` × a plain step; None if that was not measured. A pass of a search takes about a
-            tenth longer than a plain one.
+            tenth longer than a plain one, with checkpointing a third more.
     """
 
-    model: str
-    space: str
-    dtype: str
-    attention: str
-    order: str
-    batch: int
+    what: str
     rows: int
-    tokens: int
-    devices: int
     backbone_params: int
     candidates: int
     pet_params: int
+    passes: int
     weights: int
     state: int
     activations: int
-    peak: int
     activations_checkpointed: int | None
+    peak: int
     peak_checkpointed: int | None
-    passes: int
     reduced: int
-    seconds: float | None = None
+    seconds: float | None
 
     def table(self) -> pd.DataFrame:
         """One row for each number: ``quantity``, ``value`` and ``unit``."""
-        rows = [(name, getattr(self, name), unit) for unit, names in UNITS.items() for name in names]
-        return pd.DataFrame([row for row in rows if row[1] is not None], columns=["quantity", "value", "unit"])
+        numbers = [(name, value) for name, value in vars(self).items() if name != "what" and value is not None]
+        units = {"seconds": "s", **dict.fromkeys(("rows", "backbone_params", "candidates", "pet_params", "passes"), "")}
+        rows = [(name, value, units.get(name, "bytes")) for name, value in numbers]
+        return pd.DataFrame(rows, columns=["quantity", "value", "unit"])
 
     def __repr__(self) -> str:
-        what = f"{self.order} step of {self.space} on {self.model} ({self.dtype}, {self.attention} attention)"
-        what += f", {self.rows} × {self.tokens} tokens on each of {self.devices} devices"
-        shown = [
-            (name.replace("_", " "), f"{value / MB:,.1f} MB" if unit == "bytes" else f"{value:,}", unit)
-            for name, value, unit in self.table().itertuples(index=False)
-        ]
-        lines = [f"  {name:<26}{value:>18}{'' if unit in ('', 'bytes') else ' ' + unit}" for name, value, unit in shown]
-        return "\n".join([what, *lines])
-
-
-UNITS = {
-    "": ("backbone_params", "candidates", "pet_params", "passes"),
-    "bytes": (
-        *("weights", "state", "activations", "activations_checkpointed"),
-        *("peak", "peak_checkpointed", "reduced"),
-    ),
-    "s": ("seconds",),
-}
+        lines = [self.what]
+        for name, value, unit in self.table().itertuples(index=False):
+            shown = f"{value / 1e6:,.1f} MB" if unit == "bytes" else f"{value:,.6g} s" if unit else f"{value:,.0f}"
+            lines.append(f"  {name.replace('_', ' '):<26}{shown:>18}")
+        return "\n".join(lines)
 
 
 def estimate(
@@ -237,29 +221,23 @@ def estimate(
     one_of((*PASSES,)).check(SearchError, order=order)
     space.check(model)
     _check_text(model, tokens)
-    is_search, rows = isinstance(space, Space), -(-batch // devices)
-    copied = _on_meta(model, dtype)
-    numbers = {"rows": int(rows), "tokens": int(tokens), "target_tokens": int(target_tokens)}
-    state, kept, peak = _count(copied, space, order, **numbers)
-    again: tuple[Any, ...] = (None, None, None)
+    copied, rows = _on_meta(model, dtype), -(-int(batch) // int(devices))
+    plain = _count(copied, space, order, rows, int(tokens), int(target_tokens))
+    again = None
     if getattr(copied, "supports_gradient_checkpointing", False):
         name = "activation" if hasattr(copied, "activation_checkpointing_enable") else "gradient"
         options = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _Fused())}  # a backward pass leaves it
         getattr(copied, f"{name}_checkpointing_enable")(options)
-        again = _count(copied, space, order, **numbers)
+        again = _count(copied, space, order, rows, int(tokens), int(target_tokens))
+    step = f"a step of a search ({order}) of {space.name!r}" if isinstance(space, Space) else f"retraining {space!r}"
+    kind, attention = str(next(copied.parameters()).dtype)[6:], getattr(model.config, "_attn_implementation", None)
+    on = f"{name_of(model)} ({kind}, {attention} attention), {rows} × {tokens} tokens on each of {devices} devices"
     weights = sum(t.numel() * t.element_size() for t in {*copied.parameters(), *copied.buffers()})
-    trained, passes = space.n_params + is_search * len(space), PASSES[order] if is_search else 1
+    passes, trained = (PASSES[order], space.n_params + len(space)) if isinstance(space, Space) else (1, space.n_params)
     return Estimate(
-        model=name_of(model),
-        space=repr(space.name) if isinstance(space, Space) else f"a structure of {len(space)}",
-        dtype=str(next(copied.parameters()).dtype).removeprefix("torch."),
-        attention=getattr(model.config, "_attn_implementation", None) or "its own",
-        order=order if is_search else "retrain",
-        batch=int(batch), **{n: v for n, v in numbers.items() if n != "target_tokens"}, devices=int(devices),
-        backbone_params=n_parameters(model), candidates=len(space), pet_params=space.n_params,
-        weights=weights, state=state, activations=kept, peak=weights + peak,
-        activations_checkpointed=again[1], peak_checkpointed=again[2] and weights + again[2],
-        passes=passes, reduced=4 * trained, seconds=step_seconds and passes * step_seconds,
+        f"{step} on {on}", rows, n_parameters(model), len(space), space.n_params, passes, weights, plain.state,
+        plain.kept, again and again.kept, weights + plain.peak, again and weights + again.peak, 4 * trained,
+        step_seconds and passes * step_seconds,
     )  # fmt: skip
 
 
@@ -288,10 +266,15 @@ def _check_text(model: nn.Module, tokens: int) -> None:
         raise SearchError(f"tokens={tokens}, but the model has positions for {limit}")
 
 
-def _count(
-    model: Any, space: Candidates, order: str, rows: int, tokens: int, target_tokens: int
-) -> tuple[int, int, int]:
-    """Bytes of the PET modules' state, of activations, and the peak without the backbone, of a step."""
+class _Bytes(NamedTuple):
+    """Of a step: the PET modules' state, activations, and the peak without the backbone."""
+
+    state: int
+    kept: int
+    peak: int
+
+
+def _count(model: Any, space: Candidates, order: str, rows: int, tokens: int, target_tokens: int) -> _Bytes:
     batches = _Batches(model, tokens, target_tokens)
     memory = batches.memory
     task = RowTask("rows", range(max(4, 2 * rows)), [0], metrics={"none": lambda predictions, labels: 0.0})
@@ -312,7 +295,7 @@ def _count(
     except Exception as error:  # whatever the code of a model may raise
         what = f"{type(model).__name__} could not be run on {rows} × {tokens} tokens without weights"
         raise BackboneError(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
-    return state + 4 * space.n_params, batches.kept, memory.peak
+    return _Bytes(state + 4 * space.n_params, batches.kept, memory.peak)
 
 
 def _retrain(supernet: Supernet, objective: Any, rows: int) -> None:

@@ -222,7 +222,7 @@ def describe_large() -> list[dict[str, Any]]:
         space, (batch, tokens) = s3pet.make_space(model, "mixed"), LARGE_BATCH
         said = estimate(model, space, batch=batch, tokens=tokens, dtype=torch.bfloat16)
         sizes = ("weights", "state", "activations", "activations_checkpointed", "peak", "peak_checkpointed")
-        row: dict[str, Any] = {"model": name, "dtype": said.dtype, "backbone_params": said.backbone_params}
+        row: dict[str, Any] = {"model": name, "dtype": "bfloat16", "backbone_params": said.backbone_params}
         row |= {"candidates": said.candidates, "pet_params": said.pet_params}
         rows.append(row | {size: round(getattr(said, size) / 1e9, 2) for size in sizes} | {"reduced": said.reduced})
         print(rows[-1], flush=True)

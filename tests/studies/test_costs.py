@@ -89,7 +89,7 @@ def test_parts_by_hand():
     assert weights + moments + gradients < said.state < 1.2 * (weights + moments + gradients + indices)
     assert said.reduced == 4 * (space.n_params + len(space))
     half = estimate(model, space, batch=8, tokens=16, dtype=torch.bfloat16)
-    assert half.dtype == "bfloat16" and 0.5 * said.weights <= half.weights < 0.51 * said.weights
+    assert "bfloat16" in half.what and 0.5 * said.weights <= half.weights < 0.51 * said.weights
     assert half.activations < 0.75 * said.activations
 
 
@@ -101,7 +101,7 @@ def test_activations_grow_with_the_batch_and_fall_with_checkpointing():
     assert two.activations_checkpointed < 0.25 * two.activations
     assert two.weights < two.peak_checkpointed < two.peak < two.weights + two.state + 2 * two.activations
     shared = estimate(model, space, batch=15, tokens=32, devices=2)
-    assert (shared.rows, shared.batch, shared.peak) == (8, 15, two.peak)
+    assert (shared.rows, shared.peak) == (8, two.peak)
     short, longer = (estimate(model, space, batch=4, tokens=32, target_tokens=n) for n in (1, 9))
     assert longer.activations > 1.1 * short.activations
 
@@ -121,7 +121,7 @@ def test_passes_and_seconds():
     assert [(e.passes, e.seconds) for e in (of(space), of(space, order="unrolled"), of(structure))] == [
         (2, 1.0), (3, 1.5), (1, 0.5)
     ]  # fmt: skip
-    assert of(structure).order == "retrain" and of(structure).reduced == 4 * structure.n_params
+    assert "retraining" in of(structure).what and of(structure).reduced == 4 * structure.n_params
     assert estimate(model, space, batch=4, tokens=8).seconds is None
     before = state_of(model)
     assert 0 < plain_seconds(model, batch=2, tokens=8) < 5
