@@ -238,7 +238,7 @@ def write_page(record: dict[str, Any]) -> None:
     large["PET parameters"] = [f"{n / 1e6:.1f} M" for n in large.pet_params]
     for size in ("weights", "state", "activations", "activations_checkpointed", "peak", "peak_checkpointed"):
         large[size] = [f"{value:.1f}" if value >= 1 else f"{value:.2f}" for value in large[size]]
-    names = {"activations_checkpointed": "… checkpointed", "peak_checkpointed": "… checkpointed "}
+    names = {name: name.replace("_", ", ") for name in ("activations_checkpointed", "peak_checkpointed")}
     columns = ["model", "parameters", "candidates", "PET parameters", "weights", "state", "activations"]
     large = large[[*columns, "activations_checkpointed", "peak", "peak_checkpointed"]].rename(columns=names)
     small = pd.DataFrame(record["rows"])
@@ -252,7 +252,7 @@ def write_page(record: dict[str, Any]) -> None:
                    "predicted / allocated", "predicted / resident"]]  # fmt: skip
     text = PAGE.read_text(encoding="utf-8")
     for mark, table in (("large", large), ("measured", small)):
-        n_text = 2 if mark == "large" else 4
+        n_text = 1 if mark == "large" else 4
         lines = [
             f"| {' | '.join(str(value) for value in row)} |" for row in [tuple(table), *table.itertuples(index=False)]
         ]

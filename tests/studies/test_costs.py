@@ -1,7 +1,10 @@
 """Costs on paper: facts of large models, what is counted, and against what torch really holds."""
 
+import json
 from functools import partial
+from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -167,3 +170,17 @@ def test_bad_arguments():
         plain_seconds(meta_t5("small"))
     with s3pet.attach(model, space), pytest.raises(SearchError, match="not copied"):
         estimate(model, space, tokens=8)
+
+
+def test_kept_measurements_are_near_and_cover_three_sizes():
+    """Within 15 %, as they were when the table was made; and the page shows the facts above."""
+    root = Path(__file__).resolve().parents[2]
+    record = json.loads((root / "tests" / "benchmarks" / "results" / "memory.json").read_text())
+    rows = pd.DataFrame(record["rows"])
+    assert rows.groupby("family")["size"].nunique().eq(3).all() and set(rows.family) == {"bert", "t5", "llama"}
+    for measured in ("allocated", "resident"):
+        assert (rows.predicted / rows[measured] - 1).abs().max() < 0.15
+    page = (root / "docs" / "scale.md").read_text(encoding="utf-8")
+    for row in record["large"]:
+        assert (row["candidates"], row["pet_params"], row["backbone_params"]) == FACTS[row["model"]][:3]
+        assert f"| {row['model']} | " in page and f" | {row['candidates']} | {row['pet_params'] / 1e6:.1f} M | " in page
