@@ -1,4 +1,4 @@
-"""The command line: ``python -m s3pet search | retrain | export | map | compare | study | space | demo``.
+"""The command line: ``python -m s3pet search | retrain | export | map | compare | study | space | estimate | demo``.
 
 Options for settings are made from the library's own records, so that command line and library cannot differ. Rules of a
 space are JSON: ``--space '[{"pet": "lora", "ranks": [1, 2, 4, 8]}]'`` searches the rank of each LoRA.
@@ -13,8 +13,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import s3pet
-from s3pet.errors import RunError, S3PetError, SpaceError
+from s3pet.backbones import backbone_shapes
+from s3pet.errors import RunError, S3PetError, SearchError, SpaceError
+from s3pet.files.kinds import whole
 from s3pet.files.reading import reading
 from s3pet.files.states import changed_settings
 from s3pet.objectives.texts import ObjectiveSettings
@@ -22,6 +26,7 @@ from s3pet.result import read_config, space_hash
 from s3pet.searcher import Settings, make_settings
 from s3pet.structure import MANUAL, parse_budget
 from s3pet.studies import demonstration
+from s3pet.studies.costs import FLOATING
 from s3pet.studies.report import show, write_figures
 from s3pet.studies.statistics import summary
 from s3pet.studies.study import Study
@@ -82,7 +87,7 @@ def _make_parser() -> argparse.ArgumentParser:
     def add(run: Callable[[argparse.Namespace], None], record: Any = None, skip: str = "") -> argparse.ArgumentParser:
         command = commands.add_parser(run.__name__[1:], help=run.__doc__, description=run.__doc__, allow_abbrev=False)
         command.set_defaults(run=run)
-        if record or run is _space:
+        if record or run in (_space, _estimate):
             command.add_argument("--model", default="pocket-t5", help="embedded backbone, local folder, or hub id")
             rules = """mixed, lora, or rules as JSON: '[{"pet": "lora", "ranks": [1, 2, 4, 8]}, {"pet": "bitfit"}]'"""
             command.add_argument("--space", default="mixed", help=rules)
@@ -139,6 +144,12 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--tasks", nargs="+", default=["*"], help="only tasks that match these patterns")
     command.add_argument("--structures", nargs="+", default=["*"], help="only structures that match these patterns")
     add(_space)
+    command = add(_estimate)
+    for name, default in (("batch-size", 32), ("tokens", 128), ("target-tokens", 1), ("devices", 1)):
+        command.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+    command.add_argument("--dtype", default="float32", help="type of the backbone's weights, such as bfloat16")
+    command.add_argument("--order", default="first", help="of the hypergradient: first or unrolled")
+    command.add_argument("--step-seconds", type=float, help="of a plain forward and backward pass, if it is known")
     command = add(_demo)
     command.add_argument(
         "--out", type=_path, default=Path("runs/demo"), help="folder; a demo in it is continued or opened"
@@ -264,6 +275,16 @@ def _space(args: argparse.Namespace) -> None:
     """Print the candidates of a backbone."""
     space = s3pet.make_space(s3pet.load_backbone(args.model).model, _rules(args.space), keep_inert=True)
     print(space.table().drop(columns=["d_in", "d_out"]).to_string(), space, sep="\n")
+
+
+def _estimate(args: argparse.Namespace) -> None:
+    """Print what a step of a search costs: parameters, bytes, passes; from the model's config alone."""
+    model = backbone_shapes(args.model)
+    options = {name: getattr(args, name) for name in ("tokens", "target_tokens", "devices", "order", "step_seconds")}
+    whole(1).check(SearchError, batch_size=args.batch_size)
+    kind = getattr(torch, args.dtype, None)
+    options |= {"batch": args.batch_size, "dtype": kind if FLOATING.holds(kind) else args.dtype}
+    print(s3pet.estimate(model, s3pet.make_space(model, _rules(args.space)), **options))
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -134,6 +134,31 @@ def load_backbone(
     return Backbone(model.to(device) if device is not None else model, tokenizer)
 
 
+def backbone_shapes(name: str | Path) -> Any:
+    """The model that :func:`load_backbone` loads, without weights (on the meta device): only its config is read.
+
+    Raises BackboneError for a name without a config, and for models that do not read text.
+    """
+    import torch
+
+    path_of(name, BackboneError, "name")
+    where = str(embedded_path() / EMBEDDED[str(name)]) if name in EMBEDDED else str(name)
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            config = _read_config(where, str(name), {})
+            model: Any = _auto_class(config, str(name)).from_config(config, dtype=torch.float32)
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        how = f"pass one of {', '.join(EMBEDDED)}, a folder with config.json, or a hub id while online"
+        raise (
+            error
+            if isinstance(error, BackboneError)
+            else BackboneError(f"the config of backbone {str(name)!r} could not be read: {reason}; {how}")
+        ) from error
+    model.s3pet_id = str(name)
+    return model.eval()
+
+
 def name_of(model: Any) -> str:
     """Return a model's name in saved files: what it was loaded by (of a folder the last two parts), or its class."""
     name = getattr(model, "s3pet_id", None) or getattr(getattr(model, "config", None), "_name_or_path", "")
