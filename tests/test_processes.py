@@ -12,6 +12,7 @@ from tiny import tiny_t5
 from toy import toy_task
 
 import s3pet
+from s3pet.cli import main
 from s3pet.errors import SearchError
 from s3pet.objectives.processes import Processes, refuse_processes
 
@@ -112,3 +113,17 @@ def test_what_is_not_parallel_refuses_several_processes(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "")
     with pytest.raises(SearchError, match="Start them with torchrun or accelerate launch"):
         s3pet.search(model, toy_task(), s3pet.make_space(model, "lora"), budget="1%", steps=1, progress=False)
+
+
+def test_the_command_line_runs_in_several_processes_and_reports_once(tmp_path, monkeypatch):
+    options = ["--task", "pocket/sentiment", "--budget", "0.1%", "--steps", "2", "--batch-size", "4", "--quiet"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "s3pet", "search", *options, "--dtype", "bfloat16", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=True)
+    assert done.stdout.count("The run is saved in") == 1
+    run = s3pet.load_run(tmp_path / "run")
+    assert run.metrics["processes"] == 2 and run.cost.rows == 16
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for refused in (["demo", "--out", str(tmp_path / "demo")], ["space"]):
+        assert main(refused) == 2
+    assert not (tmp_path / "demo").exists()

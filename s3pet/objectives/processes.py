@@ -51,6 +51,8 @@ class Processes:
 
             try:
                 state = PartialState(cpu=device.type == "cpu")
+                if not dist.is_initialized():
+                    raise RuntimeError("something before this call made a state of one process")
             except (ValueError, RuntimeError) as error:
                 what = f"the environment says WORLD_SIZE={os.environ.get('WORLD_SIZE')}, but processes cannot be joined"
                 raise SearchError(f"{what}: {error!s:.200}. Start them with torchrun or accelerate launch") from error
@@ -125,6 +127,11 @@ def launched() -> bool:
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size() > 1
     return os.environ.get("WORLD_SIZE", "1").strip() not in ("", "0", "1")
+
+
+def is_first() -> bool:
+    """Whether this process is the only one of its job, or the first, which writes and reports."""
+    return not launched() or not dist.is_initialized() or dist.get_rank() == 0
 
 
 def refuse_processes(what: str) -> None:
