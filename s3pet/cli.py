@@ -1,4 +1,5 @@
-"""The command line: ``python -m s3pet search | retrain | export | map | compare | study | space | estimate | demo``.
+"""The command line: ``python -m s3pet search | retrain | export | map | compare | study | space | estimate | structures
+| demo``.
 
 Options for settings are made from the library's own records, so that command line and library cannot differ. Rules of a
 space are JSON: ``--space '[{"pet": "lora", "ranks": [1, 2, 4, 8]}]'`` searches the rank of each LoRA.
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _make_parser().parse_args(argv)
     try:
         if args.run not in (_search, _retrain):
-            refuse_processes(f"python -m s3pet {args.run.__name__[1:]}")
+            refuse_processes(f"python -m s3pet {args.run.__name__.strip('_')}")
         args.run(args)
     except S3PetError as error:
         print(f"s3pet: {_as_options(str(error), args)}", file=sys.stderr)
@@ -99,7 +100,9 @@ def _make_parser() -> argparse.ArgumentParser:
             command.add_argument(f"--{name.replace('_', '-')}", **how)
 
     def add(run: Callable[[argparse.Namespace], None], record: Any = None, skip: str = "") -> argparse.ArgumentParser:
-        command = commands.add_parser(run.__name__[1:], help=run.__doc__, description=run.__doc__, allow_abbrev=False)
+        command = commands.add_parser(
+            run.__name__.strip("_"), help=run.__doc__, description=run.__doc__, allow_abbrev=False
+        )
         command.set_defaults(run=run)
         if record or run in (_space, _estimate):
             add_backbone(command, ("dtype",) if run is _estimate else tuple(BACKBONE))
@@ -127,7 +130,7 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
     command.add_argument("--settings", choices=("default", "paper"), default="default", help="what the defaults are")
     command = add(_retrain, Recipe)
-    command.add_argument("structure", help=f"structure.json, a run folder, or one of {', '.join(NAMES)}")
+    command.add_argument("structure", help=f"a file, a run folder, a name of `s3pet structures`, or {', '.join(NAMES)}")
     command.add_argument("--budget", help="of a run folder: select the structure at this budget instead")
     command.add_argument("--out", type=_path, help="folder for the tuned model")
     command = add(_export)
@@ -163,6 +166,8 @@ def _make_parser() -> argparse.ArgumentParser:
         command.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     command.add_argument("--order", default="first", help="of the hypergradient: first or unrolled")
     command.add_argument("--step-seconds", type=float, help="of a plain forward and backward pass, if it is known")
+    command = add(_structures_)
+    command.add_argument("source", nargs="?", help="a folder, or owner/name on the hub; default: those of s3pet")
     command = add(_demo)
     command.add_argument(
         "--out", type=_path, default=Path("runs/demo"), help="folder; a demo in it is continued or opened"
@@ -224,7 +229,9 @@ def _load_structure(name: str, space: Any, model: Any, budget: str | None = None
     if Path(name).is_dir():
         return s3pet.load_run(name).structure(budget)
     if not Path(name).is_file():
-        raise RunError(f"{name!r} is no structure file, no run folder, and none of {', '.join(NAMES)}")
+        if name in (known := [*s3pet.list_structures()["name"]]):
+            return s3pet.load_structure(name, model)
+        raise RunError(f"{name!r} is no structure file, no run folder, and none of {', '.join([*NAMES, *known])}")
     return s3pet.Structure.from_json(name, model)
 
 
@@ -260,6 +267,12 @@ def _retrain(args: argparse.Namespace) -> None:
         return
     shown = ("metric", "validation", "test", "n_params", "head_params", "best_step")
     print(*(f"{name:<12} {tuned.metrics[name]}" for name in shown), f"{'cost':<12} {tuned.cost}", sep="\n")
+
+
+def _structures_(args: argparse.Namespace) -> None:
+    """List the structures of a registry with their scores."""
+    columns = ["name", "model", "task", "metric", "n_params", "score", "error", "retrainings", "method"]
+    print(s3pet.list_structures(args.source)[columns].to_string(index=False, float_format="{:.4f}".format, na_rep="–"))
 
 
 def _export(args: argparse.Namespace) -> None:
