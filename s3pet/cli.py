@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _make_parser().parse_args(argv)
     try:
         if args.run not in (_search, _retrain):
-            refuse_processes(f"python -m s3pet {args.run.__name__.strip('_')}")
+            refuse_processes(f"python -m s3pet {args.run.__name__[1:]}")
         args.run(args)
     except S3PetError as error:
         print(f"s3pet: {_as_options(str(error), args)}", file=sys.stderr)
@@ -100,9 +100,7 @@ def _make_parser() -> argparse.ArgumentParser:
             command.add_argument(f"--{name.replace('_', '-')}", **how)
 
     def add(run: Callable[[argparse.Namespace], None], record: Any = None, skip: str = "") -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            run.__name__.strip("_"), help=run.__doc__, description=run.__doc__, allow_abbrev=False
-        )
+        command = commands.add_parser(run.__name__[1:], help=run.__doc__, description=run.__doc__, allow_abbrev=False)
         command.set_defaults(run=run)
         if record or run in (_space, _estimate):
             add_backbone(command, ("dtype",) if run is _estimate else tuple(BACKBONE))
@@ -166,7 +164,7 @@ def _make_parser() -> argparse.ArgumentParser:
         command.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     command.add_argument("--order", default="first", help="of the hypergradient: first or unrolled")
     command.add_argument("--step-seconds", type=float, help="of a plain forward and backward pass, if it is known")
-    command = add(_structures_)
+    command = add(_structures)
     command.add_argument("source", nargs="?", help="a folder, or owner/name on the hub; default: those of s3pet")
     command = add(_demo)
     command.add_argument(
@@ -235,7 +233,7 @@ def _load_structure(name: str, space: Any, model: Any, budget: str | None = None
     return s3pet.Structure.from_json(name, model)
 
 
-def _structures(runs: Sequence[Any], space: Any, model: Any, n_random: int, names: Sequence[str]) -> dict[str, Any]:
+def _entries(runs: Sequence[Any], space: Any, model: Any, n_random: int, names: Sequence[str]) -> dict[str, Any]:
     random = [s3pet.random_structure(space, runs[0].budget, seed=seed) for seed in range(n_random)]
     searched = [run.structure() for run in runs]
     return {"searched": searched, "random": random} | {name: _load_structure(name, space, model) for name in names}
@@ -269,7 +267,7 @@ def _retrain(args: argparse.Namespace) -> None:
     print(*(f"{name:<12} {tuned.metrics[name]}" for name in shown), f"{'cost':<12} {tuned.cost}", sep="\n")
 
 
-def _structures_(args: argparse.Namespace) -> None:
+def _structures(args: argparse.Namespace) -> None:
     """List the structures of a registry with their scores."""
     columns = ["name", "model", "task", "metric", "n_params", "score", "error", "retrainings", "method"]
     print(s3pet.list_structures(args.source)[columns].to_string(index=False, float_format="{:.4f}".format, na_rep="–"))
@@ -297,7 +295,7 @@ def _compare(args: argparse.Namespace) -> None:
     """Retrain the structures of runs beside random and manual structures."""
     model, task, space = _load(args)
     runs = [s3pet.load_run(path) for path in args.runs]
-    structures = _structures(runs, space, model, args.random, [*args.manual, *args.references])
+    structures = _entries(runs, space, model, args.random, [*args.manual, *args.references])
     table = s3pet.compare(model, task, structures, seeds=range(args.seeds), out=args.out, **_settings(args, Recipe))
     _print_summary(table)
 

@@ -28,19 +28,7 @@ import pandas as pd
 import torch
 
 from s3pet.errors import RunError
-from s3pet.files.kinds import (
-    ANY_NUMBER,
-    FLAG,
-    RECORD,
-    TEXT,
-    TEXTS,
-    Kind,
-    mapping,
-    number,
-    one_or_texts,
-    optional,
-    whole,
-)
+from s3pet.files.kinds import ANY_NUMBER, FLAG, RECORD, TEXT, Kind, mapping, number, one_or_texts, optional, whole
 from s3pet.files.reading import path_of, read_json, read_table, reading
 from s3pet.files.states import STATE
 from s3pet.files.writing import new_folder, saved_files, write_json, write_table
@@ -61,8 +49,8 @@ TABLES["history"] |= dict.fromkeys(("lr", "alpha_lr"), number(0)) | dict.fromkey
 )
 OPTIONAL = ("calls", "inert", "redundant", "lr", "alpha_lr", "loss_train", "loss_val")  # columns that may be missing
 CONFIG_FIELDS = {
-    **dict.fromkeys(("model", "space", "model_hash", "task_hash", "space_hash", "init_hash"), TEXT),
-    **{"order": TEXT, "gradient": TEXT, "init": TEXTS},
+    **dict.fromkeys(("model", "space", "model_hash", "task_hash", "space_hash", "order", "gradient"), TEXT),
+    **{"init": TEXT, "init_hash": TEXT},
     **{name: whole(1) for name in ("backbone_params", "budget", "batch_size", "results_version")},
     **{"task": one_or_texts(TEXT), "seed": one_or_texts(whole()), "steps": one_or_texts(whole(1))},  # of an average
     **{"warmup": whole(), "lr": number(0), "alpha_lr": number(0), "versions": mapping(TEXT)},

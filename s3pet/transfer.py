@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from s3pet.errors import RunError
-from s3pet.files.kinds import SEED, instance, many, one_of, optional, whole
+from s3pet.files.kinds import SEED, instance, many, one_of, optional, several, whole
 from s3pet.gates import BudgetLike, shifted_sigmoid
 from s3pet.records import config_hash
 from s3pet.result import SearchResult, gate_table
@@ -27,7 +27,6 @@ from s3pet.structure import parse_budget, random_structure
 
 RESULT = instance(SearchResult, "a search result, as search(…) and load_run(path) return it")
 Results = Mapping[str, SearchResult] | Sequence[SearchResult]
-INIT_SCALE = 0.5  # of the neighbours' α, at the start of a search
 
 
 def average_gates(results: Results, *, budget: BudgetLike | None = None) -> SearchResult:
@@ -113,30 +112,27 @@ def retarget_gates(
 
 
 def start_alpha(init: SearchResult | Results | None, space: Space) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Where the α of a search starts: at the mean of neighbours (``search(init=…)``), or at 0.
+    """Where the α of a search starts: at the mean of its neighbours, or at 0.
 
-    AdamW moves an α by at most about the sum of its learning rates, alpha_lr · steps / 2, so a strong start cannot be
-    unlearned. The mean is therefore multiplied by :data:`INIT_SCALE`.
+    AdamW moves an α by about the sum of its learning rates at most, alpha_lr · steps / 2: a stronger start stays.
 
     Args:
-        init: a search, or several, of any task, seed and budget; where one has another space, its gates are carried
-            over by relative depth, as :func:`retarget_gates` does. None: no neighbours.
+        init: a search or several, of any task, seed and budget; those of another space are carried to this one by
+            relative depth, as :func:`retarget_gates` does. None: no neighbours.
         space: the candidates of the new search.
 
     Returns:
-        α, float32 [n_candidates], with mean 0, and what the config of the run says about it (nothing without
-        ``init``). Raises RunError for what is no search, for no search, and if no candidate has a counterpart.
+        α, float32 [n_candidates], with mean 0; and what the config of the run says about it, nothing without ``init``.
+        Raises RunError for no search, and where no candidate has a counterpart.
     """
     if init is None:
         return torch.zeros(len(space)), {}
     listed = [init] if isinstance(init, SearchResult) else [*init.values()] if isinstance(init, Mapping) else init
-    many(RESULT).check(RunError, init=listed)
-    if not listed:
-        raise RunError("init holds no search; pass one or several, or None for a start without neighbours")
+    several(RESULT).check(RunError, init=listed)
     carried = [_carried(result, space, "relative_depth")[0] for result in listed]
     mean = np.mean([alpha - alpha.mean() for alpha in carried], 0)  # a constant changes nothing: the shift absorbs it
-    alpha = torch.tensor(INIT_SCALE * mean, dtype=torch.float32)
-    named = [f"{result.config.get('task')} {config_hash(result.config)}" for result in listed]
+    alpha = torch.tensor(mean, dtype=torch.float32)
+    named = ", ".join(f"{result.config.get('task')} {config_hash(result.config)}" for result in listed)
     return alpha, {"init": named, "init_hash": config_hash({"alpha": alpha.tolist()})}
 
 

@@ -31,7 +31,6 @@ import s3pet
 from s3pet.studies.population import Member, Population
 from s3pet.studies.statistics import over_tasks, summary
 from s3pet.trainer import Recipe
-from s3pet.transfer import INIT_SCALE
 
 HERE = Path(__file__).resolve().parent
 TABLE, WORK = HERE / "neighbours.csv", HERE.parents[1] / "runs" / "neighbours"
@@ -42,11 +41,10 @@ NAMES = {100: "brief search", 300: "search"}  # in methods.csv
 FROM = " from neighbours"
 
 
-def neighbours(task: str, scale: float = INIT_SCALE) -> list[Any]:
-    """The searches on the other tasks; their α are such that a start from them is at ``scale`` times their mean."""
+def neighbours(task: str, scale: float = 1.0) -> list[Any]:
+    """The searches on the other tasks, their α times ``scale``."""
     others = [s3pet.load_run(path) for path in sorted(SEARCHES.glob("*/seed*")) if path.parent.name != task]
-    factor = scale / INIT_SCALE
-    return [replace(one, gates=one.gates.assign(alpha=one.gates["alpha"] * factor)) for one in others]
+    return [replace(one, gates=one.gates.assign(alpha=one.gates["alpha"] * scale)) for one in others]
 
 
 def searched(model: Any, task: Any, space: Any, seed: int, steps: int, scale: float | None) -> Any:

@@ -15,14 +15,5 @@ from s3pet.export.peft import Adapter, from_peft, to_peft
 from s3pet.export.registry import list_structures, load_structure, save_structure
 from s3pet.export.s3delta import from_s3delta
 
-__all__ = [
-    "Adapter",
-    "Merged",
-    "from_peft",
-    "from_s3delta",
-    "list_structures",
-    "load_structure",
-    "merge",
-    "push_to_hub",
-]
-__all__ += ["save_folder", "save_structure", "to_peft"]
+__all__ = ["Adapter", "Merged", "from_peft", "from_s3delta", "list_structures", "load_structure", "merge"]
+__all__ += ["push_to_hub", "save_folder", "save_structure", "to_peft"]

@@ -3,8 +3,8 @@
     index.json           one entry for each structure: model, task, budget, score, how it was chosen and trained
     sentiment-1304.json  a structure, as ``structure.to_json`` writes it; the index has its SHA-256
 
-One comes with s3pet; others are local folders, or datasets of the Hugging Face hub. What is read is checked, and nothing
-of it is executed.
+One comes with s3pet; others are local folders, or datasets of the Hugging Face hub. What is read is checked, and
+nothing of it is executed.
 """
 
 from __future__ import annotations
