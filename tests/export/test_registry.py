@@ -172,7 +172,7 @@ def test_a_dataset_of_the_hub_is_downloaded_by_name(registry, monkeypatch):
     with pytest.raises(RunError, match=r"some-body/structures is not a folder, nor a dataset.*no net. Check its name"):
         s3pet.list_structures("some-body/structures")
     for source in ("/nowhere/there", "../there", "a/b/c", "name", "a/..", Path("a/b")):
-        with pytest.raises(RunError, match="is no folder; pass one with index.json, or a dataset"):
+        with pytest.raises(RunError, match=r"is no folder; pass one with index\.json, or a dataset"):
             s3pet.list_structures(source)
 
 
