@@ -12,6 +12,7 @@ Dask sends its messages as pickles, so whoever can reach a scheduler can run cod
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import threading
@@ -36,6 +37,8 @@ from s3pet.studies.jobs import each, forget, open_facts, run_search
 
 CONNECT, WORKERLESS = 10, 120  # seconds to wait for a scheduler, and for a worker while there is none
 LOOK = 1.0  # seconds between looks at which workers there are
+KEPT = "finished rows and searches are kept, and the same command continues"
+LOST = f"the connection to the scheduler was lost; {KEPT}"
 _ALONE = threading.Lock()
 
 Each = Callable[[Any, Sequence[tuple], str], Iterator[Any]]
@@ -105,15 +108,12 @@ def _results(client: Any, jobs: int, function: Any, arguments: Sequence[tuple]) 
         client.cancel([future for future, _, _ in running.values()], force=True)
 
 
-KEPT = "finished rows and searches are kept, and the same command continues"
-
-
 def _workers(client: Any) -> list[str]:
     """Addresses of the workers that the cluster has now."""
     try:
         return [*client.nthreads()]
     except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise StudyError(f"the connection to the scheduler was lost; {KEPT}") from error
+        raise StudyError(LOST) from error
 
 
 def _submit(client: Any, worker: str, function: Any, study: Any, *arguments: Any) -> Any:
@@ -132,20 +132,22 @@ def _returned(future: Any, function: Any, study: Any, *arguments: Any) -> Any:
     """What a job returned; the files of a search are written into the study's folder."""
     from distributed import KilledWorker
 
+    if future.status == "cancelled":
+        raise StudyError(LOST)
     try:
         result, files = future.result(timeout=WORKERLESS)
     except KilledWorker as error:
-        row = arguments[0]
-        name = f"search {arguments[1]!r} on {row!r}" if function is run_search else f"{row['structure']!r}"
-        how = "it may need more memory than they have, see their logs"
+        row = {} if function is run_search else arguments[0]
+        what = [row[n] for n in ("structure", "task", "seed")] if row else [f"search {arguments[1]}", *arguments[::2]]
+        name, how = "{!r} on {!r}, seed {}".format(*what), "it may need more memory than they have, see their logs"
         raise StudyError(
-            f"every worker that began {name} died ({error.allowed_failures + 1}); {how}; {KEPT}"
+            f"every worker that began {name}, died ({error.allowed_failures + 1}); {how}; {KEPT}"
         ) from error
-    except S3PetError:
-        raise
+    except (TimeoutError, asyncio.TimeoutError) as error:
+        raise StudyError(f"a finished job did not come back within {WORKERLESS} s; {KEPT}") from error
     except (ImportError, AttributeError) as error:
         how = f"scheduler and workers need the same packages as this process, and s3pet {versions()['s3pet']}"
-        raise StudyError(f"the cluster cannot open a job ({error}); {how}") from error
+        raise StudyError(f"the cluster cannot run a job ({error}); {how}") from error
     if function is run_search:
         unpack(files, study.folder(*arguments))
     return result

@@ -87,7 +87,7 @@ def test_a_cluster_gives_the_table_of_one_process(cluster, toy, monkeypatch):
     monkeypatch.setenv("TOY", str(toy))
     study = Study.load(declare(root / "here" / "grid.yaml", **EVERY))
     alone = Study.load(declare(root / "alone.yaml", **EVERY))
-    pd.testing.assert_frame_equal(plain(study.run(scheduler=address)), plain(alone.run()))
+    pd.testing.assert_frame_equal(plain(study.run(scheduler=address, tasks=["one"])), plain(alone.run(tasks=["one"])))
     assert logged(root, "touched") == [] and {*logged(root, "retrain")} == {"one", "two"}
     assert {path.name for path in study.path.iterdir()} == {"facts.json", "rows.jsonl", "rows.parquet", "searches"}
     for task in ("one", "two"):
@@ -97,7 +97,7 @@ def test_a_cluster_gives_the_table_of_one_process(cluster, toy, monkeypatch):
         pd.testing.assert_frame_equal(ours.gates, theirs.gates)
         assert ours.config == theirs.config and ours.structure().names == theirs.structure().names
     before = len(logged(root, "retrain")), len(logged(root, "search_structure"))
-    assert main(["study", "run", str(root / "here" / "grid.yaml"), "--scheduler", address]) == 0
+    assert main(["study", "run", str(root / "here" / "grid.yaml"), "--scheduler", address, "--tasks", "one"]) == 0
     assert before == (len(logged(root, "retrain")), len(logged(root, "search_structure")))
 
 
@@ -167,10 +167,14 @@ def test_workers_that_die_lose_no_finished_row(cluster, toy, tmp_path, monkeypat
     (root / "dies-two").touch()
     cluster.scheduler.allowed_failures = 0
     with pytest.raises(
-        StudyError, match=r"every worker that began 'random 300' on 'one', seed 4 died \(1\); it may need"
+        StudyError, match=r"every worker that began 'random 300' on 'one', seed 4, died \(1\); it may need"
     ):
         more.run(scheduler=address)
     monkeypatch.setattr(processes, "WORKERLESS", 0)
     with pytest.raises(StudyError, match="the cluster has had no worker for 0 s; finished rows and searches are kept"):
         more.run(scheduler=address)
     assert len(more.table()) == 4 and logged(root, "touched") == []
+    look = processes._workers
+    monkeypatch.setattr(processes, "_workers", lambda client: cluster.close() or look(client))
+    with pytest.raises(StudyError, match="the connection to the scheduler was lost; finished rows"):
+        more.run(scheduler=address)
