@@ -20,7 +20,6 @@ Source: Liu et al. 2019 (DARTS), equations 5–8; Hu et al. 2022 (arXiv:2206.073
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,40 +96,3 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 def _grad(value: Tensor, tensors: Weights, create_graph: bool = False) -> tuple[Tensor, ...]:
     return torch.autograd.grad(value, tensors, create_graph=create_graph, materialize_grads=True, allow_unused=True)
-
-
-class SharedAdam(torch.optim.Optimizer):
-    """Adam with one second moment for the whole tensor, the mean of g² over its elements.
-
-    Adam moves every α by about the same distance, however small its gradient, so the α of an unimportant candidate
-    makes as wide a random walk as that of an important one. Here only the common scale of the steps is adapted. The
-    price: candidates with small gradients hardly move at all, whatever they are worth.
-
-    Source: Kingma and Ba 2015 (arXiv:1412.6980) for Adam, whose arguments it takes; the shared moment is ours.
-    """
-
-    def __init__(self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-12):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step down the gradients."""
-        for group in self.param_groups:
-            (decay, slow), lr = group["betas"], group["lr"]
-            for tensor in (tensor for tensor in group["params"] if tensor.grad is not None):
-                state = self.state[tensor]
-                if not state:
-                    zero = torch.zeros_like(tensor)
-                    state.update(step=torch.zeros(()), exp_avg=zero, exp_avg_sq=zero.sum())
-                state["step"] += 1
-                step = float(state["step"])  # on the CPU, so reading it does not wait for the device
-                state["exp_avg"].lerp_(tensor.grad, 1 - decay)
-                state["exp_avg_sq"].lerp_(tensor.grad.square().mean(), 1 - slow)
-                scale = (state["exp_avg_sq"] / (1 - slow**step)).sqrt() + group["eps"]
-                tensor.sub_(state["exp_avg"] / scale, alpha=lr / (1 - decay**step))
-
-
-ALPHA_OPTIMIZERS: dict[str, Any] = {
-    "adamw": lambda params, lr: torch.optim.AdamW(params, lr=lr, weight_decay=0.0),
-    "shared": SharedAdam,
-}

@@ -1,4 +1,4 @@
-"""The command line: ``python -m s3pet search | retrain | export | map | compare | study | space | demo``.
+"""The command line: ``python -m s3pet search | retrain | export | map | compare | study | space | estimate | demo``.
 
 Options for settings are made from the library's own records, so that command line and library cannot differ. Rules of a
 space are JSON: ``--space '[{"pet": "lora", "ranks": [1, 2, 4, 8]}]'`` searches the rank of each LoRA.
@@ -13,15 +13,21 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import s3pet
-from s3pet.errors import RunError, S3PetError, SpaceError
+from s3pet.backbones import backbone_shapes
+from s3pet.errors import BackboneError, RunError, S3PetError, SearchError, SpaceError
+from s3pet.files.kinds import whole
 from s3pet.files.reading import reading
 from s3pet.files.states import changed_settings
+from s3pet.objectives.processes import is_first, launched, refuse_processes
 from s3pet.objectives.texts import ObjectiveSettings
 from s3pet.result import read_config, space_hash
 from s3pet.searcher import Settings, make_settings
 from s3pet.structure import MANUAL, parse_budget
 from s3pet.studies import demonstration
+from s3pet.studies.costs import FLOATING
 from s3pet.studies.report import show, write_figures
 from s3pet.studies.statistics import summary
 from s3pet.studies.study import Study
@@ -38,6 +44,12 @@ TASK: dict[str, dict[str, Any]] = {  # options of load_task
     "n_train": {"type": int, "help": "use only this many training rows"},
     "n_validation": {"type": int, "help": "use only this many validation rows"},
 }
+BACKBONE: dict[str, dict[str, Any]] = {  # options of load_backbone
+    "device": {"help": "cpu, cuda, cuda:1, or auto: a GPU if there is one; default: cpu, of several processes auto"},
+    "dtype": {"help": "type of the weights: float32, bfloat16, float16, float64; default: float32"},
+    "attn_implementation": {"help": "sdpa, eager or what else transformers has; default: its own choice"},
+    "device_map": {"help": "layers on several devices: auto, or JSON, module → device"},
+}
 DEMO_BUDGET = "0.05%"
 DEMO: dict[str, Any] = {"batch_size": 16}  # settings of its search
 DEMO_FILES = ("checkpoint", "figures", "comparison.jsonl", "comparison.csv")  # beside those of a finished search
@@ -48,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; errors of the library are printed in one line, without a traceback."""
     args = _make_parser().parse_args(argv)
     try:
+        if args.run not in (_search, _retrain):
+            refuse_processes(f"python -m s3pet {args.run.__name__[1:]}")
         args.run(args)
     except S3PetError as error:
         print(f"s3pet: {_as_options(str(error), args)}", file=sys.stderr)
@@ -79,11 +93,16 @@ def _make_parser() -> argparse.ArgumentParser:
         for name, how in TASK.items():
             command.add_argument(f"--{name.replace('_', '-')}", **how)
 
+    def add_backbone(command: argparse.ArgumentParser, options: Sequence[str] = tuple(BACKBONE)) -> None:
+        command.add_argument("--model", default="pocket-t5", help="embedded backbone, local folder, or hub id")
+        for name, how in ((name, BACKBONE[name]) for name in options):
+            command.add_argument(f"--{name.replace('_', '-')}", **how)
+
     def add(run: Callable[[argparse.Namespace], None], record: Any = None, skip: str = "") -> argparse.ArgumentParser:
         command = commands.add_parser(run.__name__[1:], help=run.__doc__, description=run.__doc__, allow_abbrev=False)
         command.set_defaults(run=run)
-        if record or run is _space:
-            command.add_argument("--model", default="pocket-t5", help="embedded backbone, local folder, or hub id")
+        if record or run in (_space, _estimate):
+            add_backbone(command, ("dtype",) if run is _estimate else tuple(BACKBONE))
             rules = """mixed, lora, or rules as JSON: '[{"pet": "lora", "ranks": [1, 2, 4, 8]}, {"pet": "bitfit"}]'"""
             command.add_argument("--space", default="mixed", help=rules)
         if record:
@@ -115,7 +134,7 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("kind", choices=("merge", "peft"), help="a plain model, or an adapter of PEFT")
     command.add_argument("tuned", type=_path, help="folder of a tuned model")
     command.add_argument("out", type=_path, help="folder to write")
-    command.add_argument("--model", default="pocket-t5", help="the backbone: embedded, local folder, or hub id")
+    add_backbone(command)
     command.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
     command = add(_map)
     command.add_argument(
@@ -140,6 +159,11 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--tasks", nargs="+", default=["*"], help="only tasks that match these patterns")
     command.add_argument("--structures", nargs="+", default=["*"], help="only structures that match these patterns")
     add(_space)
+    command = add(_estimate)
+    for name, default in (("batch-size", 32), ("tokens", 128), ("target-tokens", 1), ("devices", 1)):
+        command.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+    command.add_argument("--order", default="first", help="of the hypergradient: first or unrolled")
+    command.add_argument("--step-seconds", type=float, help="of a plain forward and backward pass, if it is known")
     command = add(_demo)
     command.add_argument(
         "--out", type=_path, default=Path("runs/demo"), help="folder; a demo in it is continued or opened"
@@ -166,8 +190,17 @@ def _settings(args: argparse.Namespace, record: Any) -> dict[str, Any]:
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any, Any]:
-    model, tokenizer = s3pet.load_backbone(args.model)
+    model, tokenizer = _load_backbone(args)
     return model, _load_task(args, tokenizer, seed=args.task_seed), s3pet.make_space(model, _rules(args.space))
+
+
+def _load_backbone(args: argparse.Namespace) -> Any:
+    options = {name: getattr(args, name) for name in BACKBONE if getattr(args, name) is not None}
+    if options.get("device_map", "").lstrip().startswith("{"):
+        options["device_map"] = _json(options["device_map"], "--device-map", "module → device", BackboneError)
+    elif launched() and "device_map" not in options:
+        options.setdefault("device", "auto")
+    return s3pet.load_backbone(args.model, **options)
 
 
 def _load_task(args: argparse.Namespace, tokenizer: Any, seed: int = 0) -> Any:
@@ -176,10 +209,14 @@ def _load_task(args: argparse.Namespace, tokenizer: Any, seed: int = 0) -> Any:
 
 def _rules(text: str) -> Any:
     """The name of a space, or its rules from JSON."""
+    return _json(text, "--space", "a list of rules", SpaceError) if text.lstrip().startswith("[") else text
+
+
+def _json(text: str, option: str, expected: str, error_class: type[S3PetError]) -> Any:
     try:
-        return json.loads(text) if text.lstrip().startswith("[") else text
+        return json.loads(text)
     except ValueError as error:
-        raise SpaceError(f"--space {text} is not JSON ({error}); expected a list of rules") from error
+        raise error_class(f"{option} {text} is not JSON ({error}); expected {expected}") from error
 
 
 def _load_structure(name: str, space: Any, model: Any, budget: str | None = None) -> Any:
@@ -202,6 +239,8 @@ def _search(args: argparse.Namespace) -> None:
     """Search a structure and save the run."""
     settings = _settings(args, Settings)
     result = _whole(s3pet.search(*_load(args), budget=args.budget, out=args.out, overwrite=args.overwrite, **settings))
+    if not is_first():
+        return
     s3pet.save_figure(s3pet.plot_gates(result), args.out / "figures" / "gates")
     print(f"{s3pet.describe(result)}\n{result.structure()}\nThe run is saved in {args.out}.")
 
@@ -218,13 +257,15 @@ def _retrain(args: argparse.Namespace) -> None:
     model, task, space = _load(args)
     structure = _load_structure(args.structure, space, model, args.budget)
     tuned = s3pet.retrain(model, task, structure, out=args.out, **_settings(args, Recipe))
+    if not is_first():
+        return
     shown = ("metric", "validation", "test", "n_params", "head_params", "best_step")
     print(*(f"{name:<12} {tuned.metrics[name]}" for name in shown), f"{'cost':<12} {tuned.cost}", sep="\n")
 
 
 def _export(args: argparse.Namespace) -> None:
     """Write a tuned model as a plain model or as an adapter of PEFT."""
-    tuned = s3pet.load_tuned(args.tuned, s3pet.load_backbone(args.model).model)
+    tuned = s3pet.load_tuned(args.tuned, _load_backbone(args).model)
     if args.kind == "peft":
         s3pet.to_peft(tuned, args.out, overwrite=args.overwrite)
     else:
@@ -263,8 +304,18 @@ def _study(args: argparse.Namespace) -> None:
 
 def _space(args: argparse.Namespace) -> None:
     """Print the candidates of a backbone."""
-    space = s3pet.make_space(s3pet.load_backbone(args.model).model, _rules(args.space), keep_inert=True)
+    space = s3pet.make_space(_load_backbone(args).model, _rules(args.space), keep_inert=True)
     print(space.table().drop(columns=["d_in", "d_out"]).to_string(), space, sep="\n")
+
+
+def _estimate(args: argparse.Namespace) -> None:
+    """Print what a step of a search costs: parameters, bytes, passes; from the model's config alone."""
+    model = backbone_shapes(args.model)
+    options = {name: getattr(args, name) for name in ("tokens", "target_tokens", "devices", "order", "step_seconds")}
+    whole(1).check(SearchError, batch_size=args.batch_size)
+    kind = getattr(torch, args.dtype or "float32", None)
+    options |= {"batch": args.batch_size, "dtype": kind if FLOATING.holds(kind) else args.dtype}
+    print(s3pet.estimate(model, s3pet.make_space(model, _rules(args.space)), **options))
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -19,10 +19,12 @@ no dropout in the frozen backbone; ``settings="paper"`` has it.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +42,9 @@ from s3pet.files.writing import carried, destination
 from s3pet.gates import GRADIENT_MODES, Budget, BudgetLike, sample_gates, sampling_gap, shifted_sigmoid, solve_shift
 from s3pet.objectives import OwnObjective
 from s3pet.objectives.own import objective_of
+from s3pet.objectives.processes import Processes
 from s3pet.objectives.streams import Stream, derive
-from s3pet.objectives.texts import Batch, ObjectiveSettings
+from s3pet.objectives.texts import ObjectiveSettings
 from s3pet.progress import View, make_view
 from s3pet.records import AT_MOST, Cost, check_fields, settings_of, versions
 from s3pet.result import CONFIG, FINISHED, RESULTS_VERSION, SearchResult, gate_table, space_hash
@@ -67,9 +70,7 @@ class Settings:
         order: hypergradient, ``"first"``, ``"unrolled"`` or ``"unrolled_exact"``, see :mod:`s3pet.bilevel`.
         seed: of batches, noise, dropout and fresh tensors.
         batch_size: examples per batch, in both halves of the training split.
-        lr, alpha_lr: learning rates of PET weights and head (AdamW without weight decay), and of α.
-        alpha_optimizer: ``"adamw"`` (without weight decay, the authors'), or ``"shared"`` (one step size for all
-            candidates, see :class:`s3pet.bilevel.SharedAdam`), whose gates follow what modules do much less.
+        lr, alpha_lr: learning rates of PET weights and head, and of α (AdamW without weight decay, as the authors').
         warmup: number of initial steps that update only the weights.
         dropout: whether the backbone drops activations, as the authors' does; see :class:`s3pet.trainer.Recipe`.
         gradient: how the gradient of α passes the shift, see :func:`s3pet.gates.shifted_sigmoid`.
@@ -81,16 +82,13 @@ class Settings:
     batch_size: int = 32
     lr: float = 3e-3
     alpha_lr: float = 0.1
-    alpha_optimizer: str = "adamw"
     warmup: int = 0
     dropout: bool = False
     gradient: str = "normalized"
 
     def __post_init__(self) -> None:
-        optimizers = tuple(bilevel.ALPHA_OPTIMIZERS)
-        choices = {"order": bilevel.ORDERS, "alpha_optimizer": optimizers, "gradient": GRADIENT_MODES}
-        least = {"seed": 0, "warmup": 0}
-        check_fields(self, positive=("steps", "batch_size", "lr", "alpha_lr"), least=least, choices=choices)
+        choices = {"order": bilevel.ORDERS, "gradient": GRADIENT_MODES}
+        check_fields(self, ("steps", "batch_size", "lr", "alpha_lr"), {"seed": 0, "warmup": 0}, choices)
         if self.warmup >= self.steps:
             raise SearchError(f"warmup must be below steps ({self.steps}), got {self.warmup}")
 
@@ -100,9 +98,8 @@ class Searcher:
 
     Attributes:
         step, cost: steps done, and what they have cost.
-        alpha: structural parameters, float32 [n_candidates].
-        weights: all PET tensors as one vector, then those of the head.
-        settings, space, budget: what it runs on.
+        alpha: structural parameters, float32 [n_candidates]. settings, space, budget: what it runs on.
+        weights: all PET tensors as one vector, then those of the head. processes: those that share the work.
         history: one dict per step. records: (step, alpha) of every record.
         settled: overlap (Jaccard index) of the chosen set with that of ten records before, in [0, 1].
     """
@@ -118,13 +115,13 @@ class Searcher:
             for tag, half in enumerate(task.search_split(settings.seed))
         )
         device = self.objective.device
+        self.processes, self.step, self.cost, self.settled = Processes(device), 0, Cost(), math.nan
         self.costs = space.costs.to(device, torch.float32)
         self.alpha = torch.zeros(len(space), device=device)
         self.weights = [self.supernet.flatten(), *self.objective.head_weights]
-        self.alpha_optimizer = bilevel.ALPHA_OPTIMIZERS[settings.alpha_optimizer]([self.alpha], lr=settings.alpha_lr)
+        self.alpha_optimizer = torch.optim.AdamW([self.alpha], lr=settings.alpha_lr, weight_decay=0.0)
         self.weight_optimizer = torch.optim.AdamW(self.weights, lr=settings.lr, weight_decay=0.0)
         self._optimizers = {"alpha_moment": self.alpha_optimizer, "weight_moment": self.weight_optimizer}
-        self.step, self.cost, self.settled = 0, Cost(), math.nan
         self.history: list[dict[str, Any]] = []
         self.records: list[tuple[int, Tensor]] = [(0, self.alpha.clone())]
 
@@ -140,23 +137,22 @@ class Searcher:
         for optimizer, lr in ((self.weight_optimizer, s.lr), (self.alpha_optimizer, s.alpha_lr)):
             optimizer.param_groups[0]["lr"] = lr * factor
         rows, xi = self.train(self.step), s.lr * factor
-        train_loss = self._loss_on(self.objective.collate(rows), phase=0)
+        train_loss = self._loss_on(rows, phase=0)
         train_value, alpha_gradient, gradients = bilevel.gradients(train_loss, self.alpha, self.weights)
         before = [weight.detach().clone() for weight in self.weights] if again else []
         _update(self.weight_optimizer, self.weights, gradients)
         self.cost.passes, self.cost.rows = self.cost.passes + 1, self.cost.rows + len(rows)
         val_value: Tensor | float = math.nan
         if self.step >= s.warmup:
-            val_rows = self.val(self.step)
-            val_loss = self._loss_on(self.objective.collate(val_rows), phase=0 if again else 1)
+            val_rows, alpha, now = self.val(self.step), self.alpha, self.weights
+            val_loss = self._loss_on(val_rows, phase=0 if again else 1)
             if not again:
-                val_value, hypergradient = bilevel.first_order(val_loss, self.alpha, self.weights)
+                val_value, hypergradient = bilevel.first_order(val_loss, alpha, now)
             elif s.order == "unrolled":
-                val_value, hypergradient = bilevel.unrolled(
-                    train_loss, val_loss, self.alpha, before, self.weights, alpha_gradient, xi
-                )
+                both = train_loss, val_loss
+                val_value, hypergradient = bilevel.unrolled(*both, alpha, before, now, alpha_gradient, xi)
             else:
-                val_value, hypergradient = bilevel.unrolled_exact(train_loss, val_loss, self.alpha, before, xi)
+                val_value, hypergradient = bilevel.unrolled_exact(train_loss, val_loss, alpha, before, xi)
             _update(self.alpha_optimizer, [self.alpha], [hypergradient])
             self.cost.passes += 1 + again
             self.cost.rows += len(val_rows) + len(rows) * again
@@ -170,7 +166,7 @@ class Searcher:
     def record(self) -> bool:
         """Note all probabilities; if the search diverged, take α back to the last record and return False."""
         start = time.perf_counter()
-        self.read_losses()
+        self.read_losses(self.processes.total)
         self.cost.seconds += time.perf_counter() - start  # on a GPU, waiting for all steps since the last record
         new, last = self.history[self.records[-1][0] :], self.settings.warmup
         losses = [row[name] for row in new for name in HISTORY[1:3] if name == "loss_train" or row["step"] > last]
@@ -183,32 +179,33 @@ class Searcher:
         self.settled = float((now & then).sum() / (now | then).sum())
         return True
 
-    def read_losses(self) -> None:
-        """Turn the losses of the steps since the last record into numbers; only here do they leave the device."""
-        for row in reversed(self.history):
-            if not isinstance(row["loss_train"], Tensor):
-                break
-            row["loss_val"], row["loss_train"] = float(row["loss_val"]), float(row["loss_train"])
+    def read_losses(self, total: Callable[[Tensor], Tensor] = lambda own: own) -> None:
+        """Turn the losses of the steps since the last record into numbers; only here do they leave the device.
+
+        ``total`` adds up those of all processes; without it, they are the own share's, as in a failure of this one.
+        """
+        new = [row for row in self.history[self.records[-1][0] :] if isinstance(row["loss_train"], Tensor)]
+        how: Any = {"dtype": torch.float64, "device": self.alpha.device}
+        losses = [torch.as_tensor(row[name], **how) for row in new for name in HISTORY[1:3]]
+        values = total(torch.stack(losses)).view(-1, 2).tolist() if new else []
+        for row, (train, val) in zip(new, values, strict=True):
+            row.update(loss_train=train, loss_val=val)
 
     def result(self, config: dict[str, Any], metrics: dict[str, Any]) -> SearchResult:
         """The result as of now, at any point of a step."""
         self.read_losses()
         if not bool(torch.isfinite(self.alpha).all()):
             self.alpha = self.records[-1][1].clone()
-        table, trajectory = pd.DataFrame({"candidate": self.space.names}), []
-        for step, alpha in self.records:
-            alpha, prob = alpha.double(), self._probs(alpha.double())
-            trajectory.append(table.assign(step=step, alpha=alpha.cpu().numpy(), prob=prob.cpu().numpy()))
+        table = pd.DataFrame({"candidate": self.space.names})
+        doubles = [(step, alpha.double().cpu(), self._probs(alpha.double()).cpu()) for step, alpha in self.records]
+        trajectory = [table.assign(step=step, alpha=alpha.numpy(), prob=prob.numpy()) for step, alpha, prob in doubles]
         gates = gate_table(self.space, self.alpha, self.probs.cpu(), self.budget.n_params)
         metrics = {
-            "steps": self.step,
-            "cost": self.cost.to_dict(),
-            "head_params": self.objective.head_params,
+            **{"steps": self.step, "cost": self.cost.to_dict(), "head_params": self.objective.head_params},
             "sampling_gap": sampling_gap(self.probs, self.costs.double()),
-            "settled": self.settled,
-            "max_prob": float(self.probs.max()),
+            **{"settled": self.settled, "max_prob": float(self.probs.max())},
             "uniform_prob": self.budget.n_params / self.space.n_params,
-            **metrics,
+            **({"processes": self.processes.count} if self.processes.count > 1 else {}) | metrics,
         }
         history = pd.DataFrame(self.history, columns=HISTORY)
         return SearchResult(self.space, config, gates, history, pd.concat(trajectory), metrics)
@@ -222,15 +219,12 @@ class Searcher:
         for name, optimizer in self._optimizers.items():
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"{name}.{index}.{key}": value for key, value in moments.items()}
-        rest = {"step": self.step, "cost": self.cost.to_dict(), "record_steps": [step for step, _ in self.records]}
-        save_state(folder, config, tensors, rest)
+        steps = [step for step, _ in self.records]
+        save_state(folder, config, tensors, {"step": self.step, "cost": self.cost.to_dict(), "record_steps": steps})
 
     @torch.no_grad()
     def load(self, folder: Path, config: dict[str, Any], overwrite: bool = False) -> None:
-        """Continue from a saved state, if there is one.
-
-        Raises RunError, unless ``overwrite`` is set, if it belongs to other settings or is damaged.
-        """
+        """Continue from a saved state, if any; RunError if it is of other settings or damaged, unless ``overwrite``."""
         own = {"alpha": self.alpha} | {f"weight.{index}": weight for index, weight in enumerate(self.weights)}
         if (state := load_state(folder, config, own, overwrite)) is None:
             return
@@ -238,26 +232,32 @@ class Searcher:
         self.alpha.copy_(tensors["alpha"])
         for index, weight in enumerate(self.weights):
             weight.copy_(tensors[f"weight.{index}"])
-        states = {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
-        for kind, number, part in (key.split(".") for key in tensors if "_moment." in key):
-            states[kind]["state"].setdefault(int(number), {})[part] = tensors[f"{kind}.{number}.{part}"]
         for name, optimizer in self._optimizers.items():
-            optimizer.load_state_dict(states[name])
+            saved = optimizer.state_dict()
+            for key in (key for key in tensors if key.startswith(f"{name}.")):
+                saved["state"].setdefault(int(key.split(".")[1]), {})[key.split(".")[2]] = tensors[key]
+            optimizer.load_state_dict(saved)
         self.step, self.cost = rest["step"], Cost(**rest["cost"])
         self.history = [dict(zip(HISTORY, [int(row[0]), *row[1:]], strict=True)) for row in tensors["history"].tolist()]
         self.records = list(zip(rest["record_steps"], tensors["records"].to(self.alpha.device), strict=True))
 
-    def _loss_on(self, batch: Batch, phase: int) -> bilevel.Loss:
-        """The loss on a batch as a function of α and the weights, with the same noise and dropout in every call."""
-        seed = derive(self.settings.seed, 7, self.step, phase)
+    def _loss_on(self, rows: Sequence[Any], phase: int) -> bilevel.Loss:
+        """This process's share of the loss of a batch as a function of α and the weights, whose gradients are whole.
+
+        It has the same noise and dropout in every call.
+        """
+        share = self.processes.share(rows, self.objective.terms)
+        batch, seed = self.objective.collate(share.rows), derive(self.settings.seed, 7, self.step, phase)
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(len(self.space), generator=generator).to(self.alpha.device)
 
         def loss(alpha: Tensor, weights: Sequence[Tensor]) -> Tensor:
+            alpha, *weights = self.processes.added([alpha, *weights])
             gates = sample_gates(self._probs(alpha), noise)
-            torch.manual_seed(seed)
+            torch.manual_seed(self.processes.seed(seed))
             self.supernet.use(gates, weights[0])  # still in effect in the backward pass, see Supernet
-            return self.objective.loss(batch, weights[1:] or None)
+            loss = self.objective.loss(batch, weights[1:] or None)
+            return loss if share.weight == 1 else loss * share.weight
 
         return loss
 
@@ -286,27 +286,25 @@ def search(
     Args:
         model, space: the frozen backbone, left exactly as it was however the search ends, and the candidates on it.
         task: its training split is halved into search_train and search_val; no other split is used.
-        budget: trainable PET parameters, any form that :meth:`s3pet.Budget.parse` reads. Of several sizes of a module
-            at a site, a structure has one, but each has its full cost in the expected cost, see :mod:`s3pet.gates`.
+        budget: trainable PET parameters, any form that :meth:`s3pet.Budget.parse` reads. Of several sizes at a site a
+            structure has one, but each has its full cost in the expected cost, see :mod:`s3pet.gates`.
         settings: ``"default"``, or ``"paper"`` for dropout in the frozen backbone, as the authors have it.
         objective: how the backbone learns the task: :class:`s3pet.objectives.ObjectiveSettings` or a mapping, or an
             object of your own, see :mod:`s3pet.objectives`.
         out: run folder; with it, the search writes checkpoints and continues where it was cut off or interrupted.
-        overwrite: replace a finished run in ``out``, or an unfinished one with other settings. The old run stays until
-            the new one is finished.
+        overwrite: replace a run in ``out``, of unfinished ones those with other settings, once the new one is finished.
         progress: show a live figure with a stop button in a notebook and a bar elsewhere; or a :class:`View`.
         callbacks: called with the :class:`Searcher` at every record; one that returns True stops the search.
         **changes: fields of :class:`Settings` that differ: steps, order, seed, batch_size, lr, alpha_lr, …
 
     Returns:
         The result; ``result.structure()`` is the structure at the budget. A search that was stopped or interrupted
-        returns what it had; ``result.metrics["stopped"]`` says so. An interrupted one is not saved as finished: the
-        same call continues it.
+        returns what it had, as ``result.metrics["stopped"]`` says. An interrupted one is continued by the same call.
 
     Raises:
-        BudgetError: the budget cannot be read, is below the cheapest candidate, or above the space.
-        SearchError: bad settings, or a model that cannot be searched. DivergedError: a loss is NaN or infinite;
-            ``error.result`` is the result at the last good record, also saved in ``out``.
+        BudgetError: the budget cannot be read, is below the cheapest candidate, or above the space. SearchError: bad
+            settings, or a model that cannot be searched. DivergedError: a loss is NaN or infinite; ``error.result`` is
+            the result at the last good record, also saved in ``out``.
         RunError: ``out`` holds a finished run, or an unfinished one with other settings; another process works there;
             or it cannot be written to (found before the work; after it, ``error.result`` is the result).
     """
@@ -319,26 +317,24 @@ def search(
     solve_shift(torch.zeros_like(largest), largest, parsed.n_params)  # raises BudgetError above the space
     if chosen.order == "unrolled_exact" and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         raise SearchError("order='unrolled_exact' differentiates twice, which fails with gradient checkpointing")
-    view = make_view(progress)
-    with destination(out, CONFIG, FINISHED, overwrite) as folder, preserved(model):
+    processes = Processes(next(model.parameters()).device)
+    view = make_view(progress if processes.is_first else False)
+    with ExitStack() as kept, preserved(model):
+        folder = processes.first(lambda: kept.enter_context(destination(out, CONFIG, FINISHED, overwrite)))
         searcher = Searcher(model, task, space, parsed, chosen, objective)
         config = {
-            "model": space.model_id,
-            "model_hash": backbone_checksum(model, searcher.objective.heads),
-            "backbone_params": space.backbone_params,
-            "task": task.name,
-            "task_hash": task.fingerprint,
-            "space": space.name,
-            "space_hash": space_hash(space),
+            **{"model": space.model_id, "model_hash": backbone_checksum(model, searcher.objective.heads)},
+            **{"backbone_params": space.backbone_params, "task": task.name, "task_hash": task.fingerprint},
+            **{"space": space.name, "space_hash": space_hash(space)},
             **({"sizes": "nested"} if searcher.supernet.is_nested else {}),  # earlier versions did not nest them
             "budget": parsed.n_params,
             **asdict(chosen),
             "objective": searcher.objective.declared(),
-            "results_version": RESULTS_VERSION,
-            "versions": versions(),
+            **{"results_version": RESULTS_VERSION, "versions": versions()},
         }
+        processes.check_same(json.dumps(config, sort_keys=True, default=str), "backbone, task, space or settings")
         if folder is not None:
-            searcher.load(folder / "checkpoint", config, overwrite)
+            searcher.load(Path(folder) / "checkpoint", config, overwrite)
         with searcher.supernet, searcher.cost.watch_memory(searcher.objective.device):
             searcher.objective.prepare(chosen.dropout)
             with carried("result", lambda: searcher.result(config, {"stopped": "failed"})):
@@ -346,14 +342,15 @@ def search(
         result = searcher.result(config, {"stopped": stopped})
         if folder is not None and stopped != "interrupted":
             with carried("result", lambda: result):
-                result.save(folder, overwrite=overwrite)
-            shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # weights of the supernet, which nobody needs
+                processes.first(lambda: result.save(folder, overwrite=overwrite))
+            shutil.rmtree(
+                Path(folder) / "checkpoint", ignore_errors=True
+            )  # weights of the supernet, which nobody needs
     view.finish(result)
     if stopped == "diverged":
-        where = f", saved in {folder}" if folder else ""
         what = f"the search diverged after step {searcher.records[-1][0]}: the loss is not finite"
-        how = f"Lower lr ({chosen.lr}) or alpha_lr ({chosen.alpha_lr})"
-        raise DivergedError(f"{what}. {how}. The last good state is error.result{where}", result=result)
+        how = f"Lower lr ({chosen.lr}) or alpha_lr ({chosen.alpha_lr}). The last good state is error.result"
+        raise DivergedError(f"{what}. {how}" + (f", saved in {folder}" if folder else ""), result=result)
     return result
 
 
@@ -368,22 +365,24 @@ def _run(
     searcher: Searcher, folder: Path | None, config: dict[str, Any], view: View, callbacks: Sequence[Callback]
 ) -> str | None:
     """Advance to the last step; returns why the search ended early, or None."""
-    steps, saved = searcher.settings.steps, time.perf_counter()
+    steps, saved, processes = searcher.settings.steps, time.perf_counter(), searcher.processes
+    alone = processes.count == 1  # of several, all must do the same, so nothing depends on time or on one view
     every = max(1, steps // 50)  # about 50 records in all
     try:
         view.start(searcher)
         while searcher.step < steps:
             searcher.advance()
             stop = view.advance(searcher)
-            if due := stop or searcher.step % every == 0 or searcher.step == steps:
+            if due := (stop and alone) or searcher.step % every == 0 or searcher.step == steps:
                 if not searcher.record():
                     return "diverged"
                 view.record(searcher)
-                stops = [callback(searcher) is True for callback in callbacks]  # every callback is called
-                if stop or any(stops):
+                stops = processes.first(lambda: [callback(searcher) is True for callback in callbacks])  # calls all
+                if processes.first(lambda: stop) or any(stops):  # noqa: B023 - called at once
                     return "stopped"
-            if folder is not None and searcher.step < steps and (due or time.perf_counter() - saved > AT_MOST):
-                searcher.save(folder / "checkpoint", config)
+            due |= alone and time.perf_counter() - saved > AT_MOST
+            if folder is not None and searcher.step < steps and due and processes.is_first:
+                searcher.save(Path(folder) / "checkpoint", config)
                 saved = time.perf_counter()
     except KeyboardInterrupt:
         return "interrupted"

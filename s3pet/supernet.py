@@ -76,13 +76,14 @@ class Supernet(nn.Module):
         if isinstance(candidates, Candidates):
             candidates.check(model)
         self.candidates = checked_candidates(candidates)
-        device = next(model.parameters()).device
+        device, modules = next(model.parameters()).device, dict(model.named_modules())
         sizes = _nested_sizes(self.candidates) if nested else {}
         largest = {n: group[-1] for group in sizes.values() for n in group}
         owners = [n for n in range(len(self.candidates)) if largest.get(n, n) == n]  # of tensors
         numbered = [(n, name, t) for n in owners for name, t in fresh_tensors(self.candidates[n], seed).items()]
         self.keys = [f"{self.candidates[n].name}/{name}" for n, name, _ in numbered]
-        self.weights = nn.ParameterList(nn.Parameter(tensor.to(device)) for _, _, tensor in numbered)
+        where = [_device_of(modules.get(self.candidates[n].path), device) for n, _, _ in numbered]
+        self.weights = nn.ParameterList(nn.Parameter(t.to(d)) for (_, _, t), d in zip(numbered, where, strict=True))
         self._slots: list[dict[str, int]] = [{} for _ in self.candidates]  # name of each tensor → index in weights
         for slot, (n, name, _) in enumerate(numbered):
             self._slots[n][name] = slot
@@ -161,9 +162,12 @@ class Supernet(nn.Module):
                     loan.leave()
 
     def flatten(self) -> Tensor:
-        """All PET tensors as one vector that shares their memory from now on; :meth:`use` takes it as weights."""
+        """All PET tensors as one vector that shares their memory from now on; :meth:`use` takes it as weights.
+
+        It lies on the model's first device; its parts go to the devices of their sites in each pass.
+        """
         ordered = [self.weights[slot] for slot in self._order]
-        flat = torch.cat([weight.detach().reshape(-1) for weight in ordered])
+        flat = torch.cat([weight.detach().reshape(-1).to(self._gate_of.device) for weight in ordered])
         for weight, part in zip(ordered, flat.split([weight.numel() for weight in ordered]), strict=True):
             weight.data = part.view(weight.shape)
         return flat
@@ -291,10 +295,10 @@ class Supernet(nn.Module):
         for index in indices:
             if not self._slots[index]:  # a size within a larger one
                 continue
-            tensors = {name: self._active[slot].to(h.dtype) for name, slot in self._slots[index].items()}
+            tensors = {name: self._active[slot].to(h.device, h.dtype) for name, slot in self._slots[index].items()}
             delta = PETS[self.candidates[index].pet].delta(tensors, x, h, site)
             if delta.dtype != changed.dtype:
-                changed = changed + delta
+                changed = changed + delta.to(changed.dtype)  # the layers after it expect the type that they have
             elif changed is not h:  # adding in place, where the tensor is ours, needs less memory
                 changed.add_(delta)
             elif delta.shape == h.shape and not delta._is_view():
@@ -321,6 +325,11 @@ class Supernet(nn.Module):
         elif self._active is not self._last_forward:
             what = "gradient checkpointing ran the model again with other gates than in the forward pass"
             raise SearchError(f"{what}; call backward inside `with supernet.using(...)`, or switch checkpointing off")
+
+
+def _device_of(site: nn.Module | None, default: torch.device) -> torch.device:
+    """Where a site computes."""
+    return next((parameter.device for parameter in site.parameters()), default) if site is not None else default
 
 
 def _nested_sizes(candidates: Sequence[Candidate]) -> dict[int, list[int]]:

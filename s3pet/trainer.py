@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from s3pet.files.kinds import RECORD
 from s3pet.files.reading import read_json, read_tensors, reading
 from s3pet.files.states import check_same, decisive
 from s3pet.files.writing import saved_files, seal, write_json
+from s3pet.objectives.processes import Processes
 from s3pet.objectives.streams import Row, Stream
 from s3pet.objectives.texts import Objective
 from s3pet.records import AT_MOST, LATER, Cost, check_fields
@@ -112,11 +114,15 @@ class Learner(nn.Module):
         self.vectors = [] if supernet is None else supernet.vectors()  # of BitFit and LNFit
         self.cost, self.dropout = Cost(), supernet is None
 
-    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+    def forward(self, **batch: Any) -> dict[str, Tensor]:
         """``{"loss": scalar}`` of a collated batch."""
+        weight, n_rows = batch.pop(
+            "share", (1.0, len(batch["target"]))
+        )  # of several processes, see get_train_dataloader
         self.cost.passes += 1
-        self.cost.rows += len(batch["target"])
-        return {"loss": self.objective.loss(batch)}
+        self.cost.rows += n_rows
+        loss = self.objective.loss(batch)
+        return {"loss": loss if weight == 1 else loss * weight}
 
     def train(self, mode: bool = True) -> Learner:
         """Also prepares backbone and head."""
@@ -145,23 +151,27 @@ class PetTrainer(Trainer):
     """Hugging Face's Trainer with the batches of a :class:`Stream` and the task's metrics; ``model`` is a Learner."""
 
     control: Any
+    processes: Processes
     about: Mapping[str, Any] | None = None  # config of a retraining that lasts
     best: tuple[int, dict[str, Tensor]] | None = None  # step and weights of a checkpoint that could not be written
     _saved = 0  # step of the last checkpoint
     _pause, _latest = 0.0, 0.0  # when there may be another one, and when there must be
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches 0, 1, 2, … of the stream, as many as all processes need."""
+        """This process's shares of batches 0, 1, 2, … of the stream; the Trainer takes the mean over processes."""
         stream = Stream(self.train_dataset, self.args.per_device_train_batch_size, self.args.seed)
-        n_batches = self.args.max_steps * self.args.gradient_accumulation_steps * self.args.world_size
-        batches = [stream.indices(step) for step in range(n_batches)]
-        rows: Any = stream.rows
-        return self.accelerator.prepare(DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator))
+
+        def shared_out(steps: list[int]) -> dict[str, Any]:
+            share = self.processes.share(stream(steps[0]), self.model.objective.terms)
+            batch = self.model.objective.collate(share.rows)
+            return {**batch, "share": (share.weight * self.processes.count, share.n_rows)}
+
+        return DataLoader(range(self.args.max_steps), batch_size=1, collate_fn=shared_out)  # type: ignore[arg-type]
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the Trainer's; a loss that is not finite raises DivergedError before the optimiser uses its gradient."""
         loss = super().training_step(*args, **kwargs)
-        check_finite("the training loss is", loss)
+        check_finite("the training loss is", self.processes.total(loss))
         return loss
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -170,7 +180,7 @@ class PetTrainer(Trainer):
         path = Path(self.args.output_dir or "") / f"checkpoint-{step}"
         try:
             super()._save_checkpoint(model, trial)
-            if self.about is not None:
+            if self.about is not None and self.processes.is_first:
                 cost = self.model.cost.to_dict() | {"scored": self.model.objective.scored}
                 write_json({"config": decisive(self.about), "cost": cost}, path / ABOUT)
                 state = json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
@@ -201,8 +211,9 @@ class PetTrainer(Trainer):
             return read_tensors(path, finite=False)[0]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The task's metrics on the validation split."""
-        scores = self.model.objective.evaluate(self.model.objective.task.validation, self.eval_dataset)
+        """The task's metrics on the validation split, which the first process scores."""
+        objective = self.model.objective
+        scores = self.processes.first(lambda: objective.evaluate(objective.task.validation, self.eval_dataset))
         metrics = {f"eval_{name}": value for name, value in scores.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -224,7 +235,9 @@ class Often(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer."""
         now, enough = time.perf_counter(), state.global_step - self.trainer._saved >= max(1, state.max_steps // 50)
-        due = now >= self.trainer._latest or (enough and now >= self.trainer._pause)
+        if self.trainer.processes.count == 1:  # clocks differ between processes, and all of them must save
+            enough = now >= self.trainer._latest or (enough and now >= self.trainer._pause)
+        due = enough
         control.should_save |= due and state.global_step < state.max_steps
 
 
@@ -264,11 +277,12 @@ def train(
     With a ``folder``, its checkpoints lie there, and training goes on after the last one of the same ``config``.
     """
     task, failure, every = learner.objective.task, None, max(1, recipe.steps // recipe.evaluations)
-    lasting = folder is not None and config is not None
-    start = last_checkpoint(folder, config, learner) if folder is not None and config is not None else None
+    lasting, processes, start = folder is not None and config is not None, Processes(learner.objective.device), None
+    if folder is not None and config is not None:
+        start = processes.first(partial(last_checkpoint, folder, config, learner))
     with tempfile.TemporaryDirectory() as temporary, quiet_transformers():
         args = TrainingArguments(
-            output_dir=str(folder) if lasting else temporary,
+            output_dir=str(folder) if lasting and processes.is_first else temporary,
             max_steps=recipe.steps,
             per_device_train_batch_size=recipe.batch_size,
             learning_rate=lr,
@@ -286,16 +300,17 @@ def train(
             report_to=[],
             disable_tqdm=True,
             use_cpu=learner.objective.device.type == "cpu",
+            ddp_find_unused_parameters=True,
         )
         trainer = PetTrainer(
             model=learner,
             args=args,
-            data_collator=learner.objective.collate,
             train_dataset=learner.objective.encode(task.train),
             eval_dataset=rows,
             callbacks=[*callbacks, *([EarlyStoppingCallback(recipe.patience)] if recipe.patience else [])],
             optimizers=(learner.optimizer(args, recipe.vector_lr), None),
         )
+        trainer.processes = processes
         trainer.remove_callback(PrinterCallback)
         if lasting:
             trainer.about, trainer._latest = config, time.perf_counter() + AT_MOST
@@ -306,8 +321,10 @@ def train(
             what = f"training diverged at step {trainer.state.global_step}: {error}. Lower lr (now {lr:g}) or raise"
             failure = DivergedError(f"{what} lr_warmup. The best model before it, if any, is error.tuned")
             failure.__cause__ = error
-        if (best := trainer.best_weights()) is not None:
+        if processes.is_first and (best := trainer.best_weights()) is not None:
             learner.load_state_dict(best)
+        with torch.no_grad():
+            processes.copy_first([*learner.weights])
     name = f"eval_{task.metric}"
     curve = [{"step": log["step"], "score": log[name]} for log in trainer.state.log_history if name in log]
     return int(trainer.state.best_global_step or 0), curve, failure

@@ -10,11 +10,13 @@ Source: Hu et al. 2022 (arXiv:2206.07382), section 4.2: AdamW without decay, lin
 from __future__ import annotations
 
 import copy
+import json
 import reprlib
 import shutil
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from s3pet.files.reading import path_of, read_json, read_tensors, reading
 from s3pet.files.writing import carried, destination, new_folder, saved_files, write_json, write_tensors
 from s3pet.objectives import OwnObjective
 from s3pet.objectives.own import Own, checked, objective_of
+from s3pet.objectives.processes import Processes
 from s3pet.objectives.ready import rebuilt
 from s3pet.objectives.texts import ObjectiveSettings
 from s3pet.records import Cost, recorded, settings_of, versions
@@ -203,14 +206,17 @@ def retrain(
     callback = kinds.instance((TrainerCallback, type), "a callback of transformers")
     kinds.many(callback).check(SearchError, callbacks=callbacks)
     own_place = None if checkpoints is None else path_of(checkpoints, name="checkpoints")
-    with destination(out, CONFIG, TUNED, overwrite=False) as folder:
+    processes = Processes(next(model.parameters()).device)
+    with ExitStack() as kept:
+        folder = processes.first(lambda: kept.enter_context(destination(out, CONFIG, TUNED, overwrite=False)))
+        folder = None if folder is None else Path(folder)
         learner = _make_learner(model, task, structure, objective, chosen.seed)
         place = folder / "checkpoint" if folder is not None else own_place
         options: Any = {"progress": progress, "test": test, "callbacks": callbacks, "checkpoints": place}
         tuned = tune(learner, model, chosen, structure, **options)
         if folder is not None:
             with carried("tuned", lambda: tuned):
-                tuned.save(folder)
+                processes.first(lambda: str(tuned.save(folder)))
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return tuned
 
@@ -257,18 +263,19 @@ def tune(
         "versions": versions(),
     }
     best_step, curve, failure, scores = 0, list[dict[str, float]](), None, dict[str, dict[str, float]]()
-    watched = learner.cost.watch_memory(objective.device)
+    watched, processes = learner.cost.watch_memory(objective.device), Processes(objective.device)
+    processes.check_same(json.dumps(config, sort_keys=True, default=str), "backbone, task or recipe")
     with preserved(model, target, objective), learner.attached(), watched:
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(processes.seed(recipe.seed))
         if len(learner.weights) and kind != "zero-shot":
             hooks = [*callbacks, Bar()] if progress else callbacks
             rate, about = float(lr or 0), {**config, "names": learner.names}
             best_step, curve, failure = train(learner, rows, recipe, rate, hooks, score_from, checkpoints, about)
         try:
             if failure is None or best_step:
-                scores["validation"] = objective.evaluate(task.validation, rows)
+                scores["validation"] = processes.first(lambda: objective.evaluate(task.validation, rows))
             if failure is None and test:
-                scores["test"] = objective.evaluate(task.test)
+                scores["test"] = processes.first(lambda: objective.evaluate(task.test))
         except DivergedError as error:
             failure = error
     learner.cost.scored, learner.cost.seconds = objective.scored, learner.cost.seconds + time.perf_counter() - started
@@ -282,6 +289,7 @@ def tune(
         "cost": learner.cost.to_dict(),
         **{f"{split}_all": values for split, values in scores.items()},
         "curve": curve,
+        **({"processes": processes.count} if processes.count > 1 else {}),
     }
     tuned = TunedModel(target, task, kept, learner, metrics, config)
     if failure is not None:

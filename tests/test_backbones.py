@@ -17,6 +17,7 @@ from transformers import (
     ViTModel,
 )
 
+import s3pet
 from s3pet.backbones import (
     backbone_checksum,
     backbone_kind,
@@ -27,6 +28,7 @@ from s3pet.backbones import (
     n_parameters,
 )
 from s3pet.errors import BackboneError
+from s3pet.space import make_space
 
 
 def save(model, folder, tokenizer=None):
@@ -283,3 +285,57 @@ def test_a_real_decoder(shared_dir):
     with torch.no_grad():
         loss = model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss
     assert loss < 2.5  # log(512) = 6.2 for an untrained model
+
+
+def test_types_and_devices_of_a_backbone(monkeypatch, tmp_path):
+    """Names of types, a device for each process, a map of devices; what is not in memory is refused."""
+    model = load_backbone("pocket-t5", dtype="bfloat16", device="auto").model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    names = make_space(load_backbone("pocket-t5").model).names
+    for dtype in ("bfloat16", "float16"):  # rounding does not decide which biases are inert
+        assert make_space(load_backbone("pocket-t5", dtype=dtype).model).names == names
+    assert load_backbone("pocket-t5", device_map={"": "cpu"}).model.device.type == "cpu"
+    for options, message in [
+        ({"dtype": "int8"}, "dtype must be a floating type of torch"),
+        ({"dtype": "nn"}, "dtype must be a floating type of torch"),
+        ({"device": "cpu", "device_map": "auto"}, "give one of them"),
+        ({"device_map": 3}, "device_map must be 'auto', or a mapping"),
+        ({"device_map": {"shared": "cpu", "encoder": "cpu", "decoder": "disk", "lm_head": "cpu"}}, "weights offloaded"),
+    ]:
+        with pytest.raises(BackboneError, match=message):
+            load_backbone("pocket-t5", **options)
+
+
+def test_a_backbone_in_pieces_is_searched_like_one_in_one_piece():
+    """As a device map spreads it: with accelerate's hooks around every module, here all on the CPU."""
+    from accelerate import dispatch_model
+
+    whole, tokenizer = load_backbone("pocket-t5")
+    parts = dict.fromkeys(("shared", "encoder", "decoder", "lm_head"), "cpu")
+    pieces = dispatch_model(load_backbone("pocket-t5").model, parts, main_device="cpu", force_hooks=True)
+    task, found = s3pet.load_task("pocket/sentiment", tokenizer), []
+    for model in (whole, pieces):
+        space = make_space(model)
+        result = s3pet.search(model, task, space, budget="0.1%", steps=3, batch_size=4, progress=False)
+        tuned = s3pet.retrain(model, task, result.structure(), steps=3, batch_size=4, evaluations=1)
+        found.append((space.names, result.gates.alpha.tolist(), tuned.metrics["test"], result.config["model_hash"]))
+    assert found[0] == found[1]
+
+
+def test_pet_tensors_are_where_their_site_is():
+    """A part of the model on another device, here one without memory."""
+    model = load_backbone("pocket-t5").model
+    space = make_space(model)
+    model.decoder.to("meta")
+    supernet = s3pet.supernet.Supernet(model, list(space))
+    for key, weight in zip(supernet.keys, supernet.weights, strict=True):
+        assert weight.device.type == ("meta" if key.startswith("decoder") else "cpu")
+
+
+def test_t5_in_half_precision_learns():
+    """Transformers keeps its last maps in float32 there; each layer still gets the type it has."""
+    model, tokenizer = load_backbone("pocket-t5", dtype="float16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16, torch.float32}
+    task = s3pet.load_task("pocket/sentiment", tokenizer)
+    result = s3pet.search(model, task, make_space(model), budget="0.1%", steps=10, batch_size=8, progress=False)
+    assert result.history.loss_train.iloc[-3:].mean() < result.history.loss_train.iloc[:3].mean()

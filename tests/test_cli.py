@@ -23,7 +23,7 @@ from s3pet.searcher import Searcher, Settings
 from s3pet.studies import demonstration
 from s3pet.tuning import Recipe
 
-COMMANDS = ("search", "retrain", "export", "map", "compare", "study", "space", "demo")
+COMMANDS = ("search", "retrain", "export", "map", "compare", "study", "space", "estimate", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -296,3 +296,12 @@ def test_a_tuned_model_leaves_without_its_data(folders, tmp_path, capsys):
     assert main(["export", "peft", *command[2:]]) == 0
     assert {"adapter_config.json", "model.safetensors"} <= {file.name for file in (tmp_path / "out").iterdir()}
     assert s3pet.load_tuned(tmp_path / "tuned", model).predict(["w1 w2"]) == tuned.predict(["w1 w2"])
+
+
+def test_an_estimate_reads_the_config_only(folders, tmp_path, capsys):
+    (tmp_path / "config.json").write_text((folders / "model" / "config.json").read_text())
+    options = ["--space", "lora", "--batch-size", "5", "--tokens", "8", "--devices", "2", "--dtype", "bfloat16"]
+    assert main(["estimate", "--model", str(tmp_path), *options, "--step-seconds", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "(bfloat16, sdpa attention), 3 × 8 tokens on each of 2 devices" in shown
+    assert f" {len(s3pet.make_space(tiny_t5(), 'lora'))}\n" in shown and shown.endswith(" 4 s\n")

@@ -133,3 +133,8 @@ def test_many_runs(quick):
     assert {row["structure"] for row in Study.load("study.yaml").rows()} == {"random 0.1%", "searched 0.1%", "lora_qv"}
     run("cluster", only=slice(1, None))
     assert s3pet.load_run("runs/sentiment/seed1").config["seed"] == 1
+
+
+def test_the_estimate_of_the_page_is_printed(capsys):
+    run("scale")
+    assert re.search(r"^  peak checkpointed +[\d,.]+ MB$", capsys.readouterr().out, re.M)

@@ -253,7 +253,7 @@ class Interrupted:
         self.calls, self.n, self.where = 0, n, None
         places = [
             (bilevel, "gradients"), (bilevel, "first_order"), (torch.optim.AdamW, "step"),
-            (bilevel.SharedAdam, "step"), (Searcher, "record"), (Searcher, "save"), (torch.nn.utils, "clip_grad_norm_"),
+            (Searcher, "record"), (Searcher, "save"), (torch.nn.utils, "clip_grad_norm_"),
         ]  # fmt: skip
         for owner, name in places:
             for after in (False, True):
@@ -397,7 +397,6 @@ def test_a_search_in_bfloat16_trains_float32_and_ranks_alike():
         (300, {"steps": 2.5}, SearchError, "steps"),
         (300, {"steps": True}, SearchError, "steps"),
         (300, {"lr": "0.1"}, SearchError, "lr"),
-        (300, {"alpha_optimizer": "sgd"}, SearchError, "is not one of adamw, shared"),
         (300, {"warmup": 300}, SearchError, "warmup must be below steps"),
         (300, {"warmup": 1.5}, SearchError, "warmup"),
         (300, {"warmup": -1}, SearchError, "warmup must be >= 0"),
@@ -416,7 +415,7 @@ def test_bad_input_is_refused_at_the_door(budget, settings, error, message, tmp_
 
 
 def test_settings_and_presets():
-    assert make_settings() == Settings() and not Settings().dropout and Settings().alpha_optimizer == "adamw"
+    assert make_settings() == Settings() and not Settings().dropout
     assert make_settings("paper") == Settings(dropout=True)
     papers = make_settings("paper", steps=7, warmup=2)
     assert papers == Settings(steps=7, warmup=2, dropout=True)

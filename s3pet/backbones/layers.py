@@ -7,11 +7,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 from s3pet.backbones.frozen import backbone_kind
 from s3pet.backbones.norms import norm_form
+
+LARGE = 2**23  # elements of a weight
 
 
 class Layer(NamedTuple):
@@ -94,12 +98,19 @@ def with_weights(model: nn.Module, homes: Sequence[str]) -> nn.Module:
     for home in homes:
         layers: Any = twin.get_submodule(home)
         del layers[2:]
-    twin.to_empty(device="cpu")
-    for parameter in twin.parameters():
-        nn.init.normal_(parameter, float(parameter.ndim == 1), 0.05)
+    twin._apply(_zeros)
+    for parameter in twin.parameters():  # of a large one some rows are enough
+        part = parameter if parameter.numel() < LARGE else parameter.detach()[:512]
+        nn.init.normal_(part, float(parameter.ndim == 1), 0.05)
     for buffer in twin.buffers():  # frequencies of rotary positions are not 0, or a bias on keys would seem inert
         buffer.uniform_(0.5, 1) if buffer.is_floating_point() else buffer.zero_()
     return twin
+
+
+def _zeros(tensor: Tensor) -> Tensor:
+    """Zeros on the CPU, in float32 if the tensor is of a floating type; memory is taken where something is written."""
+    kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return torch.from_numpy(np.zeros(tensor.numel() * kind.itemsize, np.uint8)).view(kind).view(tensor.shape)
 
 
 def same_in_all_layers(path: str, homes: Mapping[str, int]) -> list[tuple[str, int | None]]:

@@ -6,7 +6,7 @@ Weights are read from safetensors files only. No code from a model folder is exe
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,8 +47,9 @@ def load_backbone(
     name: str | Path,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     attn_implementation: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Backbone:
@@ -57,9 +58,12 @@ def load_backbone(
     Args:
         name: ``"pocket-t5"`` or ``"pocket-t5-deep"`` (small embedded models for teaching), a local folder, or a hub id
             of an encoder (loaded without a head: the task adds one), a decoder or an encoder-decoder.
-        device: where to put the model; None: the CPU.
-        dtype: type of the weights; None: float32, whatever type the file has.
+        device: where to put the model; None: the CPU; ``"auto"``: a GPU if there is one, for each process of
+            ``accelerate launch`` its own.
+        dtype: type of the weights, such as ``"bfloat16"`` or ``torch.bfloat16``; None: float32, whatever the file has.
         attn_implementation: passed to transformers; ``order="unrolled_exact"`` needs ``"eager"``.
+        device_map: instead of ``device``: how transformers spreads the layers over several devices, ``"auto"`` or
+            module → device. PET modules are where their site is. Weights must not be offloaded.
         revision: branch, tag or commit of a hub model.
         local_files_only: never contact the hub.
 
@@ -79,10 +83,19 @@ def load_backbone(
     name = str(name)
     FLAG.check(BackboneError, local_files_only=local_files_only)
     optional(TEXT).check(BackboneError, attn_implementation=attn_implementation, revision=revision)
-    floating = Kind(
-        "a floating type of torch, such as torch.bfloat16", lambda v: getattr(v, "is_floating_point", False)
+    kind: Any = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    floating = Kind("a floating type of torch, such as 'bfloat16'", lambda v: getattr(v, "is_floating_point", False))
+    if kind is not None and not (isinstance(kind, torch.dtype) and floating.holds(kind)):
+        floating.check(BackboneError, dtype=dtype)
+    if device_map is not None and device is not None:
+        raise BackboneError(f"device={shown(device)} and device_map={shown(device_map)}: give one of them")
+    optional(Kind("'auto', or a mapping of modules to devices", lambda v: isinstance(v, str | Mapping))).check(
+        BackboneError, device_map=device_map
     )
-    optional(floating).check(BackboneError, dtype=dtype)
+    if isinstance(device, str) and device == "auto":
+        from accelerate import PartialState
+
+        device = PartialState(cpu=not (torch.cuda.is_available() or torch.xpu.is_available())).device
     try:
         torch.empty(0, device=device)
     except (TypeError, RuntimeError, AssertionError) as error:
@@ -99,7 +112,8 @@ def load_backbone(
     elif name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise BackboneError(f"{name!r} is not a folder; pass a folder with config.json, or a hub id such as 't5-small'")
     hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    weights: dict[str, Any] = {"dtype": dtype or torch.float32}
+    weights: dict[str, Any] = {"dtype": kind or torch.float32}
+    weights |= {} if device_map is None else {"device_map": device_map}
     if attn_implementation is not None:
         weights["attn_implementation"] = attn_implementation
     try:
@@ -112,7 +126,16 @@ def load_backbone(
             tokenizer = AutoTokenizer.from_pretrained(where, config=config, **hub)
     except BackboneError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        RuntimeError,
+        ImportError,
+        AssertionError,
+        SafetensorError,
+    ) as error:
         reason = " ".join(str(error).split())[:300]
         raise BackboneError(
             f"backbone {name!r} could not be loaded: {reason}. Pass one of {', '.join(EMBEDDED)}, a local folder with "
@@ -127,11 +150,41 @@ def load_backbone(
     missing = info.get("missing_keys", ())
     if lacking := sorted(key for key in missing if "pooler" not in key):
         raise BackboneError(f"backbone {name!r} lacks {len(lacking)} weights, {lacking[:3]} …; its file is incomplete")
+    if away := sum(parameter.is_meta for parameter in model.parameters()):
+        how = "a smaller dtype, more devices, or another device_map"
+        raise BackboneError(
+            f"backbone {name!r} has {away} weights offloaded, and s3pet needs them in memory; try {how}"
+        )
     model.s3pet_pooler_is_fresh = bool(missing)
     model.s3pet_id = "/".join(Path(where).resolve().parts[-2:]) if name not in EMBEDDED and is_folder else name
     model.s3pet_tokenizer = _with_padding(tokenizer)
     model.requires_grad_(False).eval()
     return Backbone(model.to(device) if device is not None else model, tokenizer)
+
+
+def backbone_shapes(name: str | Path) -> Any:
+    """The model that :func:`load_backbone` loads, without weights (on the meta device): only its config is read.
+
+    Raises BackboneError for a name without a config, and for models that do not read text.
+    """
+    import torch
+
+    path_of(name, BackboneError, "name")
+    where = str(embedded_path() / EMBEDDED[str(name)]) if name in EMBEDDED else str(name)
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            config = _read_config(where, str(name), {})
+            model: Any = _auto_class(config, str(name)).from_config(config, dtype=torch.float32)
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        how = f"pass one of {', '.join(EMBEDDED)}, a folder with config.json, or a hub id while online"
+        raise (
+            error
+            if isinstance(error, BackboneError)
+            else BackboneError(f"the config of backbone {str(name)!r} could not be read: {reason}; {how}")
+        ) from error
+    model.s3pet_id = str(name)
+    return model.eval()
 
 
 def name_of(model: Any) -> str:

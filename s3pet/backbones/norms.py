@@ -41,7 +41,7 @@ def _probed_form(site: nn.Module) -> str | None:
         values = {name: torch.full(p.shape, level if name == "weight" else 0.0) for name, p in own.items()}
         twin.__dict__["_parameters"] = {**site._parameters, **values}  # a bias may be None
         try:
-            outputs.append(twin.forward(x))
+            outputs.append(type(twin).forward(twin, x))  # not what a device map has put around it
         except Exception:  # not a function of one tensor [batch, tokens, d]
             return None
     if not isinstance(outputs[0], Tensor) or outputs[0].shape != x.shape:

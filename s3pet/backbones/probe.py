@@ -15,7 +15,9 @@ from s3pet.backbones.examples import example_batches
 from s3pet.backbones.loans import borrows, preserved
 from s3pet.errors import BackboneError
 
-INERT_BELOW = 1e-3  # |Σ g| / Σ |g| of a bias that is cancelled is about 1e-6 (in half precision 1e-3), of others > 0.05
+INERT_BELOW = (
+    1e-3  # |Σ g| / Σ |g| of a bias that is cancelled is about 1e-6 (in half precision up to 4 eps), of others > 0.05
+)
 
 
 class Output(NamedTuple):
@@ -69,7 +71,7 @@ class Part:
     @property
     def inert(self) -> bool:
         """Whether a bias at its output has no effect: its gradient, the sum over all positions, cancels."""
-        least = max(INERT_BELOW, 2 * self.precision)
+        least = max(INERT_BELOW, 6 * self.precision)
         return self.total is not None and float(self.total.abs().sum()) < least * self.absolute
 
     def hook(self, clock: Iterator[int], anchor: Tensor, alive: list[Tensor]) -> Callable[..., Any]:
@@ -83,7 +85,7 @@ class Part:
                 self.reason = f"its tensors are not {self.widths[0]}→{self.widths[1]} wide"
             if self.reason is not None:
                 return None
-            changed = output + anchor.to(output.dtype)  # plus 0, so that there is a gradient
+            changed = output + anchor.to(output.device, output.dtype)  # plus 0, so that there is a gradient
             if changed.requires_grad:
                 changed.register_hook(self.add)
             alive.extend((arguments[0], changed))  # memory in use is not used again

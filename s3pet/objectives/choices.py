@@ -88,7 +88,7 @@ class WordTree:
 
     def _likelihoods(self, logits: Tensor) -> Tensor:
         """Of all words, [batch, n_words], by logits before them and at the nodes, [batch, 1 + n_nodes, vocabulary]."""
-        table, places, targets = logits.float().log_softmax(-1), *(t.to(logits.device) for t in self._steps)
+        table, places, targets = precise(logits).log_softmax(-1), *(t.to(logits.device) for t in self._steps)
         return table[:, places, targets.clamp(min=0)].masked_fill(targets < 0, 0.0).sum(-1)
 
     @torch.no_grad()
@@ -126,3 +126,8 @@ def _counting_parts(model: Any) -> list[Any]:
     decoder = model.get_decoder()
     biases = [part for part in decoder.modules() if getattr(part, "has_relative_attention_bias", False)]
     return biases or [part for name, part in decoder.named_modules() if name.endswith("embed_positions")]
+
+
+def precise(scores: Tensor) -> Tensor:
+    """Scores of a half-precision type as float32, others as they are."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -12,6 +12,7 @@ from torch import Tensor
 from s3pet.backbones import preserved
 from s3pet.errors import SearchError, TaskError
 from s3pet.files.kinds import TEXT
+from s3pet.objectives.choices import precise
 from s3pet.objectives.columns import IGNORED, Bound, padded, read_text, scored_logits, written_inputs
 from s3pet.tasks.checks import position_limit
 
@@ -133,7 +134,7 @@ class Generation(Bound):
             ids = padded("prompt", [torch.cat(pair) for pair in both], IGNORED)
             labels = padded("prompt", [torch.cat([torch.full_like(a, IGNORED), b]) for a, b in both], IGNORED)
             logits, labels = scored_logits(model, model, self._inputs(ids), labels)
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+        return F.cross_entropy(precise(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED)
 
     def predict(self, model: Any, batch: Mapping[str, Tensor]) -> list[str]:
         """The texts that the model writes."""

@@ -26,7 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from s3pet.backbones import backbone_kind, borrows, check_model, preserved
 from s3pet.errors import BackboneError, SearchError, TaskError, check_finite, shown
 from s3pet.files.kinds import SEED
-from s3pet.objectives.choices import WordTree
+from s3pet.objectives.choices import WordTree, precise
 from s3pet.objectives.columns import IGNORED, scored_logits, written_inputs
 from s3pet.objectives.pooling import pooled, pooled_width
 from s3pet.objectives.streams import Row, in_batches
@@ -92,6 +92,7 @@ class Objective(nn.Module):
     model: Any
     head: Any
     words: Any
+    _word_loss: Any  # of a writer: the mean language-model loss of the right words
     class_weights: Any
     heads: tuple[str, ...] = ()
 
@@ -106,8 +107,7 @@ class Objective(nn.Module):
 
     def encode(self, examples: Sequence[Example]) -> list[Row]:
         """Tokenised rows: ``input_ids`` (a list of token numbers), ``target``, and what else the tokenizer gives."""
-        pairs = zip(self.reader(examples), examples, strict=True)
-        return [{**row, "target": self._target(example)} for row, example in pairs]
+        return [{**row, "target": self._target(e)} for row, e in zip(self.reader(examples), examples, strict=True)]
 
     def scores(self, batch: Batch, head_weights: Sequence[Tensor] | None = None) -> Tensor:
         """Log-likelihoods or logits [batch, n_labels], of a regression head values [batch, 1]; of any head weights."""
@@ -128,6 +128,10 @@ class Objective(nn.Module):
         losses = F.cross_entropy(scores, target, self.class_weights, reduction="none")
         return losses.mean() if reduction == "mean" else losses
 
+    def terms(self, rows: Sequence[Row]) -> int:
+        """How many terms the mean loss of some rows has: one a row, of ``"lm"`` one a token of their words."""
+        return sum(len(self.words[row["target"]]) for row in rows) if self.settings.loss == "lm" else len(rows)
+
     def declared(self) -> dict[str, Any]:
         """What decides this objective, for the config of a run."""
         return recorded(self.settings)
@@ -147,7 +151,7 @@ class Objective(nn.Module):
         """Output of the backbone (or of ``call``, a part of it) at the chosen precision; unknown inputs are dropped."""
         call = call or self.model
         names = inspect.signature(call.forward).parameters  # FNet takes no mask
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values()):
+        if not any(taken.kind is taken.VAR_KEYWORD for taken in names.values()):
             inputs = {name: value for name, value in inputs.items() if name in names}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             return call(**inputs)
@@ -220,10 +224,6 @@ class Objective(nn.Module):
         """The task's metrics on these examples, the main one first; raises as :meth:`predict`."""
         return self.task.score(self.predict(examples, rows), [example.label for example in examples])
 
-    def _word_loss(self, batch: Batch) -> Tensor:
-        """Mean language-model loss of the right words."""
-        raise NotImplementedError
-
     def _target(self, example: Example) -> int | float:
         if math.isnan(example.label):  # a row to be predicted
             return 0
@@ -278,7 +278,7 @@ class SequenceToSequence(Writer):
         labels = _pad([self.words[int(word)] for word in batch["target"]], IGNORED).to(self.device)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         logits = self.run(**inputs, decoder_input_ids=written_inputs(self.model, labels), use_cache=False).logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+        return F.cross_entropy(precise(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED)
 
     def scores_at_once(self, batch: Batch) -> Tensor:
         return self.tree.written_scores(self, batch)
@@ -307,7 +307,7 @@ class Causal(Writer):
 
     def _word_loss(self, batch: Batch) -> Tensor:
         logits, labels = self._continued(batch, [[self.words[int(word)]] for word in batch["target"]])
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+        return F.cross_entropy(precise(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED)
 
     def scores_at_once(self, batch: Batch) -> Tensor:
         return self.tree.scores(self, batch)
@@ -396,5 +396,5 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
 
 def _likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-likelihood of the labels of each row (−100 is ignored): [rows]."""
-    flat = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none")
+    flat = F.cross_entropy(precise(logits.flatten(0, 1)), labels.flatten(), ignore_index=-100, reduction="none")
     return -flat.view(labels.shape).sum(-1)

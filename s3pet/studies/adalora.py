@@ -30,6 +30,7 @@ from s3pet.files.kinds import FLAG, POSITIVE, number, optional, whole
 from s3pet.files.reading import path_of
 from s3pet.gates import BudgetLike
 from s3pet.modules import LORA_ALPHA
+from s3pet.objectives.processes import refuse_processes
 from s3pet.objectives.texts import Objective, ObjectiveSettings, make_objective
 from s3pet.records import settings_of
 from s3pet.space import Space, make_space
@@ -81,6 +82,7 @@ def retrain_adalora(
         import peft
     except ImportError as error:
         raise ImportError("AdaLoRA needs PEFT; install it: pip install 's3pet[peft]'") from error
+    refuse_processes("AdaLoRA")
     chosen = settings_of(Recipe, recipe, "retrain_adalora")
     check_model(model)
     number(0).check(SearchError, regularizer=regularizer)

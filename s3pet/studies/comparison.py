@@ -27,6 +27,7 @@ from s3pet.errors import DivergedError, RunError, SearchError, shown
 from s3pet.files.kinds import FLAG, SEED, TEXT, Kind, check_record, many, number, optional, several, whole
 from s3pet.files.reading import path_of, read_lines, reading
 from s3pet.files.writing import check_signature, claim, signed, writing
+from s3pet.objectives.processes import refuse_processes
 from s3pet.objectives.texts import ObjectiveSettings, make_objective
 from s3pet.records import config_hash, recorded, settings_of
 from s3pet.result import RESULTS_VERSION
@@ -84,6 +85,7 @@ def compare(
     """
     settings_of(Recipe, {"seed": 0, **recipe}, "compare")
     check_entries(model, structures)
+    refuse_processes("a comparison")
     several(SEED).check(SearchError, seeds=seeds)
     whole(1).check(SearchError, together=together)
     FLAG.check(SearchError, progress=progress)

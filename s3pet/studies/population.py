@@ -30,6 +30,7 @@ from s3pet.backbones import preserved
 from s3pet.backbones.loans import Loan
 from s3pet.errors import SearchError
 from s3pet.modules import PETS
+from s3pet.objectives.processes import refuse_processes
 from s3pet.objectives.streams import Row, Stream, derive, in_batches
 from s3pet.objectives.texts import Batch, Objective, ObjectiveSettings, make_objective
 from s3pet.searcher import CLIP
@@ -92,6 +93,7 @@ class Population:
             raise SearchError(f"loss={settings.loss!r} cannot be told apart by row; members are trained by 'choice'")
         if recipe.patience:
             raise SearchError("members of a population train to the last step; patience= is for retrain")
+        refuse_processes("training a population")
         if not members:
             raise SearchError("a population needs at least one member")
         self.model, self.task, self.recipe, self.members = model, task, recipe, list(members)

@@ -1,6 +1,6 @@
 """Grids of runs in one table: tasks × structures × budgets × seeds × learning rates, declared in a YAML file:
 
-    backbone: pocket-t5
+    backbone: pocket-t5                                # or {path: …, dtype: bfloat16, device: auto}
     tasks: {sentiment: pocket/sentiment, cola: {path: "${DATA}/cola", n_train: 2000}}
     space: [{pet: lora, ranks: [1, 2, 4, 8]}, {pet: bitfit}]   # or a name; "mixed" without it
     budgets: ["0.05%", "0.2%"]
@@ -65,6 +65,7 @@ class Study:
     """A grid of runs, as declared in a file.
 
     Attributes:
+        backbone: what :func:`s3pet.load_backbone` opens, or its keywords (dtype, device, …) with the name as ``path``.
         tasks: name → what :func:`s3pet.load_task` opens, or its keywords with the name or folder as ``path``.
         structures: name → ``kind`` and its options, ``repeats``, and ``budgets`` and ``seeds`` of its own.
         objective, retrain: fields of ``ObjectiveSettings``, and of ``Recipe`` except seed and lr.
@@ -76,7 +77,7 @@ class Study:
         part: names of tasks and of structures to look at; None: all.
     """
 
-    backbone: str
+    backbone: Any
     tasks: Mapping[str, Any]
     structures: Mapping[str, Mapping[str, Any]]
     budgets: Sequence[Any] = ()

@@ -70,6 +70,7 @@ def bad_values(g):
         "any model": [*no_object, (g.model, g.tokenizer), type(g.model)],
         "tokenizer": [5, "pocket-t5", it, True],
         "space": [*no_object, "mixed", g.model, g.structure],
+        "space or structure": [*no_object, "mixed", g.model, g.elsewhere],
         "space or model": [*no_object, "mixed", g.structure],
         "structure": [*no_object, g.space, [g.structure], g.elsewhere],
         "own structure": [*no_object, g.space, [g.structure]],

@@ -60,7 +60,8 @@ ALIASES = {  # how else a message may name an argument
     "runs": "run|search|holds no|does not exist", "inert": "candidate", "names": "candidate",
     "examples": "predictions|rows?", "structure": "table|DataFrame|structures", "model": "backbone|Linear",
     "methods": "method|structure", "result": "search|DataFrame|table", "baseline": "structure",
-    "text_columns": "text column|columns?", "space": "table|DataFrame|PET module", "probs": "alpha|probabilities",
+    "text_columns": "text column|columns?", "probs": "alpha|probabilities",
+    "space": "table|DataFrame|PET module|structure made for",
     "costs": "alpha", "label_column": "column", "by": "column", "tasks": "task", "structures": "structure",
     "within": "column", "key": "structure", "path_or_name": "no folder of a bench", "callbacks": "callback",
     "alpha": "α", "pairs": "table|DataFrame", "score": "column", "predictions": "labels", "labels": "predictions",
@@ -190,7 +191,7 @@ def table(g):
     yield Call("detach", s3pet.detach, {"model": g.model}, model="module")
     yield Call("search", s3pet.search, {**parts, "budget": 600, "steps": 1, "batch_size": 4, **quick}, progress="flag",
                more=("steps", "batch_size", "lr", "alpha_lr", "seed", "warmup"), order="name", gradient="name",
-               alpha_optimizer="name", dropout="flag")
+               dropout="flag")
     yield Call("load_run", s3pet.load_run, {"path": g.folder / "runs" / "one"}, path="file")
     yield Call("SearchResult.structure", g.result.structure, {})
     yield Call("SearchResult.gates_at", g.result.gates_at, {}, step="whole")
@@ -292,7 +293,7 @@ def plot_calls(g):
 
 def method_calls(g, parts, recipe, trained):
     """Settings, gates, studies, statistics, tasks and objectives."""
-    names = dict.fromkeys(("order", "gradient", "alpha_optimizer"), "name")
+    names = dict.fromkeys(("order", "gradient"), "name")
     yield Call("Settings", Settings, {}, **names, dropout="flag")
     yield Call("Recipe", Recipe, {}, dropout="flag", patience="count")
     yield Call("ObjectiveSettings", ObjectiveSettings, {}, max_length="least 2", pooling="name", loss="name",
@@ -330,6 +331,9 @@ def method_calls(g, parts, recipe, trained):
         "steps": 4}, **of_texts,
                lrs="rates", rungs="rungs", more=(*trained[:2], *trained[3:-1]))
     yield Call("studies.proposals", studies.proposals, {"source": g.space, "budget": 600}, source="space")
+    yield Call("studies.estimate", studies.estimate, {"model": g.model, "space": g.space, "batch": 2, "tokens": 8},
+               space="space or structure", batch="count", tokens="count", target_tokens="count", dtype="dtype",
+               devices="count", order="name", step_seconds="positive")
     yield Call("studies.probe_inert", studies.probe_inert, parts, **of_texts)
     few = {**parts, "space": s3pet.make_space(g.model, [{"pet": "lora", "roles": ["attn.q"], "layers": [0]}])}
     yield Call("studies.solo_utility", studies.solo_utility, {**few, "inert": [], "steps": 1, "lr_warmup": 0,

@@ -49,6 +49,10 @@ def command_cases(g):
         (["study", "run", f / "study.yaml"], {"--jobs": ["0", "-1"], "--tasks": ["nonsense"]}),
         (["space", "--model", f / "backbone"], {"--space": RULES}),
         (["space"], {"--model": FILES}),
+        (["estimate", "--model", f / "backbone"], {"--space": RULES, "--batch-size": ["x", "0", "-1", "1.5"],
+            "--tokens": ["x", "0"], "--devices": ["0"], "--dtype": ["nonsense", "int8"], "--order": ["nonsense"],
+            "--step-seconds": ["x", "0", "nan"]}),
+        (["estimate"], {"--model": FILES}),
         (["demo", "--task", f / "rows.jsonl"], {"--n-train": NUMBERS, "--out": [f / "rows.jsonl"]}),
     ):
         for option, values in options.items():

@@ -399,6 +399,9 @@ def test_summary_and_figures_need_only_the_folder(finished, root, capsys, monkey
         ({"searches": {"ours": {"steps": 3}}}, "search 'ours' has no budget; it needs a budget"),
         ({"retrain": {"precision": "bfloat16"}}, "unknown options precision; these belong under objective:"),
         ({"retrain": {"lr": 1e-3}}, "unknown options lr"),
+        ({"backbone": {"dtype": "bfloat16"}}, "backbone has no path"),
+        ({"backbone": {"path": "pocket-t5", "type": "bfloat16"}}, "backbone has the unknown options type"),
+        ({"backbone": 3}, "expected a name, or a mapping with path"),
         ({"retrain": {"steps": -1}}, "retrain: steps must be > 0"),
         ({"objective": {"pooling": "max"}}, "objective: pooling='max' is not one of"),
         ({"objective": {"length": 3}}, "objective has the unknown options length; it may have max_length"),
@@ -443,3 +446,17 @@ def test_adalora_is_trained_once_for_each_seed(root, monkeypatch):
     table = study.run()
     assert [(options["seed"], options["lr"], options["alpha"]) for options in calls] == [(0, 3e-3, 32), (1, 3e-3, 32)]
     assert table["n_params"].between(1, 300).all() and (table["search_rows"] == 0).all() and len(study.chosen()) == 2
+
+
+def test_the_backbone_of_a_study_has_options(root, monkeypatch):
+    """Rows of another type of weights are other rows."""
+    monkeypatch.setenv("TOY", str(root))
+    few = {"base": {"kind": "manual", "name": "bitfit", "seeds": 1}}
+    paths = [DECLARED["backbone"], {"path": DECLARED["backbone"], "dtype": "bfloat16"}]
+    studies = [Study.load(declare(root / f"type{n}.yaml", structures=few, backbone=b)) for n, b in enumerate(paths)]
+    tables = [study.run(tasks=["one"]) for study in studies]
+    assert studies[0].facts["backbone"] != studies[1].facts["backbone"]
+    assert len(tables[0]) == len(tables[1]) and not {*tables[0].key} & {*tables[1].key}
+    model = jobs._open(studies[1], "one")[0]
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.s3pet_id == DECLARED["backbone"]
