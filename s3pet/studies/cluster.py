@@ -31,7 +31,6 @@ from tqdm.auto import tqdm
 from s3pet.errors import S3PetError, StudyError
 from s3pet.files.states import changed_settings
 from s3pet.files.writing import new_folder, saved_files
-from s3pet.records import versions
 from s3pet.result import CONFIG, FINISHED
 from s3pet.studies.jobs import each, forget, open_facts, run_search
 
@@ -80,10 +79,10 @@ def _each_on_cluster(
 
 def _results(client: Any, jobs: int, function: Any, arguments: Sequence[tuple]) -> Iterator[Any]:
     waiting, running, ended = [*reversed(arguments)], {}, SimpleQueue()  # type: ignore[var-annotated]
-    seen = time.monotonic()
+    seen, known = time.monotonic(), set()  # type: ignore[var-annotated]
     try:
         while waiting or running:
-            workers = _workers(client)
+            workers = _workers(client, known)
             busy = {worker for _, _, worker in running.values()}
             for worker in [worker for worker in workers if worker not in busy][: max(0, jobs - len(running))]:
                 if waiting:
@@ -108,12 +107,19 @@ def _results(client: Any, jobs: int, function: Any, arguments: Sequence[tuple]) 
         client.cancel([future for future, _, _ in running.values()], force=True)
 
 
-def _workers(client: Any) -> list[str]:
-    """Addresses of the workers that the cluster has now."""
+def _workers(client: Any, known: set[str]) -> list[str]:
+    """Addresses of the workers that the cluster has now; new ones must have the version of s3pet of this process."""
     try:
-        return [*client.nthreads()]
+        workers = {*client.nthreads()}
+        new = {} if workers <= known else client.get_versions(packages=["s3pet"])
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise StudyError(LOST) from error
+    for name, about in {"scheduler": new.get("scheduler"), **new.get("workers", {})}.items():
+        if about and (other := about["packages"].get("s3pet")) != (own := new["client"]["packages"].get("s3pet")):
+            where = name if name == "scheduler" else f"worker {name}"
+            raise StudyError(f"the {where} has s3pet {other}, and this process {own}; install the same version there")
+    known |= workers
+    return sorted(workers)
 
 
 def _submit(client: Any, worker: str, function: Any, study: Any, *arguments: Any) -> Any:
@@ -123,7 +129,7 @@ def _submit(client: Any, worker: str, function: Any, study: Any, *arguments: Any
     where = arguments if function is run_search else (arguments[0]["task"],)
     needs = [] if function is run_search else study.needs(arguments[0])
     runs = {need: pack(study.folder(*need)) for need in dict.fromkeys(needs)}
-    sent = (versions()["s3pet"], study.facts, replace(study, path="", part=None), where[0], runs, function, arguments)
+    sent = (study.facts, replace(study, path="", part=None), where[0], runs, function, arguments)
     with config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):  # the runs are in it on purpose
         return client.submit(on_worker, *sent, workers=[worker], allow_other_workers=True, pure=False)
 
@@ -145,16 +151,14 @@ def _returned(future: Any, function: Any, study: Any, *arguments: Any) -> Any:
         ) from error
     except (TimeoutError, asyncio.TimeoutError) as error:
         raise StudyError(f"a finished job did not come back within {WORKERLESS} s; {KEPT}") from error
-    except (ImportError, AttributeError) as error:
-        how = f"scheduler and workers need the same packages as this process, and s3pet {versions()['s3pet']}"
-        raise StudyError(f"the cluster cannot run a job ({error}); {how}") from error
+    except ImportError as error:
+        raise StudyError(f"a worker lacks a package: {error}; all need the same packages as this process") from error
     if function is run_search:
         unpack(files, study.folder(*arguments))
     return result
 
 
 def on_worker(
-    version: str,
     facts: Mapping[str, Any],
     study: Any,
     task: str,
@@ -165,7 +169,7 @@ def on_worker(
     """Run one job in a temporary folder of this machine.
 
     Args:
-        version, facts: the version of s3pet and :attr:`Study.facts` of the study's process.
+        facts: :attr:`Study.facts` of the study's process.
         study, task: the declaration, and the task that the job opens.
         runs: (task, search, seed) → files of the finished searches that the job reads.
         function, arguments: the job.
@@ -174,15 +178,13 @@ def on_worker(
         What it returned, and the files of its run folder if it is a search.
 
     Raises:
-        StudyError: it failed, or backbone, task or version differ here; the message names the machine.
+        StudyError: it failed, or backbone or task differ here; the message names the machine.
     """
     import torch
     from distributed import get_worker
 
     worker = get_worker()
     try:
-        if version != (own := versions()["s3pet"]):
-            raise StudyError(f"it has s3pet {own}, and the study's process {version}; install the same version")
         with _ALONE, TemporaryDirectory(dir=worker.local_directory) as folder:
             torch.set_num_threads(worker.state.nthreads)
             study = replace(study, path=Path(folder))

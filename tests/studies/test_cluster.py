@@ -119,8 +119,11 @@ def test_a_worker_refuses_what_is_not_the_same_there(cluster, toy, tmp_path, mon
     tiny_t5(seed=1).save_pretrained(tmp_path / "toy" / "model")
     refused(r"it opens another .* \(the weights of the backbone, the rows of the task\); put the same files on all")
     refused(r"the study needs \$\{ELSEWHERE\}, which the environment does not set", backbone="${ELSEWHERE}/model")
-    monkeypatch.setattr(processes, "versions", lambda: {"s3pet": "0.0.7"})
-    refused(r"it has s3pet .*, and the study's process 0\.0\.7; install the same version")
+    versions = distributed.Client.get_versions
+    own = {"client": {"packages": {"s3pet": "0.0.7"}}}
+    monkeypatch.setattr(distributed.Client, "get_versions", lambda *a, **k: {**versions(*a, **k), **own})
+    with pytest.raises(StudyError, match=r"the scheduler has s3pet .*, and this process 0\.0\.7; install the same"):
+        Study.load(declare(tmp_path / "s.yaml", **ONE)).run(scheduler=address)
 
 
 def test_a_worker_opens_again_what_was_changed(cluster, toy, tmp_path, monkeypatch):
@@ -175,6 +178,6 @@ def test_workers_that_die_lose_no_finished_row(cluster, toy, tmp_path, monkeypat
         more.run(scheduler=address)
     assert len(more.table()) == 4 and logged(root, "touched") == []
     look = processes._workers
-    monkeypatch.setattr(processes, "_workers", lambda client: cluster.close() or look(client))
+    monkeypatch.setattr(processes, "_workers", lambda *a: cluster.close() or look(*a))
     with pytest.raises(StudyError, match="the connection to the scheduler was lost; finished rows"):
         more.run(scheduler=address)

@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from tiny import tiny_t5
 from toy import toy_rows, toy_tokenizer
