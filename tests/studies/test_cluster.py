@@ -57,7 +57,7 @@ def cluster(tmp_path_factory, toy):
     with distributed.LocalCluster(**options) as cluster, ExitStack() as started:
         command = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address, "--no-nanny"]
         command += ["--nthreads=1", "--host=127.0.0.1", "--no-dashboard", "--memory-limit=0", "--death-timeout=60"]
-        command += ["--local-directory=scratch", f"--preload={Path(__file__).with_name('worker.py')}"]
+        command += ["--local-directory=scratch", f"--preload={Path(__file__).with_name('cluster_worker.py')}"]
         for name in ("one", "two"):
             shutil.copytree(toy, root / name / "toy")
             own = {"ME": name, "ROOT": str(root), "TOY": str(root / name / "toy"), "PYTHONPATH": str(ROOT)}
