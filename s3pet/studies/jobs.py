@@ -158,7 +158,13 @@ def _options(study: Any, row: Row) -> dict[str, Any]:
     return {name: entry[name] for name in KINDS[row["kind"]].options if name in entry}
 
 
-def each(function: Any, arguments: Sequence[tuple], jobs: int, what: str) -> Iterator[Any]:
+def forget() -> None:
+    """Drop what this process has opened; the next job opens it anew."""
+    _load_model.cache_clear()
+    _load_task.cache_clear()
+
+
+def each(function: Any, arguments: Sequence[tuple], what: str, *, jobs: int) -> Iterator[Any]:
     """Call a function with each of ``arguments`` in so many processes; yields results as they come, with a bar."""
     from joblib import Parallel, delayed
 

@@ -2,7 +2,6 @@
 
 import json
 
-import joblib
 import pandas as pd
 import pytest
 import torch
@@ -437,27 +436,6 @@ def test_unreadable_files_missing_variables_and_unknown_names(tmp_path, monkeypa
         study.run(structures=["nothing"])
     with pytest.raises(StudyError, match="no structure is finished"):
         summarize(study.chosen())
-
-
-def test_rows_run_on_a_dask_cluster(root, monkeypatch):
-    """The same backend serves a cluster; here its scheduler and its worker are threads of this process."""
-    distributed = pytest.importorskip("dask.distributed", reason="the optional extra s3pet[cluster] is not installed")
-    monkeypatch.setattr("distributed.comm.inproc.get_ip", lambda: "127.0.0.1")  # it asks the network for its address
-    monkeypatch.setenv("TOY", str(root))
-    threads, few = torch.get_num_threads(), {"lnfit": {"kind": "manual"}}
-    study, alone = (Study.load(declare(root / f"{name}.yaml", structures=few)) for name in ("dask", "alone"))
-    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
-    with (
-        distributed.LocalCluster(**options) as cluster,
-        distributed.Client(cluster),
-        joblib.parallel_config(backend="dask"),
-    ):
-        ours = study.run(jobs=2, tasks=["one"])
-    torch.set_num_threads(threads)
-    theirs = alone.run(tasks=["one"])
-    columns = ["key", "lr", "validation", "score"]
-    assert len(ours) == 3
-    assert ours[columns].sort_values("key").values.tolist() == theirs[columns].sort_values("key").values.tolist()
 
 
 def test_adalora_is_trained_once_for_each_seed(root, monkeypatch):
