@@ -153,7 +153,8 @@ def _make_parser() -> argparse.ArgumentParser:
     command = add(_study)
     command.add_argument("action", choices=("run", "show", "figures"))
     command.add_argument("file", type=_path, help="YAML, see s3pet.studies.study; results are written beside it")
-    command.add_argument("--jobs", type=int, default=1, help="number of processes")
+    command.add_argument("--jobs", type=int, help="runs at a time; default: 1, with a scheduler one for each worker")
+    command.add_argument("--scheduler", help="run: on the workers of this Dask scheduler, tcp://host:port")
     command.add_argument("--markdown", action="store_true", help="show tables as Markdown")
     command.add_argument("--baseline", help="show: compare with this structure instead of random ones")
     command.add_argument("--tasks", nargs="+", default=["*"], help="only tasks that match these patterns")
@@ -304,7 +305,7 @@ def _study(args: argparse.Namespace) -> None:
     """Run, show or draw a grid of runs that is declared in a file."""
     study = Study.load(args.file)
     if args.action == "run":
-        study.run(jobs=args.jobs, tasks=args.tasks, structures=args.structures)
+        study.run(jobs=args.jobs, scheduler=args.scheduler, tasks=args.tasks, structures=args.structures)
     study = study.only(tasks=args.tasks, structures=args.structures)
     if args.action == "figures":
         print(*write_figures(study), sep="\n")

@@ -327,7 +327,7 @@ def test_pet_tensors_are_where_their_site_is():
     model = load_backbone("pocket-t5").model
     space = make_space(model)
     model.decoder.to("meta")
-    supernet = s3pet.supernet.Supernet(model, [c for c in space])
+    supernet = s3pet.supernet.Supernet(model, list(space))
     for key, weight in zip(supernet.keys, supernet.weights, strict=True):
         assert weight.device.type == ("meta" if key.startswith("decoder") else "cpu")
 

@@ -1,6 +1,8 @@
 """The documentation's sources: complete, short, and with code that runs. `make docs` builds the site; CI does, too."""
 
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +13,7 @@ from toy import toy_tokenizer
 
 import s3pet
 from s3pet import plots
+from s3pet.cli import _make_parser
 from s3pet.modules import PETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,6 +148,32 @@ def test_many_runs(quick):
     assert {row["structure"] for row in Study.load("study.yaml").rows()} == {"random 0.1%", "searched 0.1%", "lora_qv"}
     run("cluster", only=slice(1, None))
     assert s3pet.load_run("runs/sentiment/seed1").config["seed"] == 1
+
+
+def test_the_files_for_clusters_say_what_the_commands_take():
+    """They were not run on such clusters; that they can be read, and that every option exists, is checked."""
+    options = {}
+    for what in ("scheduler", "worker"):
+        module = pytest.importorskip(f"distributed.cli.dask_{what}", reason="s3pet[cluster] is not installed")
+        options[what] = {
+            option for parameter in module.main.params for option in parameter.opts + parameter.secondary_opts
+        }
+    script = re.search(r"^```bash\n(#!/bin/bash\n.*?)^```", PAGES["cluster"], re.M | re.S)[1]
+    assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
+    plain = [shlex.split(line, comments=True) for line in script.replace("\\\n", "").splitlines()]
+    commands = [line[line.index("dask") :] for line in plain if "dask" in line] + [plain[-1]]
+    kinds = yaml.safe_load_all(re.search(r"^```yaml\n(apiVersion.*?)^```", PAGES["cluster"], re.M | re.S)[1])
+    pods = {each["kind"] + each["metadata"]["name"]: each for each in kinds}
+    service = pods.pop("Servicescheduler")["spec"]
+    assert service["selector"] == pods["Deploymentscheduler"]["spec"]["template"]["metadata"]["labels"]
+    commands += [each["spec"]["template"]["spec"]["containers"][0]["command"] for each in pods.values()]
+    assert [command[1] for command in commands] == ["scheduler", "worker", "-m", "scheduler", "worker", "-m"]
+    for command in commands:
+        if command[0] == "dask":
+            assert {part.partition("=")[0] for part in command if part.startswith("--")} <= options[command[1]]
+        else:
+            assert command[:3] == ["python", "-m", "s3pet"]
+            assert _make_parser().parse_args(command[3:]).scheduler in ("$address", "tcp://scheduler:8786")
 
 
 def test_the_estimate_of_the_page_is_printed(capsys):

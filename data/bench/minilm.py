@@ -1,16 +1,25 @@
-"""Make the bench ``minilm`` from archived rows: real tasks on a real encoder. Nothing is trained here.
+"""Make the bench ``minilm``: real tasks on a real encoder. Most rows are archived ones. Resumable.
 
-    S3PET_ENCODER=… S3PET_SHARED=… python data/bench/minilm.py
+    export S3PET_ENCODER=… S3PET_SHARED=…           # folders: MiniLM, and one with data/stsb and so on
+    python data/bench/minilm.py solo                 # train single candidates alone: runs/bench/minilm/solo-*.jsonl
+    python data/bench/minilm.py train                # train more random structures and rules: rows-*.jsonl there
+    python data/bench/minilm.py                      # write the tables from archived and finished rows
 
-The rows are those of ``data/runs/steady`` and ``data/runs/budgets``, of one recipe: made by an earlier version of
-the library, with dropout in the backbone. The structures are made again from what was declared there; each must have
+The archived rows are those of ``data/runs/steady`` and ``data/runs/budgets``, of one recipe: made by an earlier
+version of the library, with dropout in the backbone. The structures are made again from what was declared there; each must have
 exactly the parameters that its row says, and a searched one the candidates that were saved with its search. The rates
 are those that both have; a fourth one of ``steady``, 3e-2, was best on validation for 2 structures of 112.
+
+What is trained here is random structures and rules, at the recipe of the archived rows, dropout included, as
+populations (which are single trainings up to the noise of dropout). Single candidates are those that fit 0.04 %, with
+the backbone in bfloat16, 100 steps of 8 rows at 1e-2 (QNLI with its 300 would cost three times as much).
 """
 
 from __future__ import annotations
 
 import json
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +29,19 @@ import pandas as pd
 import torch
 import yaml
 
+import s3pet
+from s3pet.files.writing import write_table
 from s3pet.structure import Structure
 from s3pet.studies import Study, jobs
 from s3pet.studies.bench_files import structure_hash
+from s3pet.studies.interventions import solo_utility
+from s3pet.studies.population import Member, Population
+from s3pet.studies.selectors import depth_structure
+from s3pet.trainer import Recipe
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs"
+WORK = HERE.parents[1] / "runs" / "bench" / "minilm"
 SOURCES = ("steady", "budgets")
 RATES = [1e-3, 3e-3, 1e-2]
 KINDS = {"random": "random", "heuristic": "even", "rules": "even", "searched": "searched"}
@@ -93,19 +109,99 @@ def archived(studies: list[Study]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def more_structures(space: Any) -> dict[str, tuple[Structure, str, str]]:
+    """Structures that the archive does not have: name → structure, kind, budget."""
+    more = {}
+    for number in range(10):
+        for budget in ("0.01%", "0.04%"):
+            structure = s3pet.random_structure(space, budget, seed=5000 + number)
+            more[f"random {budget} seed {5000 + number}"] = structure, "random", budget
+    for pet in ("lora", "lnfit", "bitfit", "lowrank_adapter"):
+        part = replace(space, candidates=tuple(c for c in space if c.pet == pet))
+        for budget, where in (("0.01%", "uniform"), ("0.04%", "uniform"), ("0.01%", "top"), ("0.04%", "top")):
+            if min(c.n_params for c in part) <= s3pet.Budget.parse(budget, total=space.backbone_params).n_params:
+                more[f"{pet} {where} {budget}"] = depth_structure(part, budget, where), "even", budget
+    return more
+
+
+def train(study: Study) -> None:
+    """Train the structures of :func:`more_structures` at every rate, STS-B first."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    path = WORK / "rows-0.jsonl"
+    done = {(row["task"], row["structure"]) for row in finished(path)}
+    for name in ("stsb", "sst2"):
+        model, task, space = jobs._open(study, name)
+        recipe = Recipe(**{**study.recipe(name), "dropout": True})
+        for origin, (structure, kind, budget) in more_structures(space).items():
+            key, start = structure_hash(structure.names), time.time()
+            if (name, key) in done:
+                continue
+            done.add((name, key))
+            members = [Member(structure.candidates, rate, 0) for rate in RATES]
+            with Population(model, task, members, recipe, study.objective) as population:
+                population.train()
+                _, scores = population.evaluate(task.test, best=True)
+            own = {"task": name, "structure": key, "kind": kind, "origin": origin, "seed": 0}
+            own |= {"budget": s3pet.Budget.parse(budget, total=space.backbone_params).n_params}
+            own |= {"n_params": structure.n_params, "candidates": list(structure.names)}
+            with path.open("a", encoding="utf-8") as file:
+                for k, rate in enumerate(RATES):
+                    steps, _, losses = zip(*population.curves[k], strict=True)
+                    best = population.best_step[k]
+                    row = {"lr": rate, "best_step": best, "diverged": best == 0, "validation_loss": None}
+                    if best:
+                        row |= {"validation": population.best[k], "score": scores[k]}
+                        row |= {"validation_loss": losses[steps.index(best)]}
+                    file.write(json.dumps({**own, "validation": None, "score": None, **row}) + "\n")
+            print(
+                f"{time.strftime('%H:%M:%S')} {name} {origin}: {max(scores):.3f} ({time.time() - start:.0f} s)",
+                flush=True,
+            )
+
+
+def solo(study: Study, write: bool = False) -> pd.DataFrame:
+    """Train single candidates alone, and give their utilities; to be written, only those that are finished."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    tables = []
+    for name in ("stsb", "sst2", "qnli"):
+        path = WORK / f"solo-{name}.jsonl"
+        if write and not path.is_file():
+            continue
+        model, task, space = jobs._open(study, name)
+        most = s3pet.Budget.parse("0.04%", total=space.backbone_params).n_params
+        space = replace(space, candidates=tuple(c for c in space if c.n_params <= most))
+        if write and len(finished(path)) < len(space) + 1:
+            continue
+        how = dict(study.objective, precision="bfloat16")
+        table = solo_utility(model, task, space, inert=[], objective=how, out=path, progress=False)
+        tables.append(table.assign(task=name))
+        print(f"{time.strftime('%H:%M:%S')} solo {name}", flush=True)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def finished(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, if it is there."""
+    return [json.loads(line) for line in path.open(encoding="utf-8")] if path.is_file() else []
+
+
 def main() -> None:
     torch.set_num_threads(1)
     studies = [declared(source) for source in SOURCES]
     study = studies[0]
+    if sys.argv[1:]:
+        {"solo": solo, "train": train}[sys.argv[1]](study)
+        return
     tasks = {name: jobs._open(study, name)[1] for name in study.tasks}
     model, _, space = jobs._open(study, "stsb")
     recipe = {**study.retrain, "dropout": True}
-    more = {"recipes": dict(study.recipes), "source": "archived rows of data/runs: steady, budgets"}
-    solo = HERE / "minilm" / "solo.parquet"
+    source = "archived rows of data/runs: steady, budgets; and rows of minilm.py train"
+    more = {"recipes": dict(study.recipes), "source": source}
+    if len(utilities := solo(study, write=True)):
+        write_table(utilities, HERE / "minilm" / "solo.parquet")
     versions = json.loads((study.folder("stsb", "small", 0) / "config.json").read_text(encoding="utf-8"))["versions"]
-    rows = archived(studies)
+    rows = pd.concat([archived(studies), pd.DataFrame(finished(WORK / "rows-0.jsonl"))], ignore_index=True)
+    rows = rows.drop_duplicates(["task", "structure", "lr", "seed"], ignore_index=True)
     build.write_bench("minilm", model, space, tasks, rows, recipe, RATES, study.objective, versions, **more)
-    print(f"solo utilities: {solo.is_file()}")
 
 
 if __name__ == "__main__":

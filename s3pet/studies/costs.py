@@ -150,8 +150,8 @@ class Estimate:
         activations, peak: kept for the backward pass of one batch; the most in use at once, all together.
         activations_checkpointed, peak_checkpointed: with gradient checkpointing; None if the model has none.
         reduced: gradients that devices exchange in a pass.
-        seconds: of a step, ``passes`` × a plain step; None if that was not measured. A pass of a search takes about a
-            tenth longer than a plain one, with checkpointing a third more.
+        seconds: of a step, ``passes`` × a plain step; None if that was not measured. A pass of a search takes a
+            little longer than a plain one, and with checkpointing the forward part runs twice.
     """
 
     what: str

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from s3pet.backbones import load_backbone
 from s3pet.errors import BudgetError, S3PetError, StudyError, TaskError, shown
 from s3pet.files.kinds import FLAG, POSITIVE, RECORD, SEED, TEXT, instance, many, mapping, one_of, several, whole
 from s3pet.files.reading import read_yaml, reading
@@ -23,7 +24,11 @@ from s3pet.tasks.labels import check_options
 from s3pet.tasks.metrics import choose_metrics
 from s3pet.tuning import REFERENCES, Recipe
 
-TYPES = {"backbone": TEXT, "budgets": several(instance((int, float, str), "a budget"), 0), "seeds": whole(1)}
+TYPES = {
+    "backbone": instance((str, dict), "a name, or a mapping with path"),
+    "budgets": several(instance((int, float, str), "a budget"), 0),
+    "seeds": whole(1),
+}
 RATES = several(POSITIVE)
 
 
@@ -83,6 +88,12 @@ def check_study(study: Any) -> None:
             check_file_name(name, what) if what != "structure" else TEXT.check(StudyError, structures=name)
             if not RECORD.holds(entry) and not (what == "task" and TEXT.holds(entry)):
                 raise StudyError(f"{what} {name!r} must be a mapping of its options, got {shown(entry)}")
+    if isinstance(study.backbone, dict):
+        known = [name for name in inspect.signature(load_backbone).parameters if name != "name"]
+        unknown = ", ".join(str(name) for name in study.backbone if name not in ("path", *known))
+        if unknown or not TEXT.holds(study.backbone.get("path")):
+            what = f"has the unknown options {unknown}" if unknown else "has no path"
+            raise StudyError(f"backbone {what}; expected a name or folder as path, and some of {', '.join(known)}")
     _check_space(study.space)
     _check_budgets("budgets", study.budgets)
     for name, task in study.tasks.items():

@@ -35,9 +35,10 @@ Row = dict[str, Any]
 
 @lru_cache(maxsize=2)
 def _load_model(backbone: str, declared: str, space: str) -> tuple[Any, Any, Any]:
-    model, tokenizer = load_backbone(backbone)
+    options = json.loads(backbone)
+    model, tokenizer = load_backbone(options.pop("path"), **options)
     if declared != backbone:
-        model.s3pet_id = declared  # saved files hold nothing of what the environment says
+        model.s3pet_id = json.loads(declared)["path"]  # saved files hold nothing of what the environment says
     return model, tokenizer, make_space(model, json.loads(space))
 
 
@@ -48,7 +49,8 @@ def _load_task(backbone: str, declared: str, space: str, task: str) -> Task:
 
 
 def _open(study: Any, task: str) -> tuple[Any, Task, Any]:
-    where = _expanded(study.backbone), study.backbone, json.dumps(study.space)
+    plain = json.dumps({"path": study.backbone} if isinstance(study.backbone, str) else study.backbone)
+    where = _expanded(plain), plain, json.dumps(study.space)
     model, _, space = _load_model(*where)
     declared = study.tasks[task]
     options = {"name": task, **({"path": declared} if isinstance(declared, str) else declared)}
@@ -156,7 +158,13 @@ def _options(study: Any, row: Row) -> dict[str, Any]:
     return {name: entry[name] for name in KINDS[row["kind"]].options if name in entry}
 
 
-def each(function: Any, arguments: Sequence[tuple], jobs: int, what: str) -> Iterator[Any]:
+def forget() -> None:
+    """Drop what this process has opened; the next job opens it anew."""
+    _load_model.cache_clear()
+    _load_task.cache_clear()
+
+
+def each(function: Any, arguments: Sequence[tuple], what: str, *, jobs: int) -> Iterator[Any]:
     """Call a function with each of ``arguments`` in so many processes; yields results as they come, with a bar."""
     from joblib import Parallel, delayed
 

@@ -1,6 +1,6 @@
 """Grids of runs in one table: tasks × structures × budgets × seeds × learning rates, declared in a YAML file:
 
-    backbone: pocket-t5
+    backbone: pocket-t5                                # or {path: …, dtype: bfloat16, device: auto}
     tasks: {sentiment: pocket/sentiment, cola: {path: "${DATA}/cola", n_train: 2000}}
     space: [{pet: lora, ranks: [1, 2, 4, 8]}, {pet: bitfit}]   # or a name; "mixed" without it
     budgets: ["0.05%", "0.2%"]
@@ -40,7 +40,7 @@ from typing import Any
 import pandas as pd
 
 from s3pet.errors import RunError, StudyError
-from s3pet.files.kinds import RECORD, TEXT, check_record, mapping, several, whole
+from s3pet.files.kinds import RECORD, TEXT, check_record, mapping, optional, several, whole
 from s3pet.files.reading import path_of, read_json, reading
 from s3pet.files.states import changed_settings
 from s3pet.files.writing import claim, write_json, write_table
@@ -48,9 +48,10 @@ from s3pet.gates import Budget
 from s3pet.records import recorded
 from s3pet.result import RESULTS_VERSION, SearchResult, load_run
 from s3pet.searcher import make_settings
+from s3pet.studies.cluster import processes
 from s3pet.studies.comparison import append_row, as_table, discard, read_rows, row_key
 from s3pet.studies.declaration import KINDS, check_file_name, check_names, check_study, read_declaration
-from s3pet.studies.jobs import Row, each, open_facts, run_row, run_search
+from s3pet.studies.jobs import Row, open_facts, run_row, run_search
 from s3pet.studies.validation import choose_lr
 from s3pet.tuning import Recipe
 
@@ -64,6 +65,7 @@ class Study:
     """A grid of runs, as declared in a file.
 
     Attributes:
+        backbone: what :func:`s3pet.load_backbone` opens, or its keywords (dtype, device, …) with the name as ``path``.
         tasks: name → what :func:`s3pet.load_task` opens, or its keywords with the name or folder as ``path``.
         structures: name → ``kind`` and its options, ``repeats``, and ``budgets`` and ``seeds`` of its own.
         objective, retrain: fields of ``ObjectiveSettings``, and of ``Recipe`` except seed and lr.
@@ -75,7 +77,7 @@ class Study:
         part: names of tasks and of structures to look at; None: all.
     """
 
-    backbone: str
+    backbone: Any
     tasks: Mapping[str, Any]
     structures: Mapping[str, Mapping[str, Any]]
     budgets: Sequence[Any] = ()
@@ -218,29 +220,40 @@ class Study:
         ]
         return [(self.key(row, facts), row) for row in rows]
 
-    def run(self, *, jobs: int = 1, tasks: Sequence[str] = ("*",), structures: Sequence[str] = ("*",)) -> pd.DataFrame:
+    def run(
+        self,
+        *,
+        jobs: int | None = None,
+        scheduler: str | None = None,
+        tasks: Sequence[str] = ("*",),
+        structures: Sequence[str] = ("*",),
+    ) -> pd.DataFrame:
         """Run what is not finished yet and write the chosen rows to ``rows.parquet``; returns `table`.
 
         A retraining that diverges is a row too, with ``diverged`` true. A search that diverges is reported, and rows
         that need it are left out.
 
         Args:
-            jobs: processes of one thread (joblib's; under ``joblib.parallel_config(backend="dask")`` a cluster's).
+            jobs: how many runs at a time, in processes of one thread; None: one, or with a scheduler one a worker.
+            scheduler: address of a Dask scheduler, ``tcp://host:port``; its workers run everything, and need no disk
+                that is shared with this process (:mod:`s3pet.studies.cluster`). None: this machine.
             tasks, structures: patterns of names: run only these.
 
         Raises:
-            StudyError: a variable of the environment is not set, or a row cannot be run. RunError: another process runs
-                this study, or its folder cannot be written to.
+            StudyError: a variable of the environment is not set, or a row cannot be run; on a cluster also if no
+                scheduler answers, no worker is left, or a worker has another version, backbone or task.
+            RunError: another process runs this study, or its folder cannot be written to.
         """
-        whole(1).check(StudyError, jobs=jobs)
+        optional(whole(1)).check(StudyError, jobs=jobs)
+        optional(TEXT).check(StudyError, scheduler=scheduler)
         part, path = self.only(tasks=tasks, structures=structures), self.path / "rows.jsonl"
         plan = part.rows()
-        with claim(self.path, "study"):
+        with claim(self.path, "study"), processes(jobs, scheduler) as each:
             searches = list(dict.fromkeys(need for row in plan for need in self.needs(row)))
             facts, failed = open_facts(self, [row["task"] for row in plan] + [task for task, _, _ in searches]), set()
             write_json(facts, self.path / "facts.json")
             unsearched = [(self, *need) for need in searches if not self.is_searched(*need)]
-            for need, problem in each(run_search, unsearched, jobs, "searches"):
+            for need, problem in each(run_search, unsearched, "searches"):
                 if problem:
                     warnings.warn(f"search {need[1]!r} on {need[0]!r}, seed {need[2]}: {problem}", stacklevel=2)
                     failed.add(need)
@@ -250,7 +263,7 @@ class Study:
                 stage = [(self.key(row, facts), row) for row in plan if row["decides"]]
                 stage = self._at_chosen_rates(plan, finished) if what == "chosen rate" else stage
                 unfinished = {key: (self, row, key) for key, row in stage if key not in finished}
-                for row in each(run_row, list(unfinished.values()), jobs, what):
+                for row in each(run_row, list(unfinished.values()), what):
                     append_row(path, row)
                     discard(self.unfinished(row["key"]))
             table = self.chosen(repeats=True)

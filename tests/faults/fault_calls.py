@@ -384,9 +384,10 @@ def method_calls(g, parts, recipe, trained):
                task="name", extrapolate="flag")
     yield Call("Study.load", studies.Study.load, {"path": g.folder / "study.yaml"}, path="file")
     yield Call("Study.only", g.study.only, {}, tasks="names", structures="names")
-    yield Call("Study.run", lambda jobs=1, tasks=("*",), structures=("*",): None if (jobs, tasks, structures) in (
-        (1, ("*",), ("*",)),) and jobs is not True else g.study.run(jobs=jobs, tasks=tasks, structures=structures), {},
-        tasks="names", structures="names")
+    yield Call("Study.run", lambda jobs=1, scheduler=None, tasks=("*",), structures=("*",): None if (jobs, scheduler,
+        tasks, structures) in ((1, None, ("*",), ("*",)),) and jobs is not True else g.study.run(jobs=jobs,
+        scheduler=scheduler, tasks=tasks, structures=structures), {}, scheduler="name", tasks="names",
+        structures="names")
 
 
 def _styled(name="notebook", *, dark=False):

@@ -2,7 +2,6 @@
 
 import json
 
-import joblib
 import pandas as pd
 import pytest
 import torch
@@ -401,6 +400,9 @@ def test_summary_and_figures_need_only_the_folder(finished, root, capsys, monkey
         ({"searches": {"ours": {"steps": 3}}}, "search 'ours' has no budget; it needs a budget"),
         ({"retrain": {"precision": "bfloat16"}}, "unknown options precision; these belong under objective:"),
         ({"retrain": {"lr": 1e-3}}, "unknown options lr"),
+        ({"backbone": {"dtype": "bfloat16"}}, "backbone has no path"),
+        ({"backbone": {"path": "pocket-t5", "type": "bfloat16"}}, "backbone has the unknown options type"),
+        ({"backbone": 3}, "expected a name, or a mapping with path"),
         ({"retrain": {"steps": -1}}, "retrain: steps must be > 0"),
         ({"objective": {"pooling": "max"}}, "objective: pooling='max' is not one of"),
         ({"objective": {"length": 3}}, "objective has the unknown options length; it may have max_length"),
@@ -436,27 +438,6 @@ def test_unreadable_files_missing_variables_and_unknown_names(tmp_path, monkeypa
         summarize(study.chosen())
 
 
-def test_rows_run_on_a_dask_cluster(root, monkeypatch):
-    """The same backend serves a cluster; here its scheduler and its worker are threads of this process."""
-    distributed = pytest.importorskip("dask.distributed", reason="the optional extra s3pet[cluster] is not installed")
-    monkeypatch.setattr("distributed.comm.inproc.get_ip", lambda: "127.0.0.1")  # it asks the network for its address
-    monkeypatch.setenv("TOY", str(root))
-    threads, few = torch.get_num_threads(), {"lnfit": {"kind": "manual"}}
-    study, alone = (Study.load(declare(root / f"{name}.yaml", structures=few)) for name in ("dask", "alone"))
-    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
-    with (
-        distributed.LocalCluster(**options) as cluster,
-        distributed.Client(cluster),
-        joblib.parallel_config(backend="dask"),
-    ):
-        ours = study.run(jobs=2, tasks=["one"])
-    torch.set_num_threads(threads)
-    theirs = alone.run(tasks=["one"])
-    columns = ["key", "lr", "validation", "score"]
-    assert len(ours) == 3
-    assert ours[columns].sort_values("key").values.tolist() == theirs[columns].sort_values("key").values.tolist()
-
-
 def test_adalora_is_trained_once_for_each_seed(root, monkeypatch):
     monkeypatch.setenv("TOY", str(root))
     calls = counted(monkeypatch, "retrain_adalora")
@@ -466,3 +447,17 @@ def test_adalora_is_trained_once_for_each_seed(root, monkeypatch):
     table = study.run()
     assert [(options["seed"], options["lr"], options["alpha"]) for options in calls] == [(0, 3e-3, 32), (1, 3e-3, 32)]
     assert table["n_params"].between(1, 300).all() and (table["search_rows"] == 0).all() and len(study.chosen()) == 2
+
+
+def test_the_backbone_of_a_study_has_options(root, monkeypatch):
+    """Rows of another type of weights are other rows."""
+    monkeypatch.setenv("TOY", str(root))
+    few = {"base": {"kind": "manual", "name": "bitfit", "seeds": 1}}
+    paths = [DECLARED["backbone"], {"path": DECLARED["backbone"], "dtype": "bfloat16"}]
+    studies = [Study.load(declare(root / f"type{n}.yaml", structures=few, backbone=b)) for n, b in enumerate(paths)]
+    tables = [study.run(tasks=["one"]) for study in studies]
+    assert studies[0].facts["backbone"] != studies[1].facts["backbone"]
+    assert len(tables[0]) == len(tables[1]) and not {*tables[0].key} & {*tables[1].key}
+    model = jobs._open(studies[1], "one")[0]
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.s3pet_id == DECLARED["backbone"]
