@@ -117,9 +117,8 @@ def start_alpha(init: SearchResult | Results | None, space: Space) -> tuple[torc
     AdamW moves an α by about the sum of its learning rates at most, alpha_lr · steps / 2: a stronger start stays.
 
     Args:
-        init: a search or several, of any task, seed and budget; those of another space are carried to this one by
-            relative depth, as :func:`retarget_gates` does. None: no neighbours.
-        space: the candidates of the new search.
+        init, space: a search or several, of any task, seed and budget, and the candidates of the new search. Gates of
+            another space are carried over by relative depth, as by :func:`retarget_gates`. None: no neighbours.
 
     Returns:
         α, float32 [n_candidates], with mean 0; and what the config of the run says about it, nothing without ``init``.

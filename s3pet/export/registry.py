@@ -1,7 +1,7 @@
 """A registry: a folder of structures with what each of them scored, to list, to load and to share.
 
     index.json           one entry for each structure: model, task, budget, score, how it was chosen and trained
-    sentiment-1304.json  a structure, as ``structure.to_json`` writes it; the index has its SHA-256
+    number-1351.json     a structure, as ``structure.to_json`` writes it; the index has its SHA-256
 
 One comes with s3pet; others are local folders, or datasets of the Hugging Face hub. What is read is checked, and
 nothing of it is executed.
@@ -105,18 +105,17 @@ def load_structure(
 
 
 def save_structure(
-    tuned: TunedModel | Sequence[TunedModel], path: str | Path, *, name: str | None = None, overwrite: bool = False
+    tuned: TunedModel | Sequence[TunedModel], path: str | Path, name: str, *, overwrite: bool = False
 ) -> Path:
     """Add the structure of a tuned model to a registry, with its test score; returns the path of its file.
 
     Args:
         tuned: a tuned model; or several of one structure, trained alike with different seeds, for a mean and an error.
-        path: folder of the registry, made if it is not there.
-        name, overwrite: of the entry, None: made of task and number of parameters; and whether it may be replaced.
+        path, name: folder of the registry, made if it is not there, and name of the entry.
+        overwrite: replace an entry of this name.
 
-    Raises:
-        ExportError: no structure, no test score, or not trained alike. RunError: the entry is there, or the folder
-            cannot be written to.
+    Raises ExportError for no structure, no test score, or models that were not trained alike; RunError if the entry is
+    there, or the folder cannot be written to.
     """
     listed = [tuned] if isinstance(tuned, TunedModel) else tuned
     many(TUNED_MODEL).check(ExportError, tuned=listed)
@@ -130,17 +129,15 @@ def save_structure(
         raise ExportError(f"tuned must be trained alike, got other settings: {', '.join(unlike):.300}")
     if len({one.config["seed"] for one in listed}) < len(listed):
         raise ExportError("tuned must have different seeds, got the same one twice")
-    short = re.sub(r"[^A-Za-z0-9]+", "-", first.task.name.rpartition("/")[2]).strip("-")[:60] or "task"
     heads = first.learner.objective.heads  # their weights are in the checksum of the config
     entry = {
-        **{"name": f"{short}-{structure.n_params}" if name is None else name, "model": structure.model_id},
+        **{"name": name, "model": structure.model_id, "date": datetime.now(timezone.utc).date().isoformat()},
         **{key: first.config[key] for key in ("task", "task_hash", "lr", "steps", "batch_size")},
         **{"model_hash": None if heads else first.config["model_hash"], "metric": first.metrics["metric"]},
         **{"backbone_params": n_parameters(first.learner.backbone), "retrainings": len(scores)},
         **{"score": statistics.mean(scores), "validation": statistics.mean(o.metrics["validation"] for o in listed)},
         "error": statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None,
         **{"method": str(structure.origin.get("kind", "custom")), "s3pet": first.config["versions"]["s3pet"]},
-        "date": datetime.now(timezone.utc).date().isoformat(),
     }
     return add(structure, entry, path, overwrite)
 

@@ -218,9 +218,9 @@ def table(g):
         None if repo_id == "a/b" and tuned is g.tuned and base is None and private is True
         else push_to_hub(tuned, repo_id, base=base, private=private)),
         {"tuned": g.tuned, "repo_id": "a/b"}, repo_id="text", private="flag")
-    save_structure(g.tuned, g.folder / "registry", name="one")
+    save_structure(g.tuned, g.folder / "registry", "one")
     place = {"source": "folder", "revision": "text", "local_files_only": "flag"}
-    yield Call("save_structure", save_structure, {"tuned": g.tuned, "path": new}, name="name of an entry")
+    yield Call("save_structure", save_structure, {"tuned": g.tuned, "path": new, "name": "one"}, name="name of an entry")
     yield Call("list_structures", list_structures, {"source": g.folder / "registry"}, **place)
     yield Call("load_structure", load_structure, {"name": "one", "source": g.folder / "registry"}, **place,
                name="name of an entry", model="fitting model")
