@@ -114,8 +114,8 @@ def retarget_gates(
 def start_alpha(init: SearchResult | Results | None, space: Space) -> tuple[torch.Tensor, dict[str, Any]]:
     """Where the α of a search starts: at the mean of its neighbours, or at 0.
 
-    AdamW moves an α by about the sum of its learning rates at most, alpha_lr · steps / 2: a stronger start stays. On the
-    pocket, searches were no better for a start from other tasks (``data/runs/neighbours.py``).
+    AdamW moves an α by about the sum of its learning rates at most, alpha_lr · steps / 2: a stronger start stays. On
+    the pocket, searches were no better for a start from other tasks (``data/runs/neighbours.py``).
 
     Args:
         init, space: a search or several, of any task, seed and budget, and the candidates of the new search. Gates of
