@@ -249,18 +249,12 @@ def tune(
     learner.dropout = kind == "full" if recipe.dropout is None else recipe.dropout
     config = {
         "structure": kind if kept is None else kept.origin.get("kind", "custom"),
-        "model": name_of(model),
-        "model_hash": backbone_checksum(model, objective.heads),
-        "task": task.name,
-        "task_hash": task.fingerprint,
-        "label_words": list(task.label_words),
-        "regression": task.regression,
+        **{"model": name_of(model), "model_hash": backbone_checksum(model, objective.heads)},
+        **{"task": task.name, "task_hash": task.fingerprint},
+        **{"label_words": list(task.label_words), "regression": task.regression},
         "form": form_of(task) if isinstance(task, Task) else None,
-        "objective": objective.declared(),
-        **recorded(recipe),
-        "lr": lr,
-        "dropout": learner.dropout,
-        "versions": versions(),
+        **{"objective": objective.declared(), **recorded(recipe)},
+        **{"lr": lr, "dropout": learner.dropout, "versions": versions()},
     }
     best_step, curve, failure, scores = 0, list[dict[str, float]](), None, dict[str, dict[str, float]]()
     watched, processes = learner.cost.watch_memory(objective.device), Processes(objective.device)

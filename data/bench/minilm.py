@@ -6,9 +6,9 @@
     python data/bench/minilm.py                      # write the tables from archived and finished rows
 
 The archived rows are those of ``data/runs/steady`` and ``data/runs/budgets``, of one recipe: made by an earlier
-version of the library, with dropout in the backbone. The structures are made again from what was declared there; each must have
-exactly the parameters that its row says, and a searched one the candidates that were saved with its search. The rates
-are those that both have; a fourth one of ``steady``, 3e-2, was best on validation for 2 structures of 112.
+version of the library, with dropout in the backbone. The structures are made again from what was declared there; each
+must have exactly the parameters that its row says, and a searched one the candidates that were saved with its search.
+The rates are those that both have; a fourth one of ``steady``, 3e-2, was best on validation for 2 structures of 112.
 
 What is trained here is random structures and rules, at the recipe of the archived rows, dropout included, as
 populations (which are single trainings up to the noise of dropout). Single candidates are those that fit 0.04 %, with

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from s3pet.backbones.frozen import CAUSAL
 from s3pet.errors import BackboneError, nearest, shown
-from s3pet.files.kinds import FLAG, TEXT, Kind, optional
+from s3pet.files.kinds import FLAG, TEXT, Kind, instance, optional
 from s3pet.files.reading import path_of
 
 if TYPE_CHECKING:  # s3pet.tasks reads from this room without torch
@@ -89,19 +89,20 @@ def load_backbone(
         floating.check(BackboneError, dtype=dtype)
     if device_map is not None and device is not None:
         raise BackboneError(f"device={shown(device)} and device_map={shown(device_map)}: give one of them")
-    optional(Kind("'auto', or a mapping of modules to devices", lambda v: isinstance(v, str | Mapping))).check(
-        BackboneError, device_map=device_map
-    )
+    if not (
+        device_map is None
+        or device_map in ("auto", "balanced", "sequential")
+        or (isinstance(device_map, Mapping) and device_map)
+    ):
+        raise BackboneError(f"device_map must be 'auto', or a mapping of modules to devices, got {shown(device_map)}")
     if isinstance(device, str) and device == "auto":
         from accelerate import PartialState
 
         device = PartialState(cpu=not (torch.cuda.is_available() or torch.xpu.is_available())).device
-    try:
-        torch.empty(0, device=device)
-    except (TypeError, RuntimeError, AssertionError) as error:
-        raise BackboneError(
-            f"device must be one that is here, such as 'cpu', got {shown(device)} ({error!s:.99})"
-        ) from error
+    _check_device("device", device)
+    for module, place in device_map.items() if isinstance(device_map, Mapping) else ():
+        instance(str, "the name of a module").check(BackboneError, device_map=module)
+        _check_device(f"device_map[{module!r}]", None if place == "disk" else place)
     where = str(embedded_path() / EMBEDDED[name]) if name in EMBEDDED else name
     if is_folder := name in EMBEDDED or Path(where).is_dir():
         if lacking := [file for file in ("config.json", "model*.safetensors") if not any(Path(where).glob(file))]:
@@ -160,6 +161,16 @@ def load_backbone(
     model.s3pet_tokenizer = _with_padding(tokenizer)
     model.requires_grad_(False).eval()
     return Backbone(model.to(device) if device is not None else model, tokenizer)
+
+
+def _check_device(what: str, device: Any) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (TypeError, RuntimeError, AssertionError) as error:
+        where = f"{what} must be one that is here, such as 'cpu', got {shown(device)} ({error!s:.99})"
+        raise BackboneError(where) from error
 
 
 def backbone_shapes(name: str | Path) -> Any:

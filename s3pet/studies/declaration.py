@@ -88,7 +88,9 @@ def check_study(study: Any) -> None:
             check_file_name(name, what) if what != "structure" else TEXT.check(StudyError, structures=name)
             if not RECORD.holds(entry) and not (what == "task" and TEXT.holds(entry)):
                 raise StudyError(f"{what} {name!r} must be a mapping of its options, got {shown(entry)}")
-    if isinstance(study.backbone, dict):
+    if isinstance(study.backbone, str):
+        TEXT.check(StudyError, backbone=study.backbone)
+    else:
         known = [name for name in inspect.signature(load_backbone).parameters if name != "name"]
         unknown = ", ".join(str(name) for name in study.backbone if name not in ("path", *known))
         if unknown or not TEXT.holds(study.backbone.get("path")):

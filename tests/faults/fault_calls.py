@@ -164,7 +164,8 @@ def table(g):
     parts = {"model": g.model, "task": g.task, "space": g.space}
     quick = {"out": new, "progress": False}
     yield Call("load_backbone", s3pet.load_backbone, {"name": g.folder / "backbone"}, name="file", device="device",
-               dtype="dtype", attn_implementation="name", revision="text", local_files_only="flag")
+               dtype="dtype", attn_implementation="name", device_map="device_map", revision="text",
+               local_files_only="flag")
     yield Call("load_task", s3pet.load_task, {"source": g.rows, "tokenizer": g.tokenizer}, path="path",
                n_train="count", n_validation="count", template="text", label_words="texts", label_names="texts",
                metric="name", metrics="words", text_columns="columns", label_column="column", regression="flag",
@@ -377,8 +378,8 @@ def method_calls(g, parts, recipe, trained):
                task="name", extrapolate="flag")
     yield Call("Study.load", studies.Study.load, {"path": g.folder / "study.yaml"}, path="file")
     yield Call("Study.only", g.study.only, {}, tasks="names", structures="names")
-    yield Call("Study.run", lambda jobs=1, scheduler=None, tasks=("*",), structures=("*",): None if (jobs, scheduler,
-        tasks, structures) in ((1, None, ("*",), ("*",)),) and jobs is not True else g.study.run(jobs=jobs,
+    yield Call("Study.run", lambda jobs=None, scheduler=None, tasks=("*",), structures=("*",): None if (jobs, scheduler,
+        tasks, structures) in ((None, None, ("*",), ("*",)),) and jobs is not True else g.study.run(jobs=jobs,
         scheduler=scheduler, tasks=tasks, structures=structures), {}, scheduler="name", tasks="names",
         structures="names")
 
