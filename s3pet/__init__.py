@@ -37,7 +37,8 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 __all__ = sorted(_MODULE_OF)
 
-_MODULE_OF["estimate"] = "studies"  # beside the names that most people need
+# beside the names that most people need
+_MODULE_OF |= {"estimate": "studies", "list_structures": "export", "load_structure": "export"}
 
 if TYPE_CHECKING:
     from s3pet.backbones import load_backbone

@@ -1,4 +1,5 @@
-"""The command line: ``python -m s3pet search | retrain | export | map | compare | study | space | estimate | demo``.
+"""The command line: ``python -m s3pet search | retrain | export | map | compare | study | space | estimate | structures
+| demo``.
 
 Options for settings are made from the library's own records, so that command line and library cannot differ. Rules of a
 space are JSON: ``--space '[{"pet": "lora", "ranks": [1, 2, 4, 8]}]'`` searches the rank of each LoRA.
@@ -127,7 +128,7 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
     command.add_argument("--settings", choices=("default", "paper"), default="default", help="what the defaults are")
     command = add(_retrain, Recipe)
-    command.add_argument("structure", help=f"structure.json, a run folder, or one of {', '.join(NAMES)}")
+    command.add_argument("structure", help=f"a file, a run folder, a name of `s3pet structures`, or {', '.join(NAMES)}")
     command.add_argument("--budget", help="of a run folder: select the structure at this budget instead")
     command.add_argument("--out", type=_path, help="folder for the tuned model")
     command = add(_export)
@@ -164,6 +165,8 @@ def _make_parser() -> argparse.ArgumentParser:
         command.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     command.add_argument("--order", default="first", help="of the hypergradient: first or unrolled")
     command.add_argument("--step-seconds", type=float, help="of a plain forward and backward pass, if it is known")
+    command = add(_structures)
+    command.add_argument("source", nargs="?", help="a folder, or owner/name on the hub; default: those of s3pet")
     command = add(_demo)
     command.add_argument(
         "--out", type=_path, default=Path("runs/demo"), help="folder; a demo in it is continued or opened"
@@ -225,11 +228,13 @@ def _load_structure(name: str, space: Any, model: Any, budget: str | None = None
     if Path(name).is_dir():
         return s3pet.load_run(name).structure(budget)
     if not Path(name).is_file():
-        raise RunError(f"{name!r} is no structure file, no run folder, and none of {', '.join(NAMES)}")
+        if name in (known := [*s3pet.list_structures()["name"]]):
+            return s3pet.load_structure(name, model)
+        raise RunError(f"{name!r} is no structure file, no run folder, and none of {', '.join([*NAMES, *known])}")
     return s3pet.Structure.from_json(name, model)
 
 
-def _structures(runs: Sequence[Any], space: Any, model: Any, n_random: int, names: Sequence[str]) -> dict[str, Any]:
+def _entries(runs: Sequence[Any], space: Any, model: Any, n_random: int, names: Sequence[str]) -> dict[str, Any]:
     random = [s3pet.random_structure(space, runs[0].budget, seed=seed) for seed in range(n_random)]
     searched = [run.structure() for run in runs]
     return {"searched": searched, "random": random} | {name: _load_structure(name, space, model) for name in names}
@@ -263,6 +268,12 @@ def _retrain(args: argparse.Namespace) -> None:
     print(*(f"{name:<12} {tuned.metrics[name]}" for name in shown), f"{'cost':<12} {tuned.cost}", sep="\n")
 
 
+def _structures(args: argparse.Namespace) -> None:
+    """List the structures of a registry with their scores."""
+    columns = ["name", "model", "task", "metric", "n_params", "score", "error", "retrainings", "method"]
+    print(s3pet.list_structures(args.source)[columns].to_string(index=False, float_format="{:.4f}".format, na_rep="–"))
+
+
 def _export(args: argparse.Namespace) -> None:
     """Write a tuned model as a plain model or as an adapter of PEFT."""
     tuned = s3pet.load_tuned(args.tuned, _load_backbone(args).model)
@@ -285,7 +296,7 @@ def _compare(args: argparse.Namespace) -> None:
     """Retrain the structures of runs beside random and manual structures."""
     model, task, space = _load(args)
     runs = [s3pet.load_run(path) for path in args.runs]
-    structures = _structures(runs, space, model, args.random, [*args.manual, *args.references])
+    structures = _entries(runs, space, model, args.random, [*args.manual, *args.references])
     table = s3pet.compare(model, task, structures, seeds=range(args.seeds), out=args.out, **_settings(args, Recipe))
     _print_summary(table)
 

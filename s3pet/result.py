@@ -50,6 +50,7 @@ TABLES["history"] |= dict.fromkeys(("lr", "alpha_lr"), number(0)) | dict.fromkey
 OPTIONAL = ("calls", "inert", "redundant", "lr", "alpha_lr", "loss_train", "loss_val")  # columns that may be missing
 CONFIG_FIELDS = {
     **dict.fromkeys(("model", "space", "model_hash", "task_hash", "space_hash", "order", "gradient"), TEXT),
+    **{"init": TEXT, "init_hash": TEXT},
     **{name: whole(1) for name in ("backbone_params", "budget", "batch_size", "results_version")},
     **{"task": one_or_texts(TEXT), "seed": one_or_texts(whole()), "steps": one_or_texts(whole(1))},  # of an average
     **{"warmup": whole(), "lr": number(0), "alpha_lr": number(0), "versions": mapping(TEXT)},

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from s3pet.errors import RunError
-from s3pet.files.kinds import SEED, instance, many, one_of, optional, whole
+from s3pet.files.kinds import SEED, instance, many, one_of, optional, several, whole
 from s3pet.gates import BudgetLike, shifted_sigmoid
 from s3pet.records import config_hash
 from s3pet.result import SearchResult, gate_table
@@ -101,23 +101,7 @@ def retarget_gates(
     if by not in ("name", "relative_depth"):
         raise RunError(f"by={by!r} is not one of name, relative_depth")
     parsed = parse_budget(space, result.budget.fraction if budget is None else budget)
-    attribute = "name" if by == "name" else "across_layers"  # equal in counterparts
-
-    def places(space: Space) -> list[tuple[Any, float]]:
-        layers = layers_of(space)  # layer / (layers − 1) is the relative depth, 0 outside the layers
-        return [(getattr(c, attribute), (c.layer or 0) / max(layers.get(c.stack, 1) - 1, 1)) for c in space]
-
-    curves: dict[Any, list[tuple[float, float]]] = {}  # points (depth, α) of the source
-    for (key, depth), value in zip(places(result.space), result.gates["alpha"], strict=True):
-        curves.setdefault(key, []).append((depth, value))
-    alpha = np.full(len(space), np.nan)
-    for i, (key, depth) in enumerate(places(space)):
-        if key in curves:
-            alpha[i] = np.interp(depth, *np.array(sorted(curves[key])).T)
-    unplaced = np.isnan(alpha)
-    if unplaced.all():
-        raise RunError(f"no candidate of {space!r} has a counterpart in {result.space!r} by {by}")
-    alpha[unplaced] = float(result.gates["alpha"].min())
+    alpha, unplaced = _carried(result, space, by)
     probs = shifted_sigmoid(torch.tensor(alpha), space.costs, parsed.n_params)
     origin = {"retargeted": config_hash(result.config), "from": result.space.model_id, "by": by}
     new_space = {"model": space.model_id, "backbone_params": space.backbone_params, "space": space.name}
@@ -125,6 +109,30 @@ def retarget_gates(
     config.pop("model_hash", None)
     gates = gate_table(space, torch.tensor(alpha), probs, parsed.n_params)
     return _result(space, config, gates, {"unplaced": np.array(space.names)[unplaced].tolist()})
+
+
+def start_alpha(init: SearchResult | Results | None, space: Space) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Where the α of a search starts: at the mean of its neighbours, or at 0.
+
+    AdamW moves an α by about the sum of its learning rates at most, alpha_lr · steps / 2: a stronger start stays.
+
+    Args:
+        init, space: a search or several, of any task, seed and budget, and the candidates of the new search. Gates of
+            another space are carried over by relative depth, as by :func:`retarget_gates`. None: no neighbours.
+
+    Returns:
+        α, float32 [n_candidates], with mean 0; and what the config of the run says about it, nothing without ``init``.
+        Raises RunError for no search, and where no candidate has a counterpart.
+    """
+    if init is None:
+        return torch.zeros(len(space)), {}
+    listed = [init] if isinstance(init, SearchResult) else [*init.values()] if isinstance(init, Mapping) else init
+    several(RESULT).check(RunError, init=listed)
+    carried = [_carried(result, space, "relative_depth")[0] for result in listed]
+    mean = np.mean([alpha - alpha.mean() for alpha in carried], 0)  # a constant changes nothing: the shift absorbs it
+    alpha = torch.tensor(mean, dtype=torch.float32)
+    named = ", ".join(f"{result.config.get('task')} {config_hash(result.config)}" for result in listed)
+    return alpha, {"init": named, "init_hash": config_hash({"alpha": alpha.tolist()})}
 
 
 def agreement(
@@ -196,6 +204,28 @@ def same_space(results: Results) -> dict[str, SearchResult]:
             what = f"{first_name!r} and {name!r} searched different spaces ({', '.join(unshared)} is not in both)"
             raise RunError(f"{what}; retarget_gates carries gates from one space to another")
     return searches
+
+
+def _carried(result: SearchResult, space: Space, by: str) -> tuple[np.ndarray, np.ndarray]:
+    """α of a search on the candidates of a space [n_candidates], and where it is only the lowest α of the source."""
+    attribute = "name" if by == "name" else "across_layers"  # equal in counterparts
+
+    def places(space: Space) -> list[tuple[Any, float]]:
+        layers = layers_of(space)  # layer / (layers − 1) is the relative depth, 0 outside the layers
+        return [(getattr(c, attribute), (c.layer or 0) / max(layers.get(c.stack, 1) - 1, 1)) for c in space]
+
+    curves: dict[Any, list[tuple[float, float]]] = {}  # points (depth, α) of the source
+    for (key, depth), value in zip(places(result.space), result.gates["alpha"], strict=True):
+        curves.setdefault(key, []).append((depth, value))
+    alpha = np.full(len(space), np.nan)
+    for i, (key, depth) in enumerate(places(space)):
+        if key in curves:
+            alpha[i] = np.interp(depth, *np.array(sorted(curves[key])).T)
+    unplaced = np.isnan(alpha)
+    if unplaced.all():
+        raise RunError(f"no candidate of {space!r} has a counterpart in {result.space!r} by {by}")
+    alpha[unplaced] = float(result.gates["alpha"].min())
+    return alpha, unplaced
 
 
 def _config(result: SearchResult, budget: int, origin: Mapping[str, Any]) -> dict[str, Any]:

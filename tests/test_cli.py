@@ -23,7 +23,7 @@ from s3pet.searcher import Searcher, Settings
 from s3pet.studies import demonstration
 from s3pet.tuning import Recipe
 
-COMMANDS = ("search", "retrain", "export", "map", "compare", "study", "space", "estimate", "demo")
+COMMANDS = ("search", "retrain", "export", "map", "compare", "study", "space", "estimate", "structures", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +296,20 @@ def test_a_tuned_model_leaves_without_its_data(folders, tmp_path, capsys):
     assert main(["export", "peft", *command[2:]]) == 0
     assert {"adapter_config.json", "model.safetensors"} <= {file.name for file in (tmp_path / "out").iterdir()}
     assert s3pet.load_tuned(tmp_path / "tuned", model).predict(["w1 w2"]) == tuned.predict(["w1 w2"])
+
+
+def test_structures_of_a_registry_are_listed_and_retrained(folders, common, capsys, tmp_path, called):
+    assert main(["structures"]) == 0
+    listed = capsys.readouterr().out
+    assert "number-1351 pocket-t5    pocket/number accuracy      1280 0.9507 0.0093            3 searched" in listed
+    assert main(["structures", str(tmp_path)]) == 2
+    assert "index.json is not the index of a registry" in capsys.readouterr().err
+    assert main(["retrain", "--task", "pocket/number", "number-1351"]) == 2
+    assert called["retrain"].args[2] == s3pet.load_structure("number-1351")
+    assert main(["retrain", *common, "number-1351"]) == 2
+    assert "does not fit" in capsys.readouterr().err
+    assert main(["retrain", *common, "number-9"]) == 2
+    assert "'number-9' is no structure file, no run folder, and none of bitfit" in capsys.readouterr().err
 
 
 def test_an_estimate_reads_the_config_only(folders, tmp_path, capsys):

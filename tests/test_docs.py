@@ -128,6 +128,18 @@ def test_a_task_of_your_own(quick):
     assert isinstance(names["result"].gates, pd.DataFrame)
 
 
+def test_a_registry(quick, capsys):
+    names = run("registry")
+    assert names["same"] == names["result"].structure() and names["tuned"].structure == names["structure"]
+    row = s3pet.list_structures("my-structures").iloc[0]
+    scores = [one.metrics["test"] for one in names["runs"]]
+    assert row.score == pytest.approx(sum(scores) / 3) and row.retrainings == 3
+    assert "number-1351" in capsys.readouterr().out
+    command = re.search(r"^python -m s3pet retrain (\S+) --task (\S+) --lr (\S+)$", PAGES["registry"], re.M)
+    entry = s3pet.list_structures().set_index("name").loc[command[1]]
+    assert (entry.task, entry.lr) == (command[2], float(command[3]))
+
+
 def test_many_runs(quick):
     study = re.search(r"^```yaml\n(.*?)^```", PAGES["cluster"], re.M | re.S)[1]
     (quick / "study.yaml").write_text(study, encoding="utf-8")

@@ -15,7 +15,7 @@ from toy import short_task, toy_tokenizer
 
 import s3pet
 from s3pet import objectives, plots, studies, tasks, transfer, utility, widgets
-from s3pet.export import push_to_hub, save_folder
+from s3pet.export import list_structures, load_structure, push_to_hub, save_folder, save_structure
 from s3pet.gates import shifted_sigmoid, solve_shift
 from s3pet.objectives.texts import ObjectiveSettings
 from s3pet.searcher import Settings
@@ -191,6 +191,7 @@ def table(g):
                {"model": g.model, "candidates": g.structure})
     yield Call("detach", s3pet.detach, {"model": g.model}, model="module")
     yield Call("search", s3pet.search, {**parts, "budget": 600, "steps": 1, "batch_size": 4, **quick}, progress="flag",
+               init="results",
                more=("steps", "batch_size", "lr", "alpha_lr", "seed", "warmup"), order="name", gradient="name",
                dropout="flag")
     yield Call("load_run", s3pet.load_run, {"path": g.folder / "runs" / "one"}, path="file")
@@ -218,6 +219,12 @@ def table(g):
         None if repo_id == "a/b" and tuned is g.tuned and base is None and private is True
         else push_to_hub(tuned, repo_id, base=base, private=private)),
         {"tuned": g.tuned, "repo_id": "a/b"}, repo_id="text", private="flag")
+    save_structure(g.tuned, g.folder / "registry", "one")
+    place = {"source": "folder", "revision": "text", "local_files_only": "flag"}
+    yield Call("save_structure", save_structure, {"tuned": g.tuned, "path": new, "name": "one"}, name="name of an entry")
+    yield Call("list_structures", list_structures, {"source": g.folder / "registry"}, **place)
+    yield Call("load_structure", load_structure, {"name": "one", "source": g.folder / "registry"}, **place,
+               name="name of an entry", model="fitting model")
     yield Call("save_figure", s3pet.save_figure, {"figure": g.axes, "path": new}, figure="axes or figure",
                formats="formats")
     yield from plot_calls(g)
