@@ -1,6 +1,6 @@
 """One of several processes, started by torchrun: searches or retrains a toy and notes what this process got.
 
-torchrun --nproc-per-node 2 tests/several.py search OUT '{"order": "first"}' [kill=STEP]
+torchrun --nproc-per-node 2 tests/job_of_several.py search OUT '{"order": "first"}' [kill=STEP]
 """
 
 import json
@@ -13,8 +13,6 @@ import torch
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-torch.set_num_threads(1)
-torch.set_default_dtype(torch.float64)
 
 from tiny import tiny_bert, tiny_t5  # noqa: E402
 from toy import toy_regression, toy_task  # noqa: E402
@@ -72,7 +70,9 @@ def run(case, out):
 
 
 def main():
-    """Do the cases one after the other."""
+    """Do the cases one after the other, in float64."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
     cases, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
     found = []
     for number, case in enumerate(cases):
