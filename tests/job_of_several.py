@@ -1,6 +1,6 @@
 """One of several processes, started by torchrun: it searches and retrains toys and notes what this process got.
 
-    torchrun --nproc-per-node 2 tests/job_of_several.py '[{"what": "search", "order": "first"}]' FOLDER
+torchrun --nproc-per-node 2 tests/job_of_several.py '[{"what": "search", "order": "first"}]' FOLDER
 """
 
 import json
