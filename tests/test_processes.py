@@ -16,7 +16,7 @@ from s3pet.cli import main
 from s3pet.errors import SearchError
 from s3pet.objectives.processes import Processes, refuse_processes
 
-JOB = str(os.path.join(os.path.dirname(__file__), "several.py"))
+JOB = str(os.path.join(os.path.dirname(__file__), "job_of_several.py"))
 CASES = [
     {"what": "search"},
     {"what": "search", "order": "unrolled"},

@@ -13,6 +13,7 @@ Dask sends its messages as pickles, so whoever can reach a scheduler can run cod
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import socket
 import threading
@@ -66,8 +67,13 @@ def processes(jobs: int | None, scheduler: str | None) -> Iterator[Each]:
     except (OSError, ValueError) as error:
         how = "expected the address that dask scheduler prints, such as tcp://host:8786"
         raise StudyError(f"no scheduler answers at {scheduler!r} ({error}); {how}") from error
-    with client:
-        yield partial(_each_on_cluster, client, jobs)
+    log, level = logging.getLogger("distributed.client"), logging.getLogger("distributed.client").level
+    log.setLevel(logging.CRITICAL)  # errors are raised here
+    try:
+        with client:
+            yield partial(_each_on_cluster, client, jobs)
+    finally:
+        log.setLevel(level)
 
 
 def _each_on_cluster(
@@ -102,7 +108,10 @@ def _results(client: Any, jobs: int, function: Any, arguments: Sequence[tuple]) 
                 pass
             for future in sorted(futures, key=lambda future: future.status != "finished"):  # rows before an error
                 _, job, _ = running.pop(future.key)
-                yield _returned(future, function, *job)
+                if (returned := _returned(future, function, *job)) is None:
+                    waiting.append(job)
+                else:
+                    yield returned
     finally:
         client.cancel([future for future, _, _ in running.values()], force=True)
 
@@ -135,11 +144,16 @@ def _submit(client: Any, worker: str, function: Any, study: Any, *arguments: Any
 
 
 def _returned(future: Any, function: Any, study: Any, *arguments: Any) -> Any:
-    """What a job returned; the files of a search are written into the study's folder."""
+    """What a job returned; the files of a search are written into the study's folder.
+
+    None if its worker died after it had finished, and before this came here: it must be done again.
+    """
     from distributed import KilledWorker
 
     if future.status == "cancelled":
         raise StudyError(LOST)
+    if future.status == "lost":
+        return None
     try:
         result, files = future.result(timeout=WORKERLESS)
     except KilledWorker as error:
@@ -149,8 +163,10 @@ def _returned(future: Any, function: Any, study: Any, *arguments: Any) -> Any:
         raise StudyError(
             f"every worker that began {name}, died ({error.allowed_failures + 1}); {how}; {KEPT}"
         ) from error
-    except (TimeoutError, asyncio.TimeoutError) as error:
-        raise StudyError(f"a finished job did not come back within {WORKERLESS} s; {KEPT}") from error
+    except (TimeoutError, asyncio.TimeoutError):
+        if future.status == "error":  # the job's own
+            raise
+        return None
     except ImportError as error:
         raise StudyError(f"a worker lacks a package: {error}; all need the same packages as this process") from error
     if function is run_search:

@@ -221,7 +221,8 @@ def table(g):
         {"tuned": g.tuned, "repo_id": "a/b"}, repo_id="text", private="flag")
     save_structure(g.tuned, g.folder / "registry", "one")
     place = {"source": "folder", "revision": "text", "local_files_only": "flag"}
-    yield Call("save_structure", save_structure, {"tuned": g.tuned, "path": new, "name": "one"}, name="name of an entry")
+    one = {"tuned": g.tuned, "path": new, "name": "one"}
+    yield Call("save_structure", save_structure, one, name="name of an entry")
     yield Call("list_structures", list_structures, {"source": g.folder / "registry"}, **place)
     yield Call("load_structure", load_structure, {"name": "one", "source": g.folder / "registry"}, **place,
                name="name of an entry", model="fitting model")

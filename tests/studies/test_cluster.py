@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -155,6 +156,16 @@ def test_no_scheduler_or_no_dask(tmp_path, monkeypatch, capsys):
         Study.load(path).run(scheduler=8786)
 
 
+def test_a_result_that_is_lost_with_its_worker_is_told_from_an_error():
+    def result(timeout):
+        raise TimeoutError
+
+    for future in (SimpleNamespace(status="lost"), SimpleNamespace(status="finished", result=result)):
+        assert processes._returned(future, jobs.run_row, None) is None  # a lost one has nothing to wait for
+    with pytest.raises(TimeoutError):
+        processes._returned(SimpleNamespace(status="error", result=result), jobs.run_row, None)
+
+
 def test_workers_that_die_lose_no_finished_row(cluster, toy, tmp_path, monkeypatch):
     """The last test: no worker is left."""
     root, address = cluster.root, cluster.scheduler_address
@@ -162,10 +173,11 @@ def test_workers_that_die_lose_no_finished_row(cluster, toy, tmp_path, monkeypat
     declared = ONE | {"structures": {"random": {"kind": "random"}}, "seeds": 4}
     study, alone = (Study.load(declare(path / "kill.yaml", **declared)) for path in (root / "here", tmp_path))
     (root / "dies-one").write_text("two")
-    before = len(logged(root, "retrain"))
+    before, returned, lost = len(logged(root, "retrain")), processes._returned, ["the first result"]
+    monkeypatch.setattr(processes, "_returned", lambda *job: returned(*job) if not lost else lost.clear())
     pd.testing.assert_frame_equal(plain(study.run(scheduler=address)), plain(alone.run()))
     begun = logged(root, "retrain")[before:]
-    assert begun.count("one") == 1 and begun.count("two") == 4  # one died; nothing that was finished was run again
+    assert begun.count("one") == 1 and begun.count("two") == 5  # one died; only the lost result was made again
     more = Study.load(declare(root / "here" / "kill.yaml", **declared | {"seeds": 5}))
     (root / "dies-two").touch()
     cluster.scheduler.allowed_failures = 0

@@ -1,6 +1,6 @@
-"""One of several processes, started by torchrun: searches or retrains a toy and notes what this process got.
+"""One of several processes, started by torchrun: it searches and retrains toys and notes what this process got.
 
-torchrun --nproc-per-node 2 tests/several.py search OUT '{"order": "first"}' [kill=STEP]
+torchrun --nproc-per-node 2 tests/job_of_several.py '[{"what": "search", "order": "first"}]' FOLDER
 """
 
 import json
@@ -13,17 +13,15 @@ import torch
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-torch.set_num_threads(1)
-torch.set_default_dtype(torch.float64)
 
-from tiny import tiny_bert, tiny_t5  # noqa: E402
-from toy import toy_regression, toy_task  # noqa: E402
-from transformers import TrainerCallback  # noqa: E402
+from tiny import tiny_bert, tiny_t5
+from toy import toy_regression, toy_task
+from transformers import TrainerCallback
 
-import s3pet  # noqa: E402
-from s3pet import searcher  # noqa: E402
-from s3pet.errors import S3PetError  # noqa: E402
-from s3pet.searcher import Searcher  # noqa: E402
+import s3pet
+from s3pet import searcher
+from s3pet.errors import S3PetError
+from s3pet.searcher import Searcher
 
 
 class Killed(TrainerCallback):
@@ -72,7 +70,9 @@ def run(case, out):
 
 
 def main():
-    """Do the cases one after the other."""
+    """Do the cases one after the other, in float64."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
     cases, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
     found = []
     for number, case in enumerate(cases):
