@@ -6,7 +6,8 @@
 
 The pocket, a budget of 0.1 %. The neighbours of a task are the six searches of the bench on the two other tasks
 (``data/bench/pocket/searches/adamw``, three seeds each). What a way finds is retrained by the recipe and the rate of
-``methods.py``, whose rows "search" (300 steps) and "brief search" (100 steps) are the same searches without a start.
+``methods.py``. The same searches without a start are run here for 100 steps ("brief search"); those of 300 steps
+("search") are the rows of ``methods.csv``, which come from another CPU: the same code finds other structures here.
 
 1. *choose*: starts at 1, ½ and ¼ of the neighbours' α, 100 steps, a seed that is used nowhere else. The scale with
    the best mean validation score is taken; the test split is not scored.
@@ -96,16 +97,18 @@ def run() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     cells = [("choose", seed, 100, name) for seed in CHOOSE_SEEDS for name in tasks]
     cells += [("report", seed, steps, name) for steps, seeds in REPORT.items() for seed in seeds for name in tasks]
+    cells += [("plain", seed, 100, name) for seed in POCKET.seeds for name in tasks]
     for part, seed, steps, name in cells:
         path, start = WORK / f"{part}-{seed}-{steps}-{name}.json", time.process_time()
         if path.is_file():
             continue
-        scales = SCALES if part == "choose" else (chosen_scale(),)
+        scales = SCALES if part == "choose" else (None,) if part == "plain" else (chosen_scale(),)
         key = {scale: f"{NAMES[steps]}{FROM}" + (f" × {scale}" if part == "choose" else "") for scale in scales}
+        key = {None: NAMES[steps]} if part == "plain" else key
         found = {key[scale]: searched(model, tasks[name], space, seed, steps, scale).structure() for scale in scales}
         if part == "report" and steps == 100:
             found["structure of neighbours"] = s3pet.average_gates(neighbours(name)).structure()
-        rows = trained(model, tasks[name], found, seed, part == "report")
+        rows = trained(model, tasks[name], found, seed, part != "choose")
         of = {label: scale for scale, label in key.items()}
         place = {"part": part, "task": name, "seed": seed}
         rows = [{**place, "scale": of.get(row["method"]), **row} for row in rows]
@@ -117,9 +120,9 @@ def run() -> None:
 
 def differences() -> pd.DataFrame:
     """Mean test scores and paired differences to the same search without a start, for each task and over them."""
-    new = read("report")
+    new = pd.concat([read("report"), read("plain")])
     old = pd.read_csv(HERE / "methods.csv").query("backbone == 'pocket' and budget == @BUDGET")
-    old = old[old["method"].isin(["even LoRA", *NAMES.values()])]
+    old = old[old["method"].isin(["even LoRA", NAMES[300]])]
     rows = pd.concat([new, old], ignore_index=True)
     sizes = {c.name: c.n_params for c in s3pet.load_run(next(SEARCHES.glob("*/seed0"))).space}
     costs = rows["candidates"].map(lambda names: sum(sizes[name] for name in names.split()))
