@@ -151,11 +151,14 @@ class PetTrainer(Trainer):
     """Hugging Face's Trainer with the batches of a :class:`Stream` and the task's metrics; ``model`` is a Learner."""
 
     control: Any
-    processes: Processes
     about: Mapping[str, Any] | None = None  # config of a retraining that lasts
     best: tuple[int, dict[str, Tensor]] | None = None  # step and weights of a checkpoint that could not be written
     _saved = 0  # step of the last checkpoint
     _pause, _latest = 0.0, 0.0  # when there may be another one, and when there must be
+
+    def __init__(self, model: Learner, *args: Any, **options: Any):
+        self.processes = Processes(model.objective.device)
+        super().__init__(model, *args, **options)
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's shares of batches 0, 1, 2, … of the stream; the Trainer takes the mean over processes."""
@@ -310,7 +313,6 @@ def train(
             callbacks=[*callbacks, *([EarlyStoppingCallback(recipe.patience)] if recipe.patience else [])],
             optimizers=(learner.optimizer(args, recipe.vector_lr), None),
         )
-        trainer.processes = processes
         trainer.remove_callback(PrinterCallback)
         if lasting:
             trainer.about, trainer._latest = config, time.perf_counter() + AT_MOST

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard
 from safetensors.torch import load_file
 from tiny import state_of, tiny_batch, tiny_bert, tiny_classifier, tiny_llama, tiny_t5
 from toy import easy_task, short_task, toy_regression, toy_rows, toy_task, toy_tokenizer
@@ -253,9 +252,13 @@ def test_batches_are_those_of_the_stream_and_can_be_shared_by_processes(tmp_path
     for step, batch in enumerate(batches):
         expected = objective.collate(stream(step))
         assert all(torch.equal(batch[key], expected[key]) for key in expected)
-    indices = [stream.indices(step) for step in range(30)]
-    parts = [list(BatchSamplerShard(indices, 2, process)) for process in (0, 1)]
-    assert [parts[step % 2][step // 2] for step in range(30)] == indices
+        assert batch["share"] == (1.0, len(batch["target"]))
+    trainer.processes.count, shares = 2, []
+    for trainer.processes.rank in (0, 1):
+        shares.append(list(trainer.get_train_dataloader()))
+    for batch, one, other in zip(batches, *shares, strict=True):
+        assert sorted([*one["target"].tolist(), *other["target"].tolist()]) == sorted(batch["target"].tolist())
+        assert one["share"][0] + other["share"][0] == 2  # DDP takes the mean
 
 
 def test_early_stopping_and_other_callbacks_are_hugging_faces():
