@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -110,7 +111,15 @@ def test_what_is_not_parallel_refuses_several_processes(monkeypatch):
     model = tiny_t5()
     with pytest.raises(SearchError, match="work for one process"):
         s3pet.compare(model, toy_task(), {"head": "head"})
-    monkeypatch.setenv("MASTER_ADDR", "")
+
+
+def test_processes_that_cannot_be_joined_are_an_error(monkeypatch):
+    def state(cpu):
+        raise ValueError("no address")
+
+    model = tiny_t5()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(accelerate, "PartialState", state)
     with pytest.raises(SearchError, match="Start them with torchrun or accelerate launch"):
         s3pet.search(model, toy_task(), s3pet.make_space(model, "lora"), budget="1%", steps=1, progress=False)
 
