@@ -116,9 +116,7 @@ class Learner(nn.Module):
 
     def forward(self, **batch: Any) -> dict[str, Tensor]:
         """``{"loss": scalar}`` of a collated batch."""
-        weight, n_rows = batch.pop(
-            "share", (1.0, len(batch["target"]))
-        )  # of several processes, see get_train_dataloader
+        weight, n_rows = batch.pop("share", (1.0, len(batch["target"])))  # see get_train_dataloader
         self.cost.passes += 1
         self.cost.rows += n_rows
         loss = self.objective.loss(batch)
@@ -237,10 +235,9 @@ class Often(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer."""
-        now, enough = time.perf_counter(), state.global_step - self.trainer._saved >= max(1, state.max_steps // 50)
+        now, due = time.perf_counter(), state.global_step - self.trainer._saved >= max(1, state.max_steps // 50)
         if self.trainer.processes.count == 1:  # clocks differ between processes, and all of them must save
-            enough = now >= self.trainer._latest or (enough and now >= self.trainer._pause)
-        due = enough
+            due = now >= self.trainer._latest or (due and now >= self.trainer._pause)
         control.should_save |= due and state.global_step < state.max_steps
 
 

@@ -1,6 +1,6 @@
 """The jobs of a study in processes: on this machine, or on a Dask cluster whose machines share no disk.
 
-On a cluster a job carries what it needs and returns what it made. The declaration, the row and, for a structure made
+On a cluster a job carries what it needs and returns its result. The declaration, the row and, for a structure made
 from searches, the files of their run folders go to a worker, which opens them in a temporary folder; a row, or the
 files of a finished search, come back. Only the study's own process reads and writes the study's folder. If a worker
 dies, Dask gives its job to another one, which begins it anew; what has come back stays.

@@ -11,9 +11,8 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from test_study import declare, write_task
+from test_study import declare, write_task, write_toys
 from tiny import tiny_t5
-from toy import toy_tokenizer
 
 import s3pet
 from s3pet.cli import main
@@ -41,12 +40,7 @@ EVERY = {
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     """A backbone and two tasks."""
-    toy = tmp_path_factory.mktemp("toy")
-    tiny_t5().save_pretrained(toy / "model")
-    toy_tokenizer().save_pretrained(toy / "model")
-    for task, shift in (("task1", 0), ("task2", 10)):
-        write_task(toy / task, shift)
-    return toy
+    return write_toys(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(scope="module")

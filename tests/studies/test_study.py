@@ -48,7 +48,11 @@ SEEDED = {"random", "fisher", "searched", "carried", "others"}  # kinds with a s
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("study")
+    return write_toys(tmp_path_factory.mktemp("study"))
+
+
+def write_toys(root):
+    """A backbone and two tasks."""
     tiny_t5().save_pretrained(root / "model")
     toy_tokenizer().save_pretrained(root / "model")
     for task, shift in (("task1", 0), ("task2", 10)):
