@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -93,22 +93,29 @@ def models() -> list[dict[str, Any]]:
     return rows
 
 
-FAITHFUL = {  # folders of searches; the first two were made with dropout
-    "runs/ablation/searches/long": "`paper`, 300 steps, dropout",
-    "runs/ablation/searches/shared warm": "warm-up, one step size, dropout",
-    "bench/pocket/searches/adamw": "default: `paper` without dropout, 300 steps",
-    "bench/pocket/searches/adamw short": "the same, 175 steps",
-    "bench/pocket/searches/adamw brief": "the same, 100 steps",
-    "bench/pocket/searches/shared": "warm-up, one step size",
+FAITHFUL = {  # folders of searches
+    "pocket": {
+        "runs/ablation/searches/long": "`paper`, 300 steps, dropout",
+        "runs/ablation/searches/shared warm": "warm-up, one step size, dropout",
+        "bench/pocket/searches/adamw": "default: `paper` without dropout, 300 steps",
+        "bench/pocket/searches/adamw short": "the same, 175 steps",
+        "bench/pocket/searches/adamw brief": "the same, 100 steps",
+        "bench/pocket/searches/shared": "warm-up, one step size",
+    },
+    "minilm": {
+        "bench/minilm/searches/default": "default, 300 steps",
+        "runs/steady/searches/small": "warm-up, one step size, dropout, 200 steps",
+        "runs/steady/searches/vector": "the same, at 0.04 %",
+    },
 }
 
 
-def faithful() -> list[dict[str, Any]]:
+def faithful(name: str) -> list[dict[str, Any]]:
     """Rank correlation of the gates of saved searches with solo utility: means over searches, by kind."""
     rows = []
     for bench in benches():
         solo = dict(iter(bench.solo.groupby("task", sort=False))) if bench.solo is not None else {}
-        for folder, name in FAITHFUL.items() if bench.name == "pocket" else ():
+        for folder, search in FAITHFUL[name].items() if bench.name == name else ():
             place, values = HERE.parent / folder, []
             for _, task, runs in finished_searches(place.parent, [place.name], [*solo]):
                 for kind, searches in (("one", runs), ("average", [average_gates(runs)])):
@@ -128,7 +135,7 @@ def faithful() -> list[dict[str, Any]]:
                 "average of the seeds": f"{over['average', 'all']:.2f}",
                 "ceiling": f"{over['one', 'ceiling']:.2f}",
             }
-            rows.append({"search": name, **cells, "between seeds": f"{over['one', 'between seeds']:.2f}"})
+            rows.append({"search": search, **cells, "between seeds": f"{over['one', 'between seeds']:.2f}"})
     return rows
 
 
@@ -226,7 +233,8 @@ TABLES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "kinds": kinds,
     "prediction": prediction,
     "models": models,
-    "faithful": faithful,
+    "faithful": partial(faithful, "pocket"),
+    "faithful minilm": partial(faithful, "minilm"),
     "races": races,
     "signs": signs,
 }

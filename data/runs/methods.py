@@ -2,6 +2,7 @@
 
     python data/runs/methods.py pocket                      # all tasks and seeds that are not in the table
     python data/runs/methods.py minilm --worker 0 --of 2    # one of two processes that share the work
+    python data/runs/methods.py minilm --utility            # what single candidates gain decides: rows of their own
     python data/runs/methods.py --write                     # add finished rows to data/runs/methods.csv
 
 No dropout. On the pocket the recipe of the bench (250 steps of 8 rows) and one learning rate for everything that is
@@ -19,6 +20,8 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +29,16 @@ import pandas as pd
 import torch
 
 import s3pet
-from s3pet.studies import probe_inert, proposals, race
+from s3pet.studies import probe_inert, proposals, race, solo_utility
 from s3pet.studies.adalora import retrain_adalora
 from s3pet.studies.population import Member, Population
-from s3pet.studies.selectors import covered_structure, depth_structure, sampled_structure, sensitive_structure
+from s3pet.studies.selectors import (
+    covered_structure,
+    depth_structure,
+    sampled_structure,
+    sensitive_structure,
+    useful_structure,
+)
 from s3pet.trainer import Recipe
 
 HERE = Path(__file__).resolve().parent
@@ -91,7 +100,11 @@ class Cell:
         self.model, self.task, self.space = model, task, space
         self.recipe = self.setting.recipes[name]
         self.folder = WORK / where
-        self.searches = {steps: self.searched(steps) for steps in self.setting.searches}
+
+    @cached_property
+    def searches(self) -> dict[int, Any]:
+        """Steps → search."""
+        return {steps: self.searched(steps) for steps in self.setting.searches}
 
     def searched(self, steps: int) -> Any:
         """A search, from its folder if it is finished."""
@@ -141,10 +154,27 @@ class Cell:
             searches[300].cost.rows,
         )
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Every row of the cell."""
-        rates, options = self.setting.rates, dict[str, Any](objective=self.setting.objective)
-        singles = list(self.singles())
+    def useful(self) -> Iterator[tuple[str, Any, int]]:
+        """As :meth:`singles`: what single candidates gain in short trainings of this seed, measured on validation."""
+        brief: dict[str, Any] = {"steps": 25, "batch_size": 8, "lr_warmup": 5}
+        brief |= {"vector_lr": self.recipe["vector_lr"]} if "vector_lr" in self.recipe else {}
+        most = s3pet.Budget.parse(self.budget, total=self.space.backbone_params).n_params
+        space = replace(self.space, candidates=tuple(c for c in self.space if c.n_params <= most))
+        place = {"out": self.folder / f"{self.name}-{self.budget}-{self.seed}-solo.jsonl", "progress": False}
+        options = {"objective": self.setting.objective, **place, **brief}
+        utility = solo_utility(self.model, self.task, space, seeds=[self.seed], **options)
+        rows = int((~utility["inert"]).sum() + 1) * brief["steps"] * brief["batch_size"]
+        yield "measured utility", useful_structure(space, utility, self.budget), rows
+
+    def rows(self, utility: bool) -> Iterator[dict[str, Any]]:
+        """Every row of the cell; those by measured utility are a group of their own."""
+        yield from self.trained(list(self.useful() if utility else self.singles()))
+        if not utility:
+            yield from self.raced()
+
+    def trained(self, singles: list[tuple[str, Any, int]]) -> Iterator[dict[str, Any]]:
+        """Structures that are trained at every rate."""
+        rates = self.setting.rates
         members = [Member(structure.candidates, lr, self.seed) for _, structure, _ in singles for lr in rates]
         with Population(self.model, self.task, members, Recipe(**self.recipe), self.setting.objective) as population:
             population.train()
@@ -158,6 +188,10 @@ class Cell:
                     **{"rows_searched": searched, "rows_trained": trained, "lr": population.members[k].lr},
                     "candidates": " ".join(structure.names),
                 }
+
+    def raced(self) -> Iterator[dict[str, Any]]:
+        """The winners of races, and AdaLoRA."""
+        rates, options = self.setting.rates, dict[str, Any](objective=self.setting.objective)
         for name, entries, before in self.races():
             won = race(self.model, self.task, entries, lrs=rates, seed=self.seed, test=True, **options, **self.recipe)
             yield {
@@ -184,21 +218,22 @@ def five_norms(space: Any) -> Any:
     return s3pet.Structure(chosen, space.model_id)
 
 
-def run(where: str, worker: int, of: int) -> None:
-    """Train what is missing: every ``of``-th cell of task, budget and seed."""
+def run(where: str, worker: int, of: int, utility: bool) -> None:
+    """Train what is missing of a group of rows: every ``of``-th cell of task, budget and seed."""
     setting = SETTINGS[where]
     model, tokenizer = s3pet.load_backbone(setting.backbone)
     space = s3pet.make_space(model, "mixed")
     (WORK / where).mkdir(parents=True, exist_ok=True)
     cells = [(path, budget, seed) for budget in setting.budgets for seed in setting.seeds for path in setting.tasks]
-    done = {*pd.read_csv(TABLE)[PLACE].itertuples(index=False, name=None)} if TABLE.is_file() else set()
+    table = pd.read_csv(TABLE)
+    done = {*table[table["method"].eq("measured utility").eq(utility)][PLACE].itertuples(index=False, name=None)}
     missing = [cell for cell in cells if (where, Path(cell[0]).name, *cell[1:]) not in done]
     for source, budget, seed in missing[worker::of]:
         name, start = Path(source).name, time.time()
-        path = WORK / where / f"{name}-{budget}-{seed}.json"
+        path = WORK / where / f"{name}-{budget}-{seed}{'-utility' * utility}.json"
         if not path.is_file():
             task = s3pet.load_task(source, tokenizer, **setting.tasks[source])
-            rows = list(Cell(where, name, model, task, space, budget, seed).rows())
+            rows = list(Cell(where, name, model, task, space, budget, seed).rows(utility))
             place = dict(zip(PLACE, (where, name, budget, seed), strict=True))
             path.write_text(json.dumps([{**place, **row} for row in rows]), encoding="utf-8")
             scores = ", ".join(f"{row['method']} {row['score']:.3f}" for row in rows)
@@ -218,13 +253,14 @@ def main() -> None:
     parser.add_argument("where", choices=SETTINGS, nargs="?", default="pocket")
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--of", type=int, default=1)
+    parser.add_argument("--utility", action="store_true")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.write:
         write()
     else:
-        run(options.where, options.worker, options.of)
+        run(options.where, options.worker, options.of, options.utility)
 
 
 if __name__ == "__main__":

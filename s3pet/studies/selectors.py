@@ -7,23 +7,26 @@ per candidate, computed from a few training batches before anything is trained (
     fisher      E ‖ ∂L/∂θ ‖²     of one example at a time: the trace of the empirical Fisher information
 
 A rule about *depth* is what people do by hand: LoRA on queries and values, in layers spread evenly or in the last ones.
+What each candidate gains when it is trained alone (:func:`s3pet.studies.solo_utility`) costs more and says more.
 
 Source: Sung et al. 2021 (arXiv:2111.09839), FISH mask; Hu et al. 2021 (arXiv:2106.09685), for queries and values.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from s3pet.backbones import borrows, preserved
-from s3pet.errors import RunError, SearchError, SpaceError, nearest
-from s3pet.files.kinds import FLAG, SEED, one_of, whole
+from s3pet.errors import RunError, SearchError, SpaceError, StudyError, nearest
+from s3pet.files.kinds import FLAG, SEED, one_of, optional, whole
 from s3pet.gates import BudgetLike
 from s3pet.objectives.streams import Stream, derive
 from s3pet.objectives.texts import make_objective
@@ -34,6 +37,7 @@ from s3pet.structure import QUERIES_VALUES, SPACE, Structure, parse_budget, sele
 from s3pet.supernet import Supernet
 from s3pet.tasks import Task
 from s3pet.transfer import RESULT
+from s3pet.utility import check_utility
 
 SCORES = ("gradient", "fisher")
 DEPTHS = ("uniform", "top")
@@ -218,6 +222,41 @@ def sampled_structure(result: SearchResult, budget: BudgetLike, *, seed: int = 0
     noise = torch.from_numpy(np.random.default_rng(seed).gumbel(size=len(probs)))  # the largest sums are such a draw
     origin = {"kind": "sampled", "seed": seed, "config_hash": config_hash(result.config)}
     return select_structure(result.space, probs.log() + noise, budget, origin=origin)
+
+
+def useful_structure(space: Space, utility: pd.DataFrame, budget: BudgetLike, *, seed: int | None = None) -> Structure:
+    """The candidates that gain most per parameter; what a layer has already makes its others worth less.
+
+    Again and again the candidate is taken that fits and has the largest utility / parameters / 2^m, where m candidates
+    of its layer are taken before. Those that gain nothing are never taken, so some of the budget may be left.
+
+    Args:
+        space, budget: the candidates, and any form that :meth:`s3pet.Budget.parse` reads.
+        utility: a utility table, as :func:`s3pet.studies.solo_utility` makes it.
+        seed: draw utilities from normal distributions with their errors, for structures that differ where the
+            measurement is unsure; None: take them as measured.
+
+    Raises:
+        StudyError: not a utility table, or no candidate that fits gains anything. BudgetError: unreadable budget, or
+            one below the cheapest candidate.
+    """
+    parsed, table = parse_budget(space, budget), check_utility(utility).reindex([*space.names])
+    optional(SEED).check(SearchError, seed=seed)
+    noise = 0.0 if seed is None else np.random.default_rng(seed).normal(size=len(space))
+    worth = ((table["utility"] + noise * table["utility_error"]) / space.costs.numpy()).to_dict()
+    left, taken = parsed.n_params, list[Candidate]()
+    while True:
+        served, shut = Counter((c.stack, c.layer) for c in taken), {(c.site, c.pet) for c in taken}
+        fitting = [c for c in space if worth[c.name] > 0 and c.n_params <= left and (c.site, c.pet) not in shut]
+        if not fitting:
+            break
+        taken.append(max(fitting, key=lambda c: worth[c.name] / 2 ** served[c.stack, c.layer]))
+        left -= taken[-1].n_params
+    if not taken:
+        raise StudyError(f"no candidate of at most {parsed.n_params:,} parameters gains anything in this table")
+    chosen = replace(space, candidates=tuple(c for c in space if c in taken))
+    origin = {"kind": "useful", "task": str(utility["task"].iloc[0]), **({} if seed is None else {"seed": seed})}
+    return select_structure(chosen, chosen.costs, parsed, origin=origin)
 
 
 def _place(candidate: Candidate) -> tuple[bool, float]:

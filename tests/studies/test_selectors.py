@@ -1,5 +1,6 @@
 """Structures without a search: scores against sums by hand, the model untouched, rules of depth where expected."""
 
+import numpy as np
 import pytest
 import torch
 from tiny import FAMILIES, tiny_bert, tiny_llama, tiny_t5
@@ -7,10 +8,10 @@ from toy import toy_regression, toy_task
 
 from s3pet import attach, make_space, retrain
 from s3pet.backbones import backbone_checksum
-from s3pet.errors import BudgetError, SearchError, SpaceError, StructureMismatchError
+from s3pet.errors import BudgetError, SearchError, SpaceError, StructureMismatchError, StudyError
 from s3pet.objectives import Stream, derive, make_objective
 from s3pet.space import Rule
-from s3pet.studies.selectors import SCORES, depth_structure, sensitive_structure, sensitivity
+from s3pet.studies.selectors import SCORES, depth_structure, sensitive_structure, sensitivity, useful_structure
 
 QUICK = {"batches": 2, "batch_size": 8, "seed": 3}
 
@@ -210,3 +211,56 @@ def test_bad_input_is_refused():
         model.encoder.block[0].layer[0].SelfAttention.q.weight.fill_(float("nan"))
     with pytest.raises(SearchError, match="is not finite"):
         sensitivity(model, task, space, score="gradient", **QUICK)
+
+
+def utilities(space, gains):
+    """A utility table in which these candidates gain so much, and all others lose."""
+    table = space.table().assign(inert=False, measure="solo", task="toy", utility_error=0.0)
+    return table.assign(utility=[gains.get(c.name, -0.1) for c in space])
+
+
+def test_useful_candidates_are_taken_by_gain_per_parameter_and_a_served_layer_counts_half():
+    space = make_space(tiny_t5(), [Rule("lora", roles=("attn.[qv]",), stacks=("encoder",), layers=(0, 1))])
+    one = space.candidates[0].n_params
+    assert {c.n_params for c in space} == {one}
+    gains = {"0.attn.q": 1.0, "0.attn.v": 0.9, "1.attn.q": 0.3, "1.attn.v": 0.5}
+    table = utilities(space, {f"encoder.{place}:lora:1": gain for place, gain in gains.items()})
+    order = ("encoder.0.attn.q", "encoder.1.attn.v", "encoder.0.attn.v", "encoder.1.attn.q")  # 1, .5, .9/2, .3/2
+    for n in range(1, 5):
+        structure = useful_structure(space, table, n * one)
+        assert set(structure.sites) == set(order[:n])
+        assert structure.budget == n * one and structure.origin == {"kind": "useful", "task": "toy"}
+    shuffled = table.sample(frac=1, random_state=0)
+    assert useful_structure(space, shuffled, 2 * one) == useful_structure(space, table, 2 * one)
+
+
+def test_a_dear_candidate_needs_a_gain_in_proportion_and_one_that_loses_is_never_taken():
+    space = make_space(tiny_t5(), [Rule("lora", roles=("attn.q",), ranks=(1, 4)), Rule("bitfit", roles=("ffn.out",))])
+    small, large = (next(c for c in space if c.pet == "lora" and c.rank == rank) for rank in (1, 4))
+    table = utilities(space, {small.name: 0.1, large.name: 0.39})
+    assert useful_structure(space, table, space.n_params).names == (small.name,)  # and no second size at its site
+    table = utilities(space, {small.name: 0.1, large.name: 0.41})
+    table["utility"] = table["utility"].where(table["utility"] > 0)  # not measured
+    assert useful_structure(space, table, space.n_params).names == (large.name,)
+    assert useful_structure(space, table, small.n_params).names == (small.name,)
+    with pytest.raises(StudyError, match="gains anything"):
+        useful_structure(space, utilities(space, {}), space.n_params)
+    with pytest.raises(StudyError, match="not a utility table"):
+        useful_structure(space, space.table(), space.n_params)
+    with pytest.raises(BudgetError):
+        useful_structure(space, table, 1)
+
+
+def test_drawn_utilities_differ_by_their_errors_only():
+    space = make_space(tiny_t5(), "lora")
+    budget = 3 * space.candidates[0].n_params
+    gains = np.linspace(1, 2, len(space))
+    sure = utilities(space, {}).assign(utility=gains)
+    unsure = sure.assign(utility_error=0.5)
+    assert {useful_structure(space, sure, budget, seed=seed).names for seed in range(5)} == {
+        useful_structure(space, sure, budget).names
+    }
+    drawn = [useful_structure(space, unsure, budget, seed=seed) for seed in range(5)]
+    assert len({structure.names for structure in drawn}) > 2
+    assert useful_structure(space, unsure, budget, seed=3) == drawn[3]
+    assert useful_structure(space, unsure, budget) == useful_structure(space, sure, budget)
