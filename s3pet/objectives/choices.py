@@ -55,10 +55,7 @@ class WordTree:
             inputs = {"input_ids": torch.cat([ids, tokens.expand(rows, -1)], 1), "attention_mask": hidden[:, None]}
             inputs["position_ids"] = torch.cat(positions, 1)
             keep = torch.cat([last, torch.arange(width, width + len(tokens), device=device)])
-        if "logits_to_keep" in inspect.signature(objective.model.forward).parameters:
-            logits = objective.run(**inputs, logits_to_keep=keep, use_cache=False).logits
-        else:
-            logits = objective.run(**inputs, use_cache=False).logits[:, keep]
+        logits = kept_logits(objective.run, objective.model, inputs, keep)
         end = logits[torch.arange(rows, device=device), torch.searchsorted(last, ends - 1)]
         return self._likelihoods(torch.cat([end[:, None], logits[:, len(last) :]], 1))
 
@@ -126,6 +123,13 @@ def _counting_parts(model: Any) -> list[Any]:
     decoder = model.get_decoder()
     biases = [part for part in decoder.modules() if getattr(part, "has_relative_attention_bias", False)]
     return biases or [part for name, part in decoder.named_modules() if name.endswith("embed_positions")]
+
+
+def kept_logits(call: Any, model: Any, inputs: dict[str, Tensor], keep: Tensor) -> Tensor:
+    """Logits of a decoder at these places, [rows, kept, vocabulary]; ``call`` runs the model, with these inputs."""
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        return call(**inputs, logits_to_keep=keep, use_cache=False).logits
+    return call(**inputs, use_cache=False).logits[:, keep]
 
 
 def precise(scores: Tensor) -> Tensor:
