@@ -132,6 +132,7 @@ def survey(model: nn.Module, example: Mapping[str, Any] | None = None) -> Survey
         alike = [home for home in homes.values() if f"{home}.1" in layers and _are_alike(home, modules, parts)]
         return _in_all_layers(survey(with_weights(model, alike), example), modules, alike)
     base = f"{getattr(model, 'base_model_prefix', '')}."
+    output = getattr(model, "get_output_embeddings", lambda: None)()
     body = base if backbone_kind(model) == "encoder" and base[:-1] in modules and base != "." else ""
     for path, part in list(parts.items()):
         words = path.split(".")
@@ -140,8 +141,11 @@ def survey(model: nn.Module, example: Mapping[str, Any] | None = None) -> Survey
             part.stack, part.layer, prefix = layers[home]
             part.rest = (prefix + path.removeprefix(home).removeprefix(".")).rstrip(".")
         elif part.kind == "linear" or not path.startswith(body):
-            is_head = modules[path] is _output_embeddings(model)
-            left[path] = "the output head" if is_head else "outside the layers (a head, a pooler or an embedding)"
+            left[path] = (
+                "the output head"
+                if modules[path] is output
+                else "outside the layers (a head, a pooler or an embedding)"
+            )
             del parts[path]
     above = {path for path in modules if any(path == home or path.startswith(f"{home}.") for home in layers)}
     with torch.device("cpu"):  # whatever the default is; the batch goes to the model's device
@@ -194,24 +198,17 @@ def _part(path: str, module: nn.Module, left: dict[str, str]) -> Part | None:
 
 def _raw_matrices(modules: Mapping[str, nn.Module], known: Set[str]) -> tuple[LeftOut, ...]:
     """Matrices that are parameters of other modules, such as stacked experts."""
-    others = (
-        (p, m) for p, m in modules.items() if p not in known and not isinstance(m, (nn.Embedding, nn.EmbeddingBag))
-    )
-    names = (
-        f"{path}.{name}".strip(".")
-        for path, module in others
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim >= 2
-    )
-    return tuple(LeftOut(name, "a raw matrix, not the weight of a linear map") for name in names)
+    matrices = list[LeftOut]()
+    for path, module in modules.items():
+        if path not in known and not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            names = [name for name, weight in module.named_parameters(recurse=False) if weight.ndim >= 2]
+            reason = "a raw matrix, not the weight of a linear map"
+            matrices += [LeftOut(f"{path}.{name}".strip("."), reason) for name in names]
+    return tuple(matrices)
 
 
 def _counted(left: Mapping[str, str]) -> str:
     return "".join(f"; {n} × {reason}" for reason, n in Counter(left.values()).most_common(3))
-
-
-def _output_embeddings(model: Any) -> nn.Module | None:
-    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
 
 def _sorted(sites: Iterable[Site], modules: Mapping[str, Any]) -> tuple[Site, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import reprlib
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from s3pet.errors import TaskError, shown
 from s3pet.files.kinds import is_whole
 from s3pet.objectives.choices import kept_logits, precise
-from s3pet.tasks.checks import check_ids, position_limit
+from s3pet.tasks.checks import check_ids, position_limit, say_cut
 from s3pet.tasks.plain import RowTask
 
 IGNORED = -100  # of a label: not part of the loss
@@ -159,12 +158,8 @@ class Bound:
                 is_long = in_task if any(in_task) else is_long  # of new rows
             except TaskError:  # of a row that is read later, and refused then
                 pass
-        n, share = sum(is_long), sum(is_long) / len(is_long)
-        why = "the model has no more positions"
-        if length == self.max_length:
-            why = f"{type(self).__name__}(…, max_length=…) reads more"
-        what = f"{n:,} of {len(is_long):,} rows ({share:.1%}) have more than {length} tokens and are cut"
-        warnings.warn(f"{name}{what}; {why}", stacklevel=2)
+        more = f"{type(self).__name__}(…, max_length=…) reads more"
+        say_cut(name, is_long, length, more if length == self.max_length else "the model has no more positions")
 
 
 def word_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
