@@ -59,14 +59,9 @@ class Part:
         return self.role.split(".")[0]
 
     @property
-    def place(self) -> tuple[str, str, int | None, str]:
-        """Path, stack, layer and role."""
-        return self.path, self.stack, self.layer, self.role
-
-    @property
     def address(self) -> str:
         """``stack.layer.role``, without the layer outside the layers."""
-        return ".".join(str(word) for word in self.place[1:] if word is not None)
+        return ".".join(str(word) for word in (self.stack, self.layer, self.role) if word is not None)
 
     @property
     def inert(self) -> bool:

@@ -157,7 +157,7 @@ def survey(model: nn.Module, example: Mapping[str, Any] | None = None) -> Survey
         raise BackboneError(f"{what}{_counted(left)}")
     _name(working, homes)
     sites = [
-        Site(part.address, *part.place, part.kind, *part.widths, part.calls, part.inert) for part in working
+        Site(p.address, p.path, p.stack, p.layer, p.role, p.kind, *p.widths, p.calls, p.inert) for p in working
     ] + _blocks(working, layers, returned)
     raw = _raw_matrices(modules, parts.keys() | left.keys())
     return Survey(_sorted(sites, modules), tuple(LeftOut(path, left[path]) for path in modules if path in left) + raw)

@@ -16,6 +16,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -247,8 +248,6 @@ class Writer(Objective):
         self.words, self.scored_words = label_tokens(task, model, words)
         self.n_distinct = max(map(len, self.scored_words))
         self.tree = WordTree(self.scored_words)
-
-    def _choose_way(self) -> None:
         self.in_one_pass = self.tree.fits(self)
         alike = max(1, len(self.tree.tokens) // self.n_distinct)  # words alone with as many logits as the tree
         self.n_sequences = alike if self.in_one_pass else len(self.words)
@@ -271,8 +270,11 @@ class SequenceToSequence(Writer):
     def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
         words = cast(Any, task.tokenizer)(text_target=list(task.label_words))["input_ids"]
         super().__init__(model, task, settings, words)
-        self.start = int(written_inputs(model, torch.tensor(self.words[:1], device=self.device))[0, 0])
-        self._choose_way()
+
+    @cached_property
+    def start(self) -> int:
+        """The token with which the decoder begins to write."""
+        return int(written_inputs(self.model, torch.tensor(self.words[:1], device=self.device))[0, 0])
 
     def _word_loss(self, batch: Batch) -> Tensor:
         labels = _pad([self.words[int(word)] for word in batch["target"]], IGNORED).to(self.device)
@@ -299,7 +301,6 @@ class Causal(Writer):
         words = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in task.label_words]
         super().__init__(model, task, settings, [ids[: settings.max_length // 2] for ids in words])
         self.reader = Reader(task, model, settings.max_length, words=self.words)
-        self._choose_way()
 
     def _word_loss(self, batch: Batch) -> Tensor:
         return word_loss(*self._continued(batch, [[self.words[int(word)]] for word in batch["target"]]))
