@@ -10,6 +10,7 @@ from typing import Any
 from s3pet.errors import TaskError
 from s3pet.files.kinds import FLAG, TEXT, TEXTS, Kind, check_record, instance, many, one_of, several, whole
 from s3pet.tasks.metrics import CLASS_METRICS, VALUE_METRICS
+from s3pet.tasks.rows import read_split
 from s3pet.tasks.task import Example, Task, make_example
 
 _FIELDS = {  # of a task, in the order of the file
@@ -56,10 +57,8 @@ def read_records(task: Task, records: Any) -> tuple[Example, ...]:
     instance(Iterable, "a list of records").check(TaskError, records=records)
     if isinstance(records, str | Mapping):
         raise TaskError(f"task {task.name!r}: expected a list of records; pass [{reprlib.repr(records)}]")
-    examples, columns, rows = list[Example](), list(task.columns), records
-    if hasattr(rows, "iterrows"):
-        rows = rows.to_dict("records")
-    for n, record in enumerate(rows, 1):
+    examples, columns = list[Example](), list(task.columns)
+    for n, record in enumerate(read_split(records), 1):
         if isinstance(record, Example):
             examples.append(record)
             continue

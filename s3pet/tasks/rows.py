@@ -58,17 +58,12 @@ def read_split(rows: Any) -> list[Row]:
     if isinstance(rows, str | Path):
         return _read_file(Path(rows))
     if hasattr(rows, "iterrows"):
-        return _records(rows, rows.columns)
+        if twice := [(name, n) for name, n in Counter(rows.columns).items() if n > 1]:  # one of them would be lost
+            raise TaskError(f"column {twice[0][0]!r} is there {twice[0][1]} times; rename or drop the others")
+        return rows.to_dict("records")
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         raise TaskError(f"rows must be a list of dicts, a Dataset, a table of pandas or a file, got {shown(rows)}")
     return list(rows)
-
-
-def _records(table: Any, columns: Any) -> list[Row]:
-    """Rows of a table of pandas as dicts; a column that is there twice is a TaskError, one of them would be lost."""
-    if twice := [name for name, count in Counter(columns).items() if count > 1]:
-        raise TaskError(f"column {twice[0]!r} is there {Counter(columns)[twice[0]]} times; rename or drop the others")
-    return table.set_axis(list(columns), axis=1).to_dict("records")
 
 
 def name_splits(splits: Mapping[str, list[Row]], validation: str | None = None) -> dict[str, list[Row]]:
