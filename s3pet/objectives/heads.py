@@ -90,7 +90,11 @@ class ModelLoss(Bound):
             if not kept.keys() - set(TARGETS):
                 raise TaskError(f"{where} has columns {sorted(columns)}, none of which this model reads; pass prepare=")
             encoded.append(kept | self._targets(where, kept))
-        self._check_choices([where for where, _ in named], encoded)
+        if type(self.model).__name__.endswith("ForMultipleChoice"):
+            counts = [len(row.get("input_ids", ())) for row in encoded]
+            if others := [(where, n) for (where, _), n in zip(named, counts, strict=True) if n != counts[0]]:
+                what = f"{others[0][0]} has {others[0][1]} choices and {named[0][0]} has {counts[0]}"
+                raise TaskError(f"{what}; all rows need as many, or empty ones would be predicted")
         return encoded
 
     def _targets(self, where: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,13 +139,6 @@ class ModelLoss(Bound):
             what = f"one class, or for several classes at once a vector of {n_classes} numbers 0.0 or 1.0"
             raise TaskError(f"{where} is {reprlib.repr(labels)}; expected {what}")
         return labels if n_classes is None else [float(value) for value in numbers]
-
-    def _check_choices(self, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-        if type(self.model).__name__.endswith("ForMultipleChoice"):
-            counts = [len(row.get("input_ids", ())) for row in rows]
-            if others := [(name, n) for name, n in zip(names, counts, strict=True) if n != counts[0]]:
-                what = f"{others[0][0]} has {others[0][1]} choices and {names[0]} has {counts[0]}"
-                raise TaskError(f"{what}; all rows need as many, or empty ones would be predicted")
 
     def _class(self, where: str, value: Any) -> int:
         return class_number(where, value, self.names, self.n_classes)
