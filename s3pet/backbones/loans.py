@@ -381,7 +381,7 @@ def _own_hooks(model: nn.Module) -> Iterator[tuple[nn.Module, int]]:
 def _take_off(hooks: Iterable[tuple[nn.Module, int]]) -> None:
     for part, key in hooks:
         for name in (*HOOKS, *OPTIONS):
-            vars(part)[name].pop(key, None)
+            vars(part).get(name, {}).pop(key, None)
 
 
 def _is_own(value: Any) -> bool:

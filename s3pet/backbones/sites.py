@@ -253,18 +253,18 @@ def _linear_role(rest: str) -> tuple[str, str]:
 def _name(parts: Sequence[Part], homes: Mapping[str, str]) -> None:
     """Give roles to parts, which come in the order of their first calls."""
     layers: dict[tuple[str, int], list[Part]] = {}
+    starts, ends = dict[str, int](), dict[str, int]()  # of stacks: their first and their last call
     for part in parts:
         if part.layer is not None:
             layers.setdefault((part.stack, part.layer), []).append(part)
+            starts.setdefault(part.stack, part.first)
+            ends[part.stack] = part.first
     first = Counter((stack, layer[0].kind == "norm") for (stack, _), layer in layers.items())
     for (stack, _), layer in layers.items():
         for part in layer:
             part.role = ".".join(_linear_role(part.rest)) if part.kind == "linear" else ""
         _name_fused(layer)
         _name_norms(layer, first[stack, True] >= first[stack, False])  # the first layer may lack its first norm
-    starts = {
-        stack: min(p.first for p in parts if p.stack == stack) for stack in homes if any(stack == s for s, _ in layers)
-    }
     for part in parts:
         if part.layer is None:  # a norm outside the layers
             own = part.path.split(".")
@@ -272,8 +272,7 @@ def _name(parts: Sequence[Part], homes: Mapping[str, str]) -> None:
             nearest_ones = [stack for stack in starts if near[stack] == max(near.values())]
             later = [stack for stack in nearest_ones if starts[stack] > part.first]
             part.stack = min(later, key=starts.__getitem__) if later else max(nearest_ones, key=starts.__getitem__)
-            last = max(p.first for p in parts if p.stack == part.stack and p.layer is not None)
-            part.role = "embed.norm" if later else "final.norm" if part.first > last else "between.norm"
+            part.role = "embed.norm" if later else "final.norm" if part.first > ends[part.stack] else "between.norm"
             part.rest = part.path
     same: dict[tuple, list[Part]] = {}
     for part in parts:

@@ -152,8 +152,8 @@ class Bound:
         if self.task is not None:
             name, task = f"task {self.task.name!r}: ", self.task
             try:
-                whole = [self._read(*pair, None) for part in (task.train, task.validation, task.test)
-                         for pair in task.numbered(part)]  # fmt: skip
+                whole = [self._read(where, row, None) for part in (task.train, task.validation, task.test)
+                         for where, row in task.numbered(part)]  # fmt: skip
                 in_task = [len(entry["input_ids"]) > length for entry in whole]
                 is_long = in_task if any(in_task) else is_long  # of new rows
             except TaskError:  # of a row that is read later, and refused then
