@@ -156,9 +156,8 @@ def survey(model: nn.Module, example: Mapping[str, Any] | None = None) -> Survey
         what = f"no linear map or norm in the layers of {type(model).__name__} can have PET modules"
         raise BackboneError(f"{what}{_counted(left)}")
     _name(working, homes)
-    sites = [
-        Site(p.address, p.path, p.stack, p.layer, p.role, p.kind, *p.widths, p.calls, p.inert) for p in working
-    ] + _blocks(working, layers, returned)
+    sites = [Site(p.address, p.path, p.stack, p.layer, p.role, p.kind, *p.widths, p.calls, p.inert) for p in working]
+    sites += _blocks(working, layers, returned)
     raw = _raw_matrices(modules, parts.keys() | left.keys())
     return Survey(_sorted(sites, modules), tuple(LeftOut(path, left[path]) for path in modules if path in left) + raw)
 

@@ -53,9 +53,8 @@ def reading(path: Any, error: type[S3PetError] = RunError, what: str = "", hint:
         reason = f"it is not UTF-8 text: {problem}" if isinstance(problem, UnicodeDecodeError) else reason
         reason = " ".join(f"{reason or type(problem).__name__}".split())
         reason = "its values are nested too deeply" if isinstance(problem, RecursionError) else f"{reason:.300}"
-        raise error(
-            f"{path} {f'is not {what}' if what else 'cannot be read'}: {reason}{hint and f'. {hint}'}"
-        ) from problem
+        said = f"is not {what}" if what else "cannot be read"
+        raise error(f"{path} {said}: {reason}{hint and f'. {hint}'}") from problem
 
 
 @contextmanager

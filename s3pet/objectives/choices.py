@@ -31,9 +31,8 @@ class WordTree:
         row = {prefix: index for index, prefix in enumerate([(), *nodes])}  # 0 is the end of the prompt
         self.tokens = torch.tensor([node[-1] for node in nodes], dtype=torch.long)
         self.depth = torch.tensor([len(node) - 1 for node in nodes], dtype=torch.long)
-        self.above = torch.tensor([[a == b[: len(a)] for a in nodes] for b in nodes], dtype=torch.bool).view(
-            len(nodes), len(nodes)
-        )
+        above = [[a == b[: len(a)] for a in nodes] for b in nodes]
+        self.above = torch.tensor(above, dtype=torch.bool).view(len(nodes), len(nodes))
         steps = [[(row[word[:k]], word[k]) if k < len(word) else (0, -1) for k in range(n)] for word in cut]
         self._steps = torch.tensor(steps).unbind(-1)  # places and targets, [n_words, n]; −1: after the word's end
 

@@ -145,9 +145,8 @@ class Generation(Bound):
 
     @property
     def _pad(self) -> int:
-        return (
-            self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id or 0
-        )
+        padding = self.tokenizer.pad_token_id
+        return (self.tokenizer.eos_token_id or 0) if padding is None else padding
 
     def _inputs(self, ids: Tensor) -> dict[str, Tensor]:
         return {"input_ids": ids.masked_fill(ids < 0, self._pad), "attention_mask": (ids >= 0).long()}

@@ -26,12 +26,10 @@ def read_folder(folder: Path, validation: str | None = None) -> dict[str, list[R
     if "train" not in stems:
         names = [path.name for path in content][:8] or "nothing"
         raise TaskError(f"{folder} has no train file of {', '.join(ENDINGS)}; it holds {names}")
-    if stems == {"train"} and (
-        others := [path.name for path in content if path.suffix in ENDINGS and path.stem != "train"]
-    ):
-        raise TaskError(
-            f"{folder}: {others[:4]} are not named after splits ({', '.join(SPLITS)}); rename or remove them"
-        )
+    others = [path.name for path in content if path.suffix in ENDINGS and path.stem != "train"]
+    if stems == {"train"} and others:
+        what = f"{others[:4]} are not named after splits ({', '.join(SPLITS)})"
+        raise TaskError(f"{folder}: {what}; rename or remove them")
     if "test" not in stems and (unreadable := [path.name for path in content if path.stem == "test"]):
         raise TaskError(f"{folder}: {unreadable[0]} cannot be read; use {', '.join(ENDINGS)}, or rename the file")
     return {name: _read_file(path) for name, path in files.items()}
