@@ -28,7 +28,7 @@ class TextLabels(ModelLoss):
         self.tokenizer, self.names, self.max_length = tokenizer, named(names), max_length
         self.check_options(max_length=2)
 
-    encode = Bound.encode
+    encode = Bound.encode  # rows are texts, not the model's inputs
 
 
 class TokenClassification(TextLabels):
