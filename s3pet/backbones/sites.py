@@ -141,11 +141,8 @@ def survey(model: nn.Module, example: Mapping[str, Any] | None = None) -> Survey
             part.stack, part.layer, prefix = layers[home]
             part.rest = (prefix + path.removeprefix(home).removeprefix(".")).rstrip(".")
         elif part.kind == "linear" or not path.startswith(body):
-            left[path] = (
-                "the output head"
-                if modules[path] is output
-                else "outside the layers (a head, a pooler or an embedding)"
-            )
+            is_head = modules[path] is output
+            left[path] = "the output head" if is_head else "outside the layers (a head, a pooler or an embedding)"
             del parts[path]
     above = {path for path in modules if any(path == home or path.startswith(f"{home}.") for home in layers)}
     with torch.device("cpu"):  # whatever the default is; the batch goes to the model's device
