@@ -298,6 +298,7 @@ def test_types_and_devices_of_a_backbone(monkeypatch, tmp_path):
     for options, message in [
         ({"dtype": "int8"}, "dtype must be a floating type of torch"),
         ({"dtype": "nn"}, "dtype must be a floating type of torch"),
+        ({"dtype": torch.zeros(1)}, "dtype must be a floating type of torch"),
         ({"device": "cpu", "device_map": "auto"}, "give one of them"),
         ({"device_map": 3}, "device_map must be 'auto', or a mapping"),
         ({"device_map": {"shared": "cpu", "encoder": "cpu", "decoder": "disk", "lm_head": "cpu"}}, "weights offloaded"),

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from s3pet.backbones.frozen import CAUSAL
 from s3pet.errors import BackboneError, nearest, shown
-from s3pet.files.kinds import FLAG, TEXT, Kind, instance, optional
-from s3pet.files.reading import path_of
+from s3pet.files.kinds import FLAG, PATH, TEXT, optional
 
 if TYPE_CHECKING:  # s3pet.tasks reads from this room without torch
     import torch
@@ -76,24 +75,18 @@ def load_backbone(
         BackboneError: the backbone cannot be loaded; the message says why and what to do.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
-    path_of(name, BackboneError, "name")
-    name = str(name)
+    name, where = _located(name)
     FLAG.check(BackboneError, local_files_only=local_files_only)
     optional(TEXT).check(BackboneError, attn_implementation=attn_implementation, revision=revision)
     kind: Any = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
-    floating = Kind("a floating type of torch, such as 'bfloat16'", lambda v: getattr(v, "is_floating_point", False))
-    if kind is not None and not (isinstance(kind, torch.dtype) and floating.holds(kind)):
-        floating.check(BackboneError, dtype=dtype)
+    if not (kind is None or (isinstance(kind, torch.dtype) and kind.is_floating_point)):
+        raise BackboneError(f"dtype must be a floating type of torch, such as 'bfloat16', got {shown(dtype)}")
     if device_map is not None and device is not None:
         raise BackboneError(f"device={shown(device)} and device_map={shown(device_map)}: give one of them")
-    if not (
-        device_map is None
-        or device_map in ("auto", "balanced", "sequential")
-        or (isinstance(device_map, Mapping) and device_map)
-    ):
+    is_mapping = isinstance(device_map, Mapping) and len(device_map) > 0 and all(isinstance(m, str) for m in device_map)
+    if not (is_mapping or device_map in (None, "auto", "balanced", "sequential")):
         raise BackboneError(f"device_map must be 'auto', or a mapping of modules to devices, got {shown(device_map)}")
     if isinstance(device, str) and device == "auto":
         from accelerate import PartialState
@@ -101,9 +94,7 @@ def load_backbone(
         device = PartialState(cpu=not (torch.cuda.is_available() or torch.xpu.is_available())).device
     _check_device("device", device)
     for module, place in device_map.items() if isinstance(device_map, Mapping) else ():
-        instance(str, "the name of a module").check(BackboneError, device_map=module)
         _check_device(f"device_map[{module!r}]", None if place == "disk" else place)
-    where = str(embedded_path() / EMBEDDED[name]) if name in EMBEDDED else name
     if is_folder := name in EMBEDDED or Path(where).is_dir():
         if lacking := [file for file in ("config.json", "model*.safetensors") if not any(Path(where).glob(file))]:
             raise BackboneError(
@@ -117,31 +108,14 @@ def load_backbone(
     weights |= {} if device_map is None else {"device_map": device_map}
     if attn_implementation is not None:
         weights["attn_implementation"] = attn_implementation
-    try:
-        with quiet_transformers(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # weights that are not in the file are the same at every load
-            config = _read_config(where, name, hub)
-            model, info = _auto_class(config, name).from_pretrained(
-                where, config=config, use_safetensors=True, output_loading_info=True, **weights, **hub
-            )
-            tokenizer = AutoTokenizer.from_pretrained(where, config=config, **hub)
-    except BackboneError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        RuntimeError,
-        ImportError,
-        AssertionError,
-        SafetensorError,
-    ) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BackboneError(
-            f"backbone {name!r} could not be loaded: {reason}. Pass one of {', '.join(EMBEDDED)}, a local folder with "
-            f"config.json, model.safetensors and a tokenizer, or a hub id while online ({nearest(name, EMBEDDED)})"
-        ) from error
+    needs = "config.json, model.safetensors and a tokenizer"
+    with _loading(f"backbone {name!r}", name, needs), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # weights that are not in the file are the same at every load
+        config = _read_config(where, name, hub)
+        model, info = _auto_class(config, name).from_pretrained(
+            where, config=config, use_safetensors=True, output_loading_info=True, **weights, **hub
+        )
+        tokenizer = AutoTokenizer.from_pretrained(where, config=config, **hub)
     # Without tokenizer files, transformers silently makes a tokenizer of special tokens only (T5: and a space).
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:
         raise BackboneError(
@@ -163,6 +137,32 @@ def load_backbone(
     return Backbone(model.to(device) if device is not None else model, tokenizer)
 
 
+def _located(name: str | Path) -> tuple[str, str]:
+    """The name of a backbone, and its folder or hub id."""
+    PATH.check(BackboneError, name=name)
+    name = str(name)
+    return name, str(embedded_path() / EMBEDDED[name]) if name in EMBEDDED else name
+
+
+@contextmanager
+def _loading(what: str, name: str, needs: str) -> Iterator[None]:
+    """Keep transformers quiet, and turn its errors into a BackboneError with the reason."""
+    from safetensors import SafetensorError
+
+    kinds = (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, AssertionError, SafetensorError)
+    try:
+        with quiet_transformers():
+            yield
+    except BackboneError:
+        raise
+    except kinds as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BackboneError(
+            f"{what} could not be loaded: {reason}. Pass one of {', '.join(EMBEDDED)}, a local folder with {needs}, "
+            f"or a hub id while online ({nearest(name, EMBEDDED)})"
+        ) from error
+
+
 def _check_device(what: str, device: Any) -> None:
     import torch
 
@@ -180,21 +180,11 @@ def backbone_shapes(name: str | Path) -> Any:
     """
     import torch
 
-    path_of(name, BackboneError, "name")
-    where = str(embedded_path() / EMBEDDED[str(name)]) if name in EMBEDDED else str(name)
-    try:
-        with quiet_transformers(), torch.device("meta"):
-            config = _read_config(where, str(name), {})
-            model: Any = _auto_class(config, str(name)).from_config(config, dtype=torch.float32)
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        how = f"pass one of {', '.join(EMBEDDED)}, a folder with config.json, or a hub id while online"
-        raise (
-            error
-            if isinstance(error, BackboneError)
-            else BackboneError(f"the config of backbone {str(name)!r} could not be read: {reason}; {how}")
-        ) from error
-    model.s3pet_id = str(name)
+    name, where = _located(name)
+    with _loading(f"the config of backbone {name!r}", name, "config.json"), torch.device("meta"):
+        config = _read_config(where, name, {})
+        model: Any = _auto_class(config, name).from_config(config, dtype=torch.float32)
+    model.s3pet_id = name
     return model.eval()
 
 

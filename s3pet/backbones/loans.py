@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -39,13 +39,12 @@ class State:
 
     def __init__(self, model: nn.Module, *, modes: bool = True, everything: bool = False):
         self.model, self.flags = model, [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        self.hooks = {key for _, _, key in _own_hooks(model)}
+        self.hooks = {key for _, key in _own_hooks(model)}
         self.own = [(vars(part), {name: vars(part).get(name) for name in OWN}) for part in model.modules()]
         self.modes = [(part, part.training) for part in model.modules()] if modes else []
-        kept = [
-            v for p in model.modules() for n, v in vars(p).items() if isinstance(v, dict) if _is_kept(n, everything)
-        ]
-        self.tables = [(table, dict(table)) for table in kept] if modes else []
+        tables = [(n, v) for part in model.modules() for n, v in vars(part).items() if isinstance(v, dict)]
+        kept = [table for name, table in tables if everything or (modes and name == "_parameters")]
+        self.tables = [(table, dict(table)) for table in kept]
         self.all = [(vars(part), dict(vars(part))) for part in model.modules()] if everything else []
 
     def restore(self) -> None:
@@ -66,9 +65,7 @@ class State:
                 if now.get(name) is not value and _is_own(now.get(name)):
                     now.pop(name)
                     now.update({} if value is None else {name: value})
-        for module, _, key in [hook for hook in _own_hooks(self.model) if hook[2] not in self.hooks]:
-            for name in (*HOOKS, *OPTIONS):
-                vars(module)[name].pop(key, None)
+        _take_off([hook for hook in _own_hooks(self.model) if hook[1] not in self.hooks])
         for part, mode in self.modes:
             part.training = mode
         for parameter, flag in self.flags:
@@ -165,11 +162,10 @@ def detach(model: nn.Module) -> int:
         marks = (vars(part).get(MARK) for part in model.modules())
         loans = list(dict.fromkeys(mark for mark in marks if isinstance(mark, Loan)))
         models = [model, *(loan.model for loan in loans)]
-        count = len({key for one in models for _, _, key in _own_hooks(one)})
+        count = len({key for one in models for _, key in _own_hooks(one)})
         for loan in loans:
             loan.end()
-        for part, name, key in [hook for one in models for hook in _own_hooks(one)]:
-            vars(part)[name].pop(key, None)
+        _take_off([hook for one in models for hook in _own_hooks(one)])
         for part in (part for one in models for part in one.modules()):
             for name in OWN:  # such as those of a shallow copy
                 value = vars(part).get(name)
@@ -249,12 +245,8 @@ def lent(
     use, me = _use_of(model), threading.current_thread()
     use.refuse(what)
     with use.lock:  # its exit is one step that nothing interrupts
-        depth, state, key, pools = (
-            len(use.users),
-            State(model, everything=everything),
-            object(),
-            (TORCH, OTHERS) if seeds else (TORCH,),
-        )
+        depth, state, key = len(use.users), State(model, everything=everything), object()
+        pools = (TORCH, OTHERS) if seeds else (TORCH,)
 
         def give_back() -> None:
             state.restore()
@@ -377,20 +369,22 @@ TORCH, OTHERS = _Random(_read_torch, _write_torch), _Random(_read_others, _write
 # -- what is s3pet's
 
 
-def _own_hooks(model: nn.Module) -> Iterator[tuple[nn.Module, str, int]]:
-    """The hooks of s3pet on a model: module, table, key."""
+def _own_hooks(model: nn.Module) -> Iterator[tuple[nn.Module, int]]:
+    """The hooks of s3pet on a model: module and key."""
     for part in model.modules():
         for name in HOOKS:
             for key, hook in [*vars(part).get(name, {}).items()]:
                 if _is_own(hook):
-                    yield part, name, key
+                    yield part, key
+
+
+def _take_off(hooks: Iterable[tuple[nn.Module, int]]) -> None:
+    for part, key in hooks:
+        for name in (*HOOKS, *OPTIONS):
+            vars(part).get(name, {}).pop(key, None)
 
 
 def _is_own(value: Any) -> bool:
     while isinstance(value, functools.partial):
         value = value.func
     return str(getattr(value, "__module__", "")).split(".")[0] == "s3pet"
-
-
-def _is_kept(name: str, everything: bool) -> bool:
-    return everything or name == "_parameters"

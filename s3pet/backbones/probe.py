@@ -15,9 +15,8 @@ from s3pet.backbones.examples import example_batches
 from s3pet.backbones.loans import borrows, preserved
 from s3pet.errors import BackboneError
 
-INERT_BELOW = (
-    1e-3  # |Σ g| / Σ |g| of a bias that is cancelled is about 1e-6 (in half precision up to 4 eps), of others > 0.05
-)
+# |Σ g| / Σ |g| of a bias that is cancelled is about 1e-6 (in half precision up to 4 eps), of others > 0.05
+INERT_BELOW = 1e-3
 
 
 class Output(NamedTuple):
@@ -59,14 +58,9 @@ class Part:
         return self.role.split(".")[0]
 
     @property
-    def place(self) -> tuple[str, str, int | None, str]:
-        """Path, stack, layer and role."""
-        return self.path, self.stack, self.layer, self.role
-
-    @property
     def address(self) -> str:
         """``stack.layer.role``, without the layer outside the layers."""
-        return ".".join(str(word) for word in self.place[1:] if word is not None)
+        return ".".join(str(word) for word in (self.stack, self.layer, self.role) if word is not None)
 
     @property
     def inert(self) -> bool:
@@ -140,9 +134,8 @@ def run(
                     torch.autograd.backward(outputs, weights)
         except Exception as error:  # whatever the code of a model may raise
             shapes = ", ".join(f"{name} {[*t.shape]}" for name, t in batch.items() if isinstance(t, Tensor))
-            tried.append(
-                f"{shapes or sorted(map(str, batch))}: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
-            )
+            reason = " ".join(str(error).split())[:120]
+            tried.append(f"{shapes or sorted(map(str, batch))}: {type(error).__name__}: {reason}")
             continue
         for part in parts:
             if part.reason is None and part.total is None:

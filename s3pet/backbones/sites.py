@@ -132,6 +132,7 @@ def survey(model: nn.Module, example: Mapping[str, Any] | None = None) -> Survey
         alike = [home for home in homes.values() if f"{home}.1" in layers and _are_alike(home, modules, parts)]
         return _in_all_layers(survey(with_weights(model, alike), example), modules, alike)
     base = f"{getattr(model, 'base_model_prefix', '')}."
+    output = getattr(model, "get_output_embeddings", lambda: None)()
     body = base if backbone_kind(model) == "encoder" and base[:-1] in modules and base != "." else ""
     for path, part in list(parts.items()):
         words = path.split(".")
@@ -140,7 +141,7 @@ def survey(model: nn.Module, example: Mapping[str, Any] | None = None) -> Survey
             part.stack, part.layer, prefix = layers[home]
             part.rest = (prefix + path.removeprefix(home).removeprefix(".")).rstrip(".")
         elif part.kind == "linear" or not path.startswith(body):
-            is_head = modules[path] is _output_embeddings(model)
+            is_head = modules[path] is output
             left[path] = "the output head" if is_head else "outside the layers (a head, a pooler or an embedding)"
             del parts[path]
     above = {path for path in modules if any(path == home or path.startswith(f"{home}.") for home in layers)}
@@ -152,9 +153,8 @@ def survey(model: nn.Module, example: Mapping[str, Any] | None = None) -> Survey
         what = f"no linear map or norm in the layers of {type(model).__name__} can have PET modules"
         raise BackboneError(f"{what}{_counted(left)}")
     _name(working, homes)
-    sites = [
-        Site(part.address, *part.place, part.kind, *part.widths, part.calls, part.inert) for part in working
-    ] + _blocks(working, layers, returned)
+    sites = [Site(p.address, p.path, p.stack, p.layer, p.role, p.kind, *p.widths, p.calls, p.inert) for p in working]
+    sites += _blocks(working, layers, returned)
     raw = _raw_matrices(modules, parts.keys() | left.keys())
     return Survey(_sorted(sites, modules), tuple(LeftOut(path, left[path]) for path in modules if path in left) + raw)
 
@@ -194,24 +194,17 @@ def _part(path: str, module: nn.Module, left: dict[str, str]) -> Part | None:
 
 def _raw_matrices(modules: Mapping[str, nn.Module], known: Set[str]) -> tuple[LeftOut, ...]:
     """Matrices that are parameters of other modules, such as stacked experts."""
-    others = (
-        (p, m) for p, m in modules.items() if p not in known and not isinstance(m, (nn.Embedding, nn.EmbeddingBag))
-    )
-    names = (
-        f"{path}.{name}".strip(".")
-        for path, module in others
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim >= 2
-    )
-    return tuple(LeftOut(name, "a raw matrix, not the weight of a linear map") for name in names)
+    matrices = list[LeftOut]()
+    for path, module in modules.items():
+        if path not in known and not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            names = [name for name, weight in module.named_parameters(recurse=False) if weight.ndim >= 2]
+            reason = "a raw matrix, not the weight of a linear map"
+            matrices += [LeftOut(f"{path}.{name}".strip("."), reason) for name in names]
+    return tuple(matrices)
 
 
 def _counted(left: Mapping[str, str]) -> str:
     return "".join(f"; {n} × {reason}" for reason, n in Counter(left.values()).most_common(3))
-
-
-def _output_embeddings(model: Any) -> nn.Module | None:
-    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
 
 def _sorted(sites: Iterable[Site], modules: Mapping[str, Any]) -> tuple[Site, ...]:
@@ -256,18 +249,18 @@ def _linear_role(rest: str) -> tuple[str, str]:
 def _name(parts: Sequence[Part], homes: Mapping[str, str]) -> None:
     """Give roles to parts, which come in the order of their first calls."""
     layers: dict[tuple[str, int], list[Part]] = {}
+    starts, ends = dict[str, int](), dict[str, int]()  # of stacks: their first and their last call
     for part in parts:
         if part.layer is not None:
             layers.setdefault((part.stack, part.layer), []).append(part)
+            starts.setdefault(part.stack, part.first)
+            ends[part.stack] = part.first
     first = Counter((stack, layer[0].kind == "norm") for (stack, _), layer in layers.items())
     for (stack, _), layer in layers.items():
         for part in layer:
             part.role = ".".join(_linear_role(part.rest)) if part.kind == "linear" else ""
         _name_fused(layer)
         _name_norms(layer, first[stack, True] >= first[stack, False])  # the first layer may lack its first norm
-    starts = {
-        stack: min(p.first for p in parts if p.stack == stack) for stack in homes if any(stack == s for s, _ in layers)
-    }
     for part in parts:
         if part.layer is None:  # a norm outside the layers
             own = part.path.split(".")
@@ -275,8 +268,7 @@ def _name(parts: Sequence[Part], homes: Mapping[str, str]) -> None:
             nearest_ones = [stack for stack in starts if near[stack] == max(near.values())]
             later = [stack for stack in nearest_ones if starts[stack] > part.first]
             part.stack = min(later, key=starts.__getitem__) if later else max(nearest_ones, key=starts.__getitem__)
-            last = max(p.first for p in parts if p.stack == part.stack and p.layer is not None)
-            part.role = "embed.norm" if later else "final.norm" if part.first > last else "between.norm"
+            part.role = "embed.norm" if later else "final.norm" if part.first > ends[part.stack] else "between.norm"
             part.rest = part.path
     same: dict[tuple, list[Part]] = {}
     for part in parts:

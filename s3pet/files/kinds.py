@@ -35,11 +35,7 @@ def whole(least: int = 0, most: int = 2**62) -> Kind:
 def number(low: float = -math.inf, high: float = math.inf) -> Kind:
     """A finite number within limits, also of NumPy; True is none."""
     limits = "" if math.inf in (-low, high) and math.isinf(low + high) else f" from {low:g} to {high:g}"
-    return Kind(
-        f"a finite number{limits}",
-        lambda v: is_real(v) and abs(v) < math.inf and low <= v <= high,
-        "number",
-    )
+    return Kind(f"a finite number{limits}", lambda v: is_real(v) and abs(v) < math.inf and low <= v <= high, "number")
 
 
 def optional(kind: Kind) -> Kind:

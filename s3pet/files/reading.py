@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # importing this module must be quick: tasks are read without
     import torch
 
 MB = 2**20
+LARGEST = 4096 * MB  # of a file of rows
 MEMORY = 90 * MB  # what the values of a file may need beyond its size
 DEPTH = 40  # of nested lists and objects
 KINDS_OF_FILE = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
@@ -52,9 +53,8 @@ def reading(path: Any, error: type[S3PetError] = RunError, what: str = "", hint:
         reason = f"it is not UTF-8 text: {problem}" if isinstance(problem, UnicodeDecodeError) else reason
         reason = " ".join(f"{reason or type(problem).__name__}".split())
         reason = "its values are nested too deeply" if isinstance(problem, RecursionError) else f"{reason:.300}"
-        raise error(
-            f"{path} {f'is not {what}' if what else 'cannot be read'}: {reason}{hint and f'. {hint}'}"
-        ) from problem
+        said = f"is not {what}" if what else "cannot be read"
+        raise error(f"{path} {said}: {reason}{hint and f'. {hint}'}") from problem
 
 
 @contextmanager
@@ -118,11 +118,9 @@ def _check_plain(value: Any, depth: int, surrogates: bool) -> None:
         value.encode()
 
 
-def read_json(
-    path: str | Path, kinds: Mapping[str, Kind] | None = None, required: Any = (), *, most: int = 16 * MB
-) -> Any:
+def read_json(path: str | Path, kinds: Mapping[str, Kind] | None = None, required: Any = ()) -> Any:
     """Read a JSON file, and with ``kinds`` check the object in it; inside :func:`reading`."""
-    value = parse_json(read_bytes(path, most))
+    value = parse_json(read_bytes(path, 16 * MB))
     return value if kinds is None else check_record(value, kinds, required)
 
 
@@ -143,17 +141,16 @@ def read_yaml(path: str | Path) -> Any:
             return super().construct_mapping(node, deep)
 
     value = yaml.load(read_bytes(path, MB // 4).decode("utf-8-sig"), Loader)
-    return parse_json(
-        json.dumps(value, allow_nan=False).encode()
-    )  # dates, sets and keys that are no texts go no further
+    plain = json.dumps(value, allow_nan=False)  # dates, sets and keys that are no texts go no further
+    return parse_json(plain.encode())
 
 
-def read_lines(path: str | Path, *, most: int = 4096 * MB, nan: bool = False) -> Iterator[tuple[int, Any, bool]]:
+def read_lines(path: str | Path, *, nan: bool = False) -> Iterator[tuple[int, Any, bool]]:
     """Parse a file of one JSON object per line: number of the line, object, whether the line has its end.
 
     What follows the last newline may be cut off: where it is no object, None is yielded for it.
     """
-    with regular(path, most) as file:
+    with regular(path, LARGEST) as file:
         for n, line in enumerate(iter(lambda: file.readline(16 * MB + 1), b""), 1):
             complete, line = line.endswith(b"\n"), line.removeprefix(b"\xef\xbb\xbf") if n == 1 else line
             if not line.strip():
@@ -170,10 +167,10 @@ def read_lines(path: str | Path, *, most: int = 4096 * MB, nan: bool = False) ->
             yield n, row, complete
 
 
-def read_csv(path: str | Path, *, most: int = 4096 * MB) -> list[dict[str, str]]:
+def read_csv(path: str | Path) -> list[dict[str, str]]:
     """Read a CSV file, or TSV as GLUE writes it (no quoting); every cell is a string, and every row has all cells."""
     quoting: Any = csv.QUOTE_NONE if (tabs := Path(path).suffix == ".tsv") else csv.QUOTE_MINIMAL
-    text = io.StringIO(read_bytes(path, most).decode("utf-8-sig"), newline="")
+    text = io.StringIO(read_bytes(path, LARGEST).decode("utf-8-sig"), newline="")
     lines = csv.reader(text, delimiter="\t" if tabs else ",", quoting=quoting, strict=True)
     header, rows = next(lines, []), []
     if doubles := [name for name in header if header.count(name) > 1][:1] if len(header) < 1000 else ["…"]:

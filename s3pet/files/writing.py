@@ -16,7 +16,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,14 +42,21 @@ _MANIFEST = {"files": mapping(TEXT), "old": TEXTS, "foreign": FLAG}
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Make the folder of a file that is written inside; any failure to write is a RunError."""
-    try:
+    with _refused(f"{path} cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Turn any failure to write into a RunError that begins with ``what``."""
+    try:
         yield
     except S3PetError:
         raise
     except Exception as error:
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-            raise RunError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+            raise RunError(f"{what}: {getattr(error, 'strerror', None) or error}") from error
         raise
 
 
@@ -149,14 +156,15 @@ def new_folder(
     """
     path = path_of(path)
     refuse_finished(path, last, what, overwrite)
+    problem = f"{path} cannot be a folder for a {what}"
     with claim(path, what):
         finish_move(path)
         stage = path / NEXT
-        with _writable(path, what):
+        with _refused(problem):
             stage.mkdir()
         try:
             yield stage
-            with _writable(path, what):
+            with _refused(problem):
                 old = sorted({file.name for pattern in foreign or () for file in path.glob(pattern)})
                 seal(stage, last, old=old, foreign=foreign is not None)
                 finish_move(path)
@@ -276,16 +284,6 @@ def saved_files(path: str | Path, what: str, required: Collection[str], hint: st
 
 
 @contextmanager
-def _writable(path: Path, what: str) -> Iterator[None]:
-    try:
-        yield
-    except S3PetError:
-        raise
-    except OSError as error:
-        raise RunError(f"{path} cannot be a folder for a {what}: {error.strerror or error}") from error
-
-
-@contextmanager
 def claim(path: str | Path, what: str, lock: str = LOCK) -> Iterator[Path]:
     """Make a folder and keep it for this process while it works there; the lock of a process that died is free.
 
@@ -296,11 +294,12 @@ def claim(path: str | Path, what: str, lock: str = LOCK) -> Iterator[Path]:
         RunError: it cannot be a folder, cannot be written to, or another process works there; its number is named.
     """
     path = Path(path)
+    problem = f"{path} cannot be a folder for a {what}"
     key = (os.getpid(), threading.get_ident(), str(path.absolute() / lock))
     if key in _CLAIMED:
         yield path
         return
-    with _writable(path, what):
+    with _refused(problem):
         new = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
         path.mkdir(parents=True, exist_ok=True)
         file = None
@@ -308,7 +307,7 @@ def claim(path: str | Path, what: str, lock: str = LOCK) -> Iterator[Path]:
             file = _locked(path / lock, path)
     _CLAIMED.add(key)
     try:
-        with _writable(path, what):  # a full disk has no room for a page
+        with _refused(problem):  # a full disk has no room for a page
             file.write(f"{os.getpid()} on {socket.gethostname()}\n".ljust(4096).encode())
             os.fsync(file.fileno())
         yield path
@@ -328,19 +327,16 @@ _CLAIMED: set[tuple[int, int, str]] = set()  # process, thread and lock
 
 def _locked(lock: Path, path: Path) -> Any:
     """The open lock file; None if its owner removed it meanwhile."""
-    file = open(os.open(lock, os.O_RDWR | os.O_CREAT, 0o666), "rb+", buffering=0)  # noqa: SIM115 - the caller's
-    try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # is given back when its process ends, however it ends
+    with ExitStack() as opened:
+        file = opened.enter_context(open(os.open(lock, os.O_RDWR | os.O_CREAT, 0o666), "rb+", buffering=0))
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back when its process ends, however it ends
+        except BlockingIOError as error:
+            owner = file.read(200).decode(errors="replace").strip() or "unknown"
+            raise RunError(f"{path} is in use by process {owner}; wait for it or choose another folder") from error
         if os.path.exists(lock) and os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
             file.truncate(0)
+            opened.pop_all()  # it stays open
             return file
-    except BlockingIOError as error:
-        owner = file.read(200).decode(errors="replace").strip() or "unknown"
-        file.close()
-        raise RunError(f"{path} is in use by process {owner}; wait for it or choose another folder") from error
-    except BaseException:
-        file.close()
-        raise
-    file.close()
     return None

@@ -31,9 +31,8 @@ class WordTree:
         row = {prefix: index for index, prefix in enumerate([(), *nodes])}  # 0 is the end of the prompt
         self.tokens = torch.tensor([node[-1] for node in nodes], dtype=torch.long)
         self.depth = torch.tensor([len(node) - 1 for node in nodes], dtype=torch.long)
-        self.above = torch.tensor([[a == b[: len(a)] for a in nodes] for b in nodes], dtype=torch.bool).view(
-            len(nodes), len(nodes)
-        )
+        above = [[a == b[: len(a)] for a in nodes] for b in nodes]
+        self.above = torch.tensor(above, dtype=torch.bool).view(len(nodes), len(nodes))
         steps = [[(row[word[:k]], word[k]) if k < len(word) else (0, -1) for k in range(n)] for word in cut]
         self._steps = torch.tensor(steps).unbind(-1)  # places and targets, [n_words, n]; −1: after the word's end
 
@@ -55,10 +54,7 @@ class WordTree:
             inputs = {"input_ids": torch.cat([ids, tokens.expand(rows, -1)], 1), "attention_mask": hidden[:, None]}
             inputs["position_ids"] = torch.cat(positions, 1)
             keep = torch.cat([last, torch.arange(width, width + len(tokens), device=device)])
-        if "logits_to_keep" in inspect.signature(objective.model.forward).parameters:
-            logits = objective.run(**inputs, logits_to_keep=keep, use_cache=False).logits
-        else:
-            logits = objective.run(**inputs, use_cache=False).logits[:, keep]
+        logits = kept_logits(objective.run, objective.model, inputs, keep)
         end = logits[torch.arange(rows, device=device), torch.searchsorted(last, ends - 1)]
         return self._likelihoods(torch.cat([end[:, None], logits[:, len(last) :]], 1))
 
@@ -126,6 +122,13 @@ def _counting_parts(model: Any) -> list[Any]:
     decoder = model.get_decoder()
     biases = [part for part in decoder.modules() if getattr(part, "has_relative_attention_bias", False)]
     return biases or [part for name, part in decoder.named_modules() if name.endswith("embed_positions")]
+
+
+def kept_logits(call: Any, model: Any, inputs: dict[str, Tensor], keep: Tensor) -> Tensor:
+    """Logits of a decoder at these places, [rows, kept, vocabulary]; ``call`` runs the model, with these inputs."""
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        return call(**inputs, logits_to_keep=keep, use_cache=False).logits
+    return call(**inputs, use_cache=False).logits[:, keep]
 
 
 def precise(scores: Tensor) -> Tensor:

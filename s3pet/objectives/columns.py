@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import reprlib
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +13,8 @@ from torch import Tensor
 
 from s3pet.errors import TaskError, shown
 from s3pet.files.kinds import is_whole
-from s3pet.tasks.checks import check_ids, position_limit
+from s3pet.objectives.choices import kept_logits, precise
+from s3pet.tasks.checks import check_ids, position_limit, say_cut
 from s3pet.tasks.plain import RowTask
 
 IGNORED = -100  # of a label: not part of the loss
@@ -72,13 +71,26 @@ class Bound:
 
     Attributes:
         model, task: None before :meth:`bound`. max_length: tokens of an input; longer ones are cut.
+        decisive: names of the arguments, kept as attributes, that decide the result.
     """
 
     model: Any = None
     task: Any = None
     tokenizer: Any = None
     max_length: int | None = None
+    decisive: tuple[str, ...] = ()
     _said = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, for the config of a run; of a function its name."""
+
+        def plain(value: Any) -> Any:
+            if callable(value):
+                return getattr(value, "__qualname__", type(value).__qualname__)
+            return list(value) if isinstance(value, tuple) else value
+
+        return {name: plain(getattr(self, name)) for name in self.decisive}
 
     def bound(self, model: Any, task: Any) -> Any:
         """A copy for this model and this task; TaskError for a task without rows of its own form."""
@@ -116,44 +128,48 @@ class Bound:
         named = [(f"row {n}", row) for n, row in enumerate(rows, 1)]
         return named if self.task is None else self.task.numbered(rows)
 
-    def cut(
-        self, rows: Sequence[Any], read: Callable[[str, Any, int | None], dict[str, Any]], length: int | None
-    ) -> list[dict[str, Any]]:
-        """Encoded rows of at most so many tokens; how many are longer is said once, with their share.
-
-        Args:
-            read: encodes a row, by its name for messages, the row and the length (None: the whole row).
-        """
-        named = self.numbered(rows)
-        encoded = [read(where, row, None) for where, row in named]
+    def encode(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
+        """Token numbers of rows, of at most :attr:`length`; how many are longer is said once, with their share."""
+        named, length = self.numbered(rows), self.length
+        encoded = [self._read(where, row, None) for where, row in named]
         is_long = [length is not None and len(entry["input_ids"]) > length for entry in encoded]
         if any(is_long):
-            self._say_cut(read, length, is_long)
+            self._say_cut(length, is_long)
             pairs = zip(named, encoded, is_long, strict=True)
-            encoded = [read(*pair, length) if long else entry for pair, entry, long in pairs]
+            encoded = [self._read(*pair, length) if long else entry for pair, entry, long in pairs]
         name = type(self).__name__ if self.task is None else f"task {self.task.name!r}"
         check_ids(name, self.tokenizer, self.model, [entry["input_ids"] for entry in encoded])
         return encoded
 
-    def _say_cut(self, read: Any, length: Any, is_long: list[bool]) -> None:
+    def _read(self, where: str, row: Any, length: int | None) -> dict[str, Any]:
+        """One encoded row, by its name for messages; cut to a length, or None: whole."""
+        raise NotImplementedError
+
+    def _say_cut(self, length: Any, is_long: list[bool]) -> None:
         if self._said:
             return
         self._said, name = True, ""
         if self.task is not None:
             name, task = f"task {self.task.name!r}: ", self.task
             try:
-                whole = [read(*pair, None) for part in (task.train, task.validation, task.test)
-                         for pair in task.numbered(part)]  # fmt: skip
+                whole = [self._read(where, row, None) for part in (task.train, task.validation, task.test)
+                         for where, row in task.numbered(part)]  # fmt: skip
                 in_task = [len(entry["input_ids"]) > length for entry in whole]
                 is_long = in_task if any(in_task) else is_long  # of new rows
             except TaskError:  # of a row that is read later, and refused then
                 pass
-        n, share = sum(is_long), sum(is_long) / len(is_long)
-        why = "the model has no more positions"
-        if length == self.max_length:
-            why = f"{type(self).__name__}(…, max_length=…) reads more"
-        what = f"{n:,} of {len(is_long):,} rows ({share:.1%}) have more than {length} tokens and are cut"
-        warnings.warn(f"{name}{what}; {why}", stacklevel=2)
+        more = f"{type(self).__name__}(…, max_length=…) reads more"
+        say_cut(name, is_long, length, more if length == self.max_length else "the model has no more positions")
+
+
+def word_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of labels, [rows, length], by the logits before them; −100 is ignored."""
+    return F.cross_entropy(precise(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED, reduction=reduction)
+
+
+def written_logits(call: Any, model: Any, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """Logits of an encoder-decoder before each label, [rows, length, vocabulary]; arguments as for scored_logits."""
+    return call(**inputs, decoder_input_ids=written_inputs(model, labels), use_cache=False).logits
 
 
 def written_inputs(model: Any, labels: Tensor) -> Tensor:
@@ -173,8 +189,4 @@ def scored_logits(call: Any, model: Any, inputs: dict[str, Tensor], labels: Tens
         call: runs the model. inputs: of the model. labels: [rows, length] of the inputs; −100 is ignored.
     """
     keep = (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        logits = call(**inputs, logits_to_keep=keep, use_cache=False).logits
-    else:
-        logits = call(**inputs, use_cache=False).logits[:, keep]
-    return logits, labels[:, keep + 1]
+    return kept_logits(call, model, inputs, keep), labels[:, keep + 1]

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from s3pet.backbones import preserved
 from s3pet.errors import SearchError, TaskError
 from s3pet.files.kinds import TEXT
-from s3pet.objectives.choices import precise
-from s3pet.objectives.columns import IGNORED, Bound, padded, read_text, scored_logits, written_inputs
+from s3pet.objectives.columns import IGNORED, Bound, padded, read_text, scored_logits, word_loss, written_logits
 from s3pet.tasks.checks import position_limit
 
 
@@ -35,21 +33,17 @@ class Generation(Bound):
             written. Both are at most what the model has positions for.
     """
 
+    decisive = ("source", "target", "max_length", "max_target")
+
     def __init__(
         self, tokenizer: Any, *, source: str = "source", target: str = "target", max_length: int = 256,
         max_target: int = 64,
     ):  # fmt: skip
         TEXT.check(TaskError, source=source, target=target)
-        self.tokenizer, self.columns = tokenizer, (source, target)
+        self.tokenizer, self.source, self.target = tokenizer, source, target
         self.max_length, self.max_target = max_length, max_target
         self._cache: dict[str, bool] = {}
         self.check_options(max_length=2, max_target=2)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the result, for the config of a run."""
-        columns = dict(zip(("source", "target"), self.columns, strict=True))
-        return {**columns, "max_length": self.max_length, "max_target": self.max_target}
 
     def heads(self, model: Any) -> Sequence[str]:
         """None; SearchError for a model that writes nothing, TaskError for a text that would have no end.
@@ -92,22 +86,19 @@ class Generation(Bound):
         limit = position_limit(self.model, written=True) if self.model is not None else None
         return min(self.max_target, limit or self.max_target)
 
-    def encode(self, rows: Sequence[Any]) -> list[dict[str, list[int]]]:
-        """Token numbers of the source as both kinds of models read it, and of the target if there is one."""
-        return self.cut(rows, self._read, self.length)
-
     def _read(self, where: str, row: Any, length: int | None) -> dict[str, list[int]]:
-        (source, target), tokenizer = self.columns, self.tokenizer
-        row = {source: row} if isinstance(row, str) else row
-        text = read_text(where, row, source)
+        """The source as both kinds of models read it, and the target if there is one."""
+        tokenizer = self.tokenizer
+        row = {self.source: row} if isinstance(row, str) else row
+        text = read_text(where, row, self.source)
         whole = tokenizer(text, verbose=False)["input_ids"]
         entry = {"source": whole, "prompt": whole}
         if length is not None:
             entry["source"] = tokenizer(text, truncation=True, max_length=length, verbose=False)["input_ids"]
             entry["prompt"] = whole[-length:]
         entry["input_ids"] = entry["source"]
-        if row.get(target) is not None:
-            words, end, most = read_text(where, row, target), tokenizer.eos_token_id, self.target_length
+        if row.get(self.target) is not None:
+            words, end, most = read_text(where, row, self.target), tokenizer.eos_token_id, self.target_length
             entry["target"] = tokenizer(text_target=words, truncation=True, max_length=most)["input_ids"]
             more = tokenizer(" " + words, add_special_tokens=False, verbose=False)["input_ids"]
             entry["continuation"] = [*more[: most - 1], *([] if end is None else [end])]
@@ -123,18 +114,16 @@ class Generation(Bound):
     def loss(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Mean cross-entropy of the tokens of the targets; TaskError without targets."""
         if "target" not in batch:
-            raise TaskError(f"rows need a column {self.columns[1]!r} to be learned; pass target=, the name of yours")
+            raise TaskError(f"rows need a column {self.target!r} to be learned; pass target=, the name of yours")
         if model.config.is_encoder_decoder:
-            labels = batch["target"]
-            logits = model(
-                **self._inputs(batch["source"]), decoder_input_ids=written_inputs(model, labels), use_cache=False
-            ).logits
+            inputs, labels = self._inputs(batch["source"]), batch["target"]
+            logits = written_logits(model, model, inputs, labels)
         else:
             both = [(a[a >= 0], b[b >= 0]) for a, b in zip(batch["prompt"], batch["continuation"], strict=True)]
             ids = padded("prompt", [torch.cat(pair) for pair in both], IGNORED)
             labels = padded("prompt", [torch.cat([torch.full_like(a, IGNORED), b]) for a, b in both], IGNORED)
             logits, labels = scored_logits(model, model, self._inputs(ids), labels)
-        return F.cross_entropy(precise(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED)
+        return word_loss(logits, labels)
 
     def predict(self, model: Any, batch: Mapping[str, Tensor]) -> list[str]:
         """The texts that the model writes."""
@@ -156,9 +145,8 @@ class Generation(Bound):
 
     @property
     def _pad(self) -> int:
-        return (
-            self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id or 0
-        )
+        padding = self.tokenizer.pad_token_id
+        return (self.tokenizer.eos_token_id or 0) if padding is None else padding
 
     def _inputs(self, ids: Tensor) -> dict[str, Tensor]:
         return {"input_ids": ids.masked_fill(ids < 0, self._pad), "attention_mask": (ids >= 0).long()}

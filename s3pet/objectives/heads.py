@@ -41,6 +41,9 @@ class ModelLoss(Bound):
         head: dotted names of submodules that are trained too; None: all beside the base model but the output embedding.
     """
 
+    decisive: tuple[str, ...] = ("padding", "prepare")
+    names: tuple[str, ...] = ()
+
     def __init__(
         self,
         prepare: Callable[[Any], Mapping[str, Any]] | None = None,
@@ -52,20 +55,21 @@ class ModelLoss(Bound):
         optional(mapping(number())).check(TaskError, padding=padding)
         optional(several(TEXT, 0)).check(TaskError, head=head)
         self.prepare, self.padding, self.head = prepare, dict(padding or {}), head
-        self.names: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> frozenset[str]:
         """Names of what the model reads; empty before it is known."""
         return frozenset() if self.model is None else frozenset(inspect.signature(self.model.forward).parameters)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the result, for the config of a run."""
-        return {"padding": self.padding, "prepare": None if self.prepare is None else _name(self.prepare)}
-
     def heads(self, model: Any) -> Sequence[str]:
-        """Submodules that are trained too; SearchError if the model computes no loss."""
+        """Submodules that are trained too.
+
+        SearchError if the model computes no loss; TaskError if it has another number of outputs than there are names.
+        """
+        count = getattr(getattr(model, "config", None), "num_labels", None)
+        if self.names and count is not None and count != len(self.names):
+            how = f"load it with num_labels={len(self.names)}"
+            raise TaskError(f"the model's head has {count} outputs and there are {len(self.names)} names; {how}")
         if not set(TARGETS) & set(inspect.signature(model.forward).parameters):
             what = f"{type(model).__name__} takes no labels, so it has no loss of its own"
             raise SearchError(f"{what}; load the class with a head, such as AutoModelForSequenceClassification")
@@ -75,8 +79,8 @@ class ModelLoss(Bound):
 
     def encode(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
         """The columns of each row that the model reads, checked against it."""
-        encoded, inputs = [], self.inputs
-        for where, row in self.numbered(rows):
+        encoded, inputs, named = [], self.inputs, self.numbered(rows)
+        for where, row in named:
             columns = row if self.prepare is None else self.prepare(row)
             if not isinstance(columns, Mapping):
                 raise TaskError(
@@ -86,7 +90,11 @@ class ModelLoss(Bound):
             if not kept.keys() - set(TARGETS):
                 raise TaskError(f"{where} has columns {sorted(columns)}, none of which this model reads; pass prepare=")
             encoded.append(kept | self._targets(where, kept))
-        self._check_choices([where for where, _ in self.numbered(rows)], encoded)
+        if type(self.model).__name__.endswith("ForMultipleChoice"):
+            counts = [len(row.get("input_ids", ())) for row in encoded]
+            if others := [(where, n) for (where, _), n in zip(named, counts, strict=True) if n != counts[0]]:
+                what = f"{others[0][0]} has {others[0][1]} choices and {named[0][0]} has {counts[0]}"
+                raise TaskError(f"{what}; all rows need as many, or empty ones would be predicted")
         return encoded
 
     def _targets(self, where: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,18 +134,11 @@ class ModelLoss(Bound):
             if len(numbers) != len(read_list(ids) or numbers):
                 what = f"has {len(numbers)} labels for {len(read_list(ids) or [])} tokens"
                 raise TaskError(f"{where} {what}; give one a token, {IGNORED} where none counts")
-            return [IGNORED if n == IGNORED else class_number(where, n, self.names, n_classes) for n in numbers]
+            return [IGNORED if n == IGNORED else self._class(where, n) for n in numbers]
         if n_classes is not None and (len(numbers) != n_classes or not all(value in (0, 1) for value in numbers)):
             what = f"one class, or for several classes at once a vector of {n_classes} numbers 0.0 or 1.0"
             raise TaskError(f"{where} is {reprlib.repr(labels)}; expected {what}")
         return labels if n_classes is None else [float(value) for value in numbers]
-
-    def _check_choices(self, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-        if type(self.model).__name__.endswith("ForMultipleChoice"):
-            counts = [len(row.get("input_ids", ())) for row in rows]
-            if others := [(name, n) for name, n in zip(names, counts, strict=True) if n != counts[0]]:
-                what = f"{others[0][0]} has {others[0][1]} choices and {names[0]} has {counts[0]}"
-                raise TaskError(f"{what}; all rows need as many, or empty ones would be predicted")
 
     def _class(self, where: str, value: Any) -> int:
         return class_number(where, value, self.names, self.n_classes)
@@ -210,7 +211,3 @@ def own_heads(model: Any) -> tuple[str, ...]:
             inner = {name for name, _ in bare(model.config).named_children()}
     beside = [(n, part) for n, part in model.named_children() if n not in inner and part is not base]
     return tuple(n for n, part in beside if [*part.parameters()] and all(p is not embedding for p in part.modules()))
-
-
-def _name(function: Any) -> str:
-    return getattr(function, "__qualname__", type(function).__qualname__)

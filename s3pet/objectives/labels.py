@@ -14,11 +14,24 @@ from torch import Tensor
 
 from s3pet.errors import TaskError, shown
 from s3pet.files.kinds import TEXT, several
-from s3pet.objectives.columns import IGNORED, read_list, read_text
+from s3pet.objectives.columns import IGNORED, Bound, read_list, read_text
 from s3pet.objectives.heads import ModelLoss
 
 
-class TokenClassification(ModelLoss):
+class TextLabels(ModelLoss):
+    """Labels of texts that a tokenizer reads, and their names, in the order of the model's outputs."""
+
+    def __init__(
+        self, tokenizer: Any, names: Sequence[str], max_length: int, head: Sequence[str] | None, **padding: int
+    ):
+        super().__init__(padding={"input_ids": getattr(tokenizer, "pad_token_id", 0) or 0, **padding}, head=head)
+        self.tokenizer, self.names, self.max_length = tokenizer, named(names), max_length
+        self.check_options(max_length=2)
+
+    encode = Bound.encode  # rows are texts, not the model's inputs
+
+
+class TokenClassification(TextLabels):
     """A tag for each word: its first token carries the label.
 
         from s3pet.tasks.plain import RowTask, word_accuracy
@@ -34,31 +47,20 @@ class TokenClassification(ModelLoss):
             texts. tokens, tags: columns. max_length: tokens of an input; longer ones are cut.
     """
 
+    decisive = ("names", "tokens", "tags", "max_length")
+
     def __init__(
         self, tokenizer: Any, *, names: Sequence[str] = (), tokens: str = "tokens", tags: str = "tags",
         max_length: int = 128, head: Sequence[str] | None = None,
     ):  # fmt: skip
-        super().__init__(padding={"input_ids": getattr(tokenizer, "pad_token_id", 0) or 0, "words": -1}, head=head)
+        super().__init__(tokenizer, names, max_length, head, words=-1)
         TEXT.check(TaskError, tokens=tokens, tags=tags)
-        self.tokenizer, self.names, self.columns, self.max_length = tokenizer, named(names), (tokens, tags), max_length
-        self.check_options(max_length=2)
+        self.tokens, self.tags = tokens, tags
         if not getattr(tokenizer, "is_fast", False):
             raise TaskError(f"{type(tokenizer).__name__} does not say which word a token is of; load a fast tokenizer")
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        tokens, tags = self.columns
-        return {"names": list(self.names), "tokens": tokens, "tags": tags, "max_length": self.max_length}
-
-    def heads(self, model: Any) -> Sequence[str]:
-        _check_outputs(model, self.names)
-        return super().heads(model)
-
-    def encode(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
-        return self.cut(rows, self._read, self.length)
-
     def _read(self, where: str, row: Any, length: int | None) -> dict[str, Any]:
-        tokens, tags = self.columns
+        tokens, tags = self.tokens, self.tags
         row = row if isinstance(row, Mapping) or read_list(row) is None else {tokens: row}
         words = read_list(row.get(tokens)) if isinstance(row, Mapping) else None
         if not words or not all(isinstance(word, str) and word.strip() for word in words):
@@ -73,11 +75,11 @@ class TokenClassification(ModelLoss):
         first = [w if w != before else -1 for before, w in zip([-1, *of_token], of_token, strict=False)]
         entry = {**inputs, "words": first, "n_words": len(words)}
         if row.get(tags) is not None:
-            given = read_list(row[tags])
-            if given is None or len(given) != len(words):
-                count = f"the tags {row[tags]!r}" if given is None else f"{len(given)} tags"
+            own = read_list(row[tags])
+            if own is None or len(own) != len(words):
+                count = f"the tags {row[tags]!r}" if own is None else f"{len(own)} tags"
                 raise TaskError(f"{where} has {len(words)} words and {count}; give one tag a word, in a list")
-            numbers = [self._class(f"{where}: tag {k}", tag) for k, tag in enumerate(given, 1)]
+            numbers = [self._class(f"{where}: tag {k}", tag) for k, tag in enumerate(own, 1)]
             entry["labels"] = [IGNORED if word < 0 else numbers[word] for word in first]
         return entry
 
@@ -94,7 +96,7 @@ class TokenClassification(ModelLoss):
         return [[self._named("a tag", tag) for tag in read_list(row) or ()] for row in values]
 
 
-class MultiLabel(ModelLoss):
+class MultiLabel(TextLabels):
     """Any number of labels for each text: the binary cross-entropy of every label.
 
         from s3pet.tasks.plain import RowTask, f1_micro
@@ -111,30 +113,18 @@ class MultiLabel(ModelLoss):
             two texts the longer one first.
     """
 
+    decisive = ("names", "text", "target", "max_length")
+
     def __init__(
         self, tokenizer: Any, *, names: Sequence[str], text: str | Sequence[str] = "text", target: str = "labels",
         max_length: int = 128, head: Sequence[str] | None = None,
     ):  # fmt: skip
-        super().__init__(padding={"input_ids": getattr(tokenizer, "pad_token_id", 0) or 0}, head=head)
-        self.tokenizer, self.names, self.max_length = tokenizer, named(names), max_length
+        super().__init__(tokenizer, names, max_length, head)
         TEXT.check(TaskError, target=target)
         several(TEXT).check(TaskError, text=[text] if isinstance(text, str) else text)
         self.text, self.target = (text,) if isinstance(text, str) else tuple(text), target
-        self.check_options(max_length=2)
         if len(self.text) not in (1, 2):
             raise TaskError(f"text= names one column or two, which a model can tell apart; got {self.text}")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        columns = {"text": list(self.text), "target": self.target}
-        return {"names": list(self.names), **columns, "max_length": self.max_length}
-
-    def heads(self, model: Any) -> Sequence[str]:
-        _check_outputs(model, self.names)
-        return super().heads(model)
-
-    def encode(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
-        return self.cut(rows, self._read, self.length)
 
     def _read(self, where: str, row: Any, length: int | None) -> dict[str, Any]:
         plain = [row] if isinstance(row, str) else read_list(row) or ()
@@ -194,25 +184,18 @@ class ImageClassification(ModelLoss):
             channels; they get as many as the model reads (RGB).
     """
 
+    decisive = ("names", "image", "label")
+
     def __init__(
         self, processor: Any, *, names: Sequence[str] = (), image: str = "image", label: str = "label",
         head: Sequence[str] | None = None,
     ):  # fmt: skip
         super().__init__(head=head)
         TEXT.check(TaskError, image=image, label=label)
-        self.processor, self.names, self.columns = processor, named(names), (image, label)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        image, label = self.columns
-        return {"names": list(self.names), "image": image, "label": label}
-
-    def heads(self, model: Any) -> Sequence[str]:
-        _check_outputs(model, self.names)
-        return super().heads(model)
+        self.processor, self.names, self.image, self.label = processor, named(names), image, label
 
     def encode(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
-        encoded, (image, label) = [], self.columns
+        encoded, image, label = list[dict[str, Any]](), self.image, self.label
         n_channels = getattr(getattr(self.model, "config", None), "num_channels", 3)
         for where, row in self.numbered(rows):
             value = row.get(image) if isinstance(row, Mapping) else row
@@ -277,10 +260,3 @@ def read_image(where: str, image: Any, n_channels: int) -> Any:
         picture = fromarray((pixels[:, :, 0] if pixels.shape[-1] == 1 else pixels).cpu().numpy())
         return picture.convert(modes[n_channels]) if n_channels in modes else picture
     return (pixels.expand(-1, -1, n_channels) if pixels.shape[-1] == 1 else pixels).cpu().numpy()
-
-
-def _check_outputs(model: Any, names: Sequence[str]) -> None:
-    count = getattr(getattr(model, "config", None), "num_labels", None)
-    if names and count is not None and count != len(names):
-        how = f"load it with num_labels={len(names)}"
-        raise TaskError(f"the model's head has {count} outputs and there are {len(names)} names; {how}")

@@ -195,16 +195,11 @@ def objective_of(model: nn.Module, task: Any, objective: Any = None, *, seed: in
 
 
 def checked(objective: Any) -> Any:
-    """An object with the methods of an objective, or settings; SearchError for anything else, which says why."""
-    return objective if has_methods(objective) else ObjectiveSettings.of(objective)
-
-
-def has_methods(objective: Any) -> bool:
-    """Whether an object has the four methods; SearchError for a class, and for an object with some of them only."""
+    """An object with the four methods, or settings; SearchError for anything else, which says why."""
     methods = [name for name in METHODS if callable(getattr(objective, name, None))]
     if methods and isinstance(objective, type):
         raise SearchError(f"objective {objective.__name__} is a class; pass an object of it: {objective.__name__}(…)")
     if lacking := ", ".join(name for name in METHODS if methods and name not in methods):
         what = f"objective {type(objective).__name__} lacks the methods {lacking}"
         raise SearchError(f"{what}; see s3pet.objectives.OwnObjective")
-    return bool(methods)
+    return objective if methods else ObjectiveSettings.of(objective)

@@ -16,6 +16,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -26,8 +27,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from s3pet.backbones import backbone_kind, borrows, check_model, preserved
 from s3pet.errors import BackboneError, SearchError, TaskError, check_finite, shown
 from s3pet.files.kinds import SEED
-from s3pet.objectives.choices import WordTree, precise
-from s3pet.objectives.columns import IGNORED, scored_logits, written_inputs
+from s3pet.objectives.choices import WordTree
+from s3pet.objectives.columns import IGNORED, scored_logits, word_loss, written_inputs, written_logits
 from s3pet.objectives.pooling import pooled, pooled_width
 from s3pet.objectives.streams import Row, in_batches
 from s3pet.records import LATER, check_fields, recorded
@@ -247,8 +248,6 @@ class Writer(Objective):
         self.words, self.scored_words = label_tokens(task, model, words)
         self.n_distinct = max(map(len, self.scored_words))
         self.tree = WordTree(self.scored_words)
-
-    def _choose_way(self) -> None:
         self.in_one_pass = self.tree.fits(self)
         alike = max(1, len(self.tree.tokens) // self.n_distinct)  # words alone with as many logits as the tree
         self.n_sequences = alike if self.in_one_pass else len(self.words)
@@ -258,7 +257,7 @@ class Writer(Objective):
 
     def scores_at_once(self, batch: Batch) -> Tensor:
         """As :meth:`scores`, with all words in one sequence."""
-        raise NotImplementedError
+        return (self.tree.written_scores if self.model.config.is_encoder_decoder else self.tree.scores)(self, batch)
 
     def scores_alone(self, batch: Batch) -> Tensor:
         """As :meth:`scores`, with a sequence for each word: slow, for backbones that cannot read a tree of words."""
@@ -271,17 +270,16 @@ class SequenceToSequence(Writer):
     def __init__(self, model: nn.Module, task: Task, settings: ObjectiveSettings):
         words = cast(Any, task.tokenizer)(text_target=list(task.label_words))["input_ids"]
         super().__init__(model, task, settings, words)
-        self.start = int(written_inputs(model, torch.tensor(self.words[:1], device=self.device))[0, 0])
-        self._choose_way()
+
+    @cached_property
+    def start(self) -> int:
+        """The token with which the decoder begins to write."""
+        return int(written_inputs(self.model, torch.tensor(self.words[:1], device=self.device))[0, 0])
 
     def _word_loss(self, batch: Batch) -> Tensor:
         labels = _pad([self.words[int(word)] for word in batch["target"]], IGNORED).to(self.device)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        logits = self.run(**inputs, decoder_input_ids=written_inputs(self.model, labels), use_cache=False).logits
-        return F.cross_entropy(precise(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED)
-
-    def scores_at_once(self, batch: Batch) -> Tensor:
-        return self.tree.written_scores(self, batch)
+        return word_loss(written_logits(self.run, self.model, inputs, labels), labels)
 
     def scores_alone(self, batch: Batch) -> Tensor:
         ids, mask, n_labels = batch["input_ids"], batch["attention_mask"], len(self.words)
@@ -303,14 +301,9 @@ class Causal(Writer):
         words = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in task.label_words]
         super().__init__(model, task, settings, [ids[: settings.max_length // 2] for ids in words])
         self.reader = Reader(task, model, settings.max_length, words=self.words)
-        self._choose_way()
 
     def _word_loss(self, batch: Batch) -> Tensor:
-        logits, labels = self._continued(batch, [[self.words[int(word)]] for word in batch["target"]])
-        return F.cross_entropy(precise(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED)
-
-    def scores_at_once(self, batch: Batch) -> Tensor:
-        return self.tree.scores(self, batch)
+        return word_loss(*self._continued(batch, [[self.words[int(word)]] for word in batch["target"]]))
 
     def scores_alone(self, batch: Batch) -> Tensor:
         rows = len(batch["target"])
@@ -396,5 +389,4 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
 
 def _likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-likelihood of the labels of each row (−100 is ignored): [rows]."""
-    flat = F.cross_entropy(precise(logits.flatten(0, 1)), labels.flatten(), ignore_index=-100, reduction="none")
-    return -flat.view(labels.shape).sum(-1)
+    return -word_loss(logits, labels, "none").view(labels.shape).sum(-1)

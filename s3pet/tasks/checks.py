@@ -5,6 +5,7 @@ What cannot work is a TaskError; what is only worth knowing is said once per tas
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,6 +54,12 @@ def position_limit(model: Any, *, written: bool = False) -> int | None:
     config, names = model.config, ("max_position_embeddings", "max_seq_len")
     declared = [size for name in names if isinstance(size := getattr(config, name, None), int) and size > 0]
     return min(limits + declared) if limits or config.model_type in _FIXED else None
+
+
+def say_cut(name: str, is_long: Sequence[bool], length: Any, why: str) -> None:
+    """Warn that some rows are cut: how many, and their share; ``name`` begins the message."""
+    share = f"{sum(is_long):,} of {len(is_long):,} rows ({sum(is_long) / len(is_long):.1%})"
+    warnings.warn(f"{name}{share} have more than {length} tokens and are cut; {why}", stacklevel=3)
 
 
 def check_ids(where: str, tokenizer: Any, model: Any, ids: Sequence[Sequence[int]]) -> None:

@@ -8,21 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from s3pet.errors import TaskError
-from s3pet.files.kinds import FLAG, TEXT, TEXTS, Kind, check_record, instance
+from s3pet.files.kinds import FLAG, TEXT, TEXTS, Kind, check_record, instance, many, one_of, several, whole
 from s3pet.tasks.metrics import CLASS_METRICS, VALUE_METRICS
+from s3pet.tasks.rows import read_split
 from s3pet.tasks.task import Example, Task, make_example
 
-_TEXTS = ("label_words", "label_names", "metrics", "columns", "fields")
-_KINDS = {"name": TEXT, "regression": FLAG, "template": TEXT, **dict.fromkeys(_TEXTS, TEXTS)}
-FORM = Kind("the form of a task", lambda form: isinstance(form, dict) and _is_form(form))  # in a file
-_FIELDS = ("name", "label_words", "label_names", "metrics", "regression", "columns", "fields", "template")
-
-
-def _is_form(form: dict[str, Any]) -> bool:
-    check_record(form, _KINDS, (*_FIELDS, "probe"))
-    unknown = [name for name in form["metrics"] if name not in (*CLASS_METRICS, *VALUE_METRICS)]
-    probe = form["probe"]
-    return not unknown and isinstance(probe, list) and all(type(n) is int for n in probe) and bool(form["metrics"])
+_FIELDS = {  # of a task, in the order of the file
+    **{"name": TEXT, "label_words": TEXTS, "label_names": TEXTS},
+    **{"metrics": several(one_of((*CLASS_METRICS, *VALUE_METRICS))), "regression": FLAG},
+    **{"columns": TEXTS, "fields": TEXTS, "template": TEXT},
+}
+_KINDS = _FIELDS | {"probe": many(whole())}
+FORM = Kind("the form of a task", lambda v: isinstance(v, dict) and bool(check_record(v, _KINDS, _KINDS)))  # in a file
 
 
 def form_of(task: Task) -> dict[str, Any]:
@@ -60,10 +57,8 @@ def read_records(task: Task, records: Any) -> tuple[Example, ...]:
     instance(Iterable, "a list of records").check(TaskError, records=records)
     if isinstance(records, str | Mapping):
         raise TaskError(f"task {task.name!r}: expected a list of records; pass [{reprlib.repr(records)}]")
-    examples, columns, rows = list[Example](), list(task.columns), records
-    if hasattr(rows, "iterrows"):
-        rows = rows.to_dict("records")
-    for n, record in enumerate(rows, 1):
+    examples, columns = list[Example](), list(task.columns)
+    for n, record in enumerate(read_split(records), 1):
         if isinstance(record, Example):
             examples.append(record)
             continue

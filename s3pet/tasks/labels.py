@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from s3pet.errors import TaskError
+from s3pet.files.kinds import TEXT, is_real, optional
 from s3pet.tasks.rows import Row
 
 FIELD = re.compile(r"\{([^{}]+)\}")  # of a template
@@ -35,13 +36,11 @@ def check_options(spec: Mapping[str, Any]) -> dict[str, Any]:
             value = (value,)
         is_list = isinstance(value, Iterable) and not isinstance(value, str | Mapping | Set)
         texts = tuple(value) if is_list else ()
-        is_text = [isinstance(v, str) or (isinstance(v, Real) and not isinstance(v, bool) and v == v) for v in texts]
-        if not is_list or not texts or not all(is_text):
+        if not texts or not all(isinstance(v, str) or (is_real(v) and v == v) for v in texts):
             raise TaskError(f"{name} must be a list of texts, such as ('no', 'yes'); got {reprlib.repr(value)}")
         checked[name] = tuple(map(str, texts))
-    for name in ("metric", "label_column", "template"):
-        if spec.get(name) is not None and not isinstance(spec[name], str):
-            raise TaskError(f"{name} must be a text; got {reprlib.repr(spec[name])}")
+    single = {name: spec.get(name) for name in ("metric", "label_column", "template")}
+    optional(TEXT).check(TaskError, **single)
     return checked
 
 

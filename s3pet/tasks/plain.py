@@ -61,9 +61,8 @@ class RowTask:
 
     def __post_init__(self) -> None:
         TEXT.check(TaskError, name=self.name)
-        Kind("a column or a function of a row", lambda v: TEXT.holds(v) or callable(v)).check(
-            TaskError, label=self.label
-        )
+        kind = Kind("a column or a function of a row", lambda v: TEXT.holds(v) or callable(v))
+        kind.check(TaskError, label=self.label)
         for split in ("train", "validation", "test"):
             rows = getattr(self, split)
             if hasattr(rows, "iterrows"):

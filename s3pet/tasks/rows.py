@@ -26,12 +26,10 @@ def read_folder(folder: Path, validation: str | None = None) -> dict[str, list[R
     if "train" not in stems:
         names = [path.name for path in content][:8] or "nothing"
         raise TaskError(f"{folder} has no train file of {', '.join(ENDINGS)}; it holds {names}")
-    if stems == {"train"} and (
-        others := [path.name for path in content if path.suffix in ENDINGS and path.stem != "train"]
-    ):
-        raise TaskError(
-            f"{folder}: {others[:4]} are not named after splits ({', '.join(SPLITS)}); rename or remove them"
-        )
+    others = [path.name for path in content if path.suffix in ENDINGS and path.stem != "train"]
+    if stems == {"train"} and others:
+        what = f"{others[:4]} are not named after splits ({', '.join(SPLITS)})"
+        raise TaskError(f"{folder}: {what}; rename or remove them")
     if "test" not in stems and (unreadable := [path.name for path in content if path.stem == "test"]):
         raise TaskError(f"{folder}: {unreadable[0]} cannot be read; use {', '.join(ENDINGS)}, or rename the file")
     return {name: _read_file(path) for name, path in files.items()}
@@ -58,17 +56,12 @@ def read_split(rows: Any) -> list[Row]:
     if isinstance(rows, str | Path):
         return _read_file(Path(rows))
     if hasattr(rows, "iterrows"):
-        return _records(rows, rows.columns)
+        if twice := [(name, n) for name, n in Counter(rows.columns).items() if n > 1]:  # one of them would be lost
+            raise TaskError(f"column {twice[0][0]!r} is there {twice[0][1]} times; rename or drop the others")
+        return rows.to_dict("records")
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         raise TaskError(f"rows must be a list of dicts, a Dataset, a table of pandas or a file, got {shown(rows)}")
     return list(rows)
-
-
-def _records(table: Any, columns: Any) -> list[Row]:
-    """Rows of a table of pandas as dicts; a column that is there twice is a TaskError, one of them would be lost."""
-    if twice := [name for name, count in Counter(columns).items() if count > 1]:
-        raise TaskError(f"column {twice[0]!r} is there {Counter(columns)[twice[0]]} times; rename or drop the others")
-    return table.set_axis(list(columns), axis=1).to_dict("records")
 
 
 def name_splits(splits: Mapping[str, list[Row]], validation: str | None = None) -> dict[str, list[Row]]:

@@ -264,7 +264,7 @@ def load_task(
     SEED.check(TaskError, seed=seed)
     TOKENIZER.check(TaskError, tokenizer=tokenizer)
     optional(FLAG).check(TaskError, regression=regression)
-    optional(TEXT).check(TaskError, name=name, metric=metric, label_column=label_column, template=template)
+    optional(TEXT).check(TaskError, name=name)
     if template is not None:
         spec.pop("fields", None)  # the names in the benchmark's own template
     try:

@@ -7,11 +7,10 @@ How many rows are cut is said once, with their share.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from s3pet.tasks.checks import check_ids, position_limit, start_token
+from s3pet.tasks.checks import check_ids, position_limit, say_cut, start_token
 from s3pet.tasks.labels import fill_template
 from s3pet.tasks.task import Example, Task
 
@@ -98,11 +97,10 @@ class Reader:
     def _say_cut(self, examples: Sequence[Example]) -> None:
         if self._said:
             return
-        self._said, task = True, self.task
+        self._said, task, is_long = True, self.task, list[bool]()
         for part in ([*task.train, *task.validation, *task.test], examples):  # the task has no long row: new ones do
             rows = self._tokenize(self._texts(part)) if part else []
-            if n := sum(len(row["input_ids"]) > self.length for row in rows):
+            if any(is_long := [len(row["input_ids"]) > self.length for row in rows]):
                 break
-        what = f"task {task.name!r}: {n:,} of {len(rows):,} rows ({n / len(rows):.1%}) have more than {self.length}"
         why = "the backbone has no more positions" if self.capped else "objective={'max_length': …} reads more"
-        warnings.warn(f"{what} tokens and are cut; {why}", stacklevel=2)
+        say_cut(f"task {task.name!r}: ", is_long, self.length, why)
