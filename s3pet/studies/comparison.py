@@ -83,7 +83,9 @@ def compare(
         RunError: a line of ``out`` is not a row, another process works with it, or it cannot be written to. Else as
             :func:`s3pet.retrain`.
     """
-    settings_of(Recipe, {"seed": 0, **recipe}, "compare")
+    settings_of(Recipe, recipe, "compare")
+    if "seed" in recipe:
+        raise SearchError(f"compare takes seeds, a list, instead of seed, got seed={shown(recipe['seed'])}")
     check_entries(model, structures)
     refuse_processes("a comparison")
     several(SEED).check(SearchError, seeds=seeds)
@@ -117,7 +119,7 @@ def compare(
         ) as bar:
             for chunk in chunks:
                 runs, place = [waiting[key] for key in chunk], finished.place(chunk)
-                if len(chunk) > 1 or chunk[0] in alike:
+                if chunk[0] in alike:
                     measured = measure_together(model, task, runs, objective, recipe, place)
                 else:
                     entry, seed = runs[0]

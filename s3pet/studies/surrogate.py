@@ -22,8 +22,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import cdist
+from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.linear_model import LinearRegression, RidgeCV
+from sklearn.model_selection import GroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from s3pet.errors import StudyError, nearest
+from s3pet.errors import StudyError
+from s3pet.files.kinds import one_of
 from s3pet.space import Space
 from s3pet.utility import candidate_names
 
@@ -31,38 +43,13 @@ FOLDS = 10
 FLOOR = 0.5  # of the standard deviation of scores: the least part of an error that does not depend on the structure
 SIMILAR = 0.5  # Jaccard index from which two structures are near copies
 NEARBY = 0.99  # quantile of the table's own distances to the nearest other structure
-
-
-def _ridge() -> Any:
-    from sklearn.linear_model import RidgeCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 16)))
-
-
-def _forest(extra: bool) -> Any:
-    from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
-
-    kind = ExtraTreesRegressor if extra else RandomForestRegressor
-    return kind(100, min_samples_leaf=3, max_features=0.5, random_state=0)
-
-
-def _process() -> Any:
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    kernel = ConstantKernel(1.0) * RBF(10.0, (1.0, 1e3)) + WhiteKernel(0.5, (1e-3, 1e1))
-    return make_pipeline(StandardScaler(), GaussianProcessRegressor(kernel, normalize_y=True))
-
-
+FOREST: dict[str, Any] = {"n_estimators": 100, "min_samples_leaf": 3, "max_features": 0.5, "random_state": 0}
+KERNEL = ConstantKernel(1.0) * RBF(10.0, (1.0, 1e3)) + WhiteKernel(0.5, (1e-3, 1e1))
 MODELS: dict[str, Callable[[], Any]] = {
-    "ridge": _ridge,
-    "random forest": lambda: _forest(extra=False),
-    "extra trees": lambda: _forest(extra=True),
-    "gaussian process": _process,
+    "ridge": lambda: make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 16))),
+    "random forest": lambda: RandomForestRegressor(**FOREST),
+    "extra trees": lambda: ExtraTreesRegressor(**FOREST),
+    "gaussian process": lambda: make_pipeline(StandardScaler(), GaussianProcessRegressor(KERNEL, normalize_y=True)),
 }
 MODEL = "extra trees"
 
@@ -88,8 +75,6 @@ def families(has: np.ndarray, parents: Sequence[int | None]) -> np.ndarray:
     Members of a family are linked by near copies (`SIMILAR`) or by descent; ``parents`` holds the index of the
     structure each was derived from, or None.
     """
-    from scipy.sparse.csgraph import connected_components
-
     linked = jaccard(has, has) >= SIMILAR
     for child, parent in enumerate(parents):
         if parent is not None:
@@ -143,8 +128,6 @@ def features(space: Space, has: np.ndarray, solo: pd.DataFrame | None = None) ->
 
 def fit(model: Callable[[], Any], x: np.ndarray, y: np.ndarray) -> Any:
     """A fitted model; without warnings of hyperparameters at the end of their range."""
-    from sklearn.exceptions import ConvergenceWarning
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model().fit(x, y)
@@ -163,8 +146,6 @@ def estimate(model: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def held_out(model: Callable[[], Any], x: np.ndarray, y: np.ndarray, family: np.ndarray) -> tuple[np.ndarray, ...]:
     """Estimates of each y by a model that was fitted without its family, and its fold: three vectors [n]."""
-    from sklearn.model_selection import GroupKFold
-
     predicted, spread, fold = np.zeros((3, len(y)))
     for number, (train, test) in enumerate(GroupKFold(min(FOLDS, len(set(family)))).split(x, y, family)):
         predicted[test], spread[test] = estimate(fit(model, x[train], y[train]), x[test])
@@ -198,8 +179,7 @@ class Surrogate:
         solo: pd.DataFrame | None = None,
         model: str = MODEL,
     ):
-        if model not in MODELS:
-            raise StudyError(f"model {model!r} is not known; {nearest(model, MODELS)}")
+        one_of(MODELS).check(StudyError, model=model)
         if len(set(family)) < 2:
             raise StudyError(f"the {len(scores)} structures are one family, so none can be held out; add other ones")
         self.space, self.has, self.scores, self.family, self.solo, self.model = space, has, scores, family, solo, model
@@ -222,8 +202,6 @@ class Surrogate:
 
     def quality(self) -> dict[str, float]:
         """Compute what :meth:`s3pet.studies.bench.Bench.report` says of held-out predictions."""
-        from sklearn.linear_model import LinearRegression
-
         rule = lora_layers(self.space, self.has).iloc[:, :1].to_numpy(float)
         ruled, *_ = held_out(LinearRegression, rule, self.scores, self.family)
         errors = np.array([self._ratios[self._fold != fold].mean() for fold in self._fold])  # from the other folds
@@ -242,8 +220,6 @@ class Surrogate:
 
     def _apart(self, has: np.ndarray) -> np.ndarray:
         """Share of parameters at other places, of each structure and each one of the table, [n, n_structures]."""
-        from scipy.spatial.distance import cdist
-
         return cdist(self._shares(has), self._shares(self.has), "cityblock") / 2
 
     def _shares(self, has: np.ndarray) -> np.ndarray:
@@ -254,8 +230,6 @@ class Surrogate:
 
     def _agreement(self, predicted: np.ndarray) -> dict[str, float]:
         """R² and rank correlation with the scores; nan where nothing varies."""
-        from scipy import stats
-
         varied = np.ptp(self.scores) > 0
         r2 = 1 - ((self.scores - predicted) ** 2).mean() / self.scores.var() if varied else np.nan
         rank = stats.spearmanr(self.scores, predicted).statistic if varied and np.ptp(predicted) > 0 else np.nan
