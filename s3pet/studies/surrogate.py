@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,6 @@ import pandas as pd
 from scipy import stats
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
-from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
-from sklearn.linear_model import LinearRegression, RidgeCV
-from sklearn.model_selection import GroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from s3pet.errors import StudyError
 from s3pet.files.kinds import one_of
@@ -43,14 +35,29 @@ FOLDS = 10
 FLOOR = 0.5  # of the standard deviation of scores: the least part of an error that does not depend on the structure
 SIMILAR = 0.5  # Jaccard index from which two structures are near copies
 NEARBY = 0.99  # quantile of the table's own distances to the nearest other structure
-FOREST: dict[str, Any] = {"n_estimators": 100, "min_samples_leaf": 3, "max_features": 0.5, "random_state": 0}
-KERNEL = ConstantKernel(1.0) * RBF(10.0, (1.0, 1e3)) + WhiteKernel(0.5, (1e-3, 1e1))
-MODELS: dict[str, Callable[[], Any]] = {
-    "ridge": lambda: make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 16))),
-    "random forest": lambda: RandomForestRegressor(**FOREST),
-    "extra trees": lambda: ExtraTreesRegressor(**FOREST),
-    "gaussian process": lambda: make_pipeline(StandardScaler(), GaussianProcessRegressor(KERNEL, normalize_y=True)),
-}
+
+
+def _make(name: str) -> Any:
+    """One of `MODELS`, not fitted; scikit-learn is imported where it is used, because that takes a second."""
+    from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    forest: dict[str, Any] = {"n_estimators": 100, "min_samples_leaf": 3, "max_features": 0.5, "random_state": 0}
+    kernel = ConstantKernel(1.0) * RBF(10.0, (1.0, 1e3)) + WhiteKernel(0.5, (1e-3, 1e1))
+    models = {
+        "ridge": make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 16))),
+        "random forest": RandomForestRegressor(**forest),
+        "extra trees": ExtraTreesRegressor(**forest),
+        "gaussian process": make_pipeline(StandardScaler(), GaussianProcessRegressor(kernel, normalize_y=True)),
+    }
+    return models[name]
+
+
+MODELS = {name: partial(_make, name) for name in ("ridge", "random forest", "extra trees", "gaussian process")}
 MODEL = "extra trees"
 
 
@@ -128,6 +135,8 @@ def features(space: Space, has: np.ndarray, solo: pd.DataFrame | None = None) ->
 
 def fit(model: Callable[[], Any], x: np.ndarray, y: np.ndarray) -> Any:
     """A fitted model; without warnings of hyperparameters at the end of their range."""
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model().fit(x, y)
@@ -146,6 +155,8 @@ def estimate(model: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def held_out(model: Callable[[], Any], x: np.ndarray, y: np.ndarray, family: np.ndarray) -> tuple[np.ndarray, ...]:
     """Estimates of each y by a model that was fitted without its family, and its fold: three vectors [n]."""
+    from sklearn.model_selection import GroupKFold
+
     predicted, spread, fold = np.zeros((3, len(y)))
     for number, (train, test) in enumerate(GroupKFold(min(FOLDS, len(set(family)))).split(x, y, family)):
         predicted[test], spread[test] = estimate(fit(model, x[train], y[train]), x[test])
@@ -202,6 +213,8 @@ class Surrogate:
 
     def quality(self) -> dict[str, float]:
         """Compute what :meth:`s3pet.studies.bench.Bench.report` says of held-out predictions."""
+        from sklearn.linear_model import LinearRegression
+
         rule = lora_layers(self.space, self.has).iloc[:, :1].to_numpy(float)
         ruled, *_ = held_out(LinearRegression, rule, self.scores, self.family)
         errors = np.array([self._ratios[self._fold != fold].mean() for fold in self._fold])  # from the other folds
