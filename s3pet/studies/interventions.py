@@ -266,7 +266,7 @@ class _Measurement:
         table = self.space.table()[columns].reset_index(drop=True)
         measured = pd.DataFrame(rows, columns=["utility", "utility_error", "score_gain", "score_gain_error"])
         inert = [name in self.idle for name in self.space.names]
-        about = {"task": self.task.name, "measure": measure, "steps": self.recipe.steps, "seeds": seeds}
+        about: dict[str, Any] = {"task": self.task.name, "measure": measure, "steps": self.recipe.steps, "seeds": seeds}
         return pd.concat([table, measured.astype(float)], axis=1).assign(inert=inert, **about)
 
 
