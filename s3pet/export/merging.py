@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -180,11 +180,13 @@ def _add(module: Any, name: str, delta: Tensor, path: str = "") -> set[str]:
     return {f"{path}.{name}"}
 
 
-def _readers(model: nn.Module, norms: Iterable[str], batch: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+def _readers(model: nn.Module, norms: Collection[str], batch: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     """Linear maps that read the output of these norms, each with the factor between the two.
 
     The gradients of all that they read must add up to the gradient at the norm; otherwise something else reads it, too.
     """
+    if not norms:
+        return {}
     outputs, inputs, hooks = dict[str, Tensor](), dict[str, Tensor](), []
     anchor = torch.zeros((), requires_grad=True)  # so that there is a gradient
 
@@ -198,14 +200,14 @@ def _readers(model: nn.Module, norms: Iterable[str], batch: Mapping[str, Tensor]
         inputs[path] = args[0] + anchor.to(args[0])  # a tensor of its own: its gradient is that of this reader alone
         return (inputs[path], *args[1:])
 
-    for path, module in model.named_modules() if norms else ():
+    for path, module in model.named_modules():
         if path in norms:
             hooks.append(module.register_forward_hook(partial(note_output, path=path)))
         elif isinstance(module, (nn.Linear, Conv1D)):
             hooks.append(module.register_forward_pre_hook(partial(note_input, path=path)))
     try:
         with torch.enable_grad():
-            results = [part for part in _numbers(model(**batch))[:1] if part.requires_grad] if hooks else []
+            results = [part for part in _numbers(model(**batch))[:1] if part.requires_grad]
             generator = torch.Generator().manual_seed(0)
             weights = [torch.randn(part.shape, generator=generator).to(part) for part in results]
             parts = {**outputs, **{f"{path} reads": x for path, x in inputs.items()}}
@@ -235,19 +237,19 @@ def _declare(model: Any, created: set[str]) -> None:
     if not hasattr(model, "config"):  # a module of torch, which is saved by other means
         return
 
-    def shapes(**switches: bool) -> dict[str, torch.Size]:
+    def shapes(*switches: str) -> dict[str, torch.Size]:
         config = copy.deepcopy(model.config)
-        for switch, value in switches.items():
-            setattr(config, switch, value)
+        for switch in switches:
+            setattr(config, switch, True)
         with torch.device("meta"), quiet_transformers():
             return {name: tensor.shape for name, tensor in type(model)(config).state_dict().items()}
 
-    plain, switches = shapes(), dict[str, bool]()
+    plain, switches = shapes(), list[str]()
     for switch in [name for name, value in model.config.to_dict().items() if value is False and "bias" in name]:
-        brings = shapes(**{switch: True}).keys() - plain.keys()
+        brings = shapes(switch).keys() - plain.keys()
         if brings & created and all(name.endswith(".bias") for name in brings):
-            switches[switch] = True
-    extra = {name: shape for name, shape in shapes(**switches).items() if name not in plain}
+            switches.append(switch)
+    extra = {name: shape for name, shape in shapes(*switches).items() if name not in plain}
     if homeless := sorted(created - plain.keys() - extra.keys()):
         model.save_pretrained = partial(_refuse, homeless)
         return
@@ -268,11 +270,9 @@ def _compare(logits: list[Tensor], expected: list[Tensor]) -> float:
     difference = max(float((one - other).abs().max()) for one, other in zip(logits, expected, strict=True))
     scale = max(1.0, *(float(other.abs().max()) for other in expected))
     if not difference <= torch.finfo(logits[0].dtype).eps ** 0.5 * scale:
-        what = (
-            f"merging changed the logits by up to {difference:.2g}: a module of this model does not use its weights or"
-        )
+        why = "a module of this model does not use its weights or bias as others of its kind do"
         how = "Use tuned.save and load_tuned, or retrain a structure of LoRA only"
-        raise ExportError(f"{what} bias as others of its kind do. {how}")
+        raise ExportError(f"merging changed the logits by up to {difference:.2g}: {why}. {how}")
     return difference
 
 

@@ -39,8 +39,8 @@ from s3pet.tuning import TUNED_MODEL, TunedModel
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 TASK_TYPES = {"encoder-decoder": "SEQ_2_SEQ_LM", "decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
-_PLAIN = {"use_dora": (False,), "lora_bias": (False,), "bias": ("none",), "target_parameters": (),
-          "layer_replication": (), "trainable_token_indices": (), "alora_invocation_tokens": ()}  # fmt: skip
+_PLAIN = {"use_dora": False, "lora_bias": False, "bias": "none", "target_parameters": None, "layer_replication": None,
+          "trainable_token_indices": None, "alora_invocation_tokens": None}  # fmt: skip
 _NAME = re.compile(r"(?:[\w^$-]|\\?\.(?:\*(?=[^*]*\*?[^*]*$))?)+")  # of a module, with at most two ".*": quick to match
 _RANKS = Kind(
     "an object of names and numbers",
@@ -214,8 +214,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     kind = config["peft_type"]
     if kind not in ("LORA", "LN_TUNING"):
         raise ExportError(f"{path} is {kind}; expected LORA or LN_TUNING, which have a counterpart here")
-    wrong = {name: config.get(name) for name, plain in _PLAIN.items() if config.get(name) not in (None, *plain)}
-    if wrong := {name: value for name, value in wrong.items() if value not in ([], {})}:
+    options = {name: config.get(name) for name in _PLAIN}
+    if wrong := {name: value for name, value in options.items() if value not in (None, [], {}, _PLAIN[name])}:
         raise ExportError(f"{path} uses {wrong}; expected plain LoRA. Merge it with PEFT: model.merge_and_unload()")
     return {"modules_to_save": None, **config}, tensors
 

@@ -115,9 +115,7 @@ def _gates(path: Path, text: str, model: nn.Module, budget: BudgetLike | None) -
     space = Space(structure.candidates, "s3delta", structure.model_id, n_parameters(model))
     if bool((wrong := (sizes - space.costs).abs() > 1).any()):  # seven decimals of 2^20 parameters
         n = int(wrong.nonzero()[0])
-        what = (
-            f"{structure.names[n]} costs {structure.candidates[n].n_params} parameters here, {sizes[n]:.0f} in {path}"
-        )
-        raise StructureMismatchError(f"{what}; load the backbone of that search")
+        what = f"{structure.names[n]} costs {structure.candidates[n].n_params} parameters here"
+        raise StructureMismatchError(f"{what}, {sizes[n]:.0f} in {path}; load the backbone of that search")
     expected = Budget(round(float((probs * space.costs).sum())), space.backbone_params)
     return gate_table(space, alphas, probs, (expected if budget is None else parse_budget(space, budget)).n_params)

@@ -33,7 +33,7 @@ from s3pet.modules import LORA_ALPHA
 from s3pet.objectives.processes import refuse_processes
 from s3pet.objectives.texts import Objective, ObjectiveSettings, make_objective
 from s3pet.records import settings_of
-from s3pet.space import Space, make_space
+from s3pet.space import Candidate, Space, make_space
 from s3pet.structure import parse_budget, select_mask
 from s3pet.tasks import Task
 from s3pet.tuning import Learner, Recipe, TunedModel, tune
@@ -175,9 +175,7 @@ class _Allocation(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Where training continues after the last cut, the triplets that are left are those that stay."""
         if state.global_step > self.cut_at:
-            modules = {c.path: self.tuner.model.get_submodule(c.path) for c in self.space}
-            left = {f"{path}.lora_E.{_NAME}": module.lora_E[_NAME] for path, module in modules.items()}
-            pattern = {key: (singular != 0).view(-1).tolist() for key, singular in left.items()}
+            pattern = {f"{c.path}.lora_E.{_NAME}": self._left(c).tolist() for c in self.space}
             self.tuner.peft_config[_NAME].rank_pattern = pattern
 
     def averages(self) -> Tensor:
@@ -210,9 +208,11 @@ class _Allocation(TrainerCallback):
 
     def ranks(self) -> dict[str, int]:
         """Number of singular values that are not 0, by site, where there are any."""
-        modules = {c.site: self.tuner.model.get_submodule(c.path) for c in self.space}
-        counts = {site: int((module.lora_E[_NAME] != 0).sum()) for site, module in modules.items()}
-        return {site: count for site, count in counts.items() if count}
+        return {c.site: count for c in self.space if (count := int(self._left(c).sum()))}
+
+    def _left(self, candidate: Candidate) -> Tensor:
+        """Which singular values of a site are not 0, bool [rank]."""
+        return (self.tuner.model.get_submodule(candidate.path).lora_E[_NAME] != 0).view(-1)
 
     def _pattern(self) -> dict[str, list[bool]]:
         """Which triplets stay: by PEFT's importances, what fits into the budget."""

@@ -175,10 +175,10 @@ class Bench:
                 diverged, or no such task.
             StructureMismatchError: a structure of another backbone or space.
         """
-        key, rows = self._key(structure), self.rows[self.rows["task"].eq(self._task(task))]
+        (key, own), rows = self._resolve(structure), self.rows[self.rows["task"].eq(self._task(task))]
         rows, chosen = (part[part["structure"].eq(key)] for part in (rows, self.choose(task)))
         if rows.empty:
-            raise StudyError(self._unknown(structure, key, task))
+            raise StudyError(self._unknown(own, key, task))
         if chosen.empty:
             raise StudyError(f"of {key} on {task!r} a training diverged at every learning rate; it has no score")
         n, within = len(chosen), self.noise(task).within
@@ -229,16 +229,13 @@ class Bench:
                 stacks, roles and PET modules.
             StructureMismatchError: a structure of another backbone or space.
         """
-        self._key(structure)
-        self._task(task)
+        _, own = self._resolve(structure)
         FLAG.check(StudyError, extrapolate=extrapolate)
-        names = self.structure(structure).names if isinstance(structure, str) else structure.names
-        surrogate, has = self.surrogate(task, model=model), presence(self.space, [names])
-        costs = np.array([candidate.n_params for candidate in self.space])
-        sizes, own, reasons = surrogate.has @ costs, int((has @ costs)[0]), list[str]()
+        surrogate, has = self.surrogate(self._task(task), model=model), presence(self.space, [own.names])
+        sizes, reasons = surrogate.has @ self.space.costs.numpy(), list[str]()
         low, high = int(sizes.min()), int(sizes.max())
-        if not low <= own <= high:
-            reasons.append(f"it has {own:,} parameters, those of the table {low:,} to {high:,}")
+        if not low <= own.n_params <= high:
+            reasons.append(f"it has {own.n_params:,} parameters, those of the table {low:,} to {high:,}")
         if (distance := float(surrogate.distance(has)[0])) > surrogate.limit:
             what = f"{distance:.0%} of its parameters are at other places than those of the most similar structure"
             reasons.append(f"{what}, which in the table happens to 1 % ({surrogate.limit:.0%} or more)")
@@ -297,30 +294,25 @@ class Bench:
         Raises:
             StudyError: as :meth:`predict`, if a structure is not in the table.
         """
-        known, judged = set(self.choose(self._task(task))["structure"]), []
+        scored, judged = set(self.choose(self._task(task))["structure"]), []
         trained = set(self.rows.loc[self.rows["task"].eq(task), "structure"])
         FLAG.check(StudyError, extrapolate=extrapolate)
         if not isinstance(methods, Mapping) or not methods:
             raise StudyError(f"methods must be a mapping of names to lists of structures, got {shown(methods)}")
         for method, structures in methods.items():
-            if (
-                isinstance(structures, (str, Structure))
-                or not isinstance(structures, Iterable)
-                or not len([*structures])
-            ):
+            is_list = isinstance(structures, Iterable) and not isinstance(structures, (str, Structure))
+            if not is_list or not len([*structures]):
                 raise StudyError(f"method {method!r} must have a list of structures, not {structures!r}")
-            for seed, structure in enumerate(structures):
-                key = self._key(structure)
-                resolved = self.structure(structure) if isinstance(structure, str) else structure
-                diverged = key in trained and key not in known
-                score: Any = Prediction(math.nan, math.nan) if diverged else None
-                if score is None:
-                    there = key in known
-                    score = self.lookup(key, task) if there else self.predict(resolved, task, extrapolate=extrapolate)
-                row = {"task": task, "structure": method, "kind": resolved.origin.get("kind", "custom"), "index": seed}
-                row |= {"seed": seed, "n_params": resolved.n_params, "score": score.score, "error": score.error}
+            for seed, (key, structure) in enumerate(map(self._resolve, structures)):
+                score: Any = Prediction(math.nan, math.nan)  # of one that diverged at every rate
+                if key in scored:
+                    score = self.lookup(key, task)
+                elif key not in trained:
+                    score = self.predict(structure, task, extrapolate=extrapolate)
+                row = {"task": task, "structure": method, "kind": structure.origin.get("kind", "custom"), "index": seed}
+                row |= {"seed": seed, "n_params": structure.n_params, "score": score.score, "error": score.error}
                 row |= {"source": "table" if key in trained else "surrogate"}
-                row |= {"warning": getattr(score, "warning", None), "key": key, "diverged": diverged}
+                row |= {"warning": getattr(score, "warning", None), "key": key, "diverged": key in trained - scored}
                 judged.append(row)
         return pd.DataFrame(judged)
 
@@ -353,15 +345,14 @@ class Bench:
 
     def _number(self, key: str) -> int:
         if not isinstance(key, str) or key not in self._numbers:
-            raise StudyError(
-                f"bench {self.name!r} has no structure {key!r}; pass a Structure, or one of bench.structures"
-            )
+            how = "pass a Structure, or one of bench.structures"
+            raise StudyError(f"bench {self.name!r} has no structure {key!r}; {how}")
         return self._numbers[key]
 
-    def _key(self, structure: Structure | str) -> str:
-        """The hash of a structure, known or not; raises an error if it is not of this bench's space."""
+    def _resolve(self, structure: Structure | str) -> tuple[str, Structure]:
+        """The hash of a structure, known or not, and itself; raises an error if it is not of this bench's space."""
         if isinstance(structure, str):
-            return self.structures["structure"].iloc[self._number(structure)]
+            return structure, self.structure(structure)
         instance(Structure, "a structure, or its hash in bench.structures").check(StudyError, structure=structure)
         here = {c.name: (c.path, c.n_params, c.d_in, c.d_out) for c in self.space}
         wrong = [c.name for c in structure if here.get(c.name) != (c.path, c.n_params, c.d_in, c.d_out)]
@@ -372,13 +363,12 @@ class Bench:
                 f"{structure.model_id!r}, its candidates: {what if wrong else 'all there'}. "
                 "structure.retarget(bench.space) carries it over."
             )
-        return structure_hash(structure.names)
+        return structure_hash(structure.names), structure
 
-    def _unknown(self, structure: Structure | str, key: str, task: str) -> str:
+    def _unknown(self, structure: Structure, key: str, task: str) -> str:
         """What to say of a structure that was not trained on a task."""
-        names = self.structure(structure).names if isinstance(structure, str) else structure.names
         there = [self._number(other) for other in self.choose(task)["structure"].unique()]
-        overlap = jaccard(presence(self.space, [names]), self._has[there])[0]
+        overlap = jaccard(presence(self.space, [structure.names]), self._has[there])[0]
         other = self.structures["structure"].iloc[there[int(overlap.argmax())]]
         return (
             f"structure {key} was not trained on {task!r} in bench {self.name!r}; the nearest that was is {other} "

@@ -27,13 +27,14 @@ from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from s3pet.errors import S3PetError, StudyError
 from s3pet.files.states import changed_settings
 from s3pet.files.writing import new_folder, saved_files
 from s3pet.result import CONFIG, FINISHED
-from s3pet.studies.jobs import each, forget, open_facts, run_search
+from s3pet.studies.jobs import each, forget, hashes, open_facts, run_search
 
 CONNECT, WORKERLESS = 10, 120  # seconds to wait for a scheduler, and for a worker while there is none
 LOOK = 1.0  # seconds between looks at which workers there are
@@ -196,7 +197,6 @@ def on_worker(
     Raises:
         StudyError: it failed, or backbone or task differ here; the message names the machine.
     """
-    import torch
     from distributed import get_worker
 
     worker = get_worker()
@@ -215,13 +215,8 @@ def on_worker(
 
 def _check_same(study: Any, task: str, facts: Mapping[str, Any]) -> None:
     """Raise StudyError if this process opens another backbone or other rows than the study's process."""
-
-    def hashes(facts: Mapping[str, Any]) -> dict[str, Any]:
-        known = {"model_hash": facts["backbone"], "task_hash": facts["tasks"][task]["fingerprint"]}
-        return known | {"space_hash": facts["space"], "objective": facts["objective"]}
-
     for _ in range(2):
-        differ = changed_settings(hashes(facts), hashes(open_facts(study, [task])))
+        differ = changed_settings(hashes(facts, task), hashes(open_facts(study, [task]), task))
         if not differ:
             return
         forget()  # the files may have changed since this process opened them

@@ -83,13 +83,15 @@ def compare(
         RunError: a line of ``out`` is not a row, another process works with it, or it cannot be written to. Else as
             :func:`s3pet.retrain`.
     """
-    settings_of(Recipe, {"seed": 0, **recipe}, "compare")
+    settings_of(Recipe, recipe, "compare")
+    if "seed" in recipe:
+        raise SearchError(f"compare takes seeds, a list, instead of seed, got seed={shown(recipe['seed'])}")
     check_entries(model, structures)
     refuse_processes("a comparison")
     several(SEED).check(SearchError, seeds=seeds)
     whole(1).check(SearchError, together=together)
     FLAG.check(SearchError, progress=progress)
-    with kept_rows(out) as (path, finished):
+    with kept_rows(out) as finished:
         resolved = recorded(make_objective(model, task, objective).settings)
         backbone = backbone_checksum(model)
         plan = [
@@ -116,31 +118,22 @@ def compare(
             total=len(plan), initial=len(plan) - len(waiting), desc=f"compare on {task.name}", disable=not progress
         ) as bar:
             for chunk in chunks:
-                runs = [waiting[key] for key in chunk]
-                place = unfinished(path, chunk)
-                if len(chunk) > 1 or chunk[0] in alike:
+                runs, place = [waiting[key] for key in chunk], finished.place(chunk)
+                if chunk[0] in alike:
                     measured = measure_together(model, task, runs, objective, recipe, place)
                 else:
                     entry, seed = runs[0]
                     options = {**recipe, "seed": seed, "objective": objective, "checkpoints": place}
                     measured = [measure(partial(retrain, model, task, entry, **options), model, task, entry)]
                 for key, row in zip(chunk, measured, strict=True):
-                    finished[key] = labels[keys.index(key)] | row
-                    if path is not None:
-                        try:
-                            append_row(path, {"key": key, **finished[key]})
-                        except RunError as error:  # the rows are returned
-                            warnings.warn(f"the comparison goes on without saving its rows: {error}", stacklevel=2)
+                    try:
+                        finished.add(key, labels[keys.index(key)] | row)
+                    except RunError as error:  # the rows are returned
+                        warnings.warn(f"the comparison goes on without saving its rows: {error}", stacklevel=2)
                 discard(place)
                 bar.update(len(chunk))
         # the same retraining may have another name in the file
         return as_table([{**finished[key], **own} for key, own in zip(keys, labels, strict=True)])
-
-
-def unfinished(rows: Path | None, keys: Sequence[str]) -> Path | None:
-    """The folder beside a file of rows where checkpoints of one or several rows lie until they are finished."""
-    name = keys[0] if len(keys) == 1 else config_hash({"keys": [*keys]})
-    return None if rows is None else rows.parent / f".{rows.name}.unfinished" / name
 
 
 def discard(folder: Path | None) -> None:
@@ -265,18 +258,40 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
+class KeptRows(dict[str, dict[str, Any]]):
+    """Finished rows by their key: those of a JSON-lines file, and new ones, which are also written to it.
+
+    Without a file (None) there are only the new ones.
+    """
+
+    def __init__(self, path: Path | None):
+        super().__init__({} if path is None else read_rows(path))
+        self.path = path
+
+    def add(self, key: str, row: Mapping[str, Any]) -> None:
+        """Keep a row; RunError if it cannot be written, but it is kept here."""
+        self[key] = dict(row)
+        if self.path is not None:
+            append_row(self.path, {"key": key, **row})
+
+    def place(self, keys: Sequence[str]) -> Path | None:
+        """The folder beside the file where checkpoints of one or several rows lie until they are finished."""
+        name = keys[0] if len(keys) == 1 else config_hash({"keys": [*keys]})
+        return None if self.path is None else self.path.parent / f".{self.path.name}.unfinished" / name
+
+
 @contextmanager
-def kept_rows(out: str | Path | None) -> Iterator[tuple[Path | None, dict[str, dict[str, Any]]]]:
-    """The file for rows and the rows in it, kept for this process and tried before the work; None and no rows."""
-    path = None if out is None else path_of(out, name="out")
-    if path is None:
-        yield None, {}
+def kept_rows(out: str | Path | None) -> Iterator[KeptRows]:
+    """The rows of a file, which is kept for this process and tried before the work."""
+    if out is None:
+        yield KeptRows(None)
         return
+    path = path_of(out, name="out")
     with claim(path.parent, "table of rows", f".{path.name}.lock"):
-        finished = read_rows(path)
+        rows = KeptRows(path)
         with writing(path):
             path.open("ab").close()
-        yield path, finished
+        yield rows
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

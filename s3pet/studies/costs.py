@@ -26,7 +26,8 @@ import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -222,21 +223,22 @@ def estimate(
     space.check(model)
     _check_text(model, tokens)
     copied, rows = _on_meta(model, dtype), -(-int(batch) // int(devices))
-    plain = _count(copied, space, order, rows, int(tokens), int(target_tokens))
-    again = None
+    weights = sum(t.numel() * t.element_size() for t in {*copied.parameters(), *copied.buffers()})
+    count = partial(_count, copied, space, order, rows, int(tokens), int(target_tokens))
+    state, kept, peak = count()
+    kept_again, peak_again = None, None
     if getattr(copied, "supports_gradient_checkpointing", False):
         name = "activation" if hasattr(copied, "activation_checkpointing_enable") else "gradient"
         options = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _Fused())}  # a backward pass leaves it
         getattr(copied, f"{name}_checkpointing_enable")(options)
-        again = _count(copied, space, order, rows, int(tokens), int(target_tokens))
+        _, kept_again, peak_again = count()
     step = f"a step of a search ({order}) of {space.name!r}" if isinstance(space, Space) else f"retraining {space!r}"
     kind, attention = str(next(copied.parameters()).dtype)[6:], getattr(model.config, "_attn_implementation", None)
     on = f"{name_of(model)} ({kind}, {attention} attention), {rows} × {tokens} tokens on each of {devices} devices"
-    weights = sum(t.numel() * t.element_size() for t in {*copied.parameters(), *copied.buffers()})
     passes, trained = (PASSES[order], space.n_params + len(space)) if isinstance(space, Space) else (1, space.n_params)
     return Estimate(
-        f"{step} on {on}", rows, n_parameters(model), len(space), space.n_params, passes, weights, plain.state,
-        plain.kept, again and again.kept, weights + plain.peak, again and weights + again.peak, 4 * trained,
+        f"{step} on {on}", rows, n_parameters(model), len(space), space.n_params, passes, weights, state, kept,
+        kept_again, weights + peak, peak_again and weights + peak_again, 4 * trained,
         step_seconds and passes * step_seconds,
     )  # fmt: skip
 
@@ -266,15 +268,10 @@ def _check_text(model: nn.Module, tokens: int) -> None:
         raise SearchError(f"tokens={tokens}, but the model has positions for {limit}")
 
 
-class _Bytes(NamedTuple):
-    """Of a step: the PET modules' state, activations, and the peak without the backbone."""
-
-    state: int
-    kept: int
-    peak: int
-
-
-def _count(model: Any, space: Candidates, order: str, rows: int, tokens: int, target_tokens: int) -> _Bytes:
+def _count(
+    model: Any, space: Candidates, order: str, rows: int, tokens: int, target_tokens: int
+) -> tuple[int, int, int]:
+    """Bytes of a step: the PET modules' state, activations, and the peak without the backbone."""
     batches = _Batches(model, tokens, target_tokens)
     memory = batches.memory
     task = RowTask("rows", range(max(4, 2 * rows)), [0], metrics={"none": lambda predictions, labels: 0.0})
@@ -282,24 +279,24 @@ def _count(model: Any, space: Candidates, order: str, rows: int, tokens: int, ta
         with preserved(model), memory, _Fused():
             if isinstance(space, Space):
                 settings = Settings(steps=2, order=order, batch_size=rows)
-                search = Searcher(model, task, space, Budget(1, space.n_params), settings, batches)
-                with search.supernet:
-                    search.objective.prepare(False)
-                    search.advance()
+                run: Any = Searcher(model, task, space, Budget(1, space.n_params), settings, batches)
+                with run.supernet:
+                    run.objective.prepare(False)
+                    run.advance()
             else:
                 supernet = Supernet(model, space)
-                _retrain(supernet, objective_of(model, task, batches), rows)
-            state = memory.live
+                run = _retrain(supernet, objective_of(model, task, batches), rows)
+            state = memory.live  # what the supernet and the run hold
     except S3PetError:
         raise
     except Exception as error:  # whatever the code of a model may raise
         what = f"{type(model).__name__} could not be run on {rows} × {tokens} tokens without weights"
         raise BackboneError(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
-    return _Bytes(state + 4 * space.n_params, batches.kept, memory.peak)
+    return state + 4 * space.n_params, batches.kept, memory.peak
 
 
-def _retrain(supernet: Supernet, objective: Any, rows: int) -> None:
-    """Two steps of a retraining; the second has the moments of the optimiser."""
+def _retrain(supernet: Supernet, objective: Any, rows: int) -> torch.optim.Optimizer:
+    """Two steps of a retraining; the second has the moments of the optimiser, which it returns."""
     weights = [*supernet.weights]
     optimizer = torch.optim.AdamW(weights, weight_decay=0.0)
     with supernet:
@@ -309,6 +306,7 @@ def _retrain(supernet: Supernet, objective: Any, rows: int) -> None:
             nn.utils.clip_grad_norm_(weights, CLIP)
             optimizer.step()
             optimizer.zero_grad()
+    return optimizer
 
 
 @borrows("measuring a step")

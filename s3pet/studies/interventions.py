@@ -17,7 +17,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from dataclasses import replace
+from functools import partial
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +37,17 @@ from s3pet.records import recorded, settings_of
 from s3pet.space import Candidate, Space
 from s3pet.structure import SPACE
 from s3pet.studies.checkpoints import train_in
-from s3pet.studies.comparison import append_row, discard, kept_rows, row_key, unfinished
+from s3pet.studies.comparison import discard, kept_rows, row_key
 from s3pet.studies.population import Member, Population, blocks_before
 from s3pet.supernet import Supernet
 from s3pet.tasks import Task
 from s3pet.trainer import Recipe
+from s3pet.tuning import DEFAULT_LR
 
 INERT_BELOW = 1e-2  # of the median change: above rounding errors, below what any active candidate does
 TOGETHER = 24  # candidates in one population
 BATCH = 128  # rows that are scored at once
+Row = dict[str, Any]
 
 
 @borrows("a measurement")
@@ -110,39 +114,31 @@ def solo_utility(
     Raises:
         DivergedError: the head alone diverged.
     """
-    chosen = {"steps": 100, "batch_size": 8, "lr": 1e-2, "lr_warmup": 10} | recipe
-    _check(model, space, inert, progress, chosen)
+    defaults = {"steps": 100, "batch_size": 8, "lr": 1e-2, "lr_warmup": 10}
+    chosen = _checked(model, space, inert, progress, defaults | recipe)
     several(SEED).check(SearchError, seeds=seeds)
-    chosen["evaluations"] = 1  # what counts is the end of the training: no choice, so no bias by choosing
-    with kept_rows(out) as (path, finished):
-        idle = set(probe_inert(model, task, space, objective=objective) if inert is None else inert)
-        learned = make_objective(model, task, objective)
-        known = _known(model, task, chosen, objective)
+    with kept_rows(out) as finished:
+        run = _Measurement(model, task, space, inert, objective, chosen)
         with preserved(model):
-            before = blocks_before(learned, model, space.candidates, learned.encode(task.train[:1])[0])
-        active = sorted((c for c in space if c.name not in idle), key=lambda c: len(before[c.name]))
+            before = blocks_before(run.learned, model, space.candidates, run.learned.encode(task.train[:1])[0])
+        active = sorted((c for c in space if c.name not in run.idle), key=lambda c: len(before[c.name]))
         chunks: list[list[Candidate]] = [[]]  # the first one trains nothing but a head
         for _, group in groupby(active, key=lambda c: len(before[c.name])):
             layer = list(group)
             chunks += [layer[start : start + TOGETHER] for start in range(0, len(layer), TOGETHER)]
-        rows: dict[int, dict[str, dict[str, Any]]] = {seed: {} for seed in seeds}
+        rows: dict[int, dict[str, Row]] = {seed: {} for seed in seeds}
         with tqdm(total=len(seeds) * (len(active) + 1), desc=f"solo on {task.name}", disable=not progress) as bar:
-            for seed in seeds:
-                for chunk in chunks:
-                    names = [c.name for c in chunk] or [""]
-                    keys = {row_key(structure=["solo", name, seed], **known): name for name in names}
-                    place = unfinished(path, [*keys])
-                    if not set(keys) <= set(finished):
-                        for key, row in zip(
-                            keys, _train_alone(model, task, chunk, seed, chosen, objective, place), strict=True
-                        ):
-                            finished[key] = row
-                            if path is not None:
-                                append_row(path, {"key": key, **row})
-                        discard(place)
-                    rows[seed] |= {name: finished[key] for key, name in keys.items()}
-                    bar.update(len(keys))
-        return _solo_table(space, task, rows, idle, chosen["steps"])
+            for seed, chunk in product(seeds, chunks):
+                keys = {name: run.key(structure=["solo", name, seed]) for name in [c.name for c in chunk] or [""]}
+                place = finished.place([*keys.values()])
+                if not {*keys.values()} <= finished.keys():
+                    for key, row in zip(keys.values(), run.train_alone(chunk, seed, place), strict=True):
+                        if key not in finished:  # an earlier run may have been cut off between two rows
+                            finished.add(key, row)
+                    discard(place)
+                rows[seed] |= {name: finished[key] for name, key in keys.items()}
+                bar.update(len(keys))
+    return run.table(_solo_rows(space, rows), "solo", len(seeds))
 
 
 @borrows("a measurement")
@@ -163,29 +159,23 @@ def drop_utility(
     Arguments and table are as for :func:`solo_utility`; ``measure`` is "drop", and the error is that over rows. The
     recipe's defaults are 300 steps of 16 rows at 3e-3.
     """
-    chosen = {"steps": 300, "batch_size": 16, "lr": 3e-3, "lr_warmup": 30} | recipe
-    _check(model, space, inert, progress, chosen)
+    defaults = {"steps": 300, "batch_size": 16, "lr": 3e-3, "lr_warmup": 30}
+    chosen = _checked(model, space, inert, progress, defaults | recipe)
     SEED.check(SearchError, seed=seed)
-    chosen["evaluations"] = 1
-    with kept_rows(out) as (path, finished):
-        idle = set(probe_inert(model, task, space, objective=objective) if inert is None else inert)
-        known = _known(model, task, chosen, objective)
-        names = ["", *(name for name in space.names if name not in idle)]
-        keys = {name: row_key(structure=["drop", [*space.names], name, seed], **known) for name in names}
-        place = unfinished(path, [*keys.values()])
-        with tqdm(total=len(names), desc=f"drop on {task.name}", disable=not progress) as bar:
-            bar.update(len(done := set(keys.values()) & set(finished)))
-            if len(done) < len(names):
-                tensors, learned = _train_all(model, task, space, seed, chosen, objective, place)
-                waiting = [name for name in names if keys[name] not in done]
+    with kept_rows(out) as finished:
+        run = _Measurement(model, task, space, inert, objective, chosen)
+        names = ["", *(name for name in space.names if name not in run.idle)]
+        keys = {name: run.key(structure=["drop", [*space.names], name, seed]) for name in names}
+        place, waiting = finished.place([*keys.values()]), [name for name in names if keys[name] not in finished]
+        how: dict[str, Any] = {"initial": len(names) - len(waiting), "desc": f"drop on {task.name}"}
+        with tqdm(total=len(names), disable=not progress, **how) as bar:
 
-                def keep(name: str, row: dict[str, Any]) -> None:
-                    finished[keys[name]] = row
-                    if path is not None:
-                        append_row(path, {"key": keys[name], **row})
-                    bar.update()
+            def keep(row: Row) -> None:
+                finished.add(keys[row["candidate"]], row)
+                bar.update()
 
-                _take_out(model, task, space, waiting, tensors, learned, keep)
+            if waiting:
+                run.take_out(waiting, *run.train_all(seed, place), keep)
         discard(place)
     rows, all_on = [], finished[keys[""]]
     for name in space.names:
@@ -194,68 +184,90 @@ def drop_utility(
         error = float(gain.std() / math.sqrt(len(gain)))
         gained = all_on["score"] - own["score"]
         rows.append({"utility": float(gain.mean()), "utility_error": error, "score_gain": gained})
-    return _table(space, task, rows, idle, {"measure": "drop", "steps": chosen["steps"], "seeds": 1})
+    return run.table(rows, "drop", 1)
 
 
-def _train_all(
-    model: nn.Module, task: Task, space: Space, seed: int, recipe: dict[str, Any], objective: Any, folder: Path | None
-) -> tuple[dict[str, Tensor], Any]:
-    """The tensors of all candidates trained together, and the objective with its trained head."""
-    lr = recipe["lr"]
-    with Population(model, task, [Member(space.candidates, lr, seed)], Recipe(**recipe), objective) as population:
-        train_in(folder, population, score=False)
-        if not population.finite[0]:
-            raise DivergedError(f"all candidates trained together diverged; lower lr (now {lr:g}) or raise lr_warmup")
-        tensors = population.tensors(0, best=False)
-    if population.objective.head is not None:
-        head = {n.removeprefix("head/"): t for n, t in tensors.items() if n.startswith("head/")}
-        population.objective.head.load_state_dict(head)
-    return tensors, population.objective
-
-
-def _take_out(
-    model: nn.Module,
-    task: Task,
-    space: Space,
-    names: Sequence[str],
-    tensors: dict[str, Tensor],
-    learned: Any,
-    keep: Callable[[str, dict[str, Any]], None],
-) -> None:
-    """For each name, ``keep`` losses of all validation rows and the score without this candidate ("": with all)."""
-    encoded = learned.encode(task.validation)
-    numbers = in_batches(encoded, BATCH)
-    order = torch.tensor([number for part in numbers for number in part]).argsort()
-    labels = [example.label for example in task.validation]
-    with preserved(model), torch.no_grad(), Supernet(model, space, seed=0) as supernet:
-        supernet.load(tensors)
-        model.eval()
-        learned.eval()
-        batches = [learned.collate([encoded[number] for number in part]) for part in numbers]
-        for name in names:
-            gates = torch.tensor([float(own != name) for own in space.names], device=learned.device)
-            scores = [_scores(learned, batch, supernet, gates) for batch in batches]
-            losses = torch.cat([learned.losses(s, b["target"]) for s, b in zip(scores, batches, strict=True)])
-            check_finite(f"the loss without {name} is", losses.sum())
-            score = task.score(learned.decide(torch.cat(scores)[order]), labels)[task.metric]
-            keep(name, {"candidate": name, "losses": losses[order].tolist(), "score": score})
-
-
-def _known(model: nn.Module, task: Task, recipe: dict[str, Any], objective: Any) -> dict[str, Any]:
-    """What decides the rows of an intervention beside its structure, for :func:`row_key`."""
-    settings = make_objective(model, task, objective).settings
-    known = {"backbone": backbone_checksum(model), "task": task.fingerprint, "recipe": recorded(Recipe(**recipe))}
-    return {**known, "objective": recorded(settings)}
-
-
-def _check(model: nn.Module, space: Space, inert: Any, progress: Any, recipe: dict[str, Any]) -> None:
-    """Refuse arguments that solo and drop utility cannot use, before any work."""
-    settings_of(Recipe, recipe, "a utility")
+def _checked(model: nn.Module, space: Space, inert: Any, progress: Any, recipe: dict[str, Any]) -> Recipe:
+    """The recipe; arguments that solo and drop utility cannot use are refused, before any work."""
+    chosen = settings_of(Recipe, recipe, "a utility")
     check_model(model)
     SPACE.check(SpaceError, space=space)
     optional(several(one_of(space.names), 0)).check(SpaceError, inert=inert)
     FLAG.check(SearchError, progress=progress)
     space.check(model)
+    return replace(chosen, evaluations=1)  # what counts is the end of the training: no choice, so no bias by choosing
+
+
+class _Measurement:
+    """What the trainings of a measurement share; ``idle`` are the candidates that are not trained."""
+
+    def __init__(self, model: nn.Module, task: Task, space: Space, inert: Any, objective: Any, recipe: Recipe):
+        self.model, self.task, self.space, self.objective, self.recipe = model, task, space, objective, recipe
+        self.idle = set(probe_inert(model, task, space, objective=objective) if inert is None else inert)
+        self.learned: Any = make_objective(model, task, objective)
+        how = {"recipe": recorded(recipe), "objective": recorded(self.learned.settings)}
+        self.key = partial(row_key, backbone=backbone_checksum(model), task=task.fingerprint, **how)
+
+    def population(self, structures: Sequence[tuple[Candidate, ...]], seed: int) -> Population:
+        """Structures to be trained with the recipe."""
+        members = [Member(candidates, self.recipe.lr or DEFAULT_LR["pet"], seed) for candidates in structures]
+        return Population(self.model, self.task, members, self.recipe, self.objective)
+
+    def train_alone(self, chunk: Sequence[Candidate], seed: int, folder: Path | None) -> list[Row]:
+        """Losses of all validation rows and the score, after training each candidate alone (none: the head)."""
+        with self.population([(c,) for c in chunk] or [()], seed) as population:
+            if len(population.theta):
+                train_in(folder, population, score=False)
+            losses, scores = population.evaluate(self.task.validation, population.validation_rows)
+            finite = population.finite.cpu() & losses.sum(1).isfinite().cpu() & torch.tensor(scores).isfinite()
+        names, rows = [c.name for c in chunk] or [""], []
+        for name, own, score, fine in zip(names, losses, scores, finite.tolist(), strict=True):
+            result = {"losses": [round(v, 6) for v in own.tolist()], "score": score} if fine else {"diverged": True}
+            rows.append({"candidate": name, "seed": seed, **result})
+        return rows
+
+    def train_all(self, seed: int, folder: Path | None) -> tuple[dict[str, Tensor], Any]:
+        """The tensors of all candidates trained together, and the objective with its trained head."""
+        with self.population([self.space.candidates], seed) as population:
+            train_in(folder, population, score=False)
+            if not population.finite[0]:
+                how = f"lower lr (now {population.members[0].lr:g}) or raise lr_warmup"
+                raise DivergedError(f"all candidates trained together diverged; {how}")
+            tensors = population.tensors(0, best=False)
+        if population.objective.head is not None:
+            head = {n.removeprefix("head/"): t for n, t in tensors.items() if n.startswith("head/")}
+            population.objective.head.load_state_dict(head)
+        return tensors, population.objective
+
+    def take_out(
+        self, names: Sequence[str], tensors: dict[str, Tensor], learned: Any, keep: Callable[[Row], None]
+    ) -> None:
+        """For each name, ``keep`` losses of all validation rows and the score without this candidate ("": with all)."""
+        encoded = learned.encode(self.task.validation)
+        numbers = in_batches(encoded, BATCH)
+        order = torch.tensor([number for part in numbers for number in part]).argsort()
+        labels = [example.label for example in self.task.validation]
+        with preserved(self.model), torch.no_grad(), Supernet(self.model, self.space, seed=0) as supernet:
+            supernet.load(tensors)
+            self.model.eval()
+            learned.eval()
+            batches = [learned.collate([encoded[number] for number in part]) for part in numbers]
+            for name in names:
+                gates = torch.tensor([float(own != name) for own in self.space.names], device=learned.device)
+                scores = [_scores(learned, batch, supernet, gates) for batch in batches]
+                losses = torch.cat([learned.losses(s, b["target"]) for s, b in zip(scores, batches, strict=True)])
+                check_finite(f"the loss without {name} is", losses.sum())
+                score = self.task.score(learned.decide(torch.cat(scores)[order]), labels)[self.task.metric]
+                keep({"candidate": name, "losses": losses[order].tolist(), "score": score})
+
+    def table(self, rows: list[Row], measure: str, seeds: int) -> pd.DataFrame:
+        """The utility table of these rows, one for each candidate."""
+        columns = ["site", "path", "stack", "layer", "role", "pet", "rank", "n_params"]
+        table = self.space.table()[columns].reset_index(drop=True)
+        measured = pd.DataFrame(rows, columns=["utility", "utility_error", "score_gain", "score_gain_error"])
+        inert = [name in self.idle for name in self.space.names]
+        about: dict[str, Any] = {"task": self.task.name, "measure": measure, "steps": self.recipe.steps, "seeds": seeds}
+        return pd.concat([table, measured.astype(float)], axis=1).assign(inert=inert, **about)
 
 
 def _scores(learned: Any, batch: dict[str, Tensor], supernet: Supernet, gates: Tensor) -> Tensor:
@@ -263,34 +275,8 @@ def _scores(learned: Any, batch: dict[str, Tensor], supernet: Supernet, gates: T
     return learned.scores(batch).float()
 
 
-def _train_alone(
-    model: nn.Module,
-    task: Task,
-    chunk: Sequence[Candidate],
-    seed: int,
-    recipe: dict[str, Any],
-    objective: Any,
-    folder: Path | None,
-) -> list[dict[str, Any]]:
-    """Losses of all validation rows and the score, after training each candidate of a chunk alone (none: the head)."""
-    members = [Member((c,), recipe["lr"], seed) for c in chunk] or [Member((), recipe["lr"], seed)]
-    with Population(model, task, members, Recipe(**recipe), objective) as population:
-        if len(population.theta):
-            train_in(folder, population, score=False)
-        losses, scores = population.evaluate(task.validation, population.validation_rows)
-        finite = population.finite.cpu() & losses.sum(1).isfinite().cpu() & torch.tensor(scores).isfinite()
-    names = [c.name for c in chunk] or [""]
-    return [
-        {"candidate": name, "seed": seed, "diverged": True}
-        if not fine
-        else {"candidate": name, "seed": seed, "losses": [round(v, 6) for v in own.tolist()], "score": score}
-        for name, own, score, fine in zip(names, losses, scores, finite.tolist(), strict=True)
-    ]
-
-
-def _solo_table(
-    space: Space, task: Task, rows: dict[int, dict[str, dict[str, Any]]], idle: set[str], steps: int
-) -> pd.DataFrame:
+def _solo_rows(space: Space, rows: dict[int, dict[str, Row]]) -> list[Row]:
+    """Of every candidate: what it gained over nothing but a head, on average over the seeds."""
     summary, failed = [], {"losses": [math.nan], "score": math.nan}
     if any(own[""].get("diverged") for own in rows.values()):
         raise DivergedError("the head diverged where nothing else was trained; lower lr or raise lr_warmup")
@@ -313,14 +299,4 @@ def _solo_table(
                 "score_gain_error": math.nan if n == 1 else float(score.std()) / math.sqrt(n),
             }
         )
-    return _table(space, task, summary, idle, {"measure": "solo", "steps": steps, "seeds": len(rows)})
-
-
-def _table(
-    space: Space, task: Task, rows: list[dict[str, Any]], idle: set[str], constants: dict[str, Any]
-) -> pd.DataFrame:
-    columns = ["site", "path", "stack", "layer", "role", "pet", "rank", "n_params"]
-    table = space.table()[columns].reset_index(drop=True)
-    measured = pd.DataFrame(rows, columns=["utility", "utility_error", "score_gain", "score_gain_error"])
-    inert = [name in idle for name in space.names]
-    return pd.concat([table, measured.astype(float)], axis=1).assign(inert=inert, task=task.name, **constants)
+    return summary

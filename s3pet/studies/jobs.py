@@ -9,10 +9,12 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from typing import Any
 
+import torch
+from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from s3pet.backbones import backbone_checksum, load_backbone
@@ -93,15 +95,19 @@ def open_facts(study: Any, tasks: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def hashes(facts: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """What the facts say about a task, by the names that the config of a search has for it."""
+    content = {"model_hash": facts["backbone"], "task_hash": facts["tasks"][task]["fingerprint"]}
+    return {**content, "space_hash": facts["space"], "objective": facts["objective"]}
+
+
 def run_search(study: Any, task: str, search: str, seed: int) -> tuple[tuple[str, str, int], str | None]:
     """Run one search of a study into its folder; returns (task, search, seed) and, if it diverged, why."""
     model, opened, space = _open(study, task)
-    out, settings = study.folder(task, search, seed), study.settings(search, seed)
-    run = partial(
-        search_structure, model, opened, space, objective=study.objective, out=out, progress=False, **settings
-    )
+    how = {**study.settings(search, seed), "objective": study.objective, "progress": False}
+    how |= {"out": study.folder(task, search, seed), "overwrite": True}  # one with the same settings is continued
     try:
-        result = run(overwrite=True)  # of a search with the same settings it continues, others are replaced
+        result = search_structure(model, opened, space, **how)
     except DivergedError as error:
         return (task, search, seed), str(error)
     except (RunError, SearchError) as error:
@@ -166,8 +172,6 @@ def forget() -> None:
 
 def each(function: Any, arguments: Sequence[tuple], what: str, *, jobs: int) -> Iterator[Any]:
     """Call a function with each of ``arguments`` in so many processes; yields results as they come, with a bar."""
-    from joblib import Parallel, delayed
-
     results: Any = (function(*values) for values in arguments)
     if jobs > 1 and len(arguments) > 1:
         parallel = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
@@ -176,8 +180,6 @@ def each(function: Any, arguments: Sequence[tuple], what: str, *, jobs: int) -> 
 
 
 def _on_one_thread(function: Any, arguments: tuple, study: int) -> Any:
-    import torch
-
     if os.getppid() == study:
         _end_with(study)
     torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -240,16 +240,16 @@ class Population:
     def _scores(self, batches: Sequence[Sequence[Row]], theta: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scores [members × rows, n_labels], member by member, and the targets."""
         self._use(self.theta if theta is None else theta)
-        same = all(batch is batches[0] or batch == batches[0] for batch in batches[1:])
-        if not same:
+        shared: Any = nullcontext()
+        if all(batch is batches[0] or batch == batches[0] for batch in batches[1:]):
+            single = self.objective.collate(batches[0])
+            batch = {name: _repeated(tensor, len(self.members)) for name, tensor in single.items()}
+            if self._shared_blocks and len(self.members) > 1:
+                shared = self._shared(single)
+        else:
             batch = self.objective.collate([row for rows in batches for row in rows])
+        with shared:
             return self.objective.scores(batch), batch["target"]
-        single = self.objective.collate(batches[0])
-        batch = {name: _repeated(tensor, len(self.members)) for name, tensor in single.items()}
-        if self._shared_blocks and len(self.members) > 1:
-            with self._shared(single):
-                return self.objective.scores(batch), batch["target"]
-        return self.objective.scores(batch), batch["target"]
 
     @contextmanager
     def _shared(self, single: Batch) -> Iterator[None]:

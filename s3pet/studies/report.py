@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib import pyplot as plt
 
 from s3pet.errors import StudyError
+from s3pet.plots import plot_budget_curve, plot_differences, plot_ranking, plot_repeats, plot_transfer, save_figure
 from s3pet.result import SearchResult, load_run
 from s3pet.studies.declaration import check_names
 from s3pet.studies.statistics import over_tasks, summary, variance_components
@@ -211,10 +213,6 @@ def as_text(table: pd.DataFrame, markdown: bool = True) -> str:
 
 def write_figures(study: Study) -> list[Path]:
     """Draw what is finished into the study's folder ``figures``; returns the PNG files, with a PDF beside each."""
-    from matplotlib import pyplot as plt
-
-    from s3pet.plots import plot_budget_curve, plot_differences, plot_ranking, plot_repeats, plot_transfer, save_figure
-
     every, paths = study.chosen(repeats=True), []
     summarized, rows = summarize(every), once(every)
 

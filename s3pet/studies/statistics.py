@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats  # type: ignore[import-untyped]
 
 from s3pet.errors import StudyError, nearest
 from s3pet.files.kinds import SEED, TEXT, Kind, one_of, optional, several, whole
@@ -139,8 +140,6 @@ def permutation_test(samples: Sequence[np.ndarray], *, draws: int = 10_000, seed
     ``samples`` has the differences of each task, [n_pairs]. Returns p (twice the smaller one-sided p), and the smallest
     p that so many pairs can give.
     """
-    from scipy import stats  # type: ignore[import-untyped]
-
     pairs = np.concatenate([part / len(part) for part in samples])  # weighted by their task
     exact = 2 ** len(pairs) <= EXACT
     floor = min(1.0, 2 / (2 ** len(pairs) if exact else draws + 1))

@@ -51,7 +51,7 @@ from s3pet.searcher import make_settings
 from s3pet.studies.cluster import processes
 from s3pet.studies.comparison import append_row, as_table, discard, read_rows, row_key
 from s3pet.studies.declaration import KINDS, check_file_name, check_names, check_study, read_declaration
-from s3pet.studies.jobs import Row, open_facts, run_row, run_search
+from s3pet.studies.jobs import Row, hashes, open_facts, run_row, run_search
 from s3pet.studies.validation import choose_lr
 from s3pet.tuning import Recipe
 
@@ -159,6 +159,8 @@ class Study:
         how = {name: entry[name] for name in ("kind", *kind.options) if name in entry}
         if entry["kind"] in ("manual", "reference"):
             how["name"] = entry.get("name", row["entry"])
+        if entry["kind"] == "manual" and self.space != "mixed":  # keys of earlier versions had no space
+            how["space"] = facts["space"]
         if kind.per_budget:
             how |= {"space": facts["space"], "budget": row["budget"], "index": row["index"]}
         if "search" in how:
@@ -302,11 +304,10 @@ class Study:
             if (path / "config.json").exists():
                 warnings.warn(f"{path} is searched again: {error}", stacklevel=2)
             return False
-        config, stopped, wanted = run.config, run.metrics.get("stopped"), self.settings(search, seed)
+        stopped, wanted = run.metrics.get("stopped"), self.settings(search, seed) | hashes(facts, task)
         wanted["budget"] = Budget.parse(wanted["budget"], total=facts["backbone_params"]).n_params
-        wanted |= {"model_hash": facts["backbone"], "task_hash": facts["tasks"][task]["fingerprint"]}
-        wanted |= {"space_hash": facts["space"], "objective": facts["objective"], "results_version": RESULTS_VERSION}
-        differ = changed_settings({name: config.get(name) for name in wanted}, wanted)
+        wanted["results_version"] = RESULTS_VERSION
+        differ = changed_settings({name: run.config.get(name) for name in wanted}, wanted)
         if stopped or differ:
             why = f"it was {stopped}" if stopped else f"other settings ({', '.join(differ)})"
             warnings.warn(f"{path} is searched again: {why}", stacklevel=2)

@@ -17,13 +17,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import cdist
 
-from s3pet.errors import StudyError, nearest
+from s3pet.errors import StudyError
+from s3pet.files.kinds import one_of
 from s3pet.space import Space
 from s3pet.utility import candidate_names
 
@@ -33,37 +37,27 @@ SIMILAR = 0.5  # Jaccard index from which two structures are near copies
 NEARBY = 0.99  # quantile of the table's own distances to the nearest other structure
 
 
-def _ridge() -> Any:
+def _make(name: str) -> Any:
+    """One of `MODELS`, not fitted; scikit-learn is imported where it is used, because that takes a second."""
+    from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 16)))
-
-
-def _forest(extra: bool) -> Any:
-    from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
-
-    kind = ExtraTreesRegressor if extra else RandomForestRegressor
-    return kind(100, min_samples_leaf=3, max_features=0.5, random_state=0)
-
-
-def _process() -> Any:
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
+    forest: dict[str, Any] = {"n_estimators": 100, "min_samples_leaf": 3, "max_features": 0.5, "random_state": 0}
     kernel = ConstantKernel(1.0) * RBF(10.0, (1.0, 1e3)) + WhiteKernel(0.5, (1e-3, 1e1))
-    return make_pipeline(StandardScaler(), GaussianProcessRegressor(kernel, normalize_y=True))
+    models = {
+        "ridge": make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 16))),
+        "random forest": RandomForestRegressor(**forest),
+        "extra trees": ExtraTreesRegressor(**forest),
+        "gaussian process": make_pipeline(StandardScaler(), GaussianProcessRegressor(kernel, normalize_y=True)),
+    }
+    return models[name]
 
 
-MODELS: dict[str, Callable[[], Any]] = {
-    "ridge": _ridge,
-    "random forest": lambda: _forest(extra=False),
-    "extra trees": lambda: _forest(extra=True),
-    "gaussian process": _process,
-}
+MODELS = {name: partial(_make, name) for name in ("ridge", "random forest", "extra trees", "gaussian process")}
 MODEL = "extra trees"
 
 
@@ -88,8 +82,6 @@ def families(has: np.ndarray, parents: Sequence[int | None]) -> np.ndarray:
     Members of a family are linked by near copies (`SIMILAR`) or by descent; ``parents`` holds the index of the
     structure each was derived from, or None.
     """
-    from scipy.sparse.csgraph import connected_components
-
     linked = jaccard(has, has) >= SIMILAR
     for child, parent in enumerate(parents):
         if parent is not None:
@@ -198,8 +190,7 @@ class Surrogate:
         solo: pd.DataFrame | None = None,
         model: str = MODEL,
     ):
-        if model not in MODELS:
-            raise StudyError(f"model {model!r} is not known; {nearest(model, MODELS)}")
+        one_of(MODELS).check(StudyError, model=model)
         if len(set(family)) < 2:
             raise StudyError(f"the {len(scores)} structures are one family, so none can be held out; add other ones")
         self.space, self.has, self.scores, self.family, self.solo, self.model = space, has, scores, family, solo, model
@@ -242,8 +233,6 @@ class Surrogate:
 
     def _apart(self, has: np.ndarray) -> np.ndarray:
         """Share of parameters at other places, of each structure and each one of the table, [n, n_structures]."""
-        from scipy.spatial.distance import cdist
-
         return cdist(self._shares(has), self._shares(self.has), "cityblock") / 2
 
     def _shares(self, has: np.ndarray) -> np.ndarray:
@@ -254,8 +243,6 @@ class Surrogate:
 
     def _agreement(self, predicted: np.ndarray) -> dict[str, float]:
         """R² and rank correlation with the scores; nan where nothing varies."""
-        from scipy import stats
-
         varied = np.ptp(self.scores) > 0
         r2 = 1 - ((self.scores - predicted) ** 2).mean() / self.scores.var() if varied else np.nan
         rank = stats.spearmanr(self.scores, predicted).statistic if varied and np.ptp(predicted) > 0 else np.nan

@@ -169,5 +169,7 @@ def test_a_diverged_retraining_is_a_row(two_random, monkeypatch):
     with torch.no_grad():
         model.shared.weight.copy_(weight)
     assert not compare(model, task, both, **options)["diverged"].any()
+    with pytest.raises(SearchError, match="compare takes seeds, a list, instead of seed, got seed=1"):
+        compare(model, task, both, seed=1, **QUICK)
     with pytest.raises(SearchError, match="must be a structure or one of full"):
         compare(model, task, {"x": "nothing"}, **QUICK)

@@ -11,7 +11,7 @@ from s3pet import load_backbone, load_task, make_space, retrain, trainer
 from s3pet.errors import SpaceError
 from s3pet.objectives import make_objective
 from s3pet.structure import Structure
-from s3pet.studies import interventions
+from s3pet.studies import comparison, interventions
 from s3pet.studies.interventions import drop_utility, probe_inert, solo_utility
 from s3pet.studies.population import Population
 from s3pet.supernet import Supernet
@@ -112,12 +112,30 @@ def test_drop_utility_is_what_is_lost_without_a_module(make):
     assert table.utility[~table.inert].abs().max() > 1e-3
 
 
+def test_solo_utility_goes_on_where_a_row_was_cut_off(tmp_path):
+    """The candidates of a layer are trained together again, and only the row that is missing is added."""
+    model, task, out = tiny_t5(), toy_task(), tmp_path / "solo.jsonl"
+    space = make_space(model, [{"pet": "lora", "stacks": ["encoder"], "layers": [0], "roles": ["attn.[qv]"]}])
+    whole = solo_utility(model, task, space, inert=[], out=out, **QUICK)
+    lines = out.read_text()
+    out.write_text(lines[: lines.rstrip().rindex("\n") + 1])
+    assert len(space) == 2 and solo_utility(model, task, space, inert=[], out=out, **QUICK).equals(whole)
+    assert out.read_text() == lines
+
+
+def test_a_rate_of_none_is_that_of_a_retraining():
+    model, task = tiny_t5(), toy_task()
+    space = make_space(model, [{"pet": "lora", "stacks": ["encoder"], "layers": [0], "roles": ["attn.q"]}])
+    tables = [solo_utility(model, task, space, inert=[], lr=lr, **QUICK) for lr in (None, 3e-3)]
+    assert tables[0].equals(tables[1])
+
+
 def test_drop_utility_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     model, task = tiny_t5(), toy_task()
     space, out = small_space(model), tmp_path / "drop.jsonl"
     whole, real, steps, written = drop_utility(model, task, space, **QUICK), Population.advance, [], []
     monkeypatch.setattr(trainer, "PAUSE", 0)  # a checkpoint after every step
-    keep = interventions.append_row
+    keep = comparison.append_row
 
     def advance(self):
         if self.step == 3 and steps.count(2) == 1 and 3 not in steps:
@@ -133,14 +151,12 @@ def test_drop_utility_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
         keep(path, row)
 
     monkeypatch.setattr(Population, "advance", advance)
-    monkeypatch.setattr(interventions, "append_row", append)
+    monkeypatch.setattr(comparison, "append_row", append)
     for _ in range(2):  # in training, and between two candidates
         with pytest.raises(KeyboardInterrupt):
             drop_utility(model, task, space, out=out, **QUICK)
     assert steps == [0, 1, 2, 3, 3, 4] and len(written) == 4
-    monkeypatch.setattr(
-        interventions, "append_row", lambda path, row: (written.append(row["candidate"]), keep(path, row))
-    )
+    monkeypatch.setattr(comparison, "append_row", lambda path, row: (written.append(row["candidate"]), keep(path, row)))
     again = drop_utility(model, task, space, out=out, **QUICK)
     assert again.equals(whole) and len(written) == len(set(written)) == 1 + (~whole.inert).sum()
     assert [path.name for path in tmp_path.iterdir()] == ["drop.jsonl"]

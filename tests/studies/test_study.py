@@ -12,11 +12,14 @@ from toy import toy_rows, toy_tokenizer
 import s3pet
 from s3pet.cli import main
 from s3pet.errors import DivergedError, StudyError
+from s3pet.records import recorded
 from s3pet.studies import jobs
+from s3pet.studies.comparison import row_key
 from s3pet.studies.report import agreement_table, drop_table, random_baselines, summarize
 from s3pet.studies.statistics import variance_components
 from s3pet.studies.study import Study
 from s3pet.transfer import agreement
+from s3pet.tuning import Recipe
 
 OBJECTIVE = {"max_length": 40, "loss": "lm"}
 DECLARED = {
@@ -252,6 +255,24 @@ def test_changed_data_or_another_backbone_give_other_rows(tmp_path, monkeypatch)
     with pytest.warns(UserWarning, match="is searched again: other settings .steps 3 → 4, the weights"):
         longer.run(tasks=["one"], structures=["searched"])
     assert longer.chosen().query("entry == 'searched'")["search_rows"].eq(4 * 16).all()
+
+
+def test_the_space_is_in_the_key_of_a_manual_structure():
+    """Its LoRA has the ranks of the space; the keys of the default space are those of earlier versions."""
+    facts = {"backbone": "b", "objective": {}, "tasks": {"one": {"declared": "t", "fingerprint": "f"}}}
+    keys = {}
+    for name, space in (("mixed", "mixed"), ("small", [{"pet": "lora", "ranks": [1]}]), ("large", [{"pet": "lora"}])):
+        study = Study("model", {"one": "t"}, {"qv": {"kind": "manual", "name": "lora_qv"}}, seeds=1, space=space)
+        keys[name] = study.key(study.rows()[0], {**facts, "space": name})
+    assert len(set(keys.values())) == 3
+    assert keys["mixed"] == study_key_of_the_default_space(facts)
+
+
+def study_key_of_the_default_space(facts):
+    """As version 0.1 wrote it."""
+    structure = {"kind": "manual", "name": "lora_qv"}
+    recipe = recorded(Recipe(seed=0, lr=None))
+    return row_key(backbone="b", task="f", structure=structure, recipe=recipe, objective=facts["objective"])
 
 
 def clear_caches():
