@@ -54,9 +54,15 @@ def check_fields(
             raise SearchError(f"{name}={value!r} is not one of {', '.join(map(str, choices[name]))}")
 
 
-def settings_of(record: type[T], values: Mapping[str, Any], what: str) -> T:
-    """A record of these settings; SearchError for one that ``what``, which takes them, does not have."""
+def settings_of(record: type[T], values: Mapping[str, Any], what: str, lists: Mapping[str, str] | None = None) -> T:
+    """A record of these settings; SearchError for one that ``what``, which takes them, does not have.
+
+    ``lists`` names the settings of which it takes a list, under another name: ``{"seed": "seeds"}``.
+    """
     known = [field.name for field in fields(record)]  # type: ignore[arg-type]
+    for name, plural in (lists or {}).items():
+        if name in values:
+            raise SearchError(f"{what} takes {plural}, a list, instead of {name}, got {name}={shown(values[name])}")
     if unknown := ", ".join(str(name) for name in values if name not in known):
         raise SearchError(f"{what} has no setting {unknown}; it has {', '.join(known)}")
     return record(**values)

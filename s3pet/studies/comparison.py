@@ -83,9 +83,7 @@ def compare(
         RunError: a line of ``out`` is not a row, another process works with it, or it cannot be written to. Else as
             :func:`s3pet.retrain`.
     """
-    settings_of(Recipe, recipe, "compare")
-    if "seed" in recipe:
-        raise SearchError(f"compare takes seeds, a list, instead of seed, got seed={shown(recipe['seed'])}")
+    settings_of(Recipe, recipe, "compare", {"seed": "seeds"})
     check_entries(model, structures)
     refuse_processes("a comparison")
     several(SEED).check(SearchError, seeds=seeds)

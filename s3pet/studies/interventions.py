@@ -189,7 +189,7 @@ def drop_utility(
 
 def _checked(model: nn.Module, space: Space, inert: Any, progress: Any, recipe: dict[str, Any]) -> Recipe:
     """The recipe; arguments that solo and drop utility cannot use are refused, before any work."""
-    chosen = settings_of(Recipe, recipe, "a utility")
+    chosen = settings_of(Recipe, recipe, "a utility", {"seed": "seeds"})
     check_model(model)
     SPACE.check(SpaceError, space=space)
     optional(several(one_of(space.names), 0)).check(SpaceError, inert=inert)

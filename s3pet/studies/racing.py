@@ -97,7 +97,7 @@ def race(
     several(POSITIVE).check(SearchError, lrs=lrs)
     SEED.check(SearchError, seed=seed)
     FLAG.check(SearchError, test=test)
-    chosen = settings_of(Recipe, recipe, "race")
+    chosen = settings_of(Recipe, recipe, "race", {"lr": "lrs"})
     entries = [(name, lr) for name in proposals for lr in lrs]
     members = [Member(proposals[name].candidates, lr, seed) for name, lr in entries]
     place = None if checkpoints is None else path_of(checkpoints, name="checkpoints")

@@ -78,6 +78,10 @@ def test_bad_races_are_refused():
         race(model, task, {}, **QUICK)
     with pytest.raises(SearchError, match="rungs"):
         race(model, task, proposals, rungs={1.5: 0.5}, **QUICK)
+    with pytest.raises(SearchError, match="race takes lrs, a list, instead of lr, got lr=0.01"):
+        race(model, task, proposals, lr=0.01, **QUICK)
+    with pytest.raises(SearchError, match="a utility takes seeds, a list, instead of seed, got seed=3"):
+        solo_utility(model, task, make_space(model, "mixed"), seed=3)
     with pytest.raises(SearchError, match="every member of the race diverged"):
         race(model, task, proposals, lrs=(1e30,), **QUICK)
 
