@@ -7,6 +7,7 @@ from toy import toy_task
 
 from s3pet import make_space, manual_structure, random_structure, search, trainer
 from s3pet.errors import RunError, SearchError
+from s3pet.studies.interventions import solo_utility
 from s3pet.studies.population import Population
 from s3pet.studies.racing import proposals, race
 from s3pet.studies.selectors import sampled_structure
@@ -78,7 +79,7 @@ def test_bad_races_are_refused():
         race(model, task, {}, **QUICK)
     with pytest.raises(SearchError, match="rungs"):
         race(model, task, proposals, rungs={1.5: 0.5}, **QUICK)
-    with pytest.raises(SearchError, match="race takes lrs, a list, instead of lr, got lr=0.01"):
+    with pytest.raises(SearchError, match="race takes lrs, a list, instead of lr, got lr"):
         race(model, task, proposals, lr=0.01, **QUICK)
     with pytest.raises(SearchError, match="a utility takes seeds, a list, instead of seed, got seed=3"):
         solo_utility(model, task, make_space(model, "mixed"), seed=3)
