@@ -110,9 +110,9 @@ def plot_cut(
     grid, n_bars = make_grid(table), len(budget_shares(table, budget))
     veiled = gate_cells(table.assign(chosen=select_rows(table, pets, layers)), value).query("not chosen")
     picked = table.iloc[[] if candidate is None else [position_of(candidate, table)]]
-    (width, height), low, page = map_size(grid), 0.55 + 0.19 * n_bars, style().page / style().scale
-    if 2 + 0.14 * grid.size[0] + 3.3 <= page:
-        width = min(width, page - 3.3)
+    (width, height), low = map_size(grid), 0.55 + 0.19 * n_bars
+    if 2 + 0.14 * grid.size[0] + 3.3 <= style().widest:
+        width = min(width, style().widest - 3.3)
         figure = new_figure(width + 3.3, height + 0.3, figure)
         spec = figure.add_gridspec(2, 2, width_ratios=(width, 3.3), height_ratios=(low, max(height - low, 0.1)))
         ax, bars = figure.add_subplot(spec[:, 0]), figure.add_subplot(spec[0, 1])
@@ -168,7 +168,7 @@ def plot_agreement(pairs: Any, *, value: str = "jaccard", figure: Figure | None 
     table = as_table(pairs, ["first", "second", "group"], one=())
     names, groups = len({*table["first"], *table["second"]}), table["group"].nunique()
     widths = min(3.9 + 0.14 * max(names - 4, 0), 6.0), 3.35 + 0.5 * (groups - 1)
-    figure = new_figure(sum(widths), min(3.2 + 0.1 * names, 4.8), figure)
+    figure = new_figure(min(sum(widths), style().widest), min(3.2 + 0.1 * names, 4.8), figure)
     matrix, points = figure.subplots(1, 2, width_ratios=widths)
     plot_overlap(table, value=value, ax=matrix)
     plot_overlap(table, value=value, by="group", ax=points)

@@ -198,7 +198,7 @@ def _draw_rows(ax: Axes, rows: pd.DataFrame, p: str, alpha: float, scale: float)
 
 def _row_axes(ax: Axes | None, names: list[str], height: float) -> Axes:
     """Axes for rows with these names: with space for them, and without a line at the left."""
-    ax = ax or new_axes(min(style().page / style().scale, 3.2 + 0.065 * max(map(len, names))), height)
+    ax = ax or new_axes(min(style().widest, 3.2 + 0.065 * max(map(len, names))), height)
     ax.tick_params("y", length=0)
     ax.spines["left"].set_visible(False)
     return ax

@@ -158,8 +158,7 @@ def outline(colour: str, width: float) -> dict[str, Any]:
 
 def map_size(grid: Grid) -> tuple[float, float]:
     """Width and height of a figure for one map with a colour bar, in inches of a paper."""
-    page = style().page / style().scale
-    cell = float(np.clip((page - 2) / grid.size[0], 0.09, 0.34))  # 4 + 4 layers fill a column, 24 + 24 a page
+    cell = float(np.clip((style().widest - 2) / grid.size[0], 0.09, 0.34))  # 4 + 4 layers fill a column, 24 + 24 a page
     return max(2 + cell * grid.size[0], 3.35), 1.1 + 0.165 * grid.size[1]
 
 

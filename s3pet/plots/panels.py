@@ -59,7 +59,7 @@ def panel_axes(
 
     ``columns`` None: as many as fit on a page.
     """
-    n, inner = len(titles), style().page / style().scale - 1.75  # inches of a paper without row names and colour bar
+    n, inner = len(titles), style().widest - 1.75  # inches of a paper without row names and colour bar
     rows = -(-n // (columns or max(1, int(inner / (0.105 * grid.size[0] + 0.1)))))
     columns = columns or -(-n // rows)
     width = float(np.clip(inner / columns, 0.085 * grid.size[0] + 0.1, 0.2 * grid.size[0] + 0.1))

@@ -76,6 +76,11 @@ class Style:
         """Lengths in this style divided by those in a paper."""
         return self.font / 7.5
 
+    @property
+    def widest(self) -> float:
+        """Width of the widest figure in inches of a paper, which `new_figure` scales."""
+        return self.page / self.scale
+
     def colours(self, value: str) -> str:
         """Name of the colours for a column."""
         return "cividis" if value not in DIVERGING else DARK_DIFFERENCES if self.dark else "PuOr_r"
