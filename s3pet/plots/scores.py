@@ -18,10 +18,9 @@ from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, MaxN
 from s3pet.errors import PlotError
 from s3pet.plots.frame import entry, finish_axes, in_order
 from s3pet.plots.intervals import summarize_scores
-from s3pet.plots.style import KINDS, OTHER, as_table, new_axes, style, styled
+from s3pet.plots.style import KINDS, MARKERS, OTHER, as_table, new_axes, style, styled
 
 JOINED = ("searched", "random", "covered", "sensitivity", "heuristic", "adalora")  # have any budget: a line
-MARKERS = "os^DvPX<>phd"
 RANGES = {"accuracy": (0.0, 1.0), "f1": (0.0, 1.0)} | dict.fromkeys(("matthews", "pearson", "spearman"), (-1.0, 1.0))
 # "searched 0.05 %" is "searched", "carried 0.05% from qnli" is "carried from qnli"; "lora r8" stays
 AMOUNT = re.compile(r"[\s@=]*(?<![A-Za-z\d.,])\d[\d.,]*\s*[%kM]?(?=$| over | from )")
@@ -162,18 +161,7 @@ def _draw(
             look |= {"markeredgecolor": style().ground, "linestyle": ("--" if i else "-") if curve else ""}
             label = str(names[0] if len(names) == 1 else family)
             handles += ax.plot(x, line["mean"], marker=next(markers), label=label, **look)
-    for i, row in enumerate(references.to_dict("records")):
-        strong = full in (None, row["structure"])
-        if strong:  # its interval, at the right edge
-            place: dict[str, Any] = {
-                "transform": ax.get_yaxis_transform(),
-                "linewidth": 1.4 * scale,
-                "gid": "intervals",
-            }
-            ax.vlines(0.99, row["low"], row["high"], color=style().ink, **place)
-        look = {"color": style().ink if strong else style().grey, "gid": "reference" if strong else "baseline"}
-        look |= {"linestyle": "--" if row["structure"] == full else (":", "-.")[i % 2], "zorder": 1.5}
-        handles.append(ax.axhline(row["mean"], label=f"{row['structure']} {row['mean']:.3g}", **look))
+    handles += _draw_references(ax, references, full)
     handles.append(entry("one run", color=style().grey, marker="o", markersize=2.5 * scale))
     handles.append(entry(INTERVAL, color=style().grey, marker="|", markersize=9 * scale, markeredgewidth=1.4 * scale))
     if n_unscored:
@@ -182,6 +170,19 @@ def _draw(
     ax.set(xscale="log", xlim=(low / pad, high * pad), ylim=(bottom - room, top + room))
     _set_log_ticks(ax, ax.xaxis, EngFormatter(sep=""))
     return finish_axes(ax, "trainable PET parameters", unit, handles, title)
+
+
+def _draw_references(ax: Axes, references: pd.DataFrame, full: str | None) -> list[Any]:
+    """A line for each; strong, with its interval at the right edge, for the one called ``full`` (None: for all)."""
+    lines, edge, wide = list[Any](), ax.get_yaxis_transform(), 1.4 * style().scale
+    for i, row in enumerate(references.to_dict("records")):
+        look: dict[str, Any] = {"color": style().grey, "linestyle": (":", "-.")[i % 2], "gid": "baseline"}
+        if full in (None, row["structure"]):
+            look |= {"color": style().ink, "gid": "reference"}
+            look["linestyle"] = "--" if full else look["linestyle"]
+            ax.vlines(0.99, row["low"], row["high"], style().ink, transform=edge, linewidth=wide, gid="intervals")
+        lines.append(ax.axhline(row["mean"], label=f"{row['structure']} {row['mean']:.3g}", zorder=1.5, **look))
+    return lines
 
 
 def _free_place(places: np.ndarray, taken: np.ndarray, step: float) -> float:
