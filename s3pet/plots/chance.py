@@ -113,9 +113,8 @@ def plot_frequency(frequency: Any, *, ax: Axes | None = None, title: str | None 
     ax = ax or new_axes(*map_size(grid))
     above = f"more often than by chance: {table['chosen'].sum()} of {len(table):,}"
     mesh, handles = draw_map(ax, grid, gate_cells(table, "count"), style().colours("frequency"), norm, above)
-    handles += colour_bar(
-        mesh, ax, f"chosen by … of {n} searches", {"95 % of highest counts by chance, up to": n * high}
-    )
+    mark = {"95 % of highest counts by chance, up to": n * high}
+    handles += colour_bar(mesh, ax, f"chosen by … of {n} searches", mark)
     return finish_map(ax, grid, handles, title)
 
 

@@ -218,8 +218,6 @@ def _set_limits(ax: Axes, names: list[str], rows: pd.DataFrame, scale: float) ->
 
 def _sorted(handles: dict[str, Any]) -> list[Any]:
     """Handles of a legend: names in the order of the kinds, then the results of the tests."""
-    results = sorted(
-        (label for label in handles if handles[label].get_marker() in "o_"),
-        key=lambda label: (label == INTERVAL, label),
-    )
+    results = [label for label in handles if handles[label].get_marker() in "o_"]
+    results.sort(key=lambda label: (label == INTERVAL, label))
     return [handles[label] for label in [*in_order({*handles} - {*results}, KINDS), *results]]
