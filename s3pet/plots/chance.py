@@ -32,12 +32,12 @@ from s3pet.plots.maps import (
     map_size,
     roles_in_order,
 )
-from s3pet.plots.style import KINDS, PETS, as_table, new_axes, style, styled
+from s3pet.plots.style import KINDS, MARKERS, PETS, as_table, new_axes, style, styled
 from s3pet.plots.words import place_words
 from s3pet.structure import select_mask
 from s3pet.transfer import Results, same_space
 
-MARKERS = "os^Dv"
+MOST = 5  # tables of shares in one figure
 FREQUENCY = ("frequency", "chance", "chance_high", "searches")
 SHARE = ("name", "share", "low", "high", "chance", "chance_low", "chance_high", "searches")
 
@@ -113,9 +113,8 @@ def plot_frequency(frequency: Any, *, ax: Axes | None = None, title: str | None 
     ax = ax or new_axes(*map_size(grid))
     above = f"more often than by chance: {table['chosen'].sum()} of {len(table):,}"
     mesh, handles = draw_map(ax, grid, gate_cells(table, "count"), style().colours("frequency"), norm, above)
-    handles += colour_bar(
-        mesh, ax, f"chosen by … of {n} searches", {"95 % of highest counts by chance, up to": n * high}
-    )
+    mark = {"95 % of highest counts by chance, up to": n * high}
+    handles += colour_bar(mesh, ax, f"chosen by … of {n} searches", mark)
     return finish_map(ax, grid, handles, title)
 
 
@@ -167,8 +166,8 @@ def plot_shares(shares: Any, *, ax: Axes | None = None, title: str | None = None
         shares: as `choice_shares` returns it, or several by name, such as one per task: a mapping of names to them.
     """
     tables = shares if isinstance(shares, dict) else {"": shares}
-    if not tables or len(tables) > len(MARKERS):
-        raise PlotError(f"Expected one to {len(MARKERS)} tables of shares; got {len(tables)}.")
+    if not 1 <= len(tables) <= MOST:
+        raise PlotError(f"Expected one to {MOST} tables of shares; got {len(tables)}.")
     tables = {name: as_table(table, SHARE, one=()) for name, table in tables.items()}
     names = [*dict.fromkeys(name for table in tables.values() for name in table["name"])]
     scale, colour, n = style().scale, KINDS["searched"][1], len(tables)
@@ -176,8 +175,8 @@ def plot_shares(shares: Any, *, ax: Axes | None = None, title: str | None = None
     handles, step = list[Any](), 0.8 / n
     for i, (title_of, table) in enumerate(tables.items()):
         y = np.array([names.index(name) for name in table["name"]]) - 0.4 + (i + 0.5) * step
-        band: dict[str, Any] = {"color": style().ink, "alpha": 0.13, "linewidth": 0, "gid": "chance-band"}
-        ax.barh(y, table["chance_high"] - table["chance_low"], 0.92 * step, left=table["chance_low"], **band)
+        width, left = table["chance_high"] - table["chance_low"], table["chance_low"]
+        ax.barh(y, width, 0.92 * step, left=left, gid="chance-band", **style().band)
         ax.vlines(table["chance"], y - step / 2, y + step / 2, color=style().grey, linewidth=scale, gid="chance")
         ax.hlines(y, table["low"], table["high"], color=colour, linewidth=1.1 * scale, gid="interval")
         look: dict[str, Any] = {"color": colour, "marker": MARKERS[i], "markersize": 3.6 * scale}
@@ -187,7 +186,7 @@ def plot_shares(shares: Any, *, ax: Axes | None = None, title: str | None = None
     handles += [
         entry("its 95 % t interval", color=colour, linewidth=1.1 * scale),
         entry("chance", color=style().grey, linewidth=scale),
-        Patch(color=style().ink, alpha=0.13, linewidth=0, label="95 % of such means by chance"),
+        Patch(label="95 % of such means by chance", **style().band),
     ]
     ax.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, None))
     ax.set_yticks(range(len(names)), names)

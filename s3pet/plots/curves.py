@@ -20,12 +20,11 @@ from s3pet.errors import PlotError, shown
 from s3pet.files.kinds import one_of
 from s3pet.plots.frame import entry, finish_axes, in_order, rim
 from s3pet.plots.maps import LABELS, MAP_COLUMNS, STACKS, cut_and_start, gate_cells, place_of, roles_in_order
-from s3pet.plots.style import PALETTE, PET_COLOURS, PETS, as_table, figure_of, flag, new_axes, style, styled
+from s3pet.plots.style import MARKERS, PALETTE, PET_COLOURS, PETS, as_table, figure_of, flag, new_axes, style, styled
 from s3pet.plots.words import candidate_names
 
 PROFILES = {"layer": ["stack", "layer", "pet"], "role": ["role", "pet"], "stack": ["stack", "pet"], "pet": ["pet"]}
 SHARES = {"chosen": "share of the chosen\nparameters (%)", "prob": "share of the expected\nparameters (%)"}
-MARKERS = "os^DvP<>Xphd"
 
 
 def profile_shares(gates: Any, by: str = "layer", value: str = "chosen") -> pd.DataFrame:
@@ -174,10 +173,8 @@ def polarisation(result: Any) -> dict[str, float]:
         raise PlotError(f"None of the {len(table)} candidates is chosen, so there is no cut to compare with.")
     budget, uniform, last = cost @ prob, cost @ prob / cost.sum(), np.where(chosen, prob, np.inf).argmin()
     left = budget - cost[chosen].sum() + cost[last] + 1e-3  # gates meet their budget up to rounding
-    sizes: Any = [table[name] for name in ("site", "pet") if name in table] or [
-        table.index
-    ]  # of one, the others are out
-    out = flag(table, "chosen").groupby(sizes).transform("any").to_numpy()
+    module: Any = [table[name] for name in ("site", "pet") if name in table] or [table.index]
+    out = flag(table, "chosen").groupby(module).transform("any").to_numpy()  # where one size is chosen, all are out
     cut, challenger = prob[last], max(prob[~out & (cost <= left)], default=np.nan)
     numbers = {
         "max_prob": prob.max(),

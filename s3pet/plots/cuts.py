@@ -45,7 +45,7 @@ def select_rows(gates: Any, pets: Iterable[str] | None = None, layers: tuple[int
 
 
 def budget_shares(table: pd.DataFrame, budget: int | None) -> pd.DataFrame:
-    """By PET module, and for what is left over: parameters and candidates chosen, shares of the budget in %."""
+    """By PET module, and for what is left over: parameters and candidates chosen, shares of the budget in %, words."""
     chosen, cost = flag(table, "chosen"), table["n_params"].astype(float)
     total = float(budget or cost[chosen].sum())
     if not total > 0:
@@ -54,7 +54,9 @@ def budget_shares(table: pd.DataFrame, budget: int | None) -> pd.DataFrame:
     spending = rows.groupby(table["pet"].astype(str)).sum()
     spending = spending.loc[in_order(spending.index, PETS)]
     spending.loc["not used"] = [total - spending["params"].sum(), 0, 0, np.nan]
-    return spending.assign(share=(100 * spending["params"] / total).clip(lower=0))
+    counts = " · " + spending["chosen"].map("{:.0f}".format) + " of " + spending["all"].map("{:.0f}".format)
+    words = spending["params"].map("{:,.0f}".format) + counts.where(spending["all"] > 0, "")
+    return spending.assign(share=(100 * spending["params"] / total).clip(lower=0), words=words)
 
 
 @styled
@@ -68,8 +70,7 @@ def plot_budget_bar(gates: Any, *, budget: int | None = None, ax: Axes | None = 
     look: dict[str, Any] = {"color": style().ink, "linewidth": 1.3 * scale, "path_effects": rim(2.8)}
     for y, (name, row) in enumerate(spending.iterrows()):
         ax.barh(y, row["share"], 0.7, color=PET_COLOURS.get(str(name), style().faint), gid=f"budget-{name}")
-        number = f"{row['params']:,.0f}" + (f" · {row['chosen']:.0f} of {row['all']:.0f}" if row["all"] else "")
-        ax.text(103, y, number, va="center", gid=f"number-{name}")
+        ax.text(103, y, row["words"], va="center", gid=f"number-{name}")
         if row["all"]:
             ax.plot([row["uniform"]] * 2, [y - 0.42, y + 0.42], gid=f"uniform-{y}", **look)
     ax.set(xlim=(0, 165), ylim=(len(spending) - 0.5, -0.5), xticks=range(0, 101, 20))
@@ -110,9 +111,9 @@ def plot_cut(
     grid, n_bars = make_grid(table), len(budget_shares(table, budget))
     veiled = gate_cells(table.assign(chosen=select_rows(table, pets, layers)), value).query("not chosen")
     picked = table.iloc[[] if candidate is None else [position_of(candidate, table)]]
-    (width, height), low, page = map_size(grid), 0.55 + 0.19 * n_bars, style().page / style().scale
-    if 2 + 0.14 * grid.size[0] + 3.3 <= page:
-        width = min(width, page - 3.3)
+    (width, height), low = map_size(grid), 0.55 + 0.19 * n_bars
+    if 2 + 0.14 * grid.size[0] + 3.3 <= style().widest:
+        width = min(width, style().widest - 3.3)
         figure = new_figure(width + 3.3, height + 0.3, figure)
         spec = figure.add_gridspec(2, 2, width_ratios=(width, 3.3), height_ratios=(low, max(height - low, 0.1)))
         ax, bars = figure.add_subplot(spec[:, 0]), figure.add_subplot(spec[0, 1])
@@ -168,7 +169,7 @@ def plot_agreement(pairs: Any, *, value: str = "jaccard", figure: Figure | None 
     table = as_table(pairs, ["first", "second", "group"], one=())
     names, groups = len({*table["first"], *table["second"]}), table["group"].nunique()
     widths = min(3.9 + 0.14 * max(names - 4, 0), 6.0), 3.35 + 0.5 * (groups - 1)
-    figure = new_figure(sum(widths), min(3.2 + 0.1 * names, 4.8), figure)
+    figure = new_figure(min(sum(widths), style().widest), min(3.2 + 0.1 * names, 4.8), figure)
     matrix, points = figure.subplots(1, 2, width_ratios=widths)
     plot_overlap(table, value=value, ax=matrix)
     plot_overlap(table, value=value, by="group", ax=points)

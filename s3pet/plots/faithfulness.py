@@ -16,18 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, in_order, wrapped
-from s3pet.plots.maps import (
-    LABELS,
-    MAP_COLUMNS,
-    draw_map,
-    finish_map,
-    fit_labels,
-    gate_cells,
-    make_grid,
-    map_size,
-    squares,
-)
-from s3pet.plots.panels import panel_axes
+from s3pet.plots.maps import LABELS, MAP_COLUMNS, draw_map, finish_map, gate_cells, make_grid, map_size, squares
+from s3pet.plots.panels import finish_panels, panel_axes
 from s3pet.plots.style import PET_COLOURS, PETS, as_table, figure_of, new_axes, style, styled, value_limits
 from s3pet.plots.words import candidate_names, correlation_words, short_name
 from s3pet.utility import check_utility, disagreement
@@ -94,25 +84,20 @@ def plot_faithfulness(
     table = table.assign(**{str(name): measured[name].to_numpy() for name in measured})  # NaN: not measured
     grid, cells = make_grid(table), gate_cells(table, "difference", how="mean")
     titles = ["gates", "measured utility", "difference of the ranks"]
-    figure, axes = panel_axes(titles, grid, None, figure, below=0.55)
+    axes = panel_axes(titles, grid, None, figure, below=0.55)
     norm, colours, extend = utility_scale(table[value])
     looks: list[tuple[Any, ...]] = [
         (gate_cells(table), style().colours("prob"), Normalize(*value_limits(table)), LABELS["prob"], "neither"),
         (gate_cells(table, value), colours, norm, _label(utility, value), extend),
         (cells, style().colours("difference"), Normalize(-1, 1), "under- (−) or over-valued (+)", "neither"),
     ]
-    handles, where = dict[str, Any](), "bottom" if axes.shape[1] == len(looks) else "right"
+    handles, where = list[Any](), "bottom" if axes.shape[1] == len(looks) else "right"
     for ax, (shown, name, limits, label, arrows) in zip(axes.flat, looks, strict=True):
         first = ax.get_subplotspec().is_first_col()
         mesh, drawn = draw_map(ax, grid, shown, name, limits, "chosen by the search", first, inert=INERT)
-        drawn += colour_bar(mesh, ax, label, extend=arrows, where=where)
-        handles |= {handle.get_label(): handle for handle in drawn + _unmeasured(ax, shown)}
+        handles += drawn + colour_bar(mesh, ax, label, extend=arrows, where=where) + _unmeasured(ax, shown)
     words = correlation_words(gates, utility, value)
-    figure.legend(handles=[*handles.values()], loc="outside lower left", ncols=4, title=words, alignment="left")
-    figure.suptitle(title or "")
-    for ax in axes.flat:
-        fit_labels(ax, grid)
-    return [*axes.flat]
+    return finish_panels([*axes.flat], grid, handles, title, 4, words)
 
 
 @styled

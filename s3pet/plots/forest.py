@@ -198,7 +198,7 @@ def _draw_rows(ax: Axes, rows: pd.DataFrame, p: str, alpha: float, scale: float)
 
 def _row_axes(ax: Axes | None, names: list[str], height: float) -> Axes:
     """Axes for rows with these names: with space for them, and without a line at the left."""
-    ax = ax or new_axes(min(style().page / style().scale, 3.2 + 0.065 * max(map(len, names))), height)
+    ax = ax or new_axes(min(style().widest, 3.2 + 0.065 * max(map(len, names))), height)
     ax.tick_params("y", length=0)
     ax.spines["left"].set_visible(False)
     return ax
@@ -218,8 +218,6 @@ def _set_limits(ax: Axes, names: list[str], rows: pd.DataFrame, scale: float) ->
 
 def _sorted(handles: dict[str, Any]) -> list[Any]:
     """Handles of a legend: names in the order of the kinds, then the results of the tests."""
-    results = sorted(
-        (label for label in handles if handles[label].get_marker() in "o_"),
-        key=lambda label: (label == INTERVAL, label),
-    )
+    results = [label for label in handles if handles[label].get_marker() in "o_"]
+    results.sort(key=lambda label: (label == INTERVAL, label))
     return [handles[label] for label in [*in_order({*handles} - {*results}, KINDS), *results]]

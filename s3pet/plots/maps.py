@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import matplotlib as mpl
@@ -54,6 +53,12 @@ class Grid:
     def size(self) -> tuple[float, float]:
         """Width and height, in cells."""
         return max(self.columns.values()) + 1, max(self.rows.values()) + 1
+
+    @property
+    def stacks(self) -> dict[str, list[float]]:
+        """The x of the columns of each stack."""
+        names = dict.fromkeys(stack for stack, _ in self.columns)
+        return {name: [x for (stack, _), x in self.columns.items() if stack == name] for name in names}
 
 
 def columns_of(table: pd.DataFrame) -> pd.Series:
@@ -158,8 +163,7 @@ def outline(colour: str, width: float) -> dict[str, Any]:
 
 def map_size(grid: Grid) -> tuple[float, float]:
     """Width and height of a figure for one map with a colour bar, in inches of a paper."""
-    page = style().page / style().scale
-    cell = float(np.clip((page - 2) / grid.size[0], 0.09, 0.34))  # 4 + 4 layers fill a column, 24 + 24 a page
+    cell = float(np.clip((style().widest - 2) / grid.size[0], 0.09, 0.34))  # 4 + 4 layers fill a column, 24 + 24 a page
     return max(2 + cell * grid.size[0], 3.35), 1.1 + 0.165 * grid.size[1]
 
 
@@ -173,13 +177,12 @@ def _draw_frame(ax: Axes, grid: Grid, names: bool) -> None:
     for label in ax.get_yticklabels()[len(rows) :]:
         label.set_fontweight("bold")
     _name_layers(ax, grid, width, font)
-    stacks = {name: [x for _, x in part] for name, part in groupby(grid.columns.items(), lambda item: item[0][0])}
     top = ax.secondary_xaxis("top")
-    top.set_xticks([float(np.mean(xs)) for xs in stacks.values()], [*stacks], weight="bold")
+    top.set_xticks([float(np.mean(xs)) for xs in grid.stacks.values()], [*grid.stacks], weight="bold")
     for axes in (ax, top):
         axes.tick_params(length=0, pad=2, labelsize=font)
         axes.spines[:].set_visible(False)
-    for left, right in ((xs[0] - 0.5, xs[-1] + 0.5) for xs in stacks.values()):
+    for left, right in ((xs[0] - 0.5, xs[-1] + 0.5) for xs in grid.stacks.values()):
         ax.hlines(-0.5, left, right, color=style().ink, linewidth=1, clip_on=False)
         ax.hlines([*grid.headers.values()][1:], left, right, color=style().faint, linewidth=0.5)
         if left > 0:

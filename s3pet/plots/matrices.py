@@ -167,8 +167,7 @@ def _draw_groups(pairs: pd.DataFrame, label: str, ax: Axes | None, title: str | 
         group = group.sort_values(["high", "value"])  # so that the levels of chance are a staircase
         edges = i + np.linspace(-0.42, 0.42, len(group) + 1)
         x, high = (edges[1:] + edges[:-1]) / 2, group["high"].to_numpy()
-        band: dict[str, Any] = {"color": style().ink, "alpha": 0.13, "linewidth": 0, "gid": "chance-band"}
-        ax.fill_between(edges, chance, [*high, high[-1]], step="post", **band)
+        ax.fill_between(edges, chance, [*high, high[-1]], step="post", gid="chance-band", **style().band)
         faces = np.where(group["above"], colour, style().ground)
         ax.scatter(x, group["value"], 13 * scale**2, faces, edgecolors=colour, linewidths=0.8 * scale, gid="pairs")
         ax.hlines(chance, edges[0], edges[-1], color=style().grey, linewidth=scale, gid="chance")
@@ -182,7 +181,7 @@ def _draw_groups(pairs: pd.DataFrame, label: str, ax: Axes | None, title: str | 
     handles = [
         entry("mean", color=style().ink, linewidth=2 * scale),
         entry("chance", color=style().grey, linewidth=scale),
-        Patch(color=style().ink, alpha=0.13, linewidth=0, label="up to 95 % of chance, pair by pair"),
+        Patch(label="up to 95 % of chance, pair by pair", **style().band),
         entry("pair above", marker="o", color=colour, markersize=4 * scale),
         entry("pair not above", marker="o", color=colour, markersize=4 * scale, markerfacecolor=style().ground),
     ]

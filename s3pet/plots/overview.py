@@ -48,7 +48,7 @@ def plot_search(result: Any, *, figure: Figure | None = None, title: str | None 
     ``result`` is a search result or a run, also of a search that still runs; see `search_diagnostics`.
     """
     table, scale, history = search_diagnostics(result), style().scale, result.history
-    figure = new_figure(8.0, 4.6, figure)
+    figure = new_figure(style().widest, 4.6, figure)
     spec = figure.add_gridspec(3, 2, width_ratios=(2.4, 1))
     gates, losses, cost, choice = (figure.add_subplot(spec[place]) for place in ((slice(3), 0), (0, 1), (1, 1), (2, 1)))
     plot_gates(result, ax=gates, title=title)
@@ -56,7 +56,7 @@ def plot_search(result: Any, *, figure: Figure | None = None, title: str | None 
         if name in history:
             smooth = history[name].astype(float).rolling(10, min_periods=1).mean()
             losses.plot(history["step"], smooth, color=colour, label=name.replace("loss", "search"), gid=name)
-            losses.legend(loc="upper right", fontsize=0.9 * style().font)
+            losses.legend(loc="best", fontsize=0.9 * style().font)
     cost.plot(table["step"], table["sampled"], color=style().ink, gid="sampled")
     cost.axhline(1, color=style().ink, linestyle="--", linewidth=scale, gid="budget")
     choice.plot(table["step"], table["settled"], color=style().ink, gid="settled")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from s3pet.errors import PlotError, shown
 from s3pet.plots.frame import colour_bar, wrapped
 from s3pet.plots.maps import LABELS, MAP_COLUMNS, Grid, draw_map, fit_labels, gate_cells, make_grid
-from s3pet.plots.style import as_table, new_figure, style, styled, value_limits
+from s3pet.plots.style import as_table, figure_of, new_figure, style, styled, value_limits
 
 
 @styled
@@ -38,28 +38,20 @@ def plot_gate_panels(
     grid = make_grid(pd.concat([table[[*MAP_COLUMNS]] for table in tables.values()]))
     cells = {name: gate_cells(table, value, grid=grid) for name, table in tables.items()}
     norm, n = Normalize(*value_limits(*tables.values(), value=value)), len(tables)
-    figure, axes = panel_axes([*tables], grid, columns, figure)
-    handles = dict[str, Any]()
+    axes, handles = panel_axes([*tables], grid, columns, figure), list[Any]()
     for ax, name in zip(axes.flat, tables, strict=False):
         first = ax.get_subplotspec().is_first_col()
-        _, drawn = draw_map(ax, grid, cells[name], style().colours(value), norm, "chosen", first)
-        handles |= {handle.get_label(): handle for handle in drawn}
+        handles += draw_map(ax, grid, cells[name], style().colours(value), norm, "chosen", first)[1]
     colour_bar(ScalarMappable(norm, style().colours(value)), axes, LABELS.get(value, value))
-    figure.legend(handles=[*handles.values()], loc="outside lower left", ncols=3)
-    figure.suptitle(title or "")
-    for ax in axes.flat[:n]:
-        fit_labels(ax, grid)
-    return [*axes.flat[:n]]
+    return finish_panels([*axes.flat[:n]], grid, handles, title, 3)
 
 
-def panel_axes(
-    titles: list[str], grid: Grid, columns: int | None, figure: Figure | None, below: float = 0
-) -> tuple[Figure, Any]:
-    """A figure with titled Axes for maps with one grid, [rows, columns], and ``below`` them space for bars, in inches.
+def panel_axes(titles: list[str], grid: Grid, columns: int | None, figure: Figure | None, below: float = 0) -> Any:
+    """Titled Axes for maps with one grid, [rows, columns], and ``below`` them space for bars, in inches.
 
     ``columns`` None: as many as fit on a page.
     """
-    n, inner = len(titles), style().page / style().scale - 1.75  # inches of a paper without row names and colour bar
+    n, inner = len(titles), style().widest - 1.75  # inches of a paper without row names and colour bar
     rows = -(-n // (columns or max(1, int(inner / (0.105 * grid.size[0] + 0.1)))))
     columns = columns or -(-n // rows)
     width = float(np.clip(inner / columns, 0.085 * grid.size[0] + 0.1, 0.2 * grid.size[0] + 0.1))
@@ -69,4 +61,17 @@ def panel_axes(
         ax.set_title(wrapped([name], width * style().scale), size=style().font)
     for ax in axes.flat[n:]:
         ax.set_axis_off()
-    return figure, axes
+    return axes
+
+
+def finish_panels(
+    axes: list[Axes], grid: Grid, handles: list[Any], title: str | None, ncols: int, caption: str | None = None
+) -> list[Axes]:
+    """Title, one legend of what is in any map, under a ``caption``, and labels that fit the cells; returns the Axes."""
+    figure, once = figure_of(axes[0]), {handle.get_label(): handle for handle in handles}
+    look: dict[str, Any] = {"loc": "outside lower left", "ncols": ncols, "title": caption, "alignment": "left"}
+    figure.legend(handles=[*once.values()], **look)
+    figure.suptitle(title or "")
+    for ax in axes:
+        fit_labels(ax, grid)
+    return axes

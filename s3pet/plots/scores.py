@@ -6,22 +6,21 @@ The tables are tidy, such as that of :func:`s3pet.compare`.
 from __future__ import annotations
 
 import re
-from itertools import cycle
+from itertools import count, cycle
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
 from s3pet.errors import PlotError
 from s3pet.plots.frame import entry, finish_axes, in_order
 from s3pet.plots.intervals import summarize_scores
-from s3pet.plots.style import KINDS, OTHER, as_table, new_axes, style, styled
+from s3pet.plots.style import KINDS, MARKERS, OTHER, as_table, new_axes, style, styled
 
 JOINED = ("searched", "random", "covered", "sensitivity", "heuristic", "adalora")  # have any budget: a line
-MARKERS = "os^DvPX<>phd"
 RANGES = {"accuracy": (0.0, 1.0), "f1": (0.0, 1.0)} | dict.fromkeys(("matthews", "pearson", "spearman"), (-1.0, 1.0))
 # "searched 0.05 %" is "searched", "carried 0.05% from qnli" is "carried from qnli"; "lora r8" stays
 AMOUNT = re.compile(r"[\s@=]*(?<![A-Za-z\d.,])\d[\d.,]*\s*[%kM]?(?=$| over | from )")
@@ -140,25 +139,20 @@ def _draw(
     n_unscored = table["without_score"].iloc[0]
     table, scale, handles = table[table["kind"] != "reference"], style().scale, list[Any]()
     low, high = table["n_params"].min(), table["n_params"].max()
-    width, sizes = max(float(np.log(high / low)), 1.0), list[float]()  # in log parameters; of the points drawn so far
-    n_curves = 0
+    pad = max((high / low) ** 0.1, (1.5 * low / high) ** 0.5)
+    width, taken = float(np.log(high / low * pad**2)), np.array([])  # of the axis, in log parameters; places of means
     for kind in in_order(means["kind"], KINDS):
         marker, colour = KINDS.get(kind, OTHER)
         markers = cycle([marker, *MARKERS.replace(marker, "")])
-        part = means[means["kind"] == kind].sort_values("n_params")
-        order = (
-            means.loc[means["kind"] == kind, "family"]
-            .value_counts(sort=False)
-            .sort_values(ascending=False, kind="stable")
-        )
-        for i, family in enumerate(order.index):
-            line, runs = part[part["family"] == family], table[table["kind"].eq(kind) & table["family"].eq(family)]
-            names, curve = runs["structure"].unique(), len(line) > 1
-            # the k-th line or the k-th point at a size goes 0, 1, -1, 2, -2 … steps aside
-            k = sum(abs(np.log(line["n_params"].iloc[0] / size)) < 0.02 * width for size in sizes)
-            k, n_curves = (n_curves, n_curves + 1) if curve else (k, n_curves)
-            shift = np.exp((0.007 if curve else 0.016) * width * ((k + 1) // 2) * (-1) ** (k + 1))
-            sizes += [*line["n_params"]]
+        part = means[means["kind"] == kind]
+        sizes = part["family"].value_counts(sort=False).sort_values(ascending=False, kind="stable")
+        for i, family in enumerate(sizes.index):
+            line = part[part["family"] == family].sort_values("n_params")
+            runs = table[table["kind"].eq(kind) & table["family"].eq(family)]
+            names, curve, places = runs["structure"].unique(), len(line) > 1, np.log(line["n_params"].to_numpy())
+            # a line moves aside so that intervals can be told apart, a point by the width of its marker
+            aside = _free_place(places, taken, 0.007 * width if curve else max(0.018 * width, 0.015))
+            taken, shift = np.append(taken, places + aside), np.exp(aside)
             x = line["n_params"] * shift
             look: dict[str, Any] = {"color": colour, "alpha": 0.45, "linewidth": 0}
             ax.scatter(runs["n_params"] * shift, runs[score], 6 * scale**2, gid="runs", **look)
@@ -167,32 +161,42 @@ def _draw(
             look |= {"markeredgecolor": style().ground, "linestyle": ("--" if i else "-") if curve else ""}
             label = str(names[0] if len(names) == 1 else family)
             handles += ax.plot(x, line["mean"], marker=next(markers), label=label, **look)
-    for i, row in enumerate(references.to_dict("records")):
-        strong = full in (None, row["structure"])
-        if strong:  # its interval, at the right edge
-            place: dict[str, Any] = {
-                "transform": ax.get_yaxis_transform(),
-                "linewidth": 1.4 * scale,
-                "gid": "intervals",
-            }
-            ax.vlines(0.99, row["low"], row["high"], color=style().ink, **place)
-        look = {"color": style().ink if strong else style().grey, "gid": "reference" if strong else "baseline"}
-        look |= {"linestyle": "--" if row["structure"] == full else (":", "-.")[i % 2], "zorder": 1.5}
-        handles.append(ax.axhline(row["mean"], label=f"{row['structure']} {row['mean']:.3g}", **look))
+    handles += _draw_references(ax, references, full)
     handles.append(entry("one run", color=style().grey, marker="o", markersize=2.5 * scale))
     handles.append(entry(INTERVAL, color=style().grey, marker="|", markersize=9 * scale, markeredgewidth=1.4 * scale))
     if n_unscored:
         handles.append(entry(f"{n_unscored} without a score, not shown", color="none"))
-    pad, room = max((high / low) ** 0.1, (3 * low / high) ** 0.5), 0.08 * (top - bottom) or 0.05  # at least two ticks
+    room, low, high = 0.08 * (top - bottom) or 0.05, min(low, np.exp(taken.min())), max(high, np.exp(taken.max()))
     ax.set(xscale="log", xlim=(low / pad, high * pad), ylim=(bottom - room, top + room))
     _set_log_ticks(ax, ax.xaxis, EngFormatter(sep=""))
     return finish_axes(ax, "trainable PET parameters", unit, handles, title)
 
 
+def _draw_references(ax: Axes, references: pd.DataFrame, full: str | None) -> list[Any]:
+    """A line for each; strong, with its interval at the right edge, for the one called ``full`` (None: for all)."""
+    lines, edge, wide = list[Any](), ax.get_yaxis_transform(), 1.4 * style().scale
+    for i, row in enumerate(references.to_dict("records")):
+        look: dict[str, Any] = {"color": style().grey, "linestyle": (":", "-.")[i % 2], "gid": "baseline"}
+        if full in (None, row["structure"]):
+            look |= {"color": style().ink, "gid": "reference"}
+            look["linestyle"] = "--" if full else look["linestyle"]
+            ax.vlines(0.99, row["low"], row["high"], style().ink, transform=edge, linewidth=wide, gid="intervals")
+        lines.append(ax.axhline(row["mean"], label=f"{row['structure']} {row['mean']:.3g}", zorder=1.5, **look))
+    return lines
+
+
+def _free_place(places: np.ndarray, taken: np.ndarray, step: float) -> float:
+    """How far to move points aside, by 0, 1, −1, 2, −2 … steps, until each is a step away from all that are taken."""
+    near = np.subtract.outer(places, taken)
+    shifts = (sign * n * step for n in count() for sign in (1, -1))
+    return next(shift for shift in shifts if (np.abs(near + shift) > 0.99 * step).all())
+
+
 def _set_log_ticks(ax: Axes, axis: Axis, formatter: Any) -> None:
-    """Fewer ticks per decade where there are more decades."""
+    """Round numbers within a decade; else the fewer per decade, the more decades there are."""
     decades = np.log10(ax.get_xlim()[1] / ax.get_xlim()[0])
+    within = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3)
     digits = (1, 2, 5) if decades < 2.5 else (1, 3) if decades < 4 else (1,)
-    axis.set_major_locator(LogLocator(subs=digits, numticks=20))
+    axis.set_major_locator(within if decades < 1 else LogLocator(subs=digits, numticks=20))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(formatter)

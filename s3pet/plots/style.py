@@ -48,6 +48,7 @@ GREY = "#949494"
 KINDS = {"searched": ("o", "#C4262E"), "manual": ("^", "#8A8A1F"), "rules": ("^", "#8A8A1F"), "random": ("s", GREY)}
 KINDS |= {"sensitivity": ("v", "#CA9161"), "heuristic": ("P", "#B59B00"), "adalora": ("X", "#4F6B7D")}
 OTHER = ("D", "#8FA6B2")
+MARKERS = "os^DvPX<>phd"  # of lines without a meaning of their own
 PICKED = "#E8112D"  # the frame of the candidate that the reader picked
 PETS = {"lora": "LoRA", "lnfit": "LNFit", "bitfit": "BitFit", "lowrank_adapter": "low-rank", "adapter": "bottleneck"}
 DIVERGING = ("margin", "difference")  # columns with colours and limits that are symmetric around 0
@@ -76,6 +77,11 @@ class Style:
         """Lengths in this style divided by those in a paper."""
         return self.font / 7.5
 
+    @property
+    def widest(self) -> float:
+        """Width of the widest figure in inches of a paper, which `new_figure` scales."""
+        return self.page / self.scale
+
     def colours(self, value: str) -> str:
         """Name of the colours for a column."""
         return "cividis" if value not in DIVERGING else DARK_DIFFERENCES if self.dark else "PuOr_r"
@@ -84,6 +90,11 @@ class Style:
     def hatching(self) -> dict[str, Any]:
         """Look of a place without a value."""
         return {"facecolor": "none", "edgecolor": self.faint, "linewidth": 0, "hatch": "//////"}
+
+    @property
+    def band(self) -> dict[str, Any]:
+        """Look of the range that chance gives."""
+        return {"color": self.ink, "alpha": 0.13, "linewidth": 0}
 
     @property
     def settings(self) -> dict[Any, Any]:

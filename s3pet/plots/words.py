@@ -20,14 +20,8 @@ FACTS = ["site", *MAP_COLUMNS, "rank", "n_params", "alpha", "prob", "chosen"]
 PARTS = {"q": "queries", "k": "keys", "v": "values", "o": "outputs", "in": "inputs", "out": "outputs", "gate": "gates"}
 PARTS |= {"qkv": "queries, keys and values", "kv": "keys and values", "gate_in": "gates and inputs"}
 MODULES = PETS | {"lowrank_adapter": "low-rank adapters", "adapter": "bottleneck adapters"}
-BLOCKS = {
-    "attn": "attention",
-    "cross": "cross-attention",
-    "ffn": "FFN",
-    "mixer": "mixer",
-    "embed": "embedding",
-    "final": "final",
-}
+BLOCKS = {"attn": "attention", "cross": "cross-attention", "ffn": "FFN", "mixer": "mixer"}
+BLOCKS |= {"embed": "embedding", "final": "final"}
 
 
 def candidate_names(gates: Any) -> pd.Series:
@@ -215,9 +209,8 @@ def _kinds(chosen: pd.DataFrame, used: int, top: int) -> str:
 
 def _sizes(table: pd.DataFrame) -> pd.Series:
     """``:4`` for a candidate of rank 4; empty without a rank."""
-    return (
-        candidate_names(table).str.extract(r"(:\d+)$")[0].fillna("") if "rank" in table else pd.Series("", table.index)
-    )
+    names = candidate_names(table) if "rank" in table else pd.Series("", table.index)
+    return names.str.extract(r"(:\d+)$")[0].fillna("")
 
 
 def _ranks(table: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:

@@ -58,8 +58,8 @@ class Explorer(Panel):
             parts = utility.groupby("task") if has_tasks else [("", utility)]
             self._utility = {str(task): check_utility(part) for task, part in parts}
         self._entries, self._opened = find_runs(runs), dict[Any, SavedSearch]()
-        differ = [field for field in FIELDS if len({entry.value(field) for entry in self._entries}) > 1]
-        fields = [field for field in FIELDS if field in differ or field in ("task", "seed")]
+        differ = {field for field in FIELDS if len({entry.value(field) for entry in self._entries}) > 1}
+        fields = [field for field in FIELDS if field in differ | {"task", "seed"}]
         if len({tuple(map(entry.value, fields)) for entry in self._entries}) < len(self._entries):
             fields.append("run")
         self.selectors = {field: control(W.Dropdown, field) for field in fields}

@@ -12,7 +12,6 @@ its security policy allows only its own style and script, by their hashes.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from base64 import b64encode
 from collections.abc import Mapping
@@ -38,6 +37,7 @@ from s3pet.result import SearchResult
 from s3pet.structure import Structure
 from s3pet.utility import check_utility
 from s3pet.widgets.map_data import MEASURED, map_data
+from s3pet.widgets.panel import DPI, picture_of, static_twin
 from s3pet.widgets.runs import SavedSearch, find_runs, open_runs
 
 SCRIPT, STYLE = (Path(__file__).with_name(f"gate_map.{kind}") for kind in ("js", "css"))
@@ -115,14 +115,13 @@ class GateMap(anywidget.AnyWidget):
         return page({**self.data, "value": self.value, "selected": self.selected})
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        bundle = super()._repr_mimebundle_(**kwargs)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        if data is not None and self._table is not None:
-            file, figure = io.BytesIO(), Figure(layout="constrained", dpi=96)
-            _draw(self._table, self.value, self.data["title"], figure)
-            figure.savefig(file, format="png", dpi=96)
-            data |= {"image/png": b64encode(file.getvalue()).decode(), "text/plain": self.data["summary"]}
-        return bundle
+        bundle: Any = super()._repr_mimebundle_(**kwargs)
+        if self._table is None:
+            return bundle
+        figure = Figure(layout="constrained", dpi=DPI)
+        _draw(self._table, self.value, self.data["title"], figure)
+        data, metadata = static_twin(picture_of(figure), figure, self.data["summary"])
+        return bundle[0] | data, bundle[1] | metadata
 
 
 def gate_map(

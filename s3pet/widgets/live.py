@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import html
 import time
-from base64 import b64encode
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
@@ -26,11 +25,10 @@ from tqdm import tqdm
 from s3pet.errors import SearchError
 from s3pet.files.kinds import CALLABLE
 from s3pet.plots.overview import plot_search
-from s3pet.plots.style import style
 from s3pet.progress import View, describe_state
 from s3pet.result import SearchResult
 from s3pet.widgets.environment import at_least, in_notebook
-from s3pet.widgets.panel import WRAP, Picture
+from s3pet.widgets.panel import WRAP, Picture, static_twin
 
 EVERY = 5.0  # seconds between two pictures of a running search
 METER = "step {n_fmt} of {total_fmt}, {remaining} left"
@@ -126,8 +124,8 @@ class Live(View):
     def _replace(self, text: str) -> None:
         """Put the picture in the place of the widget, for good."""
         if self._display is not None:
-            png = b64encode(self.picture.value).decode()
-            self._display.update({"image/png": png, "text/plain": text}, raw=True)
+            data, metadata = static_twin(self.picture.value, self.picture.figure, text)
+            self._display.update(data, metadata=metadata, raw=True)
 
     def complain(self, error: BaseException) -> None:
         """Show an error beside the progress."""
@@ -136,7 +134,6 @@ class Live(View):
 
     def _draw(self, result: SearchResult, then: Callable[[], None] = lambda: None) -> None:
         def draw(figure: Figure) -> str:
-            figure.set_size_inches(8.0 * style().scale, 4.6 * style().scale)
             plot_search(result, figure=figure)
             return f"search, step {len(result.history)}"
 

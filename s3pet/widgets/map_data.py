@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 import matplotlib as mpl
@@ -82,11 +81,12 @@ def map_data(
     places = [*zip(one["x"], one["y"], strict=True)]
     tops, seen = spots[numbers].max().loc[places], spots["shown"].any().loc[places].to_numpy()
     ranked = table.reset_index(drop=True).sort_values(["chosen", key], ascending=False, kind="stable")
-    order, inside = [int(place) for place in ranked.index[ranked["chosen"]]], dict[Any, list[int]]()
-    for at, x, y in ranked[["x", "y"]].itertuples(name=None):
-        inside.setdefault((x, y), []).append(at)
+    order, inside = ranked.index[ranked["chosen"]].tolist(), ranked.groupby(["x", "y"]).groups
     state = CHOSEN * one["chosen"] + IS_INERT * one["inert"] + VEILED * ~seen
-    bars = budget_shares(table, budget) if order and "n_params" in table else None
+    bars, shares = [], []
+    if order and "n_params" in table:
+        bars, cost = _bars(budget_shares(table, budget)), table["n_params"]
+        shares = (100 * cost / float(budget or cost[table["chosen"]].sum())).round(3).tolist()
     inert = INERT if "prob" not in table else "inert: cannot act"
     values = {name: _colours(table, tops[name], name, fact, limits) for name in numbers}
     palettes = {str(name) for each in values.values() for name in each["colours"].values()}
@@ -102,14 +102,14 @@ def map_data(
             "y": one["y"].round(3).tolist(),
             "state": state.astype(int).tolist(),
             "rank": _coded(one["rank"]),
-            "candidates": [inside[place] for place in places],  # the first is shown
+            "candidates": [inside[place].tolist() for place in places],  # the first is shown
         },
         "names": table["name"].tolist(),
         "pets": _coded(table["pet"]),
         "facts": {name: _coded(column) for name, column in facts.items() if column.notna().any()},
         "order": order,
-        "bars": [] if bars is None else _bars(bars),
-        "shares": [] if bars is None else (100 * table["n_params"] / _total(table, budget)).round(3).tolist(),
+        "bars": bars,
+        "shares": shares,
         "legend": {
             "chosen": chosen_words(table) if order else "",
             "inert": inert if one["inert"].any() else "",
@@ -118,20 +118,14 @@ def map_data(
     }
 
 
-def _total(table: pd.DataFrame, budget: int | None) -> float:
-    """What the bars are shares of, in parameters."""
-    return float(budget or table["n_params"][table["chosen"]].sum())
-
-
 def _layout(grid: Grid) -> dict[str, Any]:
     """The rows, columns and headings of a grid, each as its place and its name."""
-    stacks = {name: [x for _, x in part] for name, part in groupby(grid.columns.items(), lambda column: column[0][0])}
     return {
         "size": [round(length, 3) for length in grid.size],
         "rows": [[round(y, 3), row_name(*row)] for row, y in grid.rows.items()],
         "headers": [[round(y, 3), name] for name, y in grid.headers.items()],
         "columns": [[round(x, 3), name] for (_, name), x in grid.columns.items()],
-        "stacks": [[name, round(xs[0], 3), round(xs[-1], 3)] for name, xs in stacks.items()],
+        "stacks": [[name, round(xs[0], 3), round(xs[-1], 3)] for name, xs in grid.stacks.items()],
     }
 
 
@@ -162,9 +156,8 @@ def _bars(shares: pd.DataFrame) -> list[dict[str, Any]]:
     """`s3pet.plots.plot_budget_bar` as data."""
     bars = []
     for pet, row in shares.rename(index=str).iterrows():
-        number = f"{row['params']:,.0f}" + (f" · {row['chosen']:.0f} of {row['all']:.0f}" if row["all"] else "")
         bar: dict[str, Any] = {"pet": pet, "label": PETS.get(str(pet), pet), "share": round(row["share"], 3)}
-        bar |= {"uniform": round(row["uniform"], 3) if row["all"] else None, "text": number}
+        bar |= {"uniform": round(row["uniform"], 3) if row["all"] else None, "text": row["words"]}
         bars.append(bar | {"colour": PET_COLOURS.get(str(pet), STYLES["notebook"].faint)})
     return bars
 

@@ -34,7 +34,23 @@ from s3pet.widgets.environment import on_page
 
 IDLE = "<i>A page that is not used for some minutes no longer answers; then load it again.</i>"
 WRAP = W.Layout(flex_flow="row wrap", align_items="center")
+DPI = 96  # pixels of a page for an inch of a figure
+DENSITY = 2  # pixels of a file for each of these, so that pictures are sharp on today's screens
 Draw = Callable[[Figure], str]  # draws in an empty figure and returns what that shows, in words
+
+
+def picture_of(figure: Figure) -> bytes:
+    """A figure as a PNG file, as large as its widget shows it."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI * DENSITY, pil_kwargs={"compress_level": 1})
+    return file.getvalue()
+
+
+def static_twin(picture: bytes, figure: Figure, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Data and metadata that stand for a widget without a kernel: its picture, the size of that, and words."""
+    width, height = (round(DPI * inches) for inches in figure.get_size_inches())
+    data = {"image/png": b64encode(picture).decode(), "text/plain": text}
+    return data, {"image/png": {"width": width, "height": height}}
 
 
 class Picture(W.Image):
@@ -73,16 +89,17 @@ class Picture(W.Image):
         """Draw the newest request now. Without one, or in another thread, do nothing."""
         if threading.get_ident() != self._thread or not self._requests:
             return
-        (draw, then), file = self._requests.pop(), io.BytesIO()
+        draw, then = self._requests.pop()
         with figure_style(self._style.name, dark=self._style.dark), mpl.rc_context(self._style.settings):
             try:
-                figure = Figure(layout="constrained", dpi=96)
+                figure = Figure(layout="constrained", dpi=DPI)
                 alt = draw(figure)
-                figure.savefig(file, format="png", dpi=96, pil_kwargs={"compress_level": 1})
+                picture = picture_of(figure)
             except self._errors as error:
                 self._report(error)
                 return
-        self.figure, self.alt, self.value = figure, alt, file.getvalue()
+        self.width = str(round(DPI * figure.get_figwidth()))  # on the page
+        self.figure, self.alt, self.value = figure, alt, picture
         self.tooltip = textwrap.shorten(alt, 200, placeholder=" …") or None
         then()
 
@@ -149,10 +166,10 @@ class Panel(W.VBox):
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         self.picture.refresh()
         bundle = super()._repr_mimebundle_(**kwargs)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        if data is not None and self.picture.value:
-            data |= {"image/png": b64encode(self.picture.value).decode(), "text/plain": self.picture.alt}
-        return bundle
+        if not self.picture.value:
+            return bundle
+        data, metadata = static_twin(self.picture.value, self.picture.figure, self.picture.alt)
+        return bundle | data, metadata
 
 
 def control(kind: type[W.Widget], description: str, width: int = 250, label: str = "initial", **kwargs: Any) -> Any:

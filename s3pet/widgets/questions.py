@@ -11,7 +11,7 @@ and sees at once whether that is right.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any, ClassVar
 
@@ -33,11 +33,7 @@ class _Told(W.VBox):
         raise NotImplementedError
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        bundle = super()._repr_mimebundle_(**options)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        if isinstance(data, Mapping):
-            data = {**data, "text/markdown": self.markdown(), "text/plain": repr(self)}
-        return (data, *bundle[1:]) if isinstance(bundle, tuple) else data
+        return super()._repr_mimebundle_(**options) | {"text/markdown": self.markdown(), "text/plain": repr(self)}
 
     def __repr__(self) -> str:
         return self.markdown().replace("**", "")

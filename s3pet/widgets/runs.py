@@ -20,7 +20,6 @@ from s3pet.structure import Structure, by_gates, select_by_gates, select_structu
 from s3pet.transfer import average_gates
 
 QUANTITIES = {"prob": "probability", "alpha": "α", "margin": "margin to the cut"}
-OF_AVERAGES = {"frequency": "share of the searches", "prob_spread": "spread of the probability"}
 EXPECTED = (
     "Expected a run folder, a folder with runs below it, a search result, or a list or mapping of these; to make a "
     "run: s3pet.search(…, out='runs/demo')."
@@ -91,7 +90,7 @@ class SavedSearch:
         result: the search, or the average. averaged: which of the two.
         searches: names → results: those that are averaged, or the same search with other seeds.
         steps: recorded steps, in order; empty for an average. names: of the candidates.
-        quantities: columns that can be shown on a map → what to call them. title: task and seed.
+        title: task and seed.
     """
 
     def __init__(self, searches: Mapping[str, SearchResult], result: SearchResult | None = None):
@@ -100,7 +99,6 @@ class SavedSearch:
         self.result = average_gates(searches) if result is None else result
         self.names = [candidate.name for candidate in self.result.space]
         self.steps = sorted(map(int, self.result.trajectory["step"].unique()))
-        self.quantities = QUANTITIES | (OF_AVERAGES if self.averaged else {})
         task, seed = (self.result.config.get(field, "—") for field in ("task", "seed"))
         whose = f"mean of {len(searches)} searches" if self.averaged else f"seed {seed}"
         self.title = f"{str(task).rpartition('/')[2]}, {whose}"

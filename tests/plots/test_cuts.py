@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import matplotlib.pyplot as plt
@@ -154,3 +155,13 @@ def test_agreement_shows_the_pairs_twice():
     assert matrix.figure is points.figure
     assert {label.get_text() for label in matrix.get_xticklabels()} == {"a", "b", "c"}
     assert len(points.get_xticks()) == 2
+
+
+@pytest.mark.parametrize("name", ["paper", "notebook", "talk"])
+@pytest.mark.parametrize("n_searches", [6, 20])
+def test_agreement_fits_the_page(name, n_searches):
+    ends = [*itertools.combinations([f"search {i}" for i in range(n_searches)], 2)]
+    pairs = pd.DataFrame(ends, columns=["first", "second"]).assign(group="same", jaccard=0.5)
+    with plots.figure_style(name) as style:
+        matrix, _ = plots.plot_agreement(pairs.assign(jaccard_chance=0.1, jaccard_chance_high=0.15))
+        assert matrix.figure.get_figwidth() <= style.page + 0.01

@@ -13,7 +13,7 @@ from gate_tables import by_gid
 import s3pet
 from s3pet.errors import PlotError
 from s3pet.gates import sampling_gap
-from s3pet.plots import plot_search, search_diagnostics
+from s3pet.plots import figure_style, plot_search, search_diagnostics
 
 RUN = s3pet.__path__[0] + "/../data/runs/searches/pocket-t5/sentiment/0.2/seed0"
 
@@ -75,6 +75,12 @@ def test_the_figure_shows_the_diagnostics(run):
     assert lines["budget"].get_ydata()[0] == 1 and axes[0].get_title() == "a search"
     np.testing.assert_allclose(by_gid(axes[0], "gates")[0].get_array().sum(), run.gates["prob"].sum())
     assert plot_search(run, figure=figure)[0].figure is figure and len(figure.axes) == 5
+
+
+@pytest.mark.parametrize("name", ["paper", "notebook", "talk"])
+def test_the_figure_fits_the_page(run, name):
+    with figure_style(name) as style:
+        assert plot_search(run)[0].figure.get_figwidth() <= style.page + 0.01
 
 
 def test_a_search_without_a_trajectory_is_refused():

@@ -178,6 +178,19 @@ def test_the_upper_axis_is_the_share_of_the_backbone():
     assert not plot_budget_curve(make_curve().drop(columns="backbone_params")).child_axes
 
 
+@pytest.mark.parametrize("smallest", [1.0, 2.1, 5.2])
+@pytest.mark.parametrize("ratio", [1, 1.2, 2, 3, 6, 9, 20, 300])
+def test_both_axes_of_parameters_have_three_ticks_or_more(smallest, ratio):
+    rows = [("random a", 1000 * smallest, 0.7), ("random b", 1000 * smallest * ratio, 0.8)]
+    table = pd.DataFrame(rows, columns=["structure", "n_params", "score"]).assign(kind="random", seed=0)
+    ax = plot_budget_curve(table.assign(backbone_params=BACKBONE))
+    assert not overlapping(ax)
+    for axes in (ax, *ax.child_axes):
+        low, high = axes.get_xlim()
+        assert 3 <= sum(low <= tick <= high for tick in axes.get_xticks()) <= 9
+    plt.close("all")
+
+
 # ------------------------------------------------------------------------------------------------ comparisons
 
 
@@ -191,6 +204,17 @@ def test_structures_of_one_size_stand_side_by_side():
         np.testing.assert_allclose(dots.get_offsets()[:, 0], line.get_xdata()[0])
     assert len(by_gid(ax, "reference")) == 2
     assert len({line.get_linestyle() for line in by_gid(ax, "reference")}) == 2
+
+
+def test_many_structures_of_one_size_do_not_cover_each_other():
+    rows = [(f"rule {i}", "manual", 500 + i % 2, seed, 0.8) for i in range(8) for seed in range(3)]
+    ax = plot_comparison(pd.DataFrame(rows, columns=["structure", "kind", "n_params", "seed", "score"]))
+    ax.figure.draw_without_rendering()
+    means = by_gid(ax, "means")
+    pixels = sorted(ax.transData.transform(line.get_xydata())[0, 0] for line in means)
+    assert min(np.diff(pixels)) > means[0].get_markersize() * ax.figure.dpi / 72
+    assert max(abs(np.log(line.get_xdata()[0] / 500)) for line in means) < 0.08
+    assert ax.get_xlim()[0] < 500 / 1.1 and ax.get_xlim()[1] > 500 * 1.1
 
 
 # ------------------------------------------------------------------------------------------------ looks and errors

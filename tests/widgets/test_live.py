@@ -55,8 +55,8 @@ def shown(monkeypatch):
     seen = {"objects": [], "updates": []}
 
     class Handle:
-        def update(self, bundle, raw):
-            assert raw
+        def update(self, bundle, metadata, raw):
+            assert raw and metadata["image/png"]["width"] > 500
             seen["updates"].append(bundle)
 
     monkeypatch.setattr(module, "display", lambda x, display_id: seen["objects"].append(x) or Handle())

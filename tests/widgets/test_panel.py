@@ -1,18 +1,21 @@
 """What widgets share: pictures are drawn in one thread, stale requests are skipped, files are never overwritten."""
 
 import asyncio
+import io
 import json
 import threading
+from base64 import b64decode
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 from artists import ONE, SEEDS, pixels
 from matplotlib.figure import Figure
+from PIL import Image
 
 from s3pet.errors import PlotError
 from s3pet.plots.style import figure_style
-from s3pet.widgets import compare, explore, gate_lab
+from s3pet.widgets import compare, explore, gate_lab, gate_map
 from s3pet.widgets.panel import FileRow, Picture
 
 
@@ -113,6 +116,16 @@ def test_without_a_kernel_a_widget_is_its_picture():
         assert "application/vnd.jupyter.widget-view+json" in data
         json.dumps(data)
         assert isinstance(widget.figure(), Figure) and np.ptp(pixels(widget)) > 100
+
+
+def test_pictures_have_two_pixels_for_each_of_the_page():
+    """As with ``figure_formats={'retina'}``; front ends take the width of the page from the metadata."""
+    widget = compare(SEEDS)
+    assert pixels(widget).shape[1] == pytest.approx(2 * int(widget.picture.width), abs=2)
+    for data, metadata in (widget._repr_mimebundle_(), gate_map(ONE)._repr_mimebundle_()):
+        picture = Image.open(io.BytesIO(b64decode(data["image/png"])))
+        on_page = metadata["image/png"]["width"], metadata["image/png"]["height"]
+        assert picture.size == pytest.approx(2 * np.array(on_page), abs=2)
 
 
 def test_a_file_is_never_overwritten(tmp_path):
