@@ -18,6 +18,7 @@ the backbone in bfloat16, 100 steps of 8 rows at 1e-2 (QNLI with its 300 would c
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -192,7 +193,8 @@ def main() -> None:
         {"solo": solo, "train": train}[sys.argv[1]](study)
         return
     tasks = {name: jobs._open(study, name)[1] for name in study.tasks}
-    model, _, space = jobs._open(study, "stsb")
+    model, _ = s3pet.load_backbone(os.environ["S3PET_ENCODER"])  # by the name that a user's structures have
+    space = s3pet.make_space(model, "mixed")
     recipe = {**study.retrain, "dropout": True}
     source = "archived rows of data/runs: steady, budgets; and rows of minilm.py train"
     more = {"recipes": dict(study.recipes), "source": source}

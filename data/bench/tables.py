@@ -126,16 +126,20 @@ def faithful(name: str) -> list[dict[str, Any]]:
                         values.append((kind, task, "ceiling", ranks["ceiling"]["all"]))
                 pairs = agreement(runs, draws=20)["spearman"].mean() if len(runs) > 1 else float("nan")
                 values.append(("one", task, "between seeds", pairs))
+            if not values:
+                continue
             table = pd.DataFrame(values, columns=["kind", "task", "what", "value"])
             means = table.groupby(["kind", "task", "what"])["value"].mean()
-            cells = {task: f"{means['one', task, 'all']:.2f}" for task in solo if ("one", task, "all") in means}
+            mean = {
+                what: {task: means.get(("one", task, what), np.nan) for task in solo} for what in ("all", "ceiling")
+            }
+            cells = {task: "–" if np.isnan(value) else f"{value:.2f}" for task, value in mean["all"].items()}
             over = table.groupby(["kind", "what"])["value"].mean()
             cells |= {"within PET modules": f"{over['one', 'within']:.2f}", "LoRA": f"{over['one', 'LoRA']:.2f}"}
-            cells |= {
-                "average of the seeds": f"{over['average', 'all']:.2f}",
-                "ceiling": f"{over['one', 'ceiling']:.2f}",
-            }
-            rows.append({"search": search, **cells, "between seeds": f"{over['one', 'between seeds']:.2f}"})
+            cells["average of the seeds"] = f"{over['average', 'all']:.2f}"
+            cells["ceiling"] = " / ".join(f"{value:.2f}" for value in mean["ceiling"].values() if value == value)
+            between = over.get(("one", "between seeds"), float("nan"))
+            rows.append({"search": search, **cells, "between seeds": "–" if np.isnan(between) else f"{between:.2f}"})
     return rows
 
 

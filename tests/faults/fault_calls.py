@@ -29,6 +29,7 @@ from s3pet.studies.selectors import (
     sampled_structure,
     sensitive_structure,
     sensitivity,
+    useful_structure,
 )
 from s3pet.tasks.plain import exact_match
 from s3pet.trainer import Recipe
@@ -357,6 +358,7 @@ def method_calls(g, parts, recipe, trained):
                where="name")
     yield Call("selectors.covered_structure", covered_structure, {"space": g.space, "budget": 600}, stack="name")
     yield Call("selectors.sampled_structure", sampled_structure, {"result": g.result, "budget": 600})
+    yield Call("selectors.useful_structure", useful_structure, {"space": g.space, "utility": g.utility, "budget": 600})
     yield Call("adalora.retrain_adalora", retrain_adalora, {"model": g.model, "task": g.task, "budget": 900,
                "steps": 20, "batch_size": 4, "evaluations": 1}, **of_texts, init_rank="count", alpha="positive",
                regularizer="not negative", progress="flag", more=trained)
