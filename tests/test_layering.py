@@ -67,7 +67,7 @@ def test_the_house_stays_small():
     assert not {file: n for file, n in lines.items() if n > 400}
     assert sum("/" not in file for file in lines) <= 18  # the others have a room
     assert sum(n for file, n in lines.items() if part_of(file) in CORE) <= 3160
-    assert sum(lines.values()) <= 20243  # it may shrink, not grow without a reason
+    assert sum(lines.values()) <= 20150  # it may shrink, not grow without a reason
 
 
 @pytest.mark.parametrize("file", SOURCES)
