@@ -121,7 +121,12 @@ def faithful(name: str) -> list[dict[str, Any]]:
                 for kind, searches in (("one", runs), ("average", [average_gates(runs)])):
                     for run in searches:
                         ranks = faithfulness(run, solo[task]).set_index("scope")
-                        columns = {"all": "all", "lora": "LoRA", "within PET modules": "within"}
+                        columns = {
+                            "all": "all",
+                            "lora": "LoRA",
+                            "within PET modules": "within",
+                            "between layers": "layers",
+                        }
                         values += [(kind, task, what, ranks["spearman"][scope]) for scope, what in columns.items()]
                         values.append((kind, task, "ceiling", ranks["ceiling"]["all"]))
                 pairs = agreement(runs, draws=20)["spearman"].mean() if len(runs) > 1 else float("nan")
@@ -136,6 +141,7 @@ def faithful(name: str) -> list[dict[str, Any]]:
             cells = {task: "–" if np.isnan(value) else f"{value:.2f}" for task, value in mean["all"].items()}
             over = table.groupby(["kind", "what"])["value"].mean()
             cells |= {"within PET modules": f"{over['one', 'within']:.2f}", "LoRA": f"{over['one', 'LoRA']:.2f}"}
+            cells["between layers"] = f"{over['one', 'layers']:.2f}"
             cells["average of the seeds"] = f"{over['average', 'all']:.2f}"
             cells["ceiling"] = " / ".join(f"{value:.2f}" for value in mean["ceiling"].values() if value == value)
             between = over.get(("one", "between seeds"), float("nan"))
