@@ -129,7 +129,7 @@ def train(study: Study) -> None:
     """Train the structures of :func:`more_structures` at every rate, STS-B first."""
     WORK.mkdir(parents=True, exist_ok=True)
     path = WORK / "rows-0.jsonl"
-    done = {(row["task"], row["structure"]) for row in finished(path)}
+    done = {(row["task"], row["structure"]) for row in [*kept(), *finished(path)]}
     for name in ("stsb", "sst2"):
         model, task, space = jobs._open(study, name)
         recipe = Recipe(**{**study.recipe(name), "dropout": True})
@@ -180,6 +180,13 @@ def solo(study: Study, write: bool = False) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
+def kept() -> list[dict[str, Any]]:
+    """The rows that the bench has."""
+    rows, structures = (pd.read_parquet(HERE / "minilm" / f"{name}.parquet") for name in ("rows", "structures"))
+    structures = structures.assign(candidates=structures["candidates"].map(list))[["structure", "candidates"]]
+    return rows.merge(structures, on="structure").to_dict("records")
+
+
 def finished(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file, if it is there."""
     return [json.loads(line) for line in path.open(encoding="utf-8")] if path.is_file() else []
@@ -201,7 +208,7 @@ def main() -> None:
     if len(utilities := solo(study, write=True)):
         write_table(utilities, HERE / "minilm" / "solo.parquet")
     versions = json.loads((study.folder("stsb", "small", 0) / "config.json").read_text(encoding="utf-8"))["versions"]
-    rows = pd.concat([archived(studies), pd.DataFrame(finished(WORK / "rows-0.jsonl"))], ignore_index=True)
+    rows = pd.concat([archived(studies), pd.DataFrame([*kept(), *finished(WORK / "rows-0.jsonl")])], ignore_index=True)
     rows = rows.drop_duplicates(["task", "structure", "lr", "seed"], ignore_index=True)
     build.write_bench("minilm", model, space, tasks, rows, recipe, RATES, study.objective, versions, **more)
 
