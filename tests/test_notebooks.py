@@ -93,7 +93,7 @@ def test_it_is_small(path):
     assert len(code(notebook)) <= (20 if path.stem == "33_evidence" else 25)
     assert sum(len([line for line in cell.source.splitlines() if line.strip()]) for cell in code(notebook)) <= 200
     assert len(re.sub(r"<!--=.*?-->|<details>.*?</details>", "", prose(notebook), flags=re.DOTALL).split()) <= 1500
-    assert path.stat().st_size <= 450_000  # pictures of widgets have two pixels for each of the page
+    assert path.stat().st_size <= 400_000
 
 
 @pytest.mark.parametrize("track", TRACKS)
