@@ -7,8 +7,8 @@
 What differs between machines or runs (versions, times, execution order of another session) is stripped, so that a
 notebook changes only if what it says changes. A widget is stored as its picture or text: without a kernel it could do
 no more. One that has neither is not stored, such as a progress bar, which would stay at 0 %. Pictures have two dots for
-each point of the page, so that they are sharp on today's screens, and a palette of 64 colours: in a figure nobody sees
-the difference, and it takes half the space.
+each point of the page, so that they are sharp on today's screens, and a palette of 128 colours, which takes less
+than half the space; a colour bar shows it as fine steps.
 
 A number in the text is computed: ``<!--=EXPRESSION-->0.12<!--/-->`` in a Markdown cell holds what the f-string
 ``{EXPRESSION}`` is after the cells above it. The comments are not shown.
@@ -93,10 +93,10 @@ def is_empty_widget(output: nbformat.NotebookNode) -> bool:
 
 
 def with_palette(picture: str) -> str:
-    """A picture, PNG in base64, with 64 colours at most."""
+    """A picture, PNG in base64, with 128 colours at most."""
     colours = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
     file = io.BytesIO()
-    colours.quantize(64, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    colours.quantize(128, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 
