@@ -138,9 +138,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add_backbone(command)
     command.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
     command = add(_map)
-    command.add_argument(
-        "runs", nargs="+", type=Path, help="run folders, or folders with runs below; several: the mean"
-    )
+    command.add_argument("runs", nargs="+", type=Path, help="run folders, or folders with runs; several: the mean")
     command.add_argument("out", type=Path, help="file to write, .html")
     command.add_argument("--value", default="", help="what the colour shows at first: prob, alpha, margin, frequency")
     command = add(_compare, Recipe, skip="seed")

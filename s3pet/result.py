@@ -38,22 +38,18 @@ from s3pet.space import CANDIDATE, Candidate, Space
 from s3pet.structure import Structure, by_gates, check_candidates, parse_budget, select_by_gates, select_structure
 
 CONFIG, FINISHED = "config.json", "finished run"
-_PROB = number(0, 1)
+_PROB, _RATES = number(0, 1), {"lr": number(0), "alpha_lr": number(0)}
 TABLES: dict[str, dict[str, Kind]] = {
     "gates": {**CANDIDATE, "alpha": number(), "prob": _PROB, "chosen": FLAG, "margin": optional(number())},
-    "history": {"step": whole(1)},
+    "history": {"step": whole(1), **_RATES, **dict.fromkeys(("loss_train", "loss_val"), ANY_NUMBER)},
     "trajectory": {"candidate": TEXT, "step": whole(), "alpha": number(), "prob": _PROB},
 }
-TABLES["history"] |= dict.fromkeys(("lr", "alpha_lr"), number(0)) | dict.fromkeys(
-    ("loss_train", "loss_val"), ANY_NUMBER
-)
 OPTIONAL = ("calls", "inert", "redundant", "lr", "alpha_lr", "loss_train", "loss_val")  # columns that may be missing
 CONFIG_FIELDS = {
     **dict.fromkeys(("model", "space", "model_hash", "task_hash", "space_hash", "order", "gradient"), TEXT),
-    **{"init": TEXT, "init_hash": TEXT},
     **{name: whole(1) for name in ("backbone_params", "budget", "batch_size", "results_version")},
     **{"task": one_or_texts(TEXT), "seed": one_or_texts(whole()), "steps": one_or_texts(whole(1))},  # of an average
-    **{"warmup": whole(), "lr": number(0), "alpha_lr": number(0), "versions": mapping(TEXT)},
+    **{"warmup": whole(), **_RATES, "versions": mapping(TEXT)},
 }
 METRICS = {
     **{"stopped": optional(TEXT), "steps": whole(), "head_params": whole(), "cost": RECORD, "passes": whole()},
@@ -202,9 +198,7 @@ def load_run(path: str | Path) -> SearchResult:
         check_candidates(candidates, None)
         space = Space(candidates, config["space"], config["model"], config["backbone_params"])
         if not candidates or config["budget"] > max(space.n_params, space.backbone_params):
-            raise ValueError(
-                f"{len(space)} candidates of {space.n_params} parameters for a budget of {config['budget']}"
-            )
+            raise ValueError(f"{len(space)} candidates of {space.n_params} parameters for a budget {config['budget']}")
         if config.get("space_hash", names := space_hash(space)) != names:
             raise ValueError(f"its candidates are not those of {CONFIG}")
         alpha, probs = (torch.tensor(gates[name].to_numpy("float64")) for name in ("alpha", "prob"))

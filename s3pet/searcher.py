@@ -53,7 +53,6 @@ from s3pet.structure import parse_budget, select_by_gates, select_mask
 from s3pet.supernet import Supernet
 from s3pet.tasks import Task
 from s3pet.tasks.plain import RowTask
-from s3pet.transfer import Results, start_alpha
 
 Callback = Callable[["Searcher"], Any]
 
@@ -276,7 +275,6 @@ def search(
     budget: BudgetLike,
     settings: str = "default",
     objective: ObjectiveSettings | Mapping[str, Any] | OwnObjective | None = None,
-    init: SearchResult | Results | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: bool | View = True,
@@ -293,7 +291,6 @@ def search(
         settings: ``"default"``, or ``"paper"`` for dropout in the frozen backbone, as the authors have it.
         objective: how the backbone learns the task: :class:`s3pet.objectives.ObjectiveSettings` or a mapping, or an
             object of your own, see :mod:`s3pet.objectives`.
-        init: one search or several, at whose mean gates α starts, see :func:`s3pet.transfer.start_alpha`; None: at 0.
         out: run folder; with it, the search writes checkpoints and continues where it was cut off or interrupted.
         overwrite: replace a run in ``out``, of unfinished ones those with other settings, once the new one is finished.
         progress: show a live figure with a stop button in a notebook and a bar elsewhere; or a :class:`View`.
@@ -315,7 +312,7 @@ def search(
     check_model(model)
     many(CALLABLE).check(SearchError, callbacks=callbacks)
     FLAG.check(SearchError, overwrite=overwrite)
-    parsed, (alpha, start) = parse_budget(space, budget), start_alpha(init, space)
+    parsed = parse_budget(space, budget)
     largest = space.costs[select_mask(space.costs, space.costs, math.inf, space.groups)]  # what a structure can spend
     solve_shift(torch.zeros_like(largest), largest, parsed.n_params)  # raises BudgetError above the space
     if chosen.order == "unrolled_exact" and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
@@ -325,13 +322,12 @@ def search(
     with ExitStack() as kept, preserved(model):
         folder = processes.first(lambda: kept.enter_context(destination(out, CONFIG, FINISHED, overwrite)))
         searcher = Searcher(model, task, space, parsed, chosen, objective)
-        searcher.records[0][1].copy_(searcher.alpha.copy_(alpha))
         config = {
             **{"model": space.model_id, "model_hash": backbone_checksum(model, searcher.objective.heads)},
             **{"backbone_params": space.backbone_params, "task": task.name, "task_hash": task.fingerprint},
             **{"space": space.name, "space_hash": space_hash(space)},
             **({"sizes": "nested"} if searcher.supernet.is_nested else {}),  # earlier versions did not nest them
-            **{"budget": parsed.n_params, **asdict(chosen), **start, "objective": searcher.objective.declared()},
+            **{"budget": parsed.n_params, **asdict(chosen), "objective": searcher.objective.declared()},
             **{"results_version": RESULTS_VERSION, "versions": versions()},
         }
         processes.check_same(json.dumps(config, sort_keys=True, default=str), "backbone, task, space or settings")

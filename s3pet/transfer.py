@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 
 from s3pet.errors import RunError
-from s3pet.files.kinds import SEED, instance, many, one_of, optional, several, whole
+from s3pet.files.columns import checked_columns
+from s3pet.files.kinds import SEED, instance, many, one_of, optional, whole
 from s3pet.gates import BudgetLike, shifted_sigmoid
 from s3pet.records import config_hash
 from s3pet.result import SearchResult, gate_table
@@ -65,12 +66,13 @@ def gate_difference(one: Any, other: Any, value: str = "prob") -> pd.DataFrame:
     keys = ["site", "pet", "rank"]
     for table in (first, second):
         instance(pd.DataFrame, "a search result or a gate table").check(RunError, one=first, other=second)
-        missing = [name for name in (*keys, "chosen", value) if name not in [*table]]
-        if missing:
-            raise RunError(
-                f"a gate table has no column {', '.join(map(str, missing))}; it has {', '.join(map(str, table))}"
-            )
-    names, other_names = (t[keys].astype("string").fillna("").agg(":".join, axis=1) for t in (first, second))
+        if missing := ", ".join(str(name) for name in (*keys, "chosen", value) if name not in [*table]):
+            raise RunError(f"a gate table has no column {missing}; it has {', '.join(map(str, table))}")
+    first, second = (checked_columns(table, RunError) for table in (first, second))
+    keys += [name for name in ("stack", "layer", "role") if name in first and name in second]
+    whole_ones = {name: "Int64" for name in ("rank", "layer") if name in keys}
+    texts = (table[keys].astype(whole_ones).astype("string").fillna("") for table in (first, second))
+    names, other_names = (table.agg(":".join, axis=1) for table in texts)
     unshared = sorted(set(names) ^ set(other_names))
     if unshared:
         raise RunError(f"different spaces: {len(unshared)} candidates are in one only, such as {unshared[:3]}")
@@ -109,31 +111,6 @@ def retarget_gates(
     config.pop("model_hash", None)
     gates = gate_table(space, torch.tensor(alpha), probs, parsed.n_params)
     return _result(space, config, gates, {"unplaced": np.array(space.names)[unplaced].tolist()})
-
-
-def start_alpha(init: SearchResult | Results | None, space: Space) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Where the α of a search starts: at the mean of its neighbours, or at 0.
-
-    AdamW moves an α by about the sum of its learning rates at most, alpha_lr · steps / 2: a stronger start stays. On
-    the pocket, searches were no better for a start from other tasks (``data/runs/neighbours.py``).
-
-    Args:
-        init, space: a search or several, of any task, seed and budget, and the candidates of the new search. Gates of
-            another space are carried over by relative depth, as by :func:`retarget_gates`. None: no neighbours.
-
-    Returns:
-        α, float32 [n_candidates], with mean 0; and what the config of the run says about it, nothing without ``init``.
-        Raises RunError for no search, and where no candidate has a counterpart.
-    """
-    if init is None:
-        return torch.zeros(len(space)), {}
-    listed = [init] if isinstance(init, SearchResult) else [*init.values()] if isinstance(init, Mapping) else init
-    several(RESULT).check(RunError, init=listed)
-    carried = [_carried(result, space, "relative_depth")[0] for result in listed]
-    mean = np.mean([alpha - alpha.mean() for alpha in carried], 0)  # a constant changes nothing: the shift absorbs it
-    alpha = torch.tensor(mean, dtype=torch.float32)
-    named = ", ".join(f"{result.config.get('task')} {config_hash(result.config)}" for result in listed)
-    return alpha, {"init": named, "init_hash": config_hash({"alpha": alpha.tolist()})}
 
 
 def agreement(

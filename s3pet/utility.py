@@ -17,6 +17,7 @@ import pandas as pd
 from scipy.special import ndtr  # type: ignore[import-untyped]
 
 from s3pet.errors import StudyError
+from s3pet.files.columns import checked_columns
 from s3pet.files.kinds import TEXT, instance
 
 COLUMNS = ["site", "stack", "layer", "role", "pet", "rank", "inert", "measure", "task"]
@@ -38,19 +39,18 @@ def check_utility(utility: pd.DataFrame, value: str = "utility") -> pd.DataFrame
         raise StudyError(f"expected a utility table (DataFrame, one row per candidate), got {type(utility).__name__}")
     error, problems = f"{value}_error", []
     TEXT.check(StudyError, value=value)
+    utility = checked_columns(utility, StudyError, [value, error])
     if missing := [name for name in (*COLUMNS, value, error) if name not in utility]:
         problems.append(f"no column {', '.join(missing)}; it has {', '.join(map(str, utility))}")
     for name in ("measure", "task"):
         if name in utility and utility[name].nunique() > 1:
             last = utility[name].iloc[-1]
             problems.append(f"several values of {name!r}; pick one: table[table[{name!r}] == {last!r}]")
-    for name in (value, error):
-        if name in utility:
-            numbers = pd.to_numeric(utility[name], errors="coerce").astype(float)
-            if (numbers.isna() & utility[name].notna()).any() or np.isinf(numbers).any():
-                problems.append(f"{name!r} has values that are not finite numbers")
-            elif name == error and (numbers < 0).any():
-                problems.append(f"{name!r} has values below 0")
+    for name in {value, error} & {*utility}:
+        if np.isinf(utility[name].astype(float)).any():
+            problems.append(f"{name!r} has values that are not finite")
+        elif name == error and (utility[error] < 0).any():
+            problems.append(f"{error!r} has values below 0")
     if not missing and len(doubles := (names := candidate_names(utility))[names.duplicated()].unique()):
         problems.append(f"{len(doubles)} candidates have several rows, such as {doubles[0]}")
     elif not missing and not utility[value].notna().any():
@@ -79,6 +79,7 @@ def disagreement(gates: Any, utility: pd.DataFrame, *, value: str = "utility") -
     instance(pd.DataFrame, "a search result or a gate table").check(StudyError, gates=table)
     if missing := [name for name in ("site", "stack", "layer", "pet", "rank", "prob") if name not in table]:
         raise StudyError(f"a gate table has no column {', '.join(missing)}; it has {', '.join(map(str, table))}")
+    table = checked_columns(table, StudyError)
     gated = table.set_axis(candidate_names(table).rename("candidate"))
     both = gated.index.intersection(measured.index, sort=False)
     if gated.index.has_duplicates or not len(both):

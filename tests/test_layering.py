@@ -66,7 +66,7 @@ def test_the_house_stays_small():
     lines = {file: len(source.splitlines()) for file, source in SOURCES.items()}
     assert not {file: n for file, n in lines.items() if n > 400}
     assert sum("/" not in file for file in lines) <= 18  # the others have a room
-    assert sum(n for file, n in lines.items() if part_of(file) in CORE) <= 3160
+    assert sum(n for file, n in lines.items() if part_of(file) in CORE) <= 3130
     assert sum(lines.values()) <= 20150  # it may shrink, not grow without a reason
 
 

@@ -574,7 +574,7 @@ def test_labels_that_are_no_classes_are_refused(label):
             "column 'label' is 0.5; expected a number from 0",
         ),
         ("own loss", {"labels": 1}, "row 1 has columns"),
-        ("own loss", ("w1", 1), "row 1 is a tuple, not the model's inputs"),
+        ("own loss", ("w1", 1), "row 1 is a tuple, no dict of the model's inputs"),
         ("own loss", {"input_ids": [5, 6], "labels": 7}, "row 1: labels is 7; expected a number from 0 to 1"),
         ("own loss", {"input_ids": [5, 6], "labels": True}, "row 1: labels is True; expected a number from 0 to 1"),
         ("own loss", {"input_ids": [5, 6], "labels": [1]}, r"row 1: labels is \[1\]; expected one class, or .* vector"),
@@ -680,7 +680,7 @@ def test_objects_that_are_no_objectives_are_refused():
         (ModelLoss, r"objective ModelLoss is a class; pass an object of it: ModelLoss\(…\)"),
         (3, "objective must be a mapping"),
         (Parametric(), "Parametric has parameters of its own, which would not be trained"),
-        (Wrong(), "no submodule 'clasifier' to be its head; nearest: 'classifier'"),
+        (Wrong(), "no submodule 'clasifier' as its head; nearest: 'classifier'"),
     ]:
         with pytest.raises(SearchError, match=message):
             objective_of(model, task, wrong)

@@ -120,28 +120,6 @@ def test_an_interrupted_search_continues_bit_for_bit(tmp_path, preset):
     assert rest.trajectory.reset_index(drop=True).equals(whole.trajectory.reset_index(drop=True))
 
 
-def test_a_search_that_starts_from_neighbours_repeats_and_refuses_other_ones(tmp_path):
-    model, task = tiny_t5(), toy_task()
-    space = make_space(model, "mixed")
-    options = {"budget": 300, "steps": 30, **QUIET}
-    near = [search(model, task, space, seed=seed, **options) for seed in (1, 2)]
-    plain, whole = search(model, task, space, **options), search(model, task, space, init=near, **options)
-    assert not {"init", "init_hash"} & {*plain.config} and {"init", "init_hash"} < {*whole.config}
-    start = whole.trajectory.query("step == 0")
-    mean = np.mean([one.gates["alpha"] for one in near], axis=0)
-    np.testing.assert_allclose(start["alpha"], mean - mean.mean(), atol=1e-6)
-    assert (start["prob"] * space.costs.numpy()).sum() == pytest.approx(300)
-    assert not whole.gates.alpha.equals(plain.gates.alpha) and whole.structure().n_params <= 300
-    with pytest.raises(Cut):
-        search(model, task, space, out=tmp_path, init=near, callbacks=[cut_at(17)], **options)
-    for other in (near[0], None):
-        with pytest.raises(RunError, match=r"with other settings \(init .*the gates that it starts from \(init\)\)"):
-            search(model, task, space, out=tmp_path, init=other, **options)
-    rest = search(model, task, space, out=tmp_path, init=near, **options)
-    assert rest.gates.equals(whole.gates) and rest.history.equals(whole.history)
-    assert load_run(tmp_path).config == whole.config
-
-
 def test_a_long_search_writes_checkpoints_between_records(tmp_path, monkeypatch):
     monkeypatch.setattr("s3pet.searcher.AT_MOST", 0.0)  # every step is long
     model, task, real = tiny_t5(), toy_task(), Searcher.advance

@@ -9,7 +9,7 @@ from s3pet import load_run, make_space, random_structure
 from s3pet.errors import BudgetError, RunError
 from s3pet.gates import shifted_sigmoid
 from s3pet.result import SearchResult, gate_table
-from s3pet.transfer import agreement, average_gates, gate_difference, retarget_gates, start_alpha
+from s3pet.transfer import agreement, average_gates, gate_difference, retarget_gates
 
 
 @pytest.fixture(scope="module")
@@ -171,35 +171,3 @@ def test_what_has_no_counterpart_is_chosen_last_and_named(space):
         retarget_gates(make_result(lora), space, by="depth")
     with pytest.raises(BudgetError):
         retarget_gates(make_result(lora), space, budget=1)
-
-
-def test_a_search_starts_at_the_mean_of_its_neighbours(space):
-    """Of other budgets and tasks; a constant added to the α of one of them changes nothing."""
-    one, two = make_result(space, 0), make_result(space, 1, budget=space.n_params // 4, task="b")
-    shifted = make_result(space, alpha=torch.tensor(one.gates["alpha"].to_numpy()) + 7)
-    alpha, config = start_alpha([one, two], space)
-    mean = (one.gates["alpha"] + two.gates["alpha"]).to_numpy() / 2
-    np.testing.assert_allclose(alpha.numpy(), mean - mean.mean(), atol=1e-6)
-    assert alpha.dtype == torch.float32 and set(config) == {"init", "init_hash"}
-    np.testing.assert_allclose(start_alpha({"x": shifted, "y": two}, space)[0], alpha, atol=1e-6)
-    single, of_one = start_alpha(one, space)
-    np.testing.assert_allclose(shifted_sigmoid(single, space.costs, one.budget.n_params), one.probs, rtol=1e-4)
-    assert of_one["init_hash"] != config["init_hash"]
-    none, nothing = start_alpha(None, space)
-    assert none.tolist() == [0.0] * len(space) and nothing == {}
-
-
-def test_neighbours_of_another_depth_are_carried_over():
-    small, large = make_space(meta_t5("small"), "lora"), make_space(meta_t5("base"), "lora")  # 6 and 12 layers
-    layer = torch.tensor([float(candidate.layer) for candidate in small])
-    rising, none = make_result(small, alpha=layer), make_result(large, alpha=torch.zeros(len(large)))
-    depth = np.array([5 * candidate.layer / 11 for candidate in large])
-    np.testing.assert_allclose(start_alpha([rising, none], large)[0], (depth - depth.mean()) / 2, atol=1e-6)
-
-
-@pytest.mark.parametrize("init", [[], {}, [None], "runs", 5])
-def test_neighbours_that_are_none_are_refused(space, init):
-    with pytest.raises(RunError, match="init must be a list of different values, each a search result"):
-        start_alpha(init, space)
-    with pytest.raises(RunError, match="has a counterpart"):
-        start_alpha(make_result(space), make_space(tiny_t5(), [{"pet": "adapter"}]))

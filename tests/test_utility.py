@@ -230,7 +230,7 @@ def test_inert_for_the_task_is_not_inert_in_general(gates, utility):
     [
         (lambda t: t.drop(columns=["utility_error", "measure"]), ["no column measure, utility_error; it has site"]),
         (lambda t: t.assign(task=["a", *["b"] * (len(t) - 1)]), [r"several values of 'task'.*\['task'\] == 'b'\]"]),
-        (lambda t: t.assign(utility="high"), ["'utility' has values that are not finite numbers"]),
+        (lambda t: t.assign(utility="high"), ["Column 'utility' holds 'high'; expected a number"]),
         (lambda t: t.assign(utility=np.inf, utility_error=-1.0), ["'utility' has values that", "'utility_error' .* 0"]),
         (lambda t: pd.concat([t, t.iloc[:2]]), ["2 candidates have several rows, such as encoder.0.attn.q:lora:1"]),
         (lambda t: t.assign(utility=np.nan), ["no candidate has a value"]),

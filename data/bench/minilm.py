@@ -2,7 +2,8 @@
 
     export S3PET_ENCODER=… S3PET_SHARED=…           # folders: MiniLM, and one with data/stsb and so on
     python data/bench/minilm.py solo                 # train single candidates alone: runs/bench/minilm/solo-*.jsonl
-    python data/bench/minilm.py train                # train more random structures and rules: rows-*.jsonl there
+    python data/bench/minilm.py train [1/2]          # train more random structures and rules: rows-*.jsonl there,
+                                                     # with 1/2 every second one of them
     python data/bench/minilm.py                      # write the tables from archived and finished rows
 
 The archived rows are those of ``data/runs/steady`` and ``data/runs/budgets``, of one recipe: made by an earlier
@@ -125,15 +126,17 @@ def more_structures(space: Any) -> dict[str, tuple[Structure, str, str]]:
     return more
 
 
-def train(study: Study) -> None:
+def train(study: Study, part: str = "1/1") -> None:
     """Train the structures of :func:`more_structures` at every rate, STS-B first."""
     WORK.mkdir(parents=True, exist_ok=True)
-    path = WORK / "rows-0.jsonl"
-    done = {(row["task"], row["structure"]) for row in [*kept(), *finished(path)]}
+    number, parts = map(int, part.split("/"))
+    path = WORK / f"rows-{number}.jsonl"
+    done = {(row["task"], row["structure"]) for row in [*kept(), *trained()]}
     for name in ("stsb", "sst2"):
         model, task, space = jobs._open(study, name)
         recipe = Recipe(**{**study.recipe(name), "dropout": True})
-        for origin, (structure, kind, budget) in more_structures(space).items():
+        mine = list(more_structures(space).items())[number - 1 :: parts]
+        for origin, (structure, kind, budget) in mine:
             key, start = structure_hash(structure.names), time.time()
             if (name, key) in done:
                 continue
@@ -187,6 +190,11 @@ def kept() -> list[dict[str, Any]]:
     return rows.merge(structures, on="structure").to_dict("records")
 
 
+def trained() -> list[dict[str, Any]]:
+    """The rows that :func:`train` has written."""
+    return [row for path in sorted(WORK.glob("rows-*.jsonl")) for row in finished(path)]
+
+
 def finished(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file, if it is there."""
     return [json.loads(line) for line in path.open(encoding="utf-8")] if path.is_file() else []
@@ -197,7 +205,7 @@ def main() -> None:
     studies = [declared(source) for source in SOURCES]
     study = studies[0]
     if sys.argv[1:]:
-        {"solo": solo, "train": train}[sys.argv[1]](study)
+        {"solo": solo, "train": train}[sys.argv[1]](study, *sys.argv[2:])
         return
     tasks = {name: jobs._open(study, name)[1] for name in study.tasks}
     model, _ = s3pet.load_backbone(os.environ["S3PET_ENCODER"])  # by the name that a user's structures have
@@ -208,7 +216,7 @@ def main() -> None:
     if len(utilities := solo(study, write=True)):
         write_table(utilities, HERE / "minilm" / "solo.parquet")
     versions = json.loads((study.folder("stsb", "small", 0) / "config.json").read_text(encoding="utf-8"))["versions"]
-    rows = pd.concat([archived(studies), pd.DataFrame([*kept(), *finished(WORK / "rows-0.jsonl")])], ignore_index=True)
+    rows = pd.concat([archived(studies), pd.DataFrame([*kept(), *trained()])], ignore_index=True)
     rows = rows.drop_duplicates(["task", "structure", "lr", "seed"], ignore_index=True)
     build.write_bench("minilm", model, space, tasks, rows, recipe, RATES, study.objective, versions, **more)
 

@@ -2,7 +2,7 @@
 
     python data/runs/methods.py pocket                      # all tasks and seeds that are not in the table
     python data/runs/methods.py minilm --worker 0 --of 2    # one of two processes that share the work
-    python data/runs/methods.py minilm --utility            # what single candidates gain decides: rows of their own
+    python data/runs/methods.py minilm --group utility      # what single candidates gain decides: rows of their own
     python data/runs/methods.py --write                     # add finished rows to data/runs/methods.csv
 
 No dropout. On the pocket the recipe of the bench (250 steps of 8 rows) and one learning rate for everything that is
@@ -19,7 +19,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -90,6 +90,11 @@ SETTINGS = {
     ),
 }
 ADALORA_RATES = (3e-3, 1e-2, 3e-2)
+GROUPS = {  # rows that are made together → the method by which a cell shows that it has them
+    "gates": "search",
+    "utility": "measured utility",
+    "utility races": "race of rules and 4 by utility",
+}
 
 
 class Cell:
@@ -145,17 +150,17 @@ class Cell:
             for name, steps, n in (("race of 8 after a search", 300, 8), ("race of 12 after a brief search", 100, 12)):
                 yield name, proposals(searches[steps], budget, n, seed=self.seed), searches[steps].cost.rows
             return
-        rules = {"even LoRA": depth_structure(space, budget, "uniform"), "five norms": five_norms(space)}
-        yield "race of rules and 4 random", rules | {k: v for k, v in drawn.items() if int(k.split()[1]) < 4}, 0
+        yield "race of rules and 4 random", self.rules | {k: v for k, v in drawn.items() if int(k.split()[1]) < 4}, 0
         gates = {f"sampled {n}": sampled_structure(searches[300], budget, seed=first + n) for n in range(3)}
         yield (
             "race of rules and 4 of a search",
-            rules | {"cut": searches[300].structure(budget)} | gates,
+            self.rules | {"cut": searches[300].structure(budget)} | gates,
             searches[300].cost.rows,
         )
 
-    def useful(self) -> Iterator[tuple[str, Any, int]]:
-        """As :meth:`singles`: what single candidates gain in short trainings of this seed, measured on validation."""
+    @cached_property
+    def utility(self) -> tuple[Any, Any, int]:
+        """What single candidates gain in short trainings of this seed, measured on validation: space, table, rows."""
         brief: dict[str, Any] = {"steps": 25, "batch_size": 8, "lr_warmup": 5}
         brief |= {"vector_lr": self.recipe["vector_lr"]} if "vector_lr" in self.recipe else {}
         most = s3pet.Budget.parse(self.budget, total=self.space.backbone_params).n_params
@@ -163,14 +168,29 @@ class Cell:
         place = {"out": self.folder / f"{self.name}-{self.budget}-{self.seed}-solo.jsonl", "progress": False}
         options = {"objective": self.setting.objective, **place, **brief}
         utility = solo_utility(self.model, self.task, space, seeds=[self.seed], **options)
-        rows = int((~utility["inert"]).sum() + 1) * brief["steps"] * brief["batch_size"]
-        yield "measured utility", useful_structure(space, utility, self.budget), rows
+        return space, utility, int((~utility["inert"]).sum() + 1) * brief["steps"] * brief["batch_size"]
 
-    def rows(self, utility: bool) -> Iterator[dict[str, Any]]:
-        """Every row of the cell; those by measured utility are a group of their own."""
-        yield from self.trained(list(self.useful() if utility else self.singles()))
-        if not utility:
-            yield from self.raced()
+    def useful(self, seed: int | None = None) -> Any:
+        """The structure that single gains choose; with a seed, gains drawn from their errors."""
+        return useful_structure(*self.utility[:2], self.budget, seed=seed)
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """Structures that need no measurement."""
+        even = {"even LoRA": depth_structure(self.space, self.budget, "uniform")}
+        return even if self.setting.objective is None else even | {"five norms": five_norms(self.space)}
+
+    def rows(self, group: str) -> Iterator[dict[str, Any]]:
+        """Every row of the cell that belongs to a group."""
+        if group == "gates":
+            yield from self.trained(list(self.singles()))
+            yield from self.raced(self.races())
+            yield self.adalora()
+        elif group == "utility":
+            yield from self.trained([(GROUPS[group], self.useful(), self.utility[2])])
+        else:
+            drawn = {f"drawn {n}": self.useful(1000 * self.seed + n) for n in range(3)}
+            yield from self.raced([(GROUPS[group], self.rules | {"useful": self.useful()} | drawn, self.utility[2])])
 
     def trained(self, singles: list[tuple[str, Any, int]]) -> Iterator[dict[str, Any]]:
         """Structures that are trained at every rate."""
@@ -189,23 +209,27 @@ class Cell:
                     "candidates": " ".join(structure.names),
                 }
 
-    def raced(self) -> Iterator[dict[str, Any]]:
-        """The winners of races, and AdaLoRA."""
-        rates, options = self.setting.rates, dict[str, Any](objective=self.setting.objective)
-        for name, entries, before in self.races():
-            won = race(self.model, self.task, entries, lrs=rates, seed=self.seed, test=True, **options, **self.recipe)
+    def raced(self, races: Iterable[tuple[str, dict[str, Any], int]]) -> Iterator[dict[str, Any]]:
+        """The winners of races."""
+        options: dict[str, Any] = {"lrs": self.setting.rates, "objective": self.setting.objective, "test": True}
+        for name, entries, before in races:
+            won = race(self.model, self.task, entries, seed=self.seed, **options, **self.recipe)
             yield {
                 **{"method": name, "validation": won.validation, "score": won.test},
                 **{"rows_searched": before, "rows_trained": won.rows, "lr": won.lr},
                 "candidates": " ".join(won.structure.names),
             }
-        recipe = self.recipe | {"evaluations": 5, "vector_lr": 1.0}  # the last two of five are in its budget
+
+    def adalora(self) -> dict[str, Any]:
+        """The best of its rates."""
+        options = {"objective": self.setting.objective, **self.recipe}
+        options |= {"evaluations": 5, "vector_lr": 1.0}  # the last two of five are in its budget
         tuned = [
-            retrain_adalora(self.model, self.task, self.budget, seed=self.seed, lr=lr, **options, **recipe)
+            retrain_adalora(self.model, self.task, self.budget, seed=self.seed, lr=lr, **options)
             for lr in ADALORA_RATES
         ]
         best = max(range(len(tuned)), key=lambda k: tuned[k].metrics["validation"])
-        yield {
+        return {
             **{"method": "AdaLoRA", "validation": tuned[best].metrics["validation"]},
             **{"score": tuned[best].metrics["test"], "rows_searched": 0},
             **{"rows_trained": sum(one.cost.rows for one in tuned), "lr": ADALORA_RATES[best], "candidates": ""},
@@ -218,7 +242,7 @@ def five_norms(space: Any) -> Any:
     return s3pet.Structure(chosen, space.model_id)
 
 
-def run(where: str, worker: int, of: int, utility: bool) -> None:
+def run(where: str, worker: int, of: int, group: str) -> None:
     """Train what is missing of a group of rows: every ``of``-th cell of task, budget and seed."""
     setting = SETTINGS[where]
     model, tokenizer = s3pet.load_backbone(setting.backbone)
@@ -226,14 +250,14 @@ def run(where: str, worker: int, of: int, utility: bool) -> None:
     (WORK / where).mkdir(parents=True, exist_ok=True)
     cells = [(path, budget, seed) for budget in setting.budgets for seed in setting.seeds for path in setting.tasks]
     table = pd.read_csv(TABLE)
-    done = {*table[table["method"].eq("measured utility").eq(utility)][PLACE].itertuples(index=False, name=None)}
+    done = {*table[table["method"].eq(GROUPS[group])][PLACE].itertuples(index=False, name=None)}
     missing = [cell for cell in cells if (where, Path(cell[0]).name, *cell[1:]) not in done]
     for source, budget, seed in missing[worker::of]:
         name, start = Path(source).name, time.time()
-        path = WORK / where / f"{name}-{budget}-{seed}{'-utility' * utility}.json"
+        path = WORK / where / f"{name}-{budget}-{seed}-{group}.json"
         if not path.is_file():
             task = s3pet.load_task(source, tokenizer, **setting.tasks[source])
-            rows = list(Cell(where, name, model, task, space, budget, seed).rows(utility))
+            rows = list(Cell(where, name, model, task, space, budget, seed).rows(group))
             place = dict(zip(PLACE, (where, name, budget, seed), strict=True))
             path.write_text(json.dumps([{**place, **row} for row in rows]), encoding="utf-8")
             scores = ", ".join(f"{row['method']} {row['score']:.3f}" for row in rows)
@@ -253,14 +277,14 @@ def main() -> None:
     parser.add_argument("where", choices=SETTINGS, nargs="?", default="pocket")
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--of", type=int, default=1)
-    parser.add_argument("--utility", action="store_true")
+    parser.add_argument("--group", choices=GROUPS, default="gates")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.write:
         write()
     else:
-        run(options.where, options.worker, options.of, options.utility)
+        run(options.where, options.worker, options.of, options.group)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     check_model(model)
     if hasattr(model, "_orig_mod") or any(part._compiled_call_impl is not None for part in model.modules()):
         what = "this model is compiled, and compiled code does not see modules that are attached later"
-        raise BackboneError(
-            f"{what}; pass the model as it was before torch.compile (model._orig_mod), and compile last"
-        )
+        raise BackboneError(f"{what}; pass the model from before torch.compile (model._orig_mod), and compile last")
     if getattr(model, "peft_config", None) or getattr(model, "_hf_peft_config_loaded", False):
         how = "model.merge_and_unload(), or model.unload() to drop them; s3pet.from_peft reads a saved adapter"
         raise BackboneError(f"this model holds modules of PEFT; pass {how}")

@@ -127,9 +127,7 @@ def load_backbone(
         raise BackboneError(f"backbone {name!r} lacks {len(lacking)} weights, {lacking[:3]} …; its file is incomplete")
     if away := sum(parameter.is_meta for parameter in model.parameters()):
         how = "a smaller dtype, more devices, or another device_map"
-        raise BackboneError(
-            f"backbone {name!r} has {away} weights offloaded, and s3pet needs them in memory; try {how}"
-        )
+        raise BackboneError(f"backbone {name!r} has {away} weights offloaded; s3pet needs them in memory; try {how}")
     model.s3pet_pooler_is_fresh = bool(missing)
     model.s3pet_id = "/".join(Path(where).resolve().parts[-2:]) if name not in EMBEDDED and is_folder else name
     model.s3pet_tokenizer = _with_padding(tokenizer)

@@ -222,9 +222,7 @@ def _are_alike(home: str, modules: Mapping[str, nn.Module], parts: Mapping[str, 
 def _in_all_layers(two: Survey, modules: Mapping[str, nn.Module], homes: Iterable[str]) -> Survey:
     """The survey of a model by that of its first two layers."""
     counts = {home: len(modules[home]._modules) for home in homes}
-    left_out = [
-        LeftOut(path, item.reason) for item in two.left_out for path, _ in same_in_all_layers(item.path, counts)
-    ]
+    left_out = [LeftOut(path, one.reason) for one in two.left_out for path, _ in same_in_all_layers(one.path, counts)]
     sites = []
     for site in two.sites:
         for path, n in same_in_all_layers(site.path, counts):

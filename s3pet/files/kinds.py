@@ -34,7 +34,7 @@ def whole(least: int = 0, most: int = 2**62) -> Kind:
 
 def number(low: float = -math.inf, high: float = math.inf) -> Kind:
     """A finite number within limits, also of NumPy; True is none."""
-    limits = "" if math.inf in (-low, high) and math.isinf(low + high) else f" from {low:g} to {high:g}"
+    limits = (f" from {low:g}" if low > -math.inf else "") + (f" to {high:g}" if high < math.inf else "")
     return Kind(f"a finite number{limits}", lambda v: is_real(v) and abs(v) < math.inf and low <= v <= high, "number")
 
 

@@ -21,7 +21,6 @@ CONTENT = {  # what a hash in the config stands for, in a message
     "model_hash": "the weights of the backbone",
     "task_hash": "the rows of the task",
     "space_hash": "the candidates of the space",
-    "init_hash": "the gates that it starts from (init)",
 }
 
 

@@ -33,9 +33,7 @@ def padded(name: str, rows: Sequence[Any], value: float) -> Tensor:
     try:
         tensors = [tensor_of(row) for row in rows]
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TaskError(
-            f"column {name!r} cannot be a tensor: {error}; it must hold numbers, or lists of them"
-        ) from error
+        raise TaskError(f"column {name!r} cannot be a tensor: {error}; it must hold numbers or lists") from error
     if len({tensor.ndim for tensor in tensors}) > 1:
         raise TaskError(
             f"column {name!r} has rows with {sorted({t.ndim for t in tensors})} dimensions; give all the same"

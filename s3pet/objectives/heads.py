@@ -83,9 +83,7 @@ class ModelLoss(Bound):
         for where, row in named:
             columns = row if self.prepare is None else self.prepare(row)
             if not isinstance(columns, Mapping):
-                raise TaskError(
-                    f"{where} is a {type(columns).__name__}, not the model's inputs as a dict; pass prepare="
-                )
+                raise TaskError(f"{where} is a {type(columns).__name__}, no dict of the model's inputs; pass prepare=")
             kept = {name: v for name, v in columns.items() if v is not None and (not inputs or name in inputs)}
             if not kept.keys() - set(TARGETS):
                 raise TaskError(f"{where} has columns {sorted(columns)}, none of which this model reads; pass prepare=")

@@ -69,9 +69,7 @@ class Own(Objective):
         self.heads = tuple(own.heads(model)) if hasattr(own, "heads") else ()
         modules = dict(model.named_modules())
         if unknown := [path for path in self.heads if path not in modules or not path]:
-            raise SearchError(
-                f"the model has no submodule {unknown[0]!r} to be its head; {nearest(unknown[0], modules)}"
-            )
+            raise SearchError(f"the model has no submodule {unknown[0]!r} as its head; {nearest(unknown[0], modules)}")
         if self.heads:
             keys = {path.replace(".", "_"): path for path in self.heads}
             self.head = nn.ModuleDict({key: copy.deepcopy(modules[path]) for key, path in keys.items()})

@@ -311,7 +311,7 @@ def plot_difference(
     both = a["chosen"] & b["chosen"]
     ranks = a["rank"].mask(a["rank"].ne(b["rank"]), a["rank"] + "/" + b["rank"]).where(both, "")
     cells = a.assign(value=a["value"] - b["value"], chosen=both, rank=ranks).reset_index()
-    limits = value_limits(cells.rename(columns={"value": "difference"}), value="difference")
+    limits = value_limits(cells[["value"]].rename(columns={"value": "difference"}), value="difference")
     norm = Normalize(*limits if limit is None else (-limit, limit))
     ax = ax or new_axes(*map_size(grid))
     mesh, handles = draw_map(ax, grid, cells, style().colours("difference"), norm, f"chosen by both: {both.sum()}")

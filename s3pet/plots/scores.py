@@ -110,8 +110,8 @@ def _read(table: Any, metric: str | None) -> tuple[pd.DataFrame, str]:
     structures = table[table["kind"] != "reference"]
     if structures.empty:
         raise PlotError("The table has scores of references only, and of no structure to compare with them.")
-    if len(wrong := structures.loc[~structures["n_params"].gt(0), "structure"].unique()):
-        problem = f"n_params must be > 0 in every run of {wrong.tolist()}, or its kind 'reference'"
+    if len(wrong := structures.loc[~structures["n_params"].between(0, np.inf, "neither"), "structure"].unique()):
+        problem = f"n_params must be > 0 and finite in every run of {wrong.tolist()}, or its kind 'reference'"
         raise PlotError(f"{problem}: the axis is a log.")
     return table, score
 

@@ -38,6 +38,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from s3pet.errors import PlotError, nearest
+from s3pet.files.columns import checked_columns
 from s3pet.files.kinds import FLAG, POSITIVE, SEED, TEXT, Kind, instance, number, one_of, optional, several, whole
 from s3pet.files.reading import path_of
 
@@ -247,6 +248,7 @@ def as_table(source: Any, columns: Iterable[str], *, at: str = "gates", one: Ite
     if missing or table.empty:
         problem = f"has no column {', '.join(missing)}" if missing else "is empty"
         raise PlotError(f"The table {problem}: {len(table)} rows with columns {list(table)}.")
+    table = checked_columns(table, PlotError)
     for name in one:
         if name in table and (n := table[name].nunique()) > 1:
             last = table[name].tolist()[-1]

@@ -127,7 +127,7 @@ def describe(gates: Any, *, top: int = 3, utility: pd.DataFrame | None = None) -
     chosen = table[flag(table, "chosen")]
     total, used, n_sites = int(table["n_params"].sum()), int(chosen["n_params"].sum()), table["site"].nunique()
     text = [f"{len(table):,} candidates at {n_sites:,} sites with {total:,} parameters;"]
-    text += [f"{len(chosen):,} chosen with {used:,} parameters ({100 * used / total:.3g} %)."]
+    text += [f"{len(chosen):,} chosen with {used:,} parameters ({100 * used / max(total, 1):.3g} %)."]
     if used:
         text.append(_kinds(chosen, used, top))
         sizes = chosen.groupby("pet", observed=True)["n_params"].sum().sort_values(ascending=False, kind="stable")

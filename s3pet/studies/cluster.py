@@ -161,9 +161,7 @@ def _returned(future: Any, function: Any, study: Any, *arguments: Any) -> Any:
         row = {} if function is run_search else arguments[0]
         what = [row[n] for n in ("structure", "task", "seed")] if row else [f"search {arguments[1]}", *arguments[::2]]
         name, how = "{!r} on {!r}, seed {}".format(*what), "it may need more memory than they have, see their logs"
-        raise StudyError(
-            f"every worker that began {name}, died ({error.allowed_failures + 1}); {how}; {KEPT}"
-        ) from error
+        raise StudyError(f"each worker that began {name} died ({error.allowed_failures + 1}); {how}; {KEPT}") from error
     except (TimeoutError, asyncio.TimeoutError):
         if future.status == "error":  # the job's own
             raise
@@ -221,9 +219,7 @@ def _check_same(study: Any, task: str, facts: Mapping[str, Any]) -> None:
             return
         forget()  # the files may have changed since this process opened them
     how = "put the same files on all machines"
-    raise StudyError(
-        f"it opens another backbone or task {task!r} than the study's process ({', '.join(differ)}); {how}"
-    )
+    raise StudyError(f"it opens another backbone or task {task!r} than the study ({', '.join(differ)}); {how}")
 
 
 def pack(folder: Path) -> dict[str, bytes]:

@@ -112,9 +112,7 @@ def check_study(study: Any) -> None:
         settings = {**study.search, **changes}
         if "budget" not in settings or not one_of(PRESETS).holds(preset := settings.pop("settings", "default")):
             what = "has no budget" if "budget" not in settings else f"has settings {shown(preset)}"
-            raise StudyError(
-                f"search {name!r} {what}; it needs a budget, and may have settings: {' or '.join(PRESETS)}"
-            )
+            raise StudyError(f"search {name!r} {what}; it needs a budget and may have settings: {' or '.join(PRESETS)}")
         _check_budgets(f"budget of search {name!r}", [settings.pop("budget")])
         _check_fields(Settings, settings, f"search {name!r}", without=("seed",))
     for name, entry in study.structures.items():

@@ -23,6 +23,7 @@ import pandas as pd
 from scipy import stats  # type: ignore[import-untyped]
 
 from s3pet.errors import StudyError, nearest
+from s3pet.files.columns import checked_columns
 from s3pet.files.kinds import SEED, TEXT, Kind, one_of, optional, several, whole
 from s3pet.plots.intervals import mean_interval
 
@@ -233,13 +234,13 @@ def checked(
     missing = [f"{name!r} ({nearest(name, map(str, table))})" for name in needed]
     if missing:
         raise StudyError(f"the table of runs has no column {', '.join(missing)}; it has {', '.join(map(str, table))}")
-    table = table.reset_index(drop=True)
+    table = checked_columns(table.reset_index(drop=True), StudyError, NUMBERS)
     for name, value in DEFAULTS.items():
         table[name] = table.get(name, value)
-    table["diverged"] = table["diverged"].astype("boolean").fillna(False).astype(bool)
-    table["budget"] = pd.to_numeric(table["budget"]).astype("Int64")
+    table["diverged"] = table["diverged"].astype(object).fillna(False).astype(bool)
+    table["budget"] = table["budget"].astype("Int64")
     for name in {*NUMBERS} & {*table}:
-        table[name] = pd.to_numeric(table[name]).astype("Float64").to_numpy(float, na_value=np.nan)
+        table[name] = table[name].astype("Float64").to_numpy(float, na_value=np.nan)
     for name in finite:
         wrong = table.loc[~np.isfinite(table[name]) & ~table["diverged"], "structure"].unique().tolist()
         if wrong:

@@ -336,9 +336,7 @@ def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_valid
         raise TaskError(f"column {label_column!r} is the label and a text, so the answer would be in the prompt")
     template = spec.get("template") or _template(name, fields)
     if not (used := set(FIELD.findall(template))) or used - set(fields):
-        raise TaskError(
-            f"template {template!r} must name text columns and nothing else; text columns are {list(fields)}"
-        )
+        raise TaskError(f"template {template!r} must name text columns only; these are {list(fields)}")
     metrics, regression = choose_metrics(spec)
     labels = {
         split: [read_label(f"{split} row {i}", row.get(label_column)) for i, row in enumerate(rows, 1)]
@@ -352,9 +350,7 @@ def _build(name: str, splits: Any, spec: dict[str, Any], tokenizer: Any, n_valid
         if not spec.get("hidden_test"):
             raise TaskError("no test row has a label (−1 or empty); add the labels, or leave the test split out")
         if "validation" not in parts:
-            raise TaskError(
-                "the test rows have no labels, and there is no validation split; add one of them with labels"
-            )
+            raise TaskError("the test rows have no labels and there is no validation split; add one with labels")
         del parts["test"]
         notes.append("the published test rows have no labels and are not used")
     rows: dict[str, list[Example]] = {split: [] for split in parts}

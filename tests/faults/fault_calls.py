@@ -192,7 +192,6 @@ def table(g):
                {"model": g.model, "candidates": g.structure})
     yield Call("detach", s3pet.detach, {"model": g.model}, model="module")
     yield Call("search", s3pet.search, {**parts, "budget": 600, "steps": 1, "batch_size": 4, **quick}, progress="flag",
-               init="results",
                more=("steps", "batch_size", "lr", "alpha_lr", "seed", "warmup"), order="name", gradient="name",
                dropout="flag")
     yield Call("load_run", s3pet.load_run, {"path": g.folder / "runs" / "one"}, path="file")

@@ -110,7 +110,7 @@ def test_a_worker_refuses_what_is_not_the_same_there(cluster, toy, tmp_path, mon
         assert len(study.table()) == 0
 
     write_task(tmp_path / "toy" / "task1", 5)
-    refused(r"it opens another backbone or task 'one' than the study's process \(the rows of the task\)")
+    refused(r"it opens another backbone or task 'one' than the study \(the rows of the task\)")
     tiny_t5(seed=1).save_pretrained(tmp_path / "toy" / "model")
     refused(r"it opens another .* \(the weights of the backbone, the rows of the task\); put the same files on all")
     refused(r"the study needs \$\{ELSEWHERE\}, which the environment does not set", backbone="${ELSEWHERE}/model")
@@ -176,7 +176,7 @@ def test_workers_that_die_lose_no_finished_row(cluster, toy, tmp_path, monkeypat
     (root / "dies-two").touch()
     cluster.scheduler.allowed_failures = 0
     with pytest.raises(
-        StudyError, match=r"every worker that began 'random 300' on 'one', seed 4, died \(1\); it may need"
+        StudyError, match=r"each worker that began 'random 300' on 'one', seed 4 died \(1\); it may need"
     ):
         more.run(scheduler=address)
     monkeypatch.setattr(processes, "WORKERLESS", 0)
