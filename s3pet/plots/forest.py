@@ -163,7 +163,8 @@ def plot_repeats(table: Any, *, metric: str = "score", title: str | None = None,
 def _read_differences(table: Any, p: str, alpha: float, *columns: str) -> pd.DataFrame:
     """The rows that have a difference, with intervals cut at what the metric allows."""
     number(0, 1).check(PlotError, alpha=alpha)
-    table = as_table(table, [*COLUMNS, p, *columns], one=()).dropna(subset="difference").reset_index(drop=True)
+    table = as_table(table, [*COLUMNS, p, *columns], one=())
+    table = table.dropna(subset=["difference", "baseline"]).reset_index(drop=True)
     if table.empty:
         raise PlotError("No row has a difference; give the summary a baseline that shares tasks and seeds.")
     low, high = score_range(table, "score" if "score" in table else "difference")

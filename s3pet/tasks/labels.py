@@ -152,9 +152,7 @@ def _check_undeclared(labels: Sequence[Label], values: Collection[Label]) -> Non
     texts = [value for value in values if isinstance(value, str)]
     for n, label in enumerate(labels, 1):
         if isinstance(label, str) and label.lower() == "nan":
-            raise TaskError(
-                f"train row {n}: the label is {label!r}; remove the row, or name this class in label_names=(…)"
-            )
+            raise TaskError(f"train row {n}: the label is {label!r}; remove it or name the class in label_names=(…)")
     if texts and all(_is_number(text) for text in texts) and any(float(text) % 1 for text in texts):
         what = f"labels {sorted(texts)[:4]} are numbers with decimals; pass regression=True"
     elif len(values) > MANY and 2 * len(values) > len(labels):

@@ -144,7 +144,7 @@ def test_every_kind_of_missing_label_names_its_row(value):
 
 
 def test_numbers_and_free_texts_are_no_classes_unless_declared():
-    with pytest.raises(TaskError, match="train row 3: the label is 'NaN'; remove the row, or name this class"):
+    with pytest.raises(TaskError, match="train row 3: the label is 'NaN'; remove it or name the class"):
         labelled(["pos", "neg", "NaN"] * 5)
     with pytest.raises(TaskError, match=r"\['0.5', '1.5'\] are numbers with decimals; pass regression=True"):
         labelled(["0.5", "1.5"] * 8)
