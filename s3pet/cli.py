@@ -166,9 +166,7 @@ def _make_parser() -> argparse.ArgumentParser:
     command = add(_structures)
     command.add_argument("source", nargs="?", help="a folder, or owner/name on the hub; default: those of s3pet")
     command = add(_demo)
-    command.add_argument(
-        "--out", type=_path, default=Path("runs/demo"), help="folder; a demo in it is continued or opened"
-    )
+    command.add_argument("--out", type=_path, default=Path("runs/demo"), help="folder; a demo in it is continued")
     command.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
     command.add_argument("--task", default="pocket/sentiment")
     add_task(command)

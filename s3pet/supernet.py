@@ -312,9 +312,7 @@ class Supernet(nn.Module):
         has = [p for group in optimizer.param_groups for p in group["params"]]
         frozen = {id(parameter) for parameter, _ in self._loan.flags} if self._loan is not None else set()
         if self.candidates and all(not p.requires_grad and id(p) in frozen for p in has):
-            what = (
-                "this optimiser has only the frozen backbone, so it trains nothing, and none of the PET modules on it"
-            )
+            what = "this optimiser has only the frozen backbone, so it trains nothing and none of the PET modules on it"
             how = "pass the supernet instead of the model, as in Trainer(model=supernet, …), or use s3pet.retrain"
             raise SearchError(f"{what}; {how}")
 

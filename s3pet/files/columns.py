@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any
 
 from s3pet.errors import S3PetError
@@ -12,27 +12,30 @@ from s3pet.files.kinds import FLAG, TEXT, TEXT_OR_NUMBER, Kind, is_real, number,
 ANY = Kind("a number below 1e100", lambda v: is_real(v) and not 1e100 < abs(v) < math.inf, "number", True)
 FINITE = Kind("a finite number", lambda v: is_real(v) and abs(v) <= 1e100, "number", True)
 SIGN = Kind("true or false, or a count", lambda v: FLAG.holds(v) or is_real(v), "flag", True)
-COLUMNS = {  # a value may be missing where None is allowed
-    **dict.fromkeys(("site", "stack", "role", "pet", "first", "second", "source", "target", "candidate"), TEXT),
-    **dict.fromkeys(("structure", "kind", "task", "name"), TEXT),
-    **{"measure": optional(TEXT), "metric": optional(TEXT), "baseline": optional(TEXT)},
+CANDIDATES = {  # of tables of candidates; a value may be missing where None is allowed
+    **dict.fromkeys(("site", "stack", "role", "pet"), TEXT),
     **{"layer": optional(whole()), "rank": optional(whole(1)), "n_params": optional(number(0, 2**62))},
     **dict.fromkeys(("prob", "alpha", "margin"), FINITE),
-    **{"seed": optional(TEXT_OR_NUMBER), "step": optional(number())},
-    **{"budget": optional(whole()), "pairs": optional(whole()), "index": whole(), "searches": whole(1)},
+    **dict.fromkeys(("chosen", "inert"), SIGN),
+}
+COLUMNS = CANDIDATES | {  # of tables of runs and of searches
+    **dict.fromkeys(("structure", "kind", "task", "name", "candidate", "first", "second"), TEXT),
+    **dict.fromkeys(("source", "target", "metric", "measure", "baseline"), optional(TEXT)),
+    **{"seed": optional(TEXT_OR_NUMBER), "index": whole(), "budget": optional(TEXT_OR_NUMBER)},
+    **{"pairs": optional(whole()), "searches": whole(1), "step": FINITE, "diverged": SIGN},
     **dict.fromkeys(("score", "validation", "low", "high", "share", "frequency", "p", "p_floor", "p_holm"), ANY),
     **dict.fromkeys(("difference", "difference_low", "difference_high", "chance", "chance_low", "chance_high"), ANY),
-    **dict.fromkeys(("chosen", "inert", "diverged"), SIGN),
 }
 
 
-def checked_columns(table: Any, error: type[S3PetError], numbers: Collection[str] = ()) -> Any:
+def checked_columns(table: Any, error: type[S3PetError], columns: Iterable[str] = (), **kinds: Kind) -> Any:
     """The table (a DataFrame), with numbers as numbers and categories as what they hold.
 
-    ``numbers`` names more columns of numbers. Raises ``error`` for a column that holds something else.
+    Checked are the columns of candidates, those named in ``columns`` that are known, and those with a kind of their
+    own; others are left alone. Raises ``error`` for a column that holds something else.
     """
     changed, names = {}, [*table]
-    for name, kind in (COLUMNS | dict.fromkeys(numbers, ANY)).items():
+    for name, kind in (CANDIDATES | {n: COLUMNS[n] for n in columns if n in COLUMNS} | kinds).items():
         if name not in names:
             continue
         if (column := table[name]).ndim > 1:

@@ -35,9 +35,7 @@ def padded(name: str, rows: Sequence[Any], value: float) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise TaskError(f"column {name!r} cannot be a tensor: {error}; it must hold numbers or lists") from error
     if len({tensor.ndim for tensor in tensors}) > 1:
-        raise TaskError(
-            f"column {name!r} has rows with {sorted({t.ndim for t in tensors})} dimensions; give all the same"
-        )
+        raise TaskError(f"column {name!r} has rows of {sorted({t.ndim for t in tensors})} dimensions; give the same")
     sizes = [max(size) for size in zip(*(tensor.shape for tensor in tensors), strict=True)]
     fills = [[(0, most - size) for size, most in zip(t.shape, sizes, strict=True)] for t in tensors]
     pairs = zip(tensors, fills, strict=True)

@@ -117,9 +117,7 @@ class Processes:
         """Raise SearchError, on all processes, unless they have the same text."""
         differ = self.first(lambda: text) != text
         if bool(self.total(torch.tensor([float(differ)]))):
-            raise SearchError(
-                f"the processes of this job differ in {what}; each must open the same model, task and space"
-            )
+            raise SearchError(f"processes of this job differ in {what}; each must open the same model, task and space")
 
 
 def launched() -> bool:

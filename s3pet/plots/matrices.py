@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
 from s3pet.errors import PlotError
-from s3pet.files.columns import checked_columns
+from s3pet.files.columns import ANY, checked_columns
 from s3pet.files.kinds import TEXT, optional
 from s3pet.plots.frame import cell_size, colour_bar, entry, finish_axes, font_for, readable_on, rim, wrapped
 from s3pet.plots.intervals import mean_interval
@@ -114,7 +114,11 @@ def plot_overlap(
     optional(TEXT).check(PlotError, value=value, by=by)
     measures = {value: "value", f"{value}_chance": "chance", f"{value}_chance_high": "high"}
     pairs = as_table(pairs, ["first", "second", *measures, *([by] if by else [])], one=())
-    table = checked_columns(pairs, PlotError, measures)[[*measures]].astype(float).rename(columns=measures)
+    table = (
+        checked_columns(pairs, PlotError, (), **dict.fromkeys(measures, ANY))[[*measures]]
+        .astype(float)
+        .rename(columns=measures)
+    )
     table[["first", "second"]] = pairs[["first", "second"]].astype(str)
     table = as_table(table.assign(by=pairs[by].astype(str) if by else "").dropna(subset=["value"]), [], one=())
     ends = pd.DataFrame(np.sort(table[["first", "second"]].to_numpy(str), axis=1)).assign(by=table["by"].to_numpy())

@@ -248,7 +248,7 @@ def as_table(source: Any, columns: Iterable[str], *, at: str = "gates", one: Ite
     if missing or table.empty:
         problem = f"has no column {', '.join(missing)}" if missing else "is empty"
         raise PlotError(f"The table {problem}: {len(table)} rows with columns {list(table)}.")
-    table = checked_columns(table, PlotError)
+    table = checked_columns(table, PlotError, [*columns, *one, "metric", "budget", "pairs", "score"])
     for name in one:
         if name in table and (n := table[name].nunique()) > 1:
             last = table[name].tolist()[-1]

@@ -23,7 +23,7 @@ import pandas as pd
 from scipy import stats  # type: ignore[import-untyped]
 
 from s3pet.errors import StudyError, nearest
-from s3pet.files.columns import checked_columns
+from s3pet.files.columns import ANY, checked_columns
 from s3pet.files.kinds import SEED, TEXT, Kind, one_of, optional, several, whole
 from s3pet.plots.intervals import mean_interval
 
@@ -32,6 +32,7 @@ RUN = ["task", "structure", "index", "seed"]  # columns that tell runs apart
 COMPARED = ("baseline", "difference", "difference_low", "difference_high", "pairs", "p", "p_floor", "p_holm")
 DEFAULTS = {"index": 0, "budget": None, "head_params": np.nan, "seconds": np.nan, "lr": np.nan, "diverged": False}
 NUMBERS = ("score", "validation", "n_params", "head_params", "seconds", "lr")
+KINDS = {**dict.fromkeys(NUMBERS, ANY), "budget": optional(whole())}
 Baseline = str | Mapping[str, str]
 
 
@@ -234,7 +235,7 @@ def checked(
     missing = [f"{name!r} ({nearest(name, map(str, table))})" for name in needed]
     if missing:
         raise StudyError(f"the table of runs has no column {', '.join(missing)}; it has {', '.join(map(str, table))}")
-    table = checked_columns(table.reset_index(drop=True), StudyError, NUMBERS)
+    table = checked_columns(table.reset_index(drop=True), StudyError, [*RUN, "kind", "diverged"], **KINDS)
     for name, value in DEFAULTS.items():
         table[name] = table.get(name, value)
     table["diverged"] = table["diverged"].astype(object).fillna(False).astype(bool)

@@ -14,7 +14,7 @@ from gate_tables import make_utility
 import s3pet
 from s3pet import plots
 from s3pet.errors import PlotError, RunError, S3PetError, StudyError
-from s3pet.files.columns import checked_columns
+from s3pet.files.columns import ANY, checked_columns
 from s3pet.studies import statistics
 from s3pet.studies.selectors import useful_structure
 from s3pet.transfer import gate_difference
@@ -119,13 +119,14 @@ def test_tables_of_other_types_say_the_same(g, readers):
 )
 def test_what_is_wrong_is_said(column, values, said):
     with pytest.raises(PlotError, match=said):
-        checked_columns(pd.DataFrame({column: values}), PlotError, ["mine"])
+        checked_columns(pd.DataFrame({column: values}), PlotError, [column], mine=ANY)
 
 
 def test_what_may_be_missing_and_what_changes():
     table = pd.DataFrame({"layer": [0, None], "prob": [0.5, np.nan], "score": [np.inf, 1], "other": [[1], {}]})
-    assert checked_columns(table, PlotError) is table
-    numbers = checked_columns(table.astype(object), PlotError)
+    assert checked_columns(table, PlotError, table) is table
+    numbers = checked_columns(table.astype(object), PlotError, table)
+    checked_columns(table.assign(score="high"), PlotError)  # nobody asked for it
     assert numbers[["layer", "prob", "score"]].dtypes.eq(float).all() and table["layer"].equals(numbers["layer"])
     with pytest.raises(StudyError, match="has 2 columns 'prob'; keep one"):
         checked_columns(table.set_axis(["layer", "prob", "prob", "x"], axis=1), StudyError)

@@ -121,7 +121,7 @@ def test_missing_values_are_masked_not_zero():
     [
         (lambda gates: gates.rename(columns={"prob": "probs"}), r"no column 'prob' \(nearest: 'probs'"),
         (lambda gates: gates.iloc[:0], "is empty"),
-        (lambda gates: gates.assign(prob="high"), "a colour needs numbers"),
+        (lambda gates: gates.assign(prob="high"), "Column 'prob' holds 'high'; expected a finite number"),
         (lambda gates: pd.concat([gates.assign(seed=0), gates.assign(seed=1)]), "mixes 2 values of 'seed'"),
         (lambda gates: {"prob": 1}, "got dict"),
     ],
