@@ -39,7 +39,7 @@ def check_utility(utility: pd.DataFrame, value: str = "utility") -> pd.DataFrame
         raise StudyError(f"expected a utility table (DataFrame, one row per candidate), got {type(utility).__name__}")
     error, problems = f"{value}_error", []
     TEXT.check(StudyError, value=value)
-    utility = checked_columns(utility, StudyError, COLUMNS, **dict.fromkeys((value, error), ANY))
+    utility = checked_columns(utility, StudyError, COLUMNS, dict.fromkeys((value, error), ANY))
     if missing := [name for name in (*COLUMNS, value, error) if name not in utility]:
         problems.append(f"no column {', '.join(missing)}; it has {', '.join(map(str, utility))}")
     for name in ("measure", "task"):

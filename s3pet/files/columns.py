@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from s3pet.errors import S3PetError
@@ -28,14 +28,16 @@ COLUMNS = CANDIDATES | {  # of tables of runs and of searches
 }
 
 
-def checked_columns(table: Any, error: type[S3PetError], columns: Iterable[str] = (), **kinds: Kind) -> Any:
+def checked_columns(
+    table: Any, error: type[S3PetError], columns: Iterable[str] = (), kinds: Mapping[str, Kind] | None = None
+) -> Any:
     """The table (a DataFrame), with numbers as numbers and categories as what they hold.
 
-    Checked are the columns of candidates, those named in ``columns`` that are known, and those with a kind of their
-    own; others are left alone. Raises ``error`` for a column that holds something else.
+    Checked are the columns of candidates, those in ``columns`` that are known, and those that have one of ``kinds``;
+    others are left alone. Raises ``error`` for a column that holds something else.
     """
     changed, names = {}, [*table]
-    for name, kind in (CANDIDATES | {n: COLUMNS[n] for n in columns if n in COLUMNS} | kinds).items():
+    for name, kind in (CANDIDATES | {n: COLUMNS[n] for n in columns if n in COLUMNS} | {**(kinds or {})}).items():
         if name not in names:
             continue
         if (column := table[name]).ndim > 1:

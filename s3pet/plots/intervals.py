@@ -58,7 +58,7 @@ def summarize_scores(table: pd.DataFrame, score: str = "score") -> pd.DataFrame:
         raise PlotError(f"The table has no column {lacking[0]!r}; it has {', '.join(map(str, table))}.")
     if table.empty:
         raise PlotError("The table of runs is empty.")
-    table = checked_columns(table, PlotError, ["structure", "kind", "budget"], **{score: ANY})
+    table = checked_columns(table, PlotError, ["structure", "kind", "budget"], {score: ANY})
     names = ["structure", "kind"] + ["budget"] * ("budget" in table)
     table = table.assign(_log=np.log(table["n_params"].astype(float).where(table["n_params"] > 0)))
     groups = table.groupby(names, sort=False, dropna=False, observed=True)

@@ -114,11 +114,8 @@ def plot_overlap(
     optional(TEXT).check(PlotError, value=value, by=by)
     measures = {value: "value", f"{value}_chance": "chance", f"{value}_chance_high": "high"}
     pairs = as_table(pairs, ["first", "second", *measures, *([by] if by else [])], one=())
-    table = (
-        checked_columns(pairs, PlotError, (), **dict.fromkeys(measures, ANY))[[*measures]]
-        .astype(float)
-        .rename(columns=measures)
-    )
+    table = checked_columns(pairs, PlotError, kinds=dict.fromkeys(measures, ANY))[[*measures]]
+    table = table.astype(float).rename(columns=measures)
     table[["first", "second"]] = pairs[["first", "second"]].astype(str)
     table = as_table(table.assign(by=pairs[by].astype(str) if by else "").dropna(subset=["value"]), [], one=())
     ends = pd.DataFrame(np.sort(table[["first", "second"]].to_numpy(str), axis=1)).assign(by=table["by"].to_numpy())

@@ -235,7 +235,7 @@ def checked(
     missing = [f"{name!r} ({nearest(name, map(str, table))})" for name in needed]
     if missing:
         raise StudyError(f"the table of runs has no column {', '.join(missing)}; it has {', '.join(map(str, table))}")
-    table = checked_columns(table.reset_index(drop=True), StudyError, [*RUN, "kind", "diverged"], **KINDS)
+    table = checked_columns(table.reset_index(drop=True), StudyError, [*RUN, "kind", "diverged"], KINDS)
     for name, value in DEFAULTS.items():
         table[name] = table.get(name, value)
     table["diverged"] = table["diverged"].astype(object).fillna(False).astype(bool)

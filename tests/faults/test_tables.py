@@ -119,7 +119,7 @@ def test_tables_of_other_types_say_the_same(g, readers):
 )
 def test_what_is_wrong_is_said(column, values, said):
     with pytest.raises(PlotError, match=said):
-        checked_columns(pd.DataFrame({column: values}), PlotError, [column], mine=ANY)
+        checked_columns(pd.DataFrame({column: values}), PlotError, [column], {"mine": ANY})
 
 
 def test_what_may_be_missing_and_what_changes():

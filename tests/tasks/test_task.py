@@ -83,7 +83,7 @@ def test_braces_in_a_text_stay_text():
 
 @pytest.mark.parametrize("template", ["{sentense}", "no column at all"])
 def test_a_template_must_name_text_columns(template):
-    with pytest.raises(TaskError, match=r"template .*text columns are \['sentence'\]"):
+    with pytest.raises(TaskError, match=r"template .*these are \['sentence'\]"):
         load_task(data(), template=template)
 
 
